@@ -1,6 +1,7 @@
 """A rendered world of still lifes that knows the true result of every edit."""
 
 from sage.stilllife.captions import caption
+from sage.stilllife.edits import KINDS, EditCase, edit_case
 from sage.stilllife.render import render, thing_mask
 from sage.stilllife.scenes import (
     ATTRIBUTES,
@@ -23,3 +24,31 @@ from sage.stilllife.scenes import (
     sample_scene,
     training_scene,
 )
+
+__all__ = [
+    "ATTRIBUTES",
+    "BACKGROUNDS",
+    "COLOURS",
+    "Companion",
+    "EditCase",
+    "FLOORS",
+    "FORMS",
+    "Jitter",
+    "KINDS",
+    "MATERIALS",
+    "POSITIONS",
+    "SECOND_FORMS",
+    "SIZES",
+    "STYLES",
+    "Scene",
+    "TILTS",
+    "Thing",
+    "caption",
+    "edit_case",
+    "held_out_scene",
+    "is_held_out",
+    "render",
+    "sample_scene",
+    "thing_mask",
+    "training_scene",
+]

@@ -7,7 +7,7 @@ the words of the attributes that differ.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -147,8 +147,3 @@ def caption(scene: Scene, rng: np.random.Generator | None = None, keep: Collecti
         return join(phrases(scene, CANONICAL, ATTRIBUTES if keep is None else keep))
     wording, drawn = draw_wording(rng), draw_keep(rng)
     return join(phrases(scene, wording, drawn if keep is None else keep))
-
-
-def say_upright(wording: Wording) -> Wording:
-    """The same wording, naming the tilt of upright things too."""
-    return replace(wording, say_upright=True)

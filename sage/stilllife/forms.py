@@ -41,7 +41,7 @@ def _cube(x, y, z):
 
 
 def _cylinder(x, y, z):
-    return _box(_radius(x, z), y - 0.6, 0.42, 0.6, 0.04)
+    return _box(_radius(x, z), y - 0.6, 0.42, 0.6, 0.02)
 
 
 def _cone(x, y, z):
@@ -100,38 +100,52 @@ def _disc(radius: float, y: float, n: int = 24) -> list[tuple[float, float, floa
 class Form:
     """A form: its distance function, its turn about the vertical, and spheres (x, y, z, r) that span its hull.
 
-    `bands` maps a point to (along, around): coordinates whose integer steps are the stripes and the checks.
+    `stripes` maps a point to a number whose whole part counts stripes; `checks` to one whose whole part counts checks.
     """
 
     sdf: Callable[[Array, Array, Array], Array]
     yaw: float
     hull: tuple[tuple[float, float, float, float], ...]
-    bands: Callable[[Array, Array, Array], tuple[Array, Array]]
+    stripes: Callable[[Array, Array, Array], Array]
+    checks: Callable[[Array, Array, Array], Array]
 
 
-def _lathe_bands(height: float, rows: float, sectors: int):
-    def bands(x, y, z):
-        around = np.arctan2(x, z) * np.float32(sectors / (2 * np.pi)) + np.float32(sectors)
-        return y * np.float32(rows / height), around
-
-    return bands
+def _sectors(a: Array, b: Array, n: int) -> Array:
+    """The sector, of n, in which the direction (a, b) lies, counted from a positive number."""
+    return np.floor(np.arctan2(a, b) * np.float32(n / (2 * np.pi)) + np.float32(n + 0.5))
 
 
-def _cube_bands(x, y, z):
+def _lathe(height: float):
+    """Patterns of a form turned on the vertical axis: five stripes; four rows of six checks."""
+
+    def stripes(x, y, z):
+        return y * np.float32(5 / height)
+
+    def checks(x, y, z):
+        return np.floor(y * np.float32(4 / height)) + _sectors(x, z, 6)
+
+    return stripes, checks
+
+
+def _cube_checks(x, y, z):
     # Three cells a side; the small shrink keeps the faces themselves off a cell boundary.
-    s = np.float32(2.98)
-    return (y - 0.5) * s + 1.5, np.floor((x * s) + 1.5) + np.floor((z * s) + 1.5) + 0.5
+    return sum(np.floor(c * np.float32(2.98) + np.float32(1.5)) for c in (x, y - 0.5, z)) + 9
 
 
-def _ring_bands(x, y, z):
-    turn = np.arctan2(y - 0.5, x) * np.float32(10 / (2 * np.pi)) + np.float32(10.5)
-    q = np.sqrt(x * x + (y - 0.5) ** 2) - 0.36
-    return turn, (q > 0).astype(np.float32) + 0.5
+def _ring_stripes(x, y, z):
+    return _sectors(y - 0.5, x, 10)
 
 
-def _cap_bands(x, y, z):
-    sector = np.arctan2(x, z) * np.float32(10 / (2 * np.pi)) + np.float32(10.5)
-    return sector, np.float32(3) - np.sqrt(x * x + z * z) / np.float32(0.36)
+def _ring_checks(x, y, z):
+    return _sectors(y - 0.5, x, 10) + (x * x + (y - 0.5) ** 2 > 0.36**2)
+
+
+def _cap_stripes(x, y, z):
+    return _sectors(x, z, 10)
+
+
+def _cap_checks(x, y, z):
+    return _sectors(x, z, 8) + (y > 0.93)
 
 
 _HANDLE = [(0.53 + 0.29 * np.cos(a), 0.5 + 0.29 * np.sin(a), 0.0, 0.1) for a in np.linspace(-1.5, 1.5, 9)]
@@ -139,16 +153,22 @@ _TUBE = [(0.36 * np.cos(a), 0.5 + 0.36 * np.sin(a), 0.0, 0.14) for a in np.linsp
 _CORNERS = [(x, y, z, 0.0) for x in (-0.5, 0.5) for y in (0.0, 1.0) for z in (-0.5, 0.5)]
 
 FORM = {
-    "ball": Form(_ball, 0.0, ((0.0, 0.5, 0.0, 0.5),), _lathe_bands(1.0, 5, 8)),
-    "cube": Form(_cube, 0.55, tuple(_CORNERS), _cube_bands),
-    "cylinder": Form(_cylinder, 0.0, tuple(_disc(0.42, 0.0) + _disc(0.42, 1.2)), _lathe_bands(1.21, 5, 8)),
-    "cone": Form(_cone, 0.0, tuple(_disc(0.53, 0.0) + _disc(0.0, 1.2, 1)), _lathe_bands(1.21, 5, 8)),
-    "ring": Form(_ring, 0.75, tuple(_TUBE), _ring_bands),
-    "mug": Form(_mug, -0.35, tuple(_disc(0.5, 0.0) + _disc(0.5, 1.0) + _HANDLE), _lathe_bands(1.01, 5, 8)),
+    "ball": Form(_ball, 0.0, ((0.0, 0.5, 0.0, 0.5),), *_lathe(1.0)),
+    "cube": Form(_cube, -0.55, tuple(_CORNERS), _lathe(1.01)[0], _cube_checks),
+    "cylinder": Form(_cylinder, 0.0, tuple(_disc(0.42, 0.0) + _disc(0.42, 1.2)), *_lathe(1.21)),
+    "cone": Form(_cone, 0.0, tuple(_disc(0.53, 0.0) + _disc(0.0, 1.2, 1)), *_lathe(1.21)),
+    "ring": Form(_ring, 0.75, tuple(_TUBE), _ring_stripes, _ring_checks),
+    "mug": Form(_mug, -0.35, tuple(_disc(0.5, 0.0) + _disc(0.5, 1.0) + _HANDLE), *_lathe(1.01)),
     "bottle": Form(
-        _bottle, 0.0, tuple(_disc(0.42, 0.0) + _disc(0.42, 0.9) + _disc(0.19, 1.51)), _lathe_bands(1.52, 5, 8)
+        _bottle, 0.0, tuple(_disc(0.42, 0.0) + _disc(0.42, 0.9) + _disc(0.19, 1.51)), *_lathe(1.52)
     ),
-    "mushroom": Form(_mushroom, 0.0, tuple(_disc(0.25, 0.0) + _disc(0.66, 0.7) + _disc(0.4, 1.07)), _cap_bands),
+    "mushroom": Form(
+        _mushroom,
+        0.0,
+        tuple(_disc(0.25, 0.0) + _disc(0.66, 0.7) + _disc(0.4, 1.07)),
+        _cap_stripes,
+        _cap_checks,
+    ),
 }
 
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from sage.stilllife.forms import FORM, is_stem
-from sage.stilllife.scenes import Scene, Thing
+from sage.stilllife.scenes import Scene
 from sage.stilllife.surroundings import mix, ramp, surroundings
 
 Array = np.ndarray
@@ -60,6 +60,7 @@ class Placed:
     tilted: bool
     scale: float  # picture widths per unit of the object frame
     x: float  # centre of its silhouette
+    foot: float  # where it touches the floor, across
     y: float  # lowest point of its silhouette
     box: tuple[float, float, float, float]  # left, right, low, high of its silhouette
 
@@ -82,13 +83,24 @@ def _extent(form: str, tilted: bool) -> tuple[float, float, float, float]:
     return float((u - r).min()), float((u + r).max()), float((v - r).min()), float((v + r).max())
 
 
+@lru_cache(maxsize=None)
+def _foot(form: str, tilted: bool) -> float:
+    """Where the form touches the floor, right of its silhouette's centre, in object units."""
+    hull = np.array(FORM[form].hull)
+    p = hull[:, :3] @ _to_world(form, tilted).T
+    low = p[:, 1] - hull[:, 3]
+    left, right, _, _ = _extent(form, tilted)
+    return float(p[low < low.min() + 0.02, 0].mean() - (left + right) / 2)
+
+
 def _place(form, rgb, material, tilted, height, x, y) -> Placed:
     left, right, low, high = _extent(form, False)
     scale = min(height / (high - low), height * WIDEST / (right - left))
     left, right, low, high = (scale * e for e in _extent(form, tilted))
     half = (right - left) / 2
     x = min(max(x, MARGIN + half), 1 - MARGIN - half)
-    return Placed(form, rgb, material, tilted, scale, x, y, (x - half, x + half, y, y + high - low))
+    foot = x + scale * _foot(form, tilted)
+    return Placed(form, rgb, material, tilted, scale, x, foot, y, (x - half, x + half, y, y + high - low))
 
 
 def _turn_hue(rgb, turns: float):
@@ -182,14 +194,16 @@ def _albedo(thing: Placed, s: Surface) -> Array:
     base = np.array(thing.rgb, np.float32)
     out = np.broadcast_to(base, s.point.shape).copy()
     if thing.material in ("striped", "checkered"):
-        along, around = FORM[thing.form].bands(px, py, pz)
+        form = FORM[thing.form]
+        pattern = form.stripes if thing.material == "striped" else form.checks
+        odd = np.floor(pattern(px, py, pz)) % 2 == 1
         if thing.material == "striped":
-            odd = np.floor(along) % 2 == 1
             white = min(thing.rgb) > 0.8
             out[odd] = (0.30, 0.30, 0.32) if white else (0.97, 0.97, 0.97)
         else:
-            odd = (np.floor(along) + np.floor(around)) % 2 == 1
             out[odd] = 0.06 + 0.14 * base
+    if thing.material == "shiny":  # leaves room for highlights on white
+        out *= np.float32(0.9)
     stem = is_stem(thing.form, px, py, pz)
     if stem is not None:
         out[stem] = CREAM
@@ -202,9 +216,9 @@ def _creases(s: Surface, pixel: float) -> Array:
     n[s.hit] = s.normal
     k = max(1, round(OUTLINE * 0.4 / pixel))
     out = np.zeros(s.hit.shape, bool)
-    turn = (n[:, 2 * k:] * n[:, :-2 * k]).sum(-1) < 0.45
+    turn = (n[:, 2 * k:] * n[:, :-2 * k]).sum(-1) < 0.6
     out[:, k:-k] |= turn & s.hit[:, 2 * k:] & s.hit[:, :-2 * k]
-    turn = (n[2 * k:] * n[:-2 * k]).sum(-1) < 0.45
+    turn = (n[2 * k:] * n[:-2 * k]).sum(-1) < 0.6
     out[k:-k] |= turn & s.hit[2 * k:] & s.hit[:-2 * k]
     return out
 
@@ -224,7 +238,7 @@ def _shadows(things: list[Placed], x: Array, y: Array) -> Array:
         foot = half * (0.62 if t.tilted or t.form == "mushroom" else 0.85)
         depth = max(foot * 0.42, 0.03)
         length = 0.30 * (high - low)
-        u = (x - np.float32(t.x + (0.02 if t.tilted else 0.0))) * np.float32(1 / foot)
+        u = (x - np.float32(0.6 * t.foot + 0.4 * t.x if t.tilted else t.x)) * np.float32(1 / foot)
         v = (y - np.float32(low + depth * 0.55)) * np.float32(1 / depth)
         # Distance to the segment from the foot to the tip of the shadow.
         tip_u, tip_v = length / foot, -0.12 * length / depth
@@ -245,14 +259,20 @@ def _light(thing: Placed, s: Surface) -> tuple[Array, Array, Array]:
         diffuse = np.where(inside, diffuse * (0.25 + 0.5 * py), diffuse)
     if thing.material != "shiny":
         return diffuse, np.zeros_like(diffuse), np.zeros_like(diffuse)
-    half = _LIGHT - _AWAY
-    half = (half / np.linalg.norm(half)).astype(np.float32)
-    gloss = np.clip(s.normal @ half, 0, 1)
-    highlight = np.clip((gloss**50) * np.float32(1.9), 0, 1)
-    away = _AWAY.astype(np.float32)
-    up = away[1] - 2 * (s.normal @ away) * s.normal[:, 1]
-    facing = np.clip(-(s.normal @ away), 0, 1)
-    sky = ramp(up - np.float32(0.15), 0.5) * (np.float32(0.16) + np.float32(0.40) * (1 - facing) ** 2)
+    # A little perspective, so that flat faces reflect different parts of the sky too.
+    n = s.normal
+    world = _to_world(thing.form, thing.tilted).T.astype(np.float32)
+    bend = np.float32(0.9 if thing.form == "cube" else 0.45)
+    away = (s.point - np.float32((0, 0.5, 0))) @ world * bend + _AWAY.astype(np.float32)
+    away /= np.sqrt((away * away).sum(1, keepdims=True))
+    facing = -(n * away).sum(1)
+    r = away + 2 * facing[:, None] * n
+    up, side = r[:, 1], np.arctan2(r[:, 0], r[:, 2])
+    spot = np.clip(r @ _LIGHT.astype(np.float32), 0, 1) ** 22 * np.float32(1.9)
+    window = ramp(0.30 - np.abs(side + 0.82), 0.2) * ramp(0.55 - np.abs(up - 0.02), 0.3) * np.float32(0.92)
+    highlight = np.clip(np.maximum(spot, window), 0, 1)
+    sky = ramp(up - np.float32(0.2), 0.4) * (np.float32(0.20) + np.float32(0.40) * (1 - np.clip(facing, 0, 1)) ** 2)
+    diffuse = diffuse * (np.float32(0.58) + np.float32(0.38) * ramp(up + np.float32(0.42), 0.3))
     return diffuse, highlight, sky
 
 
@@ -261,10 +281,15 @@ def _vivid(rgb: Array, amount: float) -> Array:
     return np.clip(grey + (rgb - grey) * np.float32(amount), 0, 1)
 
 
-# Styles. Each has a stage (h, w, 3) -> (h, w, 3), and a shading of the surface -> (n, 3).
+def _far_edge(is_floor: Array) -> Array:
+    """The line in which the floor meets the background."""
+    return np.clip(1 - np.abs(is_floor - np.float32(0.5)) * 2.1, 0, 1)
 
 
-def _photo_stage(stage, is_floor, dark, x, y, things):
+# Styles. Each repaints the empty stage (h, w, 3), and shades the n hits of a surface, (n, 3).
+
+
+def _photo_stage(stage, is_floor, dark, x, y):
     return stage * (1 - np.float32(0.58) * dark * is_floor)[..., None]
 
 
@@ -272,20 +297,14 @@ def _photo_shade(thing, s, x, y):
     diffuse, highlight, sky = _light(thing, s)
     colour = _albedo(thing, s) * (np.float32(0.36) + np.float32(0.74) * diffuse)[:, None]
     if thing.material == "shiny":
-        colour = mix(colour, (0.80, 0.90, 1.0), sky)
+        colour = mix(colour, (0.72, 0.86, 1.0), sky)
     return mix(colour, (1, 1, 1), highlight)
 
 
-def _cartoon_stage(stage, is_floor, dark, x, y, things):
+def _cartoon_stage(stage, is_floor, dark, x, y):
     stage = _vivid(stage * np.float32(1.08), 1.35)
-    # Flatten the shades to a few tones, with soft steps between them.
-    tone = stage.mean(-1)
-    levels = np.float32(6)
-    k = np.floor(tone * levels)
-    flat = (k + ramp(tone * levels - k - np.float32(0.5), 0.3)) / levels
-    stage = np.clip(stage * ((flat + 0.04) / (tone + 0.04))[..., None], 0, 1)
     stage = mix(stage, stage * np.float32(0.55), ramp(dark - np.float32(0.45), 0.1) * is_floor)
-    return stage
+    return mix(stage, INK, np.float32(0.75) * _far_edge(is_floor))
 
 
 def _cartoon_shade(thing, s, x, y):
@@ -297,12 +316,12 @@ def _cartoon_shade(thing, s, x, y):
     return mix(np.clip(colour, 0, 1), (1, 1, 1), ramp(highlight - np.float32(0.35), 0.1))
 
 
-def _sketch_stage(stage, is_floor, dark, x, y, things):
+def _sketch_stage(stage, is_floor, dark, x, y):
     tone = stage.mean(-1)
-    pale = mix(PAPER, _vivid(stage, 1.2), np.full(x.shape, 0.36, np.float32))
+    pale = mix(PAPER, _vivid(stage, 1.2), np.full(x.shape, 0.42, np.float32))
     hatch = _hatch(x, y)
     stroke = hatch * (np.float32(0.10) * np.clip(1.3 - 1.6 * tone, 0, 1) + np.float32(0.42) * dark * is_floor)
-    return mix(pale, PENCIL, stroke)
+    return mix(pale, PENCIL, np.maximum(stroke, np.float32(0.55) * _far_edge(is_floor)))
 
 
 def _sketch_shade(thing, s, x, y):
@@ -317,16 +336,15 @@ def _sketch_shade(thing, s, x, y):
     return mix(colour, (1, 1, 1), np.clip(highlight * 1.4, 0, 1))
 
 
-_MOONLIT = (0.30, 0.38, 0.66)
+_MOONLIT = (0.34, 0.42, 0.72)
 
 
-def _night_stage(stage, is_floor, dark, x, y, things):
+def _night_stage(stage, is_floor, dark, x, y):
     grey = stage.mean(-1, keepdims=True)
-    stage = np.float32(0.5) * (stage + grey) * np.array(_MOONLIT, np.float32) * np.float32(0.62)
-    main = things[0]
-    # A lamp's pool on the floor about the main thing.
-    pool = np.clip(1 - ((x - main.x) / 0.55) ** 2 - ((y - main.y - 0.05) / 0.32) ** 2, 0, 1) * is_floor
-    stage = stage * (1 + np.array((1.5, 1.05, 0.35), np.float32) * pool[..., None])
+    stage = (np.float32(0.75) * stage + np.float32(0.25) * grey) * np.array(_MOONLIT, np.float32)
+    # A lamp's pool on the floor; it stays where it is when the things move.
+    pool = np.clip(1 - ((x - 0.5) / 0.65) ** 2 - ((y - BASELINE - 0.05) / 0.36) ** 2, 0, 1) * is_floor
+    stage = stage * (1 + np.array((1.1, 0.75, 0.2), np.float32) * pool[..., None])
     return stage * (1 - np.float32(0.72) * dark * is_floor)[..., None]
 
 
@@ -368,7 +386,7 @@ def render(scene: Scene, size: int = 64, supersample: int = 2) -> Array:
     things = place_things(scene)
     stage_of, shade, line = _STYLE[scene.style]
     stage, is_floor = surroundings(scene.floor, scene.background, scene.jitter.horizon, x, y)
-    picture = stage_of(stage, is_floor, _shadows(things, x, y), x, y, things)
+    picture = stage_of(stage, is_floor, _shadows(things, x, y), x, y)
     for thing in things:
         s = _trace(thing, x, y)
         if s is None:

@@ -76,8 +76,8 @@ def _forest(x, y, horizon):
         top = height * (0.85 + 0.3 * _hash(n))
         picture = mix(picture, bark, ramp(0.09 - np.abs(f), 0.06) * ramp(top * 0.5 - h, 0.02))
         # Two tiers of a fir.
-        width = np.maximum((top - h) / (top * 0.72), 0) * 0.52
-        width = np.where(h > top * 0.52, np.maximum((top - h) / (top * 0.48), 0) * 0.42, width)
+        width = (top - h) / (top * 0.72) * 0.52
+        width = np.where(h > top * 0.52, (top - h) / (top * 0.48) * 0.42, width)
         crown = ramp(width - np.abs(f), 0.10) * ramp(h - top * 0.2, 0.02)
         return mix(picture, mix(colour, np.multiply(colour, 0.72), ramp(f, 0.3)), crown)
 
