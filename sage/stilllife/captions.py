@@ -43,7 +43,12 @@ _CLAUSES = (
     ("background", "position", "floor", "second"),
     ("position", "background", "floor", "second"),
 )
-_SECOND = (("with a tiny", "next to it"), ("next to it a tiny", ""), ("with a tiny", "beside it"), ("beside it a tiny", ""))
+_SECOND = (
+    ("with a tiny", "next to it"),
+    ("next to it a tiny", ""),
+    ("with a tiny", "beside it"),
+    ("beside it a tiny", ""),
+)
 _BACKGROUND = (("a", "behind"), ("in front of a", ""), ("against a", ""), ("a", "in the background"))
 
 

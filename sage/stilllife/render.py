@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -65,7 +65,7 @@ class Placed:
     box: tuple[float, float, float, float]  # left, right, low, high of its silhouette
 
 
-@lru_cache(maxsize=None)
+@cache
 def _to_world(form: str, tilted: bool) -> Array:
     """Rotation from the object frame to the world."""
     c, s = np.cos(FORM[form].yaw), np.sin(FORM[form].yaw)
@@ -74,7 +74,7 @@ def _to_world(form: str, tilted: bool) -> Array:
     return np.array(((c, s, 0), (-s, c, 0), (0, 0, 1))) @ turn
 
 
-@lru_cache(maxsize=None)
+@cache
 def _extent(form: str, tilted: bool) -> tuple[float, float, float, float]:
     """Left, right, low, high of the silhouette about the projected origin, in object units."""
     hull = np.array(FORM[form].hull)
@@ -83,7 +83,7 @@ def _extent(form: str, tilted: bool) -> tuple[float, float, float, float]:
     return float((u - r).min()), float((u + r).max()), float((v - r).min()), float((v + r).max())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _foot(form: str, tilted: bool) -> float:
     """Where the form touches the floor, right of its silhouette's centre, in object units."""
     hull = np.array(FORM[form].hull)
@@ -202,8 +202,8 @@ def _albedo(thing: Placed, s: Surface) -> Array:
             out[odd] = (0.30, 0.30, 0.32) if white else (0.97, 0.97, 0.97)
         else:
             out[odd] = 0.06 + 0.14 * base
-    if thing.material == "shiny":  # leaves room for highlights on white
-        out *= np.float32(0.9)
+    if thing.material == "shiny" and min(thing.rgb) > 0.8:  # leaves room for highlights on white
+        out *= np.float32(0.88)
     stem = is_stem(thing.form, px, py, pz)
     if stem is not None:
         out[stem] = CREAM
@@ -272,7 +272,7 @@ def _light(thing: Placed, s: Surface) -> tuple[Array, Array, Array]:
     window = ramp(0.30 - np.abs(side + 0.82), 0.2) * ramp(0.55 - np.abs(up - 0.02), 0.3) * np.float32(0.92)
     highlight = np.clip(np.maximum(spot, window), 0, 1)
     sky = ramp(up - np.float32(0.2), 0.4) * (np.float32(0.20) + np.float32(0.40) * (1 - np.clip(facing, 0, 1)) ** 2)
-    diffuse = diffuse * (np.float32(0.58) + np.float32(0.38) * ramp(up + np.float32(0.42), 0.3))
+    diffuse = diffuse * (np.float32(0.70) + np.float32(0.30) * ramp(up + np.float32(0.42), 0.3))
     return diffuse, highlight, sky
 
 
@@ -350,7 +350,7 @@ def _night_stage(stage, is_floor, dark, x, y):
 
 def _night_shade(thing, s, x, y):
     diffuse, highlight, sky = _light(thing, s)
-    warm = diffuse[:, None] ** np.float32(1.2) * np.array((0.88, 0.80, 0.62), np.float32)
+    warm = diffuse[:, None] ** np.float32(1.2) * np.array((0.98, 0.88, 0.68), np.float32)
     colour = _albedo(thing, s) * (np.array((0.12, 0.14, 0.24), np.float32) + warm)
     if thing.material == "shiny":
         colour = mix(colour, (0.45, 0.55, 0.85), sky)

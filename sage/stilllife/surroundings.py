@@ -163,15 +163,12 @@ def surroundings(floor: str, background: str, horizon: float, x: Array, y: Array
     """The empty stage: colours (h, w, 3), and where it is floor, (h, w) in [0, 1]."""
     edge = horizon + _BUMPS[floor] * np.sin(x * 8 + 0.6)
     is_floor = ramp(edge - y, 0.012)
-    split = np.flatnonzero((y[:, 0] > horizon + 0.03))
-    rows = int(split[-1]) + 1 if len(split) else 0  # Rows that are background only.
-    below = np.flatnonzero(y[:, 0] < horizon - 0.03)
-    first = int(below[0]) if len(below) else len(y)  # From here on floor only.
+    # Rows above `floor_from` are background only, rows below `wall_until` floor only.
+    floor_from = int(np.count_nonzero(y[:, 0] > horizon + 0.03))
+    wall_until = int(np.count_nonzero(y[:, 0] >= horizon - 0.03))
     h = np.float32(horizon)
-    stage = np.empty((*x.shape, 3), np.float32)
-    stage[:first] = _BACKGROUND[background](x[:first], y[:first], h)
-    ground = _FLOOR[floor](x[rows:], y[rows:], h)
-    t = is_floor[rows:, :, None]
-    stage[first:] = 0
-    stage[rows:] = stage[rows:] * (1 - t) + ground * t
+    stage = np.zeros((*x.shape, 3), np.float32)
+    stage[:wall_until] = _BACKGROUND[background](x[:wall_until], y[:wall_until], h)
+    ground = _FLOOR[floor](x[floor_from:], y[floor_from:], h)
+    stage[floor_from:] = mix(stage[floor_from:], ground, is_floor[floor_from:])
     return stage, is_floor
