@@ -159,9 +159,7 @@ FORM = {
     "cone": Form(_cone, 0.0, tuple(_disc(0.53, 0.0) + _disc(0.0, 1.2, 1)), *_lathe(1.21)),
     "ring": Form(_ring, 0.75, tuple(_TUBE), _ring_stripes, _ring_checks),
     "mug": Form(_mug, -0.35, tuple(_disc(0.5, 0.0) + _disc(0.5, 1.0) + _HANDLE), *_lathe(1.01)),
-    "bottle": Form(
-        _bottle, 0.0, tuple(_disc(0.42, 0.0) + _disc(0.42, 0.9) + _disc(0.19, 1.51)), *_lathe(1.52)
-    ),
+    "bottle": Form(_bottle, 0.0, tuple(_disc(0.42, 0.0) + _disc(0.42, 0.9) + _disc(0.19, 1.51)), *_lathe(1.52)),
     "mushroom": Form(
         _mushroom,
         0.0,

@@ -203,7 +203,7 @@ def _albedo(thing: Placed, s: Surface) -> Array:
         else:
             out[odd] = 0.06 + 0.14 * base
     if thing.material == "shiny" and min(thing.rgb) > 0.8:  # leaves room for highlights on white
-        out *= np.float32(0.88)
+        out *= np.float32(0.93)
     stem = is_stem(thing.form, px, py, pz)
     if stem is not None:
         out[stem] = CREAM
@@ -216,10 +216,10 @@ def _creases(s: Surface, pixel: float) -> Array:
     n[s.hit] = s.normal
     k = max(1, round(OUTLINE * 0.4 / pixel))
     out = np.zeros(s.hit.shape, bool)
-    turn = (n[:, 2 * k:] * n[:, :-2 * k]).sum(-1) < 0.6
-    out[:, k:-k] |= turn & s.hit[:, 2 * k:] & s.hit[:, :-2 * k]
-    turn = (n[2 * k:] * n[:-2 * k]).sum(-1) < 0.6
-    out[k:-k] |= turn & s.hit[2 * k:] & s.hit[:-2 * k]
+    turn = (n[:, 2 * k :] * n[:, : -2 * k]).sum(-1) < 0.6
+    out[:, k:-k] |= turn & s.hit[:, 2 * k :] & s.hit[:, : -2 * k]
+    turn = (n[2 * k :] * n[: -2 * k]).sum(-1) < 0.6
+    out[k:-k] |= turn & s.hit[2 * k :] & s.hit[: -2 * k]
     return out
 
 
@@ -327,7 +327,7 @@ def _sketch_stage(stage, is_floor, dark, x, y):
 def _sketch_shade(thing, s, x, y):
     diffuse, highlight, sky = _light(thing, s)
     albedo = _albedo(thing, s)
-    fill = mix(PAPER, albedo, np.float32(0.62) + np.float32(0.14) * (1 - diffuse))
+    fill = mix(PAPER, albedo, np.float32(0.70) + np.float32(0.12) * (1 - diffuse))
     shade = np.clip(np.float32(0.62) - diffuse, 0, 1)
     stroke = _hatch(x, y) * np.clip(shade * np.float32(1.4), 0, np.float32(0.5))
     colour = mix(fill, albedo * np.float32(0.45), stroke)

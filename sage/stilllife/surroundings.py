@@ -37,11 +37,15 @@ def _hash(a: Array, b: Array | float = 0.0) -> Array:
 def _blue_sky(x, y, horizon):
     t = np.clip((y - horizon) / (1 - horizon), 0, 1)
     sky = mix((0.66, 0.85, 0.98), (0.20, 0.50, 0.92), t)
-    clouds = np.maximum.reduce([
-        _blob(x, y, 0.17, 0.80, 0.16, 0.055), _blob(x, y, 0.22, 0.84, 0.09, 0.06),
-        _blob(x, y, 0.78, 0.88, 0.17, 0.055), _blob(x, y, 0.73, 0.92, 0.09, 0.06),
-        _blob(x, y, 0.95, 0.68, 0.15, 0.05),
-    ])
+    clouds = np.maximum.reduce(
+        [
+            _blob(x, y, 0.17, 0.80, 0.16, 0.055),
+            _blob(x, y, 0.22, 0.84, 0.09, 0.06),
+            _blob(x, y, 0.78, 0.88, 0.17, 0.055),
+            _blob(x, y, 0.73, 0.92, 0.09, 0.06),
+            _blob(x, y, 0.95, 0.68, 0.15, 0.05),
+        ]
+    )
     return mix(sky, (1.0, 1.0, 1.0), np.clip(clouds * 2.2, 0, 1))
 
 
@@ -151,8 +155,12 @@ def _snow(x, y, horizon):
 
 
 _BACKGROUND = {
-    "blue sky": _blue_sky, "sunset": _sunset, "brick wall": _brick_wall,
-    "forest": _forest, "grey wall": _grey_wall, "curtain": _curtain,
+    "blue sky": _blue_sky,
+    "sunset": _sunset,
+    "brick wall": _brick_wall,
+    "forest": _forest,
+    "grey wall": _grey_wall,
+    "curtain": _curtain,
 }
 _FLOOR = {"wooden": _wooden, "stone": _stone, "grass": _grass, "sand": _sand, "snow": _snow}
 # How far the floor's far edge rises and falls: it bulges where the floor is soft.
