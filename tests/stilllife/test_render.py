@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from sage.stilllife import scenes
+from sage.stilllife.camera import RGB, place_things
 from sage.stilllife.edits import changed_pixels, dilate
-from sage.stilllife.render import PAPER, RGB, place_things, render, thing_mask
+from sage.stilllife.render import render, thing_mask
 from sage.stilllife.scenes import Companion, Scene, Thing, training_scene
+from sage.stilllife.styles import PAPER
 
 MUG = Scene(Thing("mug", "red"), floor="sand", background="grey wall")
 CHOICES = {
