@@ -1,0 +1,101 @@
+"""What every phase of the training shares: resumable state without pickles, the learning rate, moving averages, a log."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+def learning_rate(peak: float, done: int, total: int, warmup: int = 3000, decay: float = 0.35) -> float:
+    """Linear warm-up, flat, then half a cosine to 1 % of `peak` over the last `decay` of `total` pictures."""
+    left = max(total - done, 0) / (decay * total)
+    fall = 1.0 if left >= 1 else 0.01 + 0.99 * 0.5 * (1 - torch.cos(torch.tensor(left * torch.pi)).item())
+    return peak * min(1.0, (done + 1) / warmup) * fall
+
+
+class Average:
+    """Exponential moving average of a module's parameters, the one that is shipped."""
+
+    def __init__(self, module: nn.Module, rate: float = 0.999):
+        self.module, self.rate, self.updates = module, rate, 0
+        self.shadow = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.updates += 1
+        rate = min(self.rate, (1 + self.updates) / (10 + self.updates))
+        parameters = self.module.state_dict()
+        torch._foreach_lerp_(list(self.shadow.values()), [parameters[k] for k in self.shadow], 1 - rate)
+
+
+class State:
+    """Modules, their averages and one optimiser, saved as one safetensors file that is replaced whole.
+
+    Args:
+        modules: by name; all of their parameters belong to `optimiser`.
+    """
+
+    def __init__(self, path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, rate: float = 0.999):
+        self.path, self.modules, self.optimiser = path, modules, optimiser
+        self.averages = {name: Average(module, rate) for name, module in modules.items()}
+        self.done, self.seconds, self._since = 0, 0.0, time.monotonic()
+
+    def save(self) -> None:
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        tensors: dict[str, Tensor] = {}
+        for name, module in self.modules.items():
+            tensors |= {f"{name}/{k}": v for k, v in module.state_dict().items()}
+            tensors |= {f"average/{name}/{k}": v for k, v in self.averages[name].shadow.items()}
+        for i, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser/{i}/{k}": v for k, v in state.items()}
+        updates = {name: average.updates for name, average in self.averages.items()}
+        meta = {"done": self.done, "seconds": self.seconds, "updates": updates}
+        temporary = self.path.with_suffix(".tmp")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(meta)})
+        os.replace(temporary, self.path)
+
+    def load(self) -> bool:
+        """Continue from the file, if there is one."""
+        if not self.path.exists():
+            return False
+        with safe_open(self.path, "pt") as file:
+            meta = json.loads(file.metadata()["state"])
+            tensors = {k: file.get_tensor(k) for k in file.keys()}
+        for name, module in self.modules.items():
+            module.load_state_dict({k: tensors[f"{name}/{k}"] for k in module.state_dict()})
+            average = self.averages[name]
+            average.shadow = {k: tensors[f"average/{name}/{k}"] for k in average.shadow}
+            average.updates = meta["updates"][name]
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimiser/"):
+                _, index, field = key.split("/")
+                states.setdefault(int(index), {})[field] = value
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": states})
+        self.done, self.seconds, self._since = meta["done"], meta["seconds"], time.monotonic()
+        return True
+
+    def averaged(self, name: str) -> nn.Module:
+        """The module carrying its averaged weights, until `trained` puts the trained ones back."""
+        self._trained = {k: v.clone() for k, v in self.modules[name].state_dict().items()}
+        self.modules[name].load_state_dict(self.averages[name].shadow)
+        return self.modules[name]
+
+    def trained(self, name: str) -> None:
+        self.modules[name].load_state_dict(self._trained)
+
+
+def log(path: Path, **values: float) -> None:
+    """Append one line of JSON."""
+    with path.open("a") as file:
+        file.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}) + "\n")
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
