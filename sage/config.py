@@ -6,7 +6,6 @@ The help of the command line, the settings stored in a picture and the checks on
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from types import MappingProxyType
 from typing import Any
 
 from sage.errors import SettingsError
@@ -18,7 +17,8 @@ Phrases = str | tuple[str, str] | None
 def setting(default: Any, help: str, group: str, choices: tuple[str, ...] = (), low: float = -math.inf,
             high: float = math.inf) -> Any:
     """A dataclass field that carries its own documentation and range."""
-    return field(default=default, metadata={"help": help, "group": group, "choices": choices, "low": low, "high": high})
+    value = {"default_factory": dict, "hash": False} if default == {} else {"default": default}
+    return field(metadata={"help": help, "group": group, "choices": choices, "low": low, "high": high}, **value)
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class EditConfig:
                                "prompts), none, or SOURCE,TARGET", "attention")
     replace_fraction: float = setting(0.1, "share of the steps, from the first, with replacement", "attention",
                                       low=0, high=1)
-    reweight: Mapping[str, float] = setting(MappingProxyType({}), "factor on the cross-attention of phrases of the "
-                                            "target prompt: WORD:FACTOR,...", "attention")
+    reweight: Mapping[str, float] = setting({}, "factor on the cross-attention of phrases of the target prompt: "
+                                            "WORD:FACTOR,...", "attention")
     blend: Phrases = setting(AUTO, "phrases that mark where the picture may change: auto (what differs between the "
                              "prompts), none, or SOURCE,TARGET", "blending")
     blend_fraction: float = setting(0.8, "share of the steps, from the first, with blending", "blending", low=0, high=1)
@@ -166,7 +166,7 @@ def _checked(name: str, value: Any, meta: Mapping[str, Any]) -> Any:
                 isinstance(k, str) and isinstance(v, number) and not isinstance(v, bool) and 0 <= v <= 1000
                 for k, v in value.items()):
             raise fail("phrases with factors from 0 to 1000")
-        return MappingProxyType({k: float(v) for k, v in value.items()})
+        return {k: float(v) for k, v in value.items()}
     if meta["choices"]:
         if value not in meta["choices"]:
             raise fail(f"one of {', '.join(meta['choices'])}")
