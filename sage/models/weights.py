@@ -1,0 +1,156 @@
+"""Weights on disk -> a network: safetensors only, strict, one tensor at a time.
+
+Files are read with `pread`, not mapped: a mapped file counts twice while its weights are converted, and crashes
+the process when another rewrites it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from sage.errors import ModelError
+from sage.models.renames import Rename
+
+FLOATS = {"F64", "F32", "F16", "BF16"}
+# Norms stay in float32: they are small, and their sums are where half precision goes wrong.
+CAST = (nn.Conv2d, nn.Linear, nn.Embedding)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of an open file, not yet read.
+
+    Attributes:
+        shape: of what `read` gives.
+        third: 0, 1 or 2 where only that third of the stored rows is meant (a fused q, k, v).
+    """
+
+    path: Path
+    file: Any
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    third: int | None = None
+
+    def read(self) -> Tensor:
+        try:
+            if self.third is None:
+                return self.file.get_tensor(self.key)
+            rows = self.shape[0]
+            return self.file.get_slice(self.key)[self.third * rows:(self.third + 1) * rows].clone()
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{self.path}: cannot read {self.key}: {error}") from error
+
+
+def open_weights(paths: Iterable[Path]) -> dict[str, Stored]:
+    """Every tensor of some safetensors files, by its stored name; only the headers are read.
+
+    Raises:
+        ModelError: a file that is missing, truncated or no safetensors, or a name in two files.
+    """
+    tensors: dict[str, Stored] = {}
+    for path in paths:
+        try:
+            file = safe_open(path, framework="pt", backend="pread")
+        except FileNotFoundError as error:
+            raise ModelError(f"{path} is missing") from error
+        except (SafetensorError, OSError) as error:
+            reason = str(error).removeprefix("Error while deserializing header: ")
+            raise ModelError(f"{path} is truncated or no safetensors file ({reason}); copy it again") from error
+        for key in file.keys():
+            if key in tensors:
+                raise ModelError(f"{path}: {key} is also in {tensors[key].path.name}")
+            entry = file.get_slice(key)
+            tensors[key] = Stored(path, file, key, tuple(entry.get_shape()), entry.get_dtype())
+    return tensors
+
+
+def renamed(tensors: dict[str, Stored], rename: Rename) -> dict[str, Stored]:
+    """The same tensors under our names; fused ones taken apart, dropped ones left out."""
+    result: dict[str, Stored] = {}
+    for key, stored in tensors.items():
+        target = rename(key)
+        if target is None:
+            continue
+        if "qkv_proj" in target and stored.shape and stored.shape[0] % 3 == 0:
+            shape = (stored.shape[0] // 3, *stored.shape[1:])
+            parts = {target.replace("qkv_proj", f"{name}_proj"): dataclasses.replace(stored, shape=shape, third=i)
+                     for i, name in enumerate("qkv")}
+        else:
+            parts = {target: stored}
+        if clash := parts.keys() & result.keys():
+            raise ModelError(f"{stored.path}: {key} and {result[min(clash)].key} are the same weight")
+        result |= parts
+    return result
+
+
+def some(names: Iterable[str], limit: int = 3) -> str:
+    """The first few names and the number of the others, for an error's one line."""
+    names = sorted(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _fits(stored: Stored, shape: tuple[int, ...]) -> bool:
+    # A 1x1 convolution and a linear layer are the same weight; old files store one where we have the other.
+    return stored.shape == shape or stored.shape == (*shape, 1, 1)
+
+
+def check(network: nn.Module, tensors: dict[str, Stored], what: str) -> None:
+    """Raise one ModelError that names everything missing, unexpected or of a wrong shape or type."""
+    wanted = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    faults = []
+    if missing := wanted.keys() - tensors.keys():
+        faults.append(f"{len(missing)} of {len(wanted)} weights missing ({some(missing)})")
+    if extra := tensors.keys() - wanted.keys():
+        faults.append(f"{len(extra)} unexpected ({some(tensors[name].key for name in extra)})")
+    both = wanted.keys() & tensors.keys()
+    if wrong := [n for n in both if not _fits(tensors[n], wanted[n])]:
+        shapes = (f"{n}: {list(tensors[n].shape)} instead of {list(wanted[n])}" for n in wrong)
+        faults.append(f"{len(wrong)} of another shape ({some(shapes)})")
+    if typed := [n for n in both if tensors[n].dtype not in FLOATS]:
+        faults.append(f"{len(typed)} not floating-point ({some(f'{n}: {tensors[n].dtype}' for n in typed)})")
+    if faults:
+        raise ModelError(f"{what} does not fit: {'; '.join(faults)}")
+
+
+def fill(make: Callable[[], nn.Module], tensors: dict[str, Stored], what: str, device: torch.device,
+         dtype: torch.dtype) -> nn.Module:
+    """Build a network without initialising it, and give it its weights, frozen.
+
+    Args:
+        make: constructs the network; called on the meta device.
+        tensors: every weight under our names, and no other.
+        what: where the weights come from, for errors.
+        dtype: of convolutions, linear layers and embeddings; norms stay float32.
+    Raises:
+        ModelError: weights that do not fit, or are not finite.
+    """
+    with torch.device("meta"):
+        network = make()
+    check(network, tensors, what)
+    for path, module in network.named_modules():
+        target = dtype if isinstance(module, CAST) else torch.float32
+        for leaf, parameter in list(module.named_parameters(recurse=False)):
+            name = f"{path}.{leaf}" if path else leaf
+            value = _finite(tensors[name].read(), tensors[name], target)
+            value = value.reshape(parameter.shape).to(device, target)
+            setattr(module, leaf, nn.Parameter(value, requires_grad=False))
+    return network.eval()
+
+
+def _finite(value: Tensor, stored: Stored, target: torch.dtype) -> Tensor:
+    """The value itself; aminmax carries NaN through and needs no second copy of the tensor."""
+    low, high = (float(x) for x in torch.aminmax(value))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ModelError(f"{stored.path}: {stored.key} holds NaN or infinite numbers; the file is damaged")
+    if max(-low, high) > torch.finfo(target).max:
+        raise ModelError(f"{stored.path}: {stored.key} does not fit {target}; load with dtype float32")
+    return value
