@@ -1,0 +1,206 @@
+"""Downloads a known model into weights/, once; after that nothing here is needed any more.
+
+Files gather in weights/.NAME.partial, each one checked against the hub's hash before it counts, and the folder gets
+its name when all of them are there: what is called weights/NAME is whole.  A download that was stopped, even killed,
+goes on at the byte where it was.
+
+`huggingface_hub` does the talking.  Its `hf_hub_download` starts every interrupted file anew, so the transfer below
+it, `http_get`, is called with the file that has been begun.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from filelock import FileLock, Timeout
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.file_download import http_get
+from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.utils import build_hf_headers, tqdm
+
+from sage.errors import ModelError
+from sage.models.known import KnownModel, installed, known_model, unknown, weights_dir
+
+RECORD = "fetched.json"
+CONFIGS = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vae/config.json",
+           "text_encoder/config.json", "tokenizer/vocab.json", "tokenizer/merges.txt")
+OPTIONAL = ("tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json")
+WEIGHTS = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
+
+
+def fetch(name: str, weights: str | Path | None = None, endpoint: str | None = None, progress: bool = True) -> Path:
+    """Download a known model, unless it is there; go on where an earlier try stopped.
+
+    Args:
+        weights: folder to hold the model's folder; `weights_dir()` by default.
+        endpoint: the hub's address; $HF_ENDPOINT or the public one by default.
+        progress: a bar per file on stderr, where that is a terminal.
+    Returns:
+        The model's folder.
+    Raises:
+        ModelError: unknown name, no network, gone or gated repository, damaged transfer, full disk.
+    """
+    model = known_model(name)
+    if model is None:
+        raise unknown(name)
+    weights = Path(weights) if weights else weights_dir()
+    if there := installed(model.name, weights):
+        return there
+    target, partial = weights / model.name, weights / f".{model.name}.partial"
+    if not model.repo:
+        raise ModelError(f"{model.name} comes with the repository and is not fetched; restore weights/{model.name}")
+    if target.exists():
+        raise ModelError(f"{target} is there but is no whole model; move it away and fetch again")
+    endpoint = endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with FileLock(weights / f".{model.name}.lock", timeout=0):
+            _fetch(model, partial, target, endpoint, progress)
+    except Timeout as error:
+        raise ModelError(f"{model.name} is being fetched by another process") from error
+    except (HfHubHTTPError, OfflineModeIsEnabled, HTTPError) as error:
+        raise _explained(error, model, endpoint) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ModelError(f"the disk of {weights} is full; what has been fetched is kept") from error
+        raise ModelError(f"{model.name} cannot be fetched: {_line(error)}") from error
+    return target
+
+
+def _fetch(model: KnownModel, partial: Path, target: Path, endpoint: str, progress: bool) -> None:
+    print(f"{model.name}: {model.repo} at {model.revision[:7]}, {model.download / 1e9:.1f} GB, licence {model.licence} "
+          f"({model.licence_url})", file=sys.stderr)
+    api = HfApi(endpoint=endpoint, library_name="sage")
+    info = api.model_info(model.repo, revision=model.revision, files_metadata=True, timeout=30)
+    if info.sha != model.revision:
+        raise ModelError(f"{endpoint} gives commit {info.sha} for {model.revision}")
+    files = choose_files({file.rfilename: file for file in info.siblings or ()}, model)
+
+    _begin(partial, model)
+    missing = sum((file.size or 0) - _size(partial / name) - _size(_part(partial / name))
+                  for name, file in files.items())
+    if missing > (free := shutil.disk_usage(partial).free):
+        raise ModelError(f"{model.name} needs {missing / 1e9:.2f} GB more, the disk of {partial.parent} has "
+                         f"{free / 1e9:.2f} GB free")
+    for name, file in files.items():
+        _download(model, partial, name, file, endpoint, progress)
+    _write_record(partial, model, {name: {"size": f.size, **dict([_digest(f)])} for name, f in files.items()})
+    os.replace(partial, target)
+
+
+def choose_files(listed: dict[str, RepoSibling], model: KnownModel) -> dict[str, RepoSibling]:
+    """Of all that a repository holds, what is needed: configurations, tokenizer, and each network's weights once,
+    in half precision where the repository has that, for half the bytes.
+
+    Raises:
+        ModelError: the repository lacks one of them.
+    """
+    weights = [next((f"{base}{kind}" for kind in (".fp16.safetensors", ".safetensors") if f"{base}{kind}" in listed),
+                    f"{base}.safetensors") for base in WEIGHTS]
+    needed = (*CONFIGS, *weights)
+    if lacking := [name for name in needed if name not in listed]:
+        raise ModelError(f"{model.repo} does not hold {', '.join(lacking)}")
+    return {name: listed[name] for name in (*needed, *(n for n in OPTIONAL if n in listed))}
+
+
+def _begin(partial: Path, model: KnownModel) -> None:
+    """Empty the folder if what it holds is of another commit."""
+    try:
+        begun = json.loads((partial / RECORD).read_text())
+    except (OSError, ValueError):
+        begun = {}
+    if begun.get("revision") != model.revision:
+        shutil.rmtree(partial)
+        partial.mkdir()
+        _write_record(partial, model, {})
+
+
+def _write_record(folder: Path, model: KnownModel, files: dict[str, dict]) -> None:
+    record = {"name": model.name, "repo": model.repo, "revision": model.revision, "licence": model.licence,
+              "licence_url": model.licence_url, "files": files}
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _download(model: KnownModel, partial: Path, name: str, file: RepoSibling, endpoint: str, progress: bool) -> None:
+    """Fetch one file, check it, and only then give it its name."""
+    done = partial / name
+    if done.is_file():
+        return
+    done.parent.mkdir(parents=True, exist_ok=True)
+    url = hf_hub_url(model.repo, name, revision=model.revision, endpoint=endpoint)
+    meta = get_hf_file_metadata(url, endpoint=endpoint, library_name="sage")
+    headers = build_hf_headers(library_name="sage")
+    if urlsplit(meta.location).netloc != urlsplit(url).netloc:
+        headers.pop("authorization", None)  # the storage behind the hub has no business with the user's token
+    part = _part(done)
+    if file.size is not None and _size(part) > file.size:
+        part.unlink()
+    with part.open("ab") as out:
+        http_get(meta.location, out, resume_size=out.tell(), headers=headers, expected_size=file.size,
+                 displayed_filename=name, tqdm_class=tqdm if progress else _Silent)
+        out.flush()
+        os.fsync(out.fileno())
+    kind, wanted = _digest(file)
+    if (found := _hash(part, kind)) != wanted:
+        part.unlink()
+        raise ModelError(f"{model.repo}: {name} arrived damaged ({kind} {found[:12]} instead of {wanted[:12]}); "
+                         "fetch again")
+    part.rename(done)
+
+
+class _Silent(tqdm):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{**kwargs, "disable": True})
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _digest(file: RepoSibling) -> tuple[str, str]:
+    """The hub's word for a file's content: the sha256 of large files, the git blob's sha1 of small ones."""
+    if file.lfs is not None:
+        return "sha256", file.lfs.sha256
+    if file.blob_id is None:
+        raise ModelError(f"the hub gives no hash for {file.rfilename}")
+    return "sha1", file.blob_id
+
+
+def _hash(path: Path, kind: str) -> str:
+    digest = hashlib.new(kind)
+    if kind == "sha1":  # git hashes a header along
+        digest.update(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as content:
+        while chunk := content.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _explained(error: Exception, model: KnownModel, endpoint: str) -> ModelError:
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    copies = f", from {' or '.join(model.mirrors)}" if model.mirrors else ""
+    elsewhere = f"give --model a folder or file of it{copies}"
+    if isinstance(error, OfflineModeIsEnabled):
+        return ModelError(f"{model.name} cannot be fetched: HF_HUB_OFFLINE is set")
+    if status in (401, 403):
+        return ModelError(f"{model.repo} refuses the download ({status}): it is gated, private or gone; accept its "
+                          f"licence at {endpoint}/{model.repo} and log in with `hf auth login`, or {elsewhere}")
+    if status == 404:
+        return ModelError(f"{model.repo} at {model.revision[:7]} is not there any more ({status}): {elsewhere}")
+    if status is not None:
+        return ModelError(f"{endpoint} answers {status} for {model.repo}; try again later")
+    return ModelError(f"no network: cannot reach {endpoint} ({_line(error)}); what has been fetched is kept")
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
