@@ -1,0 +1,154 @@
+"""The seam between the method and a network: encode, decode, encode_text, denoise, schedule, sites.
+
+Whatever implements these six can be edited with (docs/porting.md).  `denoise` returns (x0, eps): nobody past this file
+knows whether the network predicts the noise, v or a flow.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sage.config import EditConfig
+from sage.errors import NumericsError
+from sage.models.attention import AttentionMap
+from sage.models.clip import CLIPText
+from sage.models.prompt import Prompt, Prompts
+from sage.models.unet import UNet
+from sage.models.vae import VAE
+from sage.sampling.ddim import from_prediction
+from sage.sampling.schedule import Level, Schedule, ScheduleParams, make_schedule
+
+
+class Backbone(Protocol):
+    """What the method needs of a model."""
+
+    name: str
+    device: torch.device
+    recommended: EditConfig
+    prompts: Prompts
+
+    @property
+    def pixel_multiple(self) -> int: ...
+    def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
+    def decode(self, z: Tensor) -> Tensor: ...
+    def encode_text(self, prompt: Prompt) -> Tensor: ...
+    def denoise(self, z: Tensor, level: Level, text: Tensor) -> tuple[Tensor, Tensor]: ...
+    def schedule(self, steps: int, spacing: str, grid: str) -> Schedule: ...
+    def sites(self) -> list[AttentionMap]: ...
+
+
+class StableDiffusion:
+    """Stable Diffusion 1.x, 2.x or a smaller model of the same build, frozen, on one device.
+
+    Latents and everything computed from them outside the networks are float32.  Below float32 the networks run under
+    `torch.autocast`, their norms in float32.
+
+    Args:
+        prediction_type: "epsilon" or "v_prediction".
+        sample_size: side in pixels of the pictures it was trained on.
+        recommended: the EditConfig to use when the user gives none; by default chosen from the family.
+    """
+
+    def __init__(self, *, unet: UNet, vae: VAE, text: CLIPText, tokenizer, schedule: ScheduleParams,
+                 prediction_type: str, name: str, sample_size: int, device: torch.device, dtype: torch.dtype,
+                 recommended: EditConfig | None = None):
+        self.unet, self.vae, self.text = (m.eval().requires_grad_(False) for m in (unet, vae, text))
+        self.prompts = Prompts(tokenizer, text.params.max_length)
+        self.schedule_params, self.prediction_type = schedule, prediction_type
+        self.name, self.sample_size, self.device, self.dtype = name, sample_size, torch.device(device), dtype
+        self.recommended = recommended or recommend(unet, sample_size)
+
+    @property
+    def pixel_multiple(self) -> int:
+        """Sides of pictures must be multiples of this."""
+        return self.vae.factor * self.unet.side_multiple
+
+    def sites(self) -> list[AttentionMap]:
+        """Every attention map, in the order of a forward pass."""
+        return list(self.unet.sites())
+
+    def schedule(self, steps: int, spacing: str = "leading", grid: str = "consistent") -> Schedule:
+        return make_schedule(self.schedule_params, steps, spacing, grid)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(B, 3, H, W) float32 in [-1, 1] -> (B, 4, h, w) float32 latents; a sample when a generator is given."""
+        state = generator.get_state() if generator is not None else None
+
+        def run() -> Tensor:
+            if generator is not None:
+                generator.set_state(state)
+            return self.vae.encode(x.to(self.device), generator).float()
+
+        return self._finite("encoding the picture", self.vae, run)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """(B, 4, h, w) latents -> (B, 3, H, W) float32 in about [-1, 1]."""
+        return self._finite("decoding the latents", self.vae, lambda: self.vae.decode(z.to(self.device)).float())
+
+    @torch.no_grad()
+    def encode_text(self, prompt: Prompt) -> Tensor:
+        """A prompt -> (1, max_length, width) float32."""
+        ids = torch.tensor([prompt.ids], device=self.device)
+        return self._finite("encoding the prompt", self.text, lambda: self.text(ids).float())
+
+    def denoise(self, z: Tensor, level: Level, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict what `z`, at `level`, is made of.
+
+        Args:
+            z: (B, 4, h, w) float32, with gradient if one is wanted.
+            text: (1 or B, M, width) of `encode_text`.
+        Returns:
+            x0 and eps, each (B, 4, h, w) float32; z = sqrt(alpha) x0 + sqrt(1 - alpha) eps.
+        """
+        text = text.expand(z.shape[0], -1, -1)
+
+        def run() -> Tensor:
+            return self.unet(z, level.t, text).float()
+
+        output = self._finite(f"the UNet at timestep {level.t}", self.unet, run)
+        return from_prediction(z, output, level.alpha, self.prediction_type)
+
+    def full_precision(self, module: nn.Module):
+        """Context in which `module` computes in float32, whatever the model's dtype."""
+        return _full_precision(module)
+
+    def _finite(self, stage: str, module: nn.Module, run: Callable[[], Tensor]) -> Tensor:
+        """`run()` under autocast; if that is not finite once more in float32; then NumericsError."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            out = run()
+        if torch.isfinite(out).all():
+            return out
+        if self.dtype != torch.float32:
+            del out
+            with self.full_precision(module), torch.autocast(self.device.type, enabled=False):
+                out = run()
+            if torch.isfinite(out).all():
+                return out
+        raise NumericsError(f"{stage} gave numbers that are not finite, in float32 too: nothing was written; "
+                            "try smaller guidance and reconstruction scales")
+
+
+@contextmanager
+def _full_precision(module: nn.Module) -> Iterator[None]:
+    kept = {name: p.dtype for name, p in module.named_parameters()}
+    module.float()
+    try:
+        yield
+    finally:
+        for name, p in module.named_parameters():
+            p.data = p.data.to(kept[name])
+        gc.collect()
+
+
+def recommend(unet: UNet, sample_size: int) -> EditConfig:
+    """Settings for a family: SD 1.x at 512 and 2.1-base as published, SD 2.1 at 768 as its authors' demo."""
+    if sample_size >= 768:
+        return EditConfig(self_level=2, cross_level=2, reconstruction_scale=50.0)
+    levels = [level for level, has in enumerate(unet.params.attention) if has]
+    return EditConfig(self_level=min(1, levels[-1]), cross_level=min(2, levels[-1]))

@@ -1,0 +1,122 @@
+"""Prompts as tokens: ids, where phrases stand, and what differs between two prompts."""
+
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+from sage.errors import PromptError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and its padded token ids, start and end marks included."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Token positions of one phrase in the source prompt and of its counterpart in the target; one may be empty."""
+
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+class Prompts:
+    """A tokenizer seen through the few questions that editing asks.
+
+    Args:
+        tokenizer: transformers' CLIPTokenizer.
+        max_length: tokens the text encoder takes, both marks included.
+    """
+
+    def __init__(self, tokenizer, max_length: int):
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def parse(self, text: str, truncate: bool = False) -> Prompt:
+        """Tokenize, with runs of blanks made one.
+
+        Raises:
+            PromptError: longer than the model takes, naming what would be cut; unless `truncate`.
+        """
+        text = " ".join(text.split())
+        body = self._body(text)
+        room = self.max_length - 2
+        if len(body) > room and not truncate:
+            cut = self.tokenizer.decode(body[room:]).strip()
+            raise PromptError(f"the prompt has {len(body)} tokens, {len(body) - room} too many for this model: "
+                              f"{cut[:80]!r} would be cut; shorten it, or allow that with --truncate")
+        t = self.tokenizer
+        ids = [t.bos_token_id, *body[:room], t.eos_token_id]
+        return Prompt(text, tuple(ids + [t.pad_token_id] * (self.max_length - len(ids))))
+
+    def find(self, prompt: Prompt, phrase: str, every: bool = False) -> tuple[int, ...]:
+        """Token positions of `phrase` in `prompt`: its first occurrence, or all of them.
+
+        Raises:
+            PromptError: the phrase is empty or not in the prompt.
+        """
+        wanted, found = self._body(phrase), []
+        if wanted:
+            ids = list(prompt.ids)
+            starts = [i for i in range(len(ids) - len(wanted) + 1) if ids[i:i + len(wanted)] == wanted]
+            found = [p for i in starts[:None if every else 1] for p in range(i, i + len(wanted))]
+        if not found:
+            raise PromptError(f"the phrase {phrase!r} is not in the prompt {prompt.text!r}")
+        return tuple(dict.fromkeys(found))
+
+    def words(self, prompt: Prompt) -> list[tuple[str, tuple[int, ...]]]:
+        """Each space-separated word of the prompt with its token positions; words past the cut have none."""
+        end, at, out = self.max_length - 1, 1, []
+        for word in prompt.text.split():
+            count = len(self._body(word))
+            out.append((word, tuple(p for p in range(at, at + count) if p < end)))
+            at += count
+        return out
+
+    def find_word(self, prompt: Prompt, word: str) -> tuple[int, ...]:
+        """Token positions of every space-separated word equal to `word`, empty if there is none.
+
+        This is the rule of prompt-to-prompt and of the released SAGE: in "a cat, asleep" there is no word "cat".
+        """
+        return tuple(p for w, positions in self.words(prompt) if w == word for p in positions)
+
+    def differences(self, source: Prompt, target: Prompt) -> list[Span]:
+        """What the target says otherwise, word by word: one span for each run of words that differs.
+
+        Commas and the like, and the articles a and an, only follow other words and are not counted as edited.
+        """
+        a, b = self._pieces(source), self._pieces(target)
+        matcher = SequenceMatcher(a=[w for w, _ in a], b=[w for w, _ in b], autojunk=False)
+        spans = []
+        for tag, i, i_end, j, j_end in matcher.get_opcodes():
+            if tag != "equal":
+                span = Span(_positions(a[i:i_end]), _positions(b[j:j_end]))
+                if span.source or span.target:
+                    spans.append(span)
+        return spans
+
+    def _pieces(self, prompt: Prompt) -> list[tuple[str, tuple[int, ...]]]:
+        """Words with punctuation taken off their ends as pieces of its own."""
+        pieces = []
+        for word, positions in self.words(prompt):
+            core = word.strip(",.;:!?\"'()")
+            inner = self._body(core) if core else []
+            if not core or inner == self._body(word):
+                pieces.append((word, positions))
+                continue
+            before = len(self._body(word[:word.index(core)]))
+            pieces.append((core, positions[before:before + len(inner)]))
+            rest = positions[:before] + positions[before + len(inner):]
+            pieces.append((word.replace(core, "", 1), rest))
+        return pieces
+
+    def _body(self, text: str) -> list[int]:
+        # Marks spelt out in a prompt are words to a user; cutting them off by position keeps them so.
+        return self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+
+
+def _positions(pieces: list[tuple[str, tuple[int, ...]]]) -> tuple[int, ...]:
+    edited = [p for word, positions in pieces if word not in ("a", "an") and any(c.isalnum() for c in word)
+              for p in positions]
+    return tuple(edited)
