@@ -1,0 +1,354 @@
+"""Picture files <-> (1, 3, H, W) in [-1, 1], and the settings of an edit inside its picture.
+
+The only user of Pillow.  Imports no torch before a tensor is asked for.
+"""
+
+import io
+import json
+import math
+import os
+import secrets
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin, features
+
+from sage.errors import NumericsError, PictureError, SettingsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_PIXELS = 50_000_000
+MAX_ASPECT = 4.0
+MAX_SETTINGS = 65_536
+WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+TEXT_KEY = "sage"
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
+ASCII = b"ASCII\0\0\0"
+
+
+def _readable() -> tuple[str, ...]:
+    """The formats that are opened; Pillow registers some forty, most of which nobody sends in good faith."""
+    formats = ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"]
+    if features.check("avif"):
+        formats.append("AVIF")
+    try:
+        import pillow_heif
+    except ImportError:
+        return tuple(formats)
+    pillow_heif.register_heif_opener()
+    return (*formats, "HEIF")
+
+
+# ---- reading
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Read a picture file as it is meant to be seen: RGB, upright, on white; the first frame of an animation.
+
+    Raises:
+        PictureError: missing, not a picture of an allowed format, damaged, or of more than 50 million pixels.
+    """
+    with _opened(Path(path), _readable()) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd EXIF and the like, which changes nothing
+        try:
+            return normalise(image)
+        except PictureError as error:
+            raise PictureError(f"{path}: {error}") from error
+
+
+def normalise(image: Image.Image) -> Image.Image:
+    """Any Pillow picture -> RGB: EXIF orientation applied, colours in sRGB, 16-bit grey scaled, alpha on white.
+
+    Raises:
+        PictureError: damaged, too large, or of a mode that has no plain meaning as a picture.
+    """
+    width, height = image.size
+    if width < 1 or height < 1 or width * height > MAX_PIXELS:
+        raise PictureError(f"the picture has {width} x {height} pixels, and must have from 1 to "
+                           f"{MAX_PIXELS // 10**6} million; scale it down")
+    try:
+        image.load()
+        profile, image = image.info.get("icc_profile"), _upright(image)
+        if image.mode.startswith("I"):
+            return _grey16(image)
+        if image.mode == "F":
+            raise PictureError("the picture is in floating-point numbers of no known range; save it with 8 or 16 bits")
+        if image.mode == "La":
+            image = image.convert("LA")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image if image.mode in ("CMYK", "L") else image.convert("RGB")
+        image = _to_srgb(image, profile) if profile else image
+        return _bare(image.convert("RGB"))
+    except PictureError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+        raise PictureError(f"the picture is damaged or cut short ({_line(error)})") from error
+
+
+def _opened(path: Path, formats: Sequence[str]) -> Image.Image:
+    """The file's header, read."""
+    try:
+        if not path.is_file():
+            kind = "is a folder" if path.is_dir() else "is no plain file" if path.exists() else "does not exist"
+            raise PictureError(f"{path} {kind}: give the path of a picture")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(path, formats=formats)
+    except PictureError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise PictureError(f"{path}: the picture has more than {MAX_PIXELS // 10**6} million pixels; scale it "
+                           "down") from error
+    except Image.UnidentifiedImageError as error:
+        raise PictureError(f"{path} is no picture of a kind that is read here: {', '.join(formats)}") from error
+    except Exception as error:  # as above
+        raise PictureError(f"{path} cannot be read ({getattr(error, 'strerror', None) or _line(error)})") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # unreadable EXIF says nothing about orientation, and is no reason to refuse the pixels
+        return image
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Colours of another profile (Display P3 of telephones, CMYK of print) as sRGB; damaged profiles are ignored."""
+    try:
+        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(given):
+            return image
+        return ImageCms.profileToProfile(image, given, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image
+
+
+def _grey16(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise PictureError("the picture's grey values go beyond 16 bits; save it with 8 or 16 bits")
+    if isinstance(clear := image.info.get("transparency"), int):
+        values[values == clear] = 65535
+    return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
+
+
+def _bare(image: Image.Image) -> Image.Image:
+    """A copy of the pixels without EXIF, profile and texts, none of which belongs to what is made from them."""
+    image = image.copy()
+    image.info = {}
+    return image
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")[:120] or type(error).__name__
+
+
+# ---- pictures and tensors
+
+
+def working_size(width: int, height: int, size: int, multiple: int, fit: str = "keep") -> tuple[int, int]:
+    """The size at which a picture is worked at: an area of about size x size, in the picture's aspect.
+
+    Args:
+        size: side in pixels of a square of that area.
+        multiple: both sides are rounded to this.
+        fit: "keep" the aspect, up to 4 : 1 either way, or "squash" to a square.
+    Returns:
+        Width and height.
+    Raises:
+        SettingsError: `size` is not a multiple, naming the nearest one that is.
+    """
+    if size < multiple or size % multiple:
+        nearest = max(1, round(size / multiple)) * multiple
+        raise SettingsError(f"size is {size}: must be a multiple of {multiple} for this model, such as {nearest}")
+    if fit == "squash":
+        return size, size
+    stretch = math.sqrt(min(max(width / height, 1 / MAX_ASPECT), MAX_ASPECT))
+    return tuple(max(1, round(side / multiple)) * multiple for side in (size * stretch, size / stretch))
+
+
+def to_tensor(image: Image.Image, size: tuple[int, int]) -> "Tensor":
+    """An RGB picture -> (1, 3, H, W) float32 in [-1, 1], resized to `size` (W, H) if it has another."""
+    import torch
+    if image.size != tuple(size):
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    x = np.asarray(image, dtype=np.float32) / np.float32(127.5) - 1
+    return torch.from_numpy(x.transpose(2, 0, 1)[None].copy())
+
+
+def to_picture(x: "Tensor", size: tuple[int, int] | None = None, quantise: str = "round") -> Image.Image:
+    """(1, 3, H, W) in about [-1, 1] -> picture, resized to `size` (W, H) if given.
+
+    Args:
+        quantise: "round" to the nearest of 256 values, or "truncate" as the released code does.
+    Raises:
+        NumericsError: not finite.
+    """
+    x = x.detach().float().cpu().numpy()[0].transpose(1, 2, 0)
+    if not np.isfinite(x).all():
+        raise NumericsError("the picture has values that are not finite, and was not made")
+    x = np.clip(x * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
+    image = Image.fromarray((np.rint(x) if quantise == "round" else x).astype(np.uint8))
+    return image if size is None or image.size == tuple(size) else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def show_mask(image: Image.Image, mask: "Tensor") -> Image.Image:
+    """A picture with everything outside a mask faded.
+
+    Args:
+        mask: (..., h, w), bool or in [0, 1].
+    """
+    values = np.clip(mask.detach().float().cpu().numpy().reshape(-1, *mask.shape[-2:])[0], 0, 1)
+    inside = Image.fromarray(np.rint(values * 255).astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
+    faded = Image.blend(ImageOps.grayscale(image).convert("RGB"), Image.new("RGB", image.size, "white"), 0.75)
+    return Image.composite(image, faded, inside)
+
+
+# ---- writing
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise PictureError now for what `save_picture` would refuse after minutes of work."""
+    path = Path(path)
+    if path.suffix.lower() not in WRITTEN:
+        raise PictureError(f"{path}: pictures are written as {', '.join(WRITTEN)}")
+    try:
+        if path.is_dir():
+            raise PictureError(f"{path} is a folder")
+        folder = next(p for p in path.absolute().parents if p.exists())
+    except OSError as error:
+        raise PictureError(f"{path} cannot be written ({error.strerror})") from error
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise PictureError(f"{path} cannot be written: {folder} is not a folder that may be written to")
+
+
+def save_picture(image: Image.Image, path: str | Path, settings: dict[str, Any] | None = None) -> Path:
+    """Write a picture and the settings that made it; whole or not at all, whatever happens meanwhile.
+
+    Args:
+        path: its ending is the format: .png (settings as text "sage"), .jpg or .webp (settings as EXIF comment).
+        settings: JSON values.
+    Raises:
+        PictureError: another ending, or a place that cannot be written to.
+    """
+    path = Path(path)
+    check_writable(path)
+    options = _options(WRITTEN[path.suffix.lower()], None if settings is None else json.dumps(settings))
+    part = path.with_name(f".sage-{secrets.token_hex(6)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not tempfile, whose files only their owner may read.
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as out:
+            image.save(out, **options)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise PictureError(f"{path} cannot be written ({error.strerror or _line(error)})") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _options(kind: str, text: str | None) -> dict[str, Any]:
+    if kind == "PNG":
+        info = PngImagePlugin.PngInfo()
+        if text is not None:
+            info.add_text(TEXT_KEY, text)  # json.dumps gives ASCII, and any prompt back
+        return {"format": kind, "pnginfo": info}
+    exif = Image.Exif()
+    if text is not None:
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = ASCII + text.encode()
+    quality = {"lossless": True} if kind == "WEBP" else {"quality": 95, "subsampling": 0}
+    return {"format": kind, "exif": exif, **quality}
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings inside a picture that `save_picture` wrote.  What they say is a stranger's word: check it.
+
+    Raises:
+        PictureError: no picture, or none that holds settings.
+    """
+    path = Path(path)
+    with _opened(path, sorted(set(WRITTEN.values()))) as image:
+        text = image.info.get(TEXT_KEY) if image.format == "PNG" else _comment(image)
+    if text is None:
+        raise PictureError(f"{path} holds no settings of an edit; many programs drop them when they save a picture")
+    try:
+        settings = json.loads(text) if isinstance(text, str) and len(text) <= MAX_SETTINGS else None
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise PictureError(f"{path}: the settings of the edit in it are damaged")
+    return settings
+
+
+def _comment(image: Image.Image) -> str | None:
+    try:
+        raw = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
+    except Exception:  # as in `_upright`
+        return None
+    if not isinstance(raw, bytes) or not raw.startswith(ASCII + b"{"):
+        return None
+    return raw.removeprefix(ASCII).decode("ascii", "replace")
+
+
+# ---- sheets
+
+
+def sheet(rows: Sequence[Sequence[tuple[str, Image.Image]]], side: int = 256) -> Image.Image:
+    """Rows of (title, picture) as one labelled picture.
+
+    Small pictures are enlarged in whole pixels until their longer side is at least `side`; large ones are reduced to
+    twice that.
+    """
+    pad, size = side // 32, max(10, side // 18)
+    font = ImageFont.load_default(size)
+    line = size * 4 // 3
+    cells = [[(title, _fitted(picture, side)) for title, picture in row] for row in rows]
+    widths = [max(row[i][1].width for row in cells if i < len(row)) for i in range(max(map(len, cells)))]
+    titles = [[_wrap(title, font, widths[i]) for i, (title, _) in enumerate(row)] for row in cells]
+    heads = [max(map(len, row)) * line for row in titles]
+    heights = [max(picture.height for _, picture in row) for row in cells]
+    page = Image.new("RGB", (sum(widths) + pad * (len(widths) + 1), sum(heads) + sum(heights) + 2 * pad * len(rows)),
+                     "white")
+    draw, top = ImageDraw.Draw(page), pad
+    for row, lines, head, height in zip(cells, titles, heads, heights, strict=True):
+        left = pad
+        for (_, picture), words, width in zip(row, lines, widths, strict=False):
+            for i, text in enumerate(words):
+                draw.text((left, top + head - (len(words) - i) * line), text, "black", font)
+            page.paste(picture, (left, top + head))
+            left += width + pad
+        top += head + height + 2 * pad
+    return page
+
+
+def _fitted(picture: Image.Image, side: int) -> Image.Image:
+    picture, longer = normalise(picture), max(picture.size)
+    if longer < side:
+        return ImageOps.scale(picture, -(-side // longer), Image.Resampling.NEAREST)
+    if longer > 2 * side:
+        return ImageOps.contain(picture, (2 * side, 2 * side), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _wrap(title: str, font: Any, width: int, limit: int = 4) -> list[str]:
+    """A title in lines no wider than `width` pixels, at most `limit` of them."""
+    lines = [""]
+    for word in title.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    if len(lines) > limit:
+        lines = [*lines[:limit - 1], f"{lines[limit - 1]} ..."]
+    return lines
