@@ -1,4 +1,4 @@
-"""Checkpoint -> "StableDiffusion": a known name, a diffusers folder or a single .safetensors file.  Always offline."""
+"""Checkpoint -> StableDiffusion: a known name, a diffusers folder or a single .safetensors file.  Always offline."""
 
 import warnings
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from transformers import CLIPTokenizer
 
 from sage.errors import ModelError, SettingsError
 from sage.models import configs, renames
+from sage.models.backbone import StableDiffusion
 from sage.models.clip import CLIPText, CLIPTextParams
 from sage.models.known import KNOWN, PICKLES, find_model, installed, pickled
 from sage.models.singlefile import guess_prediction, take_apart
@@ -24,7 +25,7 @@ PREDICTIONS = ("epsilon", "v_prediction")
 
 
 def load_model(model: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
-               prediction_type: str | None = None, tokenizer: str | Path | None = None) -> "StableDiffusion":
+               prediction_type: str | None = None, tokenizer: str | Path | None = None) -> StableDiffusion:
     """Load a model from this disk; nothing is ever downloaded.
 
     Args:
@@ -37,7 +38,6 @@ def load_model(model: str | Path, device: str | torch.device | None = None, dtyp
         ModelError: nothing there, not whole, not supported, damaged, or a pickle.
         SettingsError: a device or dtype that cannot be had.
     """
-    from sage.models.backbone import StableDiffusion
     return StableDiffusion(**_load_parts(model, device, dtype, prediction_type, tokenizer))
 
 
@@ -128,7 +128,7 @@ def _check_kin(unet: UNetParams, vae: VAEParams, text: CLIPTextParams, where: Pa
     numbers = (*unet.channels, *unet.heads, unet.layers_per_block, unet.transformer_depth, unet.groups, *vae.channels,
                vae.layers_per_block, vae.groups, text.width, text.mlp_width, text.heads, text.layers, text.vocabulary,
                text.max_length)
-    whole = [*zip(unet.channels, unet.heads), *((c, unet.groups) for c in unet.channels),
+    whole = [*zip(unet.channels, unet.heads, strict=True), *((c, unet.groups) for c in unet.channels),
              *((c, vae.groups) for c in vae.channels), (text.width, text.heads)]
     if min(numbers) < 1 or any(a % b for a, b in whole):
         raise ModelError(f"{where}: channels, heads and groups that do not divide each other")

@@ -1,7 +1,5 @@
 """At full size, on the meta device: our names and shapes are those of the four published checkpoints."""
 
-import json
-
 import pytest
 import torch
 
@@ -50,7 +48,7 @@ def test_single_file_is_recognised_from_its_shapes(name, family, tmp_path):
     tensors = {key: Stored(tmp_path, None, key, tuple(value.shape), "F16") for key, value in stored.items()}
     file = take_apart(tmp_path, tensors)
     assert (file.family, file.unet, file.vae, file.text) == (family, UNETS[name], VAEParams(), TEXTS[name])
-    for part, network in zip(("unet", "vae", "text"), networks):
+    for part, network in zip(("unet", "vae", "text"), networks, strict=True):
         ours = {key: s.shape[:2] if s.shape[2:] == (1, 1) else s.shape for key, s in file.tensors[part].items()}
         theirs = {key: s[:2] if s[2:] == (1, 1) else s for key, s in shapes(network.state_dict()).items()}
         assert ours == theirs
@@ -60,4 +58,4 @@ def test_old_names():
     assert renames.folder_vae("decoder.mid_block.attentions.0.proj_attn.bias") == \
         "decoder.mid_block.attentions.0.to_out.0.bias"
     assert renames.folder_text("text_model.embeddings.position_ids") is None
-    assert json.dumps(renames.folder_text("final_layer_norm.bias")) == '"text_model.final_layer_norm.bias"'
+    assert renames.folder_text("final_layer_norm.bias") == "text_model.final_layer_norm.bias"

@@ -149,9 +149,9 @@ def test_damaged_transfer(hub, tmp_path, name):
 
 
 @pytest.mark.parametrize(("status", "error", "said"), (
-    (401, "GatedRepo", "gated"), (401, "RepoNotFound", "hf auth login"), (403, "GatedRepo", "gated"), (403, None, "403"),
-    (404, "RepoNotFound", "sd-legacy/stable-diffusion-v1-5"), (404, "RevisionNotFound", "not there any more"),
-    (410, None, "answers 410")))
+    (401, "GatedRepo", "gated"), (401, "RepoNotFound", "hf auth login"), (403, "GatedRepo", "gated"),
+    (403, None, "403"), (404, "RepoNotFound", "sd-legacy/stable-diffusion-v1-5"),
+    (404, "RevisionNotFound", "not there any more"), (410, None, "answers 410")))
 def test_refusals_of_the_hub(hub, tmp_path, status, error, said):
     hub.status, hub.error = status, error
     message = refusal("sd-1.5", tmp_path, hub.url, progress=False)

@@ -17,7 +17,8 @@ from transformers import CLIPTextModel
 
 from sage.errors import ModelError, SettingsError
 from sage.models import known, loading
-from sage.sampling.schedule import ScheduleParams
+from sage.models.backbone import StableDiffusion
+from sage.sampling.schedule import Level, ScheduleParams
 from tests.models import oracle, tiny
 
 CPU = torch.device("cpu")
@@ -76,6 +77,15 @@ def test_folder(model):
     assert loaded.unet.params == tiny.UNETS[model.family]
     assert not any(p.requires_grad for n in (loaded.unet, loaded.vae, loaded.text) for p in n.parameters())
     assert not any(n.training for n in (loaded.unet, loaded.vae, loaded.text))
+
+
+@pytest.mark.parametrize("dtype", (None, "bfloat16"))
+def test_load_model(model, dtype):
+    loaded = loading.load_model(model.folder, device="cpu", dtype=dtype)
+    assert isinstance(loaded, StableDiffusion) and loaded.dtype == (torch.bfloat16 if dtype else torch.float32)
+    z = torch.zeros(1, 4, 4, 4)
+    x0, eps = loaded.denoise(z, Level(500, 0.5), torch.zeros(1, 77, 64))
+    assert x0.shape == eps.shape == z.shape and x0.dtype == torch.float32
 
 
 def test_prediction_type_can_be_overridden(one):
@@ -439,10 +449,9 @@ print((memory("VmHWM") - base) / loaded, loaded)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
-@pytest.mark.parametrize(("stored", "dtype"), ((torch.float16, "float32"), (torch.float32, "float32"),
-                                               (torch.float32, "float16")))
+@pytest.mark.parametrize(("stored", "dtype"), ((torch.float16, "float32"), (torch.float32, "float16")))
 def test_peak_memory_stays_below_1_2_times_the_bytes_loaded(one, broken, stored, dtype):
-    big = oracle.UNetParams(channels=(320, 640), attention=(True, False), heads=(8, 8), context_width=64)
+    big = oracle.UNetParams(channels=(256, 512), attention=(True, False), heads=(8, 8), context_width=64)
     with torch.device("meta"):
         shapes = oracle.unet(big)
     shapes.save_config(broken / "unet")
@@ -451,4 +460,4 @@ def test_peak_memory_stays_below_1_2_times_the_bytes_loaded(one, broken, stored,
     out = subprocess.run([sys.executable, "-c", PEAK, broken, one.folder, dtype], check=True, capture_output=True,
                          text=True, cwd=Path(__file__).parents[2]).stdout.split()
     ratio, loaded = float(out[0]), float(out[1])
-    assert loaded > 1e8 and ratio < 1.2, f"peak {ratio:.2f} x {loaded / 1e6:.0f} MB"
+    assert loaded > 5e7 and ratio < 1.2, f"peak {ratio:.2f} x {loaded / 1e6:.0f} MB"
