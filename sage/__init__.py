@@ -1,0 +1,37 @@
+"""SAGE: edit a real picture by rewriting its description, with self-attention guidance.
+
+    model = sage.load_model("stilllife")
+    result = sage.edit(model, picture, source="a red ball on grass", target="a blue ball on grass")
+    result.image.save("edit.png")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from sage.config import EditConfig
+from sage.errors import ModelError, NumericsError, PictureError, PromptError, SageError, SettingsError
+
+if TYPE_CHECKING:
+    from sage.editing import (EditResult, Trajectory, check_prompts, ddim_reconstruction, edit, invert,
+                           vae_reconstruction)
+    from sage.models.fetch import fetch
+    from sage.models.loading import load_model
+
+__version__ = "0.1.0"
+
+# Imported when first used, so that the command line can check its arguments before torch is loaded.
+_LAZY = {"load_model": "sage.models.loading", "fetch": "sage.models.fetch"} | dict.fromkeys(
+    ("edit", "invert", "check_prompts", "vae_reconstruction", "ddim_reconstruction", "EditResult", "Trajectory"),
+    "sage.editing")
+
+__all__ = ["EditConfig", "ModelError", "NumericsError", "PictureError", "PromptError", "SageError", "SettingsError",
+           "EditResult", "Trajectory", "check_prompts", "ddim_reconstruction", "edit", "fetch", "invert",
+           "load_model", "vae_reconstruction"]
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module 'sage' has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

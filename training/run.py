@@ -81,6 +81,12 @@ class State:
         self.done, self.seconds, self._since = meta["done"], meta["seconds"], time.monotonic()
         return True
 
+    def load_averages(self) -> None:
+        """Put the averaged weights of the file into the modules: for use, not for going on."""
+        with safe_open(self.path, "pt") as file:
+            for name, module in self.modules.items():
+                module.load_state_dict({k: file.get_tensor(f"average/{name}/{k}") for k in module.state_dict()})
+
     def averaged(self, name: str) -> nn.Module:
         """The module carrying its averaged weights, until `trained` puts the trained ones back."""
         self._trained = {k: v.clone() for k, v in self.modules[name].state_dict().items()}

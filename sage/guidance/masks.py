@@ -6,15 +6,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def token_attention(maps: Sequence[Tensor], tokens: Sequence[int], height: int, width: int) -> Tensor:
-    """How much each place looks at the tokens: summed over tokens and sites, mean over heads.
+def token_attention(maps: Sequence[Tensor], tokens: Tensor, height: int, width: int) -> Tensor:
+    """How much each place looks at the chosen tokens: summed over tokens and sites, mean over heads.
 
     Args:
         maps: (B, H, N, M) each, N = height x width.
+        tokens: (B, M) in {0, 1}.
     Returns:
-        (B, 1, height, width) float32; zero where `tokens` is empty.
+        (B, 1, height, width) float32; zero where no token is chosen.
     """
-    total = sum(m[..., list(tokens)].float().sum(dim=-1).mean(dim=1) for m in maps)  # (B, N)
+    total = sum((m.float().mean(dim=1) * tokens[:, None]).sum(dim=-1) for m in maps)  # (B, N)
     return total.reshape(-1, 1, height, width)
 
 
@@ -27,7 +28,7 @@ def threshold(attention: Tensor, share: float) -> Tensor:
         (B, 1, h, w) bool, all False where there is no attention at all.
     """
     pooled = F.max_pool2d(attention, 3, stride=1, padding=1)
-    return pooled > share * pooled.amax(dim=(2, 3), keepdim=True)
+    return pooled / pooled.amax(dim=(2, 3), keepdim=True) > share  # 0 / 0 is not greater
 
 
 def resize(mask: Tensor, height: int, width: int) -> Tensor:

@@ -1,45 +1,57 @@
-"""Cross- and self-attention edits: probabilities in, probabilities out, never in place.
+"""Cross-attention edits: probabilities in, probabilities out, never in place.
 
 Columns of a map are tokens.  Nothing is renormalised, as in prompt-to-prompt (Hertz et al. 2022) and SAGE.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from sage.errors import PromptError
+from sage.models.prompt import Span
 
 
-def check_lengths(source: Sequence[int], target: Sequence[int]) -> None:
-    """PromptError unless the phrases' token counts are n:n, 1:n or n:1."""
-    n, m = len(source), len(target)
+def check_counts(span: Span) -> None:
+    """PromptError unless the tokens of source and target are n:n, 1:n or n:1."""
+    n, m = len(span.source), len(span.target)
     if not (n and m and (n == m or n == 1 or m == 1)):
-        raise PromptError(f"cannot replace the attention of {m} tokens by that of {n}: the counts must be equal, "
-                          "or one of them 1")
+        raise PromptError(f"cannot replace the attention of {m} target tokens by that of {n} source tokens: "
+                          "the counts must be equal, or one of them 1")
 
 
-def carry_columns(reference: Tensor, source: Sequence[int], target: Sequence[int]) -> Tensor:
-    """What the target's tokens get: the source's columns one to one, one copied to each, or their mean.
+def replacement(spans: Iterable[Span], length: int) -> tuple[Tensor, Tensor]:
+    """Replacement as a linear map on columns: each target token takes its source token's attention; one token is
+    copied to each of several; several are averaged into one.
 
     Args:
-        reference: (B, H, N, M) recorded map.
+        length: M, the tokens of a prompt.
     Returns:
-        (B, H, N, len(target))
+        carry (M, M), source columns -> target columns, and keep (M,), 1 where the target's own column stays.
+    Raises:
+        PromptError: token counts that are not n:n, 1:n or n:1.
     """
-    check_lengths(source, target)
-    columns = reference[..., list(source)]
-    if len(target) == 1:
-        return columns.mean(dim=-1, keepdim=True)
-    return columns.expand(*columns.shape[:-1], len(target))
+    carry, keep = torch.zeros(length, length), torch.ones(length)
+    for span in spans:
+        check_counts(span)
+        n, m = len(span.source), len(span.target)
+        pairs = zip(span.source * (m if n == 1 else 1), span.target * (n if m == 1 else 1), strict=True)
+        for s, t in pairs:
+            carry[s, t] = 1 / n if m == 1 else 1.0
+            keep[t] = 0.0
+    return carry, keep
 
 
-def replace_columns(map: Tensor, columns: Tensor, target: Sequence[int]) -> Tensor:
-    """`map` (B, H, N, M) with the columns of the tokens `target` replaced."""
-    index = torch.tensor(list(target), device=map.device)
-    return map.index_copy(-1, index, columns.to(map).expand(*map.shape[:-1], len(target)))
+def replace_columns(map: Tensor, reference: Tensor, carry: Tensor, keep: Tensor) -> Tensor:
+    """The target's map with some columns taken from the recorded source map.
+
+    Args:
+        map, reference: (B, H, N, M).
+        carry, keep: (B, M, M) and (B, M), of `replacement`.
+    """
+    return map * keep[:, None, None].to(map) + reference.to(map) @ carry[:, None].to(map)
 
 
 def reweight(map: Tensor, factors: Tensor) -> Tensor:
-    """`map` (B, H, N, M) with each token's column multiplied by its factor (M,)."""
-    return map * factors.to(map)
+    """`map` (B, H, N, M) with each token's column multiplied by its factor (B, M)."""
+    return map * factors[:, None, None].to(map)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from sage.errors import SettingsError
 from sage.models.attention import AttentionMap
 
 Rewrite = Callable[[Tensor, AttentionMap], Tensor]
@@ -18,13 +19,13 @@ def select(sites: Iterable[AttentionMap], kind: str, level: int) -> list[Attenti
     """The sites of one kind at one level of the down and up path.
 
     Raises:
-        LookupError: there is none, naming the levels there are.
+        SettingsError: there is none, naming the levels there are.
     """
     sites = [s for s in sites if s.place != "mid" and s.kind == kind]
     chosen = [s for s in sites if s.level == level]
     if not chosen:
         levels = ", ".join(map(str, sorted({s.level for s in sites})))
-        raise LookupError(f"the model has no {kind}-attention at level {level}: it has levels {levels}")
+        raise SettingsError(f"the model has no {kind}-attention at level {level}: it has levels {levels}")
     return chosen
 
 

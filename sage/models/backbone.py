@@ -4,7 +4,6 @@ Whatever implements these six can be edited with (docs/porting.md).  `denoise` r
 knows whether the network predicts the noise, v or a flow.
 """
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -39,6 +38,7 @@ class Backbone(Protocol):
     def denoise(self, z: Tensor, level: Level, text: Tensor) -> tuple[Tensor, Tensor]: ...
     def schedule(self, steps: int, spacing: str, grid: str) -> Schedule: ...
     def sites(self) -> list[AttentionMap]: ...
+    def full_precision(self): ...
 
 
 class StableDiffusion:
@@ -114,36 +114,36 @@ class StableDiffusion:
         output = self._finite(f"the UNet at timestep {level.t}", self.unet, run)
         return from_prediction(z, output, level.alpha, self.prediction_type)
 
-    def full_precision(self, module: nn.Module):
-        """Context in which `module` computes in float32, whatever the model's dtype."""
-        return _full_precision(module)
+    @contextmanager
+    def full_precision(self, *modules: nn.Module) -> Iterator[None]:
+        """Context in which `modules`, by default the UNet, compute in float32 whatever the model's dtype."""
+        parameters = [p for m in modules or (self.unet,) for p in m.parameters()]
+        dtype, kept = self.dtype, [p.dtype for p in parameters]
+        self.dtype = torch.float32
+        for p in parameters:
+            p.data = p.data.float()
+        try:
+            yield
+        finally:
+            self.dtype = dtype
+            for p, old in zip(parameters, kept, strict=True):
+                p.data = p.data.to(old)
 
     def _finite(self, stage: str, module: nn.Module, run: Callable[[], Tensor]) -> Tensor:
-        """`run()` under autocast; if that is not finite once more in float32; then NumericsError."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            out = run()
-        if torch.isfinite(out).all():
-            return out
-        if self.dtype != torch.float32:
-            del out
-            with self.full_precision(module), torch.autocast(self.device.type, enabled=False):
-                out = run()
-            if torch.isfinite(out).all():
-                return out
-        raise NumericsError(f"{stage} gave numbers that are not finite, in float32 too: nothing was written; "
-                            "try smaller guidance and reconstruction scales")
+        """`run()` in the model's dtype; if that is not finite, once more in float32; then NumericsError."""
+        out = self._autocast(run)
+        if not torch.isfinite(out).all() and self.dtype != torch.float32:
+            with self.full_precision(module):
+                out = self._autocast(run)
+        if not torch.isfinite(out).all():
+            raise NumericsError(f"{stage} gave numbers that are not finite, in float32 too: nothing was written; "
+                                "try smaller guidance and reconstruction scales")
+        return out
 
-
-@contextmanager
-def _full_precision(module: nn.Module) -> Iterator[None]:
-    kept = {name: p.dtype for name, p in module.named_parameters()}
-    module.float()
-    try:
-        yield
-    finally:
-        for name, p in module.named_parameters():
-            p.data = p.data.to(kept[name])
-        gc.collect()
+    def _autocast(self, run: Callable[[], Tensor]) -> Tensor:
+        with torch.autocast(self.device.type, self.dtype if self.dtype != torch.float32 else torch.bfloat16,
+                            enabled=self.dtype != torch.float32):
+            return run()
 
 
 def recommend(unet: UNet, sample_size: int) -> EditConfig:

@@ -1,0 +1,488 @@
+"""SAGE: edit a real picture by rewriting its description (arXiv 2505.09571).
+
+    invert   z0 -> z_T under the source prompt, recording attention maps A_ref
+    sample   eps = eps_source + w (eps_target - eps_source)
+             z  <- DDIM(z, eps) - scale decay grad_z mean|A - A_ref|
+             z  <- M z + (1 - M) z_inverted
+
+Every picture of a batch is treated as if it were alone.  docs/method.md gives each line its place in the paper.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sage import image as pictures
+from sage.config import AUTO, EditConfig
+from sage.errors import NumericsError, PromptError, SettingsError
+from sage.guidance import masks
+from sage.guidance.losses import gradient, mean_distance
+from sage.guidance.rewrites import check_counts, replace_columns, replacement, reweight
+from sage.guidance.taps import record, rewrite, select
+from sage.models.backbone import Backbone
+from sage.models.prompt import Prompt, Span
+from sage.sampling.ddim import renoise, walk
+from sage.sampling.schedule import Level
+
+Progress = Callable[[str, int, int], None]
+
+# What an inversion depends on: an edit may differ from its trajectory's configuration in everything else.
+INVERSION_FIELDS = ("steps", "spacing", "grid", "encode", "size", "fit")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one edit does to the attention, in token positions of its two prompts.
+
+    Attributes:
+        replace: spans whose cross-attention the target takes over from the source.
+        blend: tokens that mark where the picture may change, or None for everywhere.
+        factors: token position in the target prompt -> factor on its cross-attention.
+        notes: what was left out by itself, and why, for people to read.
+    """
+
+    source: Prompt
+    target: Prompt
+    replace: tuple[Span, ...] = ()
+    blend: Span | None = None
+    factors: tuple[tuple[int, float], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The attention recorded at one inversion step: (B, H, N, M) a site, empty where no edit asked for them."""
+
+    self: tuple[Tensor, ...] = ()
+    cross: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """An inversion that many edits can share.
+
+    Attributes:
+        source: the prompts, one a picture.
+        config: what it was made with.
+        latents: N + 1 tensors (B, 4, h, w) float32, from the clean picture to noise.
+        maps: N entries; entry k was recorded on the way from latents[k] to latents[k + 1].
+        text: (B, M, width), the embedded source prompts.
+        picture_size: (width, height) of the picture as it was given.
+        factors: (B, M) the reweighting it was recorded under, None for the usual: no reweighting.
+    """
+
+    source: tuple[Prompt, ...]
+    config: EditConfig
+    latents: tuple[Tensor, ...]
+    maps: tuple[Maps, ...]
+    text: Tensor
+    picture_size: tuple[int, int]
+    factors: Tensor | None = None
+
+    @property
+    def noise(self) -> Tensor:
+        """(B, 4, h, w): the noisy end, where sampling starts."""
+        return self.latents[-1]
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """An edited picture and what it took.
+
+    Attributes:
+        image: the size of the input.
+        latents: (1, 4, h, w) float32, before decoding.
+        masks: (1, 1, h, w) float32 blending masks, one a blended step.
+        losses: reconstruction loss at each guided step.
+        notes: what was left out, and why.
+    """
+
+    image: Image.Image
+    latents: Tensor
+    trajectory: Trajectory
+    masks: tuple[Tensor, ...]
+    losses: tuple[float, ...]
+    notes: tuple[str, ...]
+
+
+def check_prompts(model: Backbone, source: str, target: str, config: EditConfig, truncate: bool = False) -> Plan:
+    """Turn prompts and phrases into token positions.
+
+    Raises:
+        PromptError: a prompt is empty or too long, a phrase is not in its prompt, or cannot be replaced by its pair.
+    """
+    find = model.prompts
+    a, b = find.parse(source, truncate), find.parse(target, truncate)
+    for name, prompt in (("source", a), ("target", b)):
+        if not prompt.text:
+            raise PromptError(f"the {name} prompt is empty: describe the picture in a few words")
+    spans, notes = find.differences(a, b), []
+    if config.replace == AUTO:
+        replaced = []
+        for span in spans:
+            if span.source and span.target:
+                try:
+                    check_counts(span)
+                    replaced.append(span)
+                except PromptError as error:
+                    notes.append(f"cross-attention replacement is off for one phrase: {error}")
+    elif config.replace:
+        replaced = [Span(find.find(a, config.replace[0]), find.find(b, config.replace[1]))]
+        check_counts(replaced[0])
+    else:
+        replaced = []
+
+    blend = None
+    if config.blend == AUTO:
+        blend = Span(tuple(p for span in spans for p in span.source), tuple(p for span in spans for p in span.target))
+    elif config.blend and config.blend_match == "words":
+        blend = Span(find.find_word(a, config.blend[0]), find.find_word(b, config.blend[1]))
+    elif config.blend:
+        # An empty phrase stands for a thing that only the other prompt names.
+        blend = Span(*(find.find(p, phrase, every=True) if phrase else ()
+                       for p, phrase in zip((a, b), config.blend, strict=True)))
+    if blend and not (blend.source or blend.target):
+        if config.blend != AUTO:
+            notes.append("blending is off: neither phrase is in its prompt")
+        blend = None
+
+    factors = {p: factor for phrase, factor in config.reweight.items() for p in find.find(b, phrase, every=True)}
+    return Plan(a, b, tuple(replaced), blend, tuple(sorted(factors.items())), tuple(notes))
+
+
+def invert(model: Backbone, image: Image.Image, source: str, config: EditConfig | None = None,
+           progress: Progress | None = None, target: str | None = None, truncate: bool = False) -> Trajectory:
+    """Carry a picture to noise under its description, recording the attention that edits will be held to.
+
+    Args:
+        image: any PIL picture.
+        config: default: the model's recommended one.
+        progress: called with (phase, steps done, steps in all).
+        target: needed only with reweight_passes="all", where the released code lets the edit reach into the inversion.
+    Returns:
+        a Trajectory for any number of edits by configurations that agree in steps, spacing, grid, encode, size and fit.
+    Raises:
+        SageError: a picture, prompt or setting that does not fit; NumericsError if numbers overflow.
+    """
+    config = config or model.recommended
+    plan = check_prompts(model, source, target if target is not None else source,
+                         config if target is not None else config.but(replace=None, blend=None, reweight={}), truncate)
+    return invert_batch(model, [image], [plan], config, progress)
+
+
+def edit(model: Backbone, image: Image.Image, source: str, target: str, config: EditConfig | None = None,
+         progress: Progress | None = None, trajectory: Trajectory | None = None, truncate: bool = False) -> EditResult:
+    """Edit a picture so that it shows `target` where it now shows `source`.
+
+    Args:
+        image: any PIL picture.
+        source: describes the picture as it is.
+        target: describes the picture wanted.
+        config: default: the model's recommended one.
+        progress: called with (phase, steps done, steps in all).
+        trajectory: of `invert` for the same picture, source prompt and inversion settings.
+    Raises:
+        SageError: a picture, prompt, setting or trajectory that does not fit; NumericsError if numbers overflow.
+    """
+    config = config or model.recommended
+    return edit_batch(model, [image], [check_prompts(model, source, target, config, truncate)], config, progress,
+                      trajectory)[0]
+
+
+def invert_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: EditConfig,
+                 progress: Progress | None = None) -> Trajectory:
+    """`invert` for several pictures at once, all worked at the size of the first."""
+    report = progress or (lambda phase, done, total: None)
+    recorder = _Recording(model, config)
+    images = [pictures.normalise(image) for image in images]
+    size = pictures.working_size(*images[0].size, config.size or model.sample_size, model.pixel_multiple, config.fit)
+    report("encode", 0, 1)
+    generator = torch.Generator().manual_seed(config.seed) if config.encode == "sample" else None
+    z = model.encode(torch.cat([pictures.to_tensor(image, size) for image in images]), generator)
+    text = torch.cat([model.encode_text(plan.source) for plan in plans])
+    factors = _factors(plans, text) if config.reweight_passes == "all" else None
+    report("encode", 1, 1)
+
+    edges = model.schedule(config.steps, config.spacing, config.grid).inversion
+    latents, maps = [z], []
+
+    def denoise(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        with ExitStack() as stack:
+            self_tap, cross_tap = recorder.taps(stack, step=config.steps - 1 - len(maps))
+            if factors is not None:
+                stack.enter_context(_reweighted(model, factors))
+            prediction = model.denoise(z, level, text)
+            maps.append(Maps(tuple(self_tap.pop()) if self_tap else (), tuple(cross_tap.pop()) if cross_tap else ()))
+        return prediction
+
+    with torch.no_grad():
+        for done, z in enumerate(walk(denoise, z, edges), start=1):
+            latents.append(z)
+            report("invert", done, len(edges))
+    return Trajectory(tuple(p.source for p in plans), config, tuple(latents), tuple(maps), text, images[0].size, factors)
+
+
+def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: EditConfig,
+               progress: Progress | None = None, trajectory: Trajectory | None = None) -> list[EditResult]:
+    """`edit` for several pictures at once, all worked at the size of the first."""
+    report = progress or (lambda phase, done, total: None)
+    if trajectory is None:
+        trajectory = invert_batch(model, images, plans, config, progress)
+    else:
+        _check_trajectory(trajectory, plans, config, images)
+    z, history, losses = _sample(model, trajectory, plans, config, report)
+    report("decode", 0, 1)
+    x = model.decode(z)
+    report("decode", 1, 1)
+    return [
+        EditResult(pictures.to_picture(x[i:i + 1], image.size, config.quantise), z[i:i + 1].cpu(), trajectory,
+                   tuple(m[i:i + 1] for m in history), tuple(row[i] for row in losses), plan.notes)
+        for i, (image, plan) in enumerate(zip(map(pictures.normalise, images), plans, strict=True))]
+
+
+def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], config: EditConfig,
+            report: Progress) -> tuple[Tensor, list[Tensor], list[list[float]]]:
+    """The guided way back from noise: latents, blending masks by step, losses by guided step and picture."""
+    steps, w = config.steps, config.guidance_scale
+    target_text = torch.cat([model.encode_text(plan.target) for plan in plans])
+    factors = _factors(plans, target_text)
+    everywhere = factors is not None and config.reweight_passes == "all"
+    carry, keep = (torch.stack(t).to(target_text.device) for t in zip(
+        *(replacement(plan.replace, target_text.shape[1]) for plan in plans), strict=True))
+    replaces = any(plan.replace for plan in plans)
+    mask = _BlendingMask(model, plans, config, trajectory.noise)
+    self_sites = select(model.sites(), "self", config.self_level) if config.reconstruction in ("self", "replace") else []
+    cross_sites = select(model.sites(), "cross", config.cross_level)
+
+    z = _with_noise(trajectory.noise, config)
+    history: list[Tensor] = []
+    losses: list[list[float]] = []
+    for i, (start, end) in enumerate(model.schedule(steps, config.spacing, config.grid).sampling):
+        reference = trajectory.maps[steps - 1 - i]
+        strength = config.reconstruction_scale * config.loss_gain * config.decay_weight(i)
+        guided = config.reconstruction in ("self", "cross", "latent") and strength > 0
+        z = z.detach()
+
+        with torch.no_grad(), ExitStack() as stack:
+            if replaces and i < config.replace_steps:
+                stack.enter_context(rewrite_columns(cross_sites, reference.cross, carry, keep))
+            tap = mask.listen(stack, i)
+            if factors is not None:
+                stack.enter_context(_reweighted(model, factors))
+            x0_target, eps_target = model.denoise(z, start, target_text)
+            mask.add_target(tap)
+
+        def source_pass(z=z, start=start, reference=reference, guided=guided, i=i):
+            z = z.clone().requires_grad_(guided)
+            with torch.set_grad_enabled(guided), ExitStack() as stack:
+                if config.reconstruction == "replace":
+                    stack.enter_context(rewrite_maps(self_sites, reference.self))
+                tap = mask.listen(stack, i)
+                compared = {"self": self_sites, "cross": cross_sites}.get(config.reconstruction, [])
+                current = stack.enter_context(record(compared)) if guided and compared else None
+                if everywhere:
+                    stack.enter_context(_reweighted(model, factors))
+                x0, eps = model.denoise(z, start, trajectory.text)
+                if not guided:
+                    return x0, eps, None, None, tap
+                maps, recorded = ([x0], [trajectory.latents[0]]) if current is None else (
+                    current.pop(), getattr(reference, config.reconstruction))
+                loss = _sum_over_pictures(maps, recorded, config.map_loss)
+                g = gradient(loss.sum(), z)
+                return x0.detach(), eps.detach(), g, loss.detach().tolist(), tap
+
+        x0_source, eps_source, g, loss, tap = source_pass()
+        if g is not None and not torch.isfinite(g).all():
+            with model.full_precision():
+                x0_source, eps_source, g, loss, tap = source_pass()
+            if not torch.isfinite(g).all():
+                raise NumericsError(f"the reconstruction gradient at step {i + 1} is not finite, in float32 too: "
+                                    "nothing was written; try a smaller reconstruction_scale")
+        mask.add_source(tap)
+
+        with torch.no_grad():
+            scale = w * mask.floored(config.guidance_mask_floor, z) if config.guidance_mask_floor < 1 else w
+            x0 = x0_source + scale * (x0_target - x0_source)
+            eps = eps_source + scale * (eps_target - eps_source)
+            z = renoise(x0, eps, end.alpha)
+            if g is not None:
+                if config.reconstruction_mask_floor < 1:
+                    g = g * mask.floored(config.reconstruction_mask_floor, z, inverse=True)
+                z = z - strength * g
+                losses.append(loss)
+            if mask.used and config.blends_at(i):
+                m = mask.at(z)
+                kept = trajectory.latents[steps - i if config.blend_latents == "noisier" else steps - 1 - i]
+                z = m * z + (1 - m) * kept
+                history.append(m.cpu())
+        report("edit", i + 1, steps)
+    if not torch.isfinite(z).all():
+        raise NumericsError("the edited latents are not finite: nothing was written; try smaller guidance_scale and "
+                            "reconstruction_scale")
+    return z, history, losses
+
+
+def rewrite_columns(sites, reference: Sequence[Tensor], carry: Tensor, keep: Tensor):
+    """Context in which the maps at `sites` take columns of the recorded ones."""
+    by_path = {site.path: map for site, map in zip(sites, reference, strict=True)}
+    return rewrite(sites, lambda map, site: replace_columns(map, by_path[site.path], carry, keep))
+
+
+def rewrite_maps(sites, reference: Sequence[Tensor]):
+    """Context in which the maps at `sites` are the recorded ones."""
+    by_path = {site.path: map for site, map in zip(sites, reference, strict=True)}
+    return rewrite(sites, lambda map, site: by_path[site.path].to(map))
+
+
+def vae_reconstruction(model: Backbone, trajectory: Trajectory) -> Image.Image:
+    """The picture after encoding and decoding alone: the best any edit can keep."""
+    return pictures.to_picture(model.decode(trajectory.latents[0][:1]), trajectory.picture_size)
+
+
+def ddim_reconstruction(model: Backbone, trajectory: Trajectory, progress: Progress | None = None) -> Image.Image:
+    """The picture after inversion and plain sampling under the source prompt."""
+    c, z = trajectory.config, trajectory.noise
+    edges = model.schedule(c.steps, c.spacing, c.grid).sampling
+    with torch.no_grad():
+        for done, z in enumerate(walk(lambda z, level: model.denoise(z, level, trajectory.text), z, edges), start=1):
+            if progress:
+                progress("reconstruct", done, len(edges))
+    return pictures.to_picture(model.decode(z[:1]), trajectory.picture_size)
+
+
+class _Recording:
+    """Which maps an inversion step must keep for the sampling step that undoes it."""
+
+    def __init__(self, model: Backbone, config: EditConfig):
+        self.config = config
+        self.self_sites = select(model.sites(), "self", config.self_level) if config.reconstruction in (
+            "self", "replace") else []
+        self.cross_sites = select(model.sites(), "cross", config.cross_level)
+
+    def taps(self, stack: ExitStack, step: int):
+        """Enter the contexts of sampling step `step`; returns its taps, None for what it does not need."""
+        wants_self, wants_cross = maps_needed(self.config, step)
+        return (stack.enter_context(record(self.self_sites)) if wants_self else None,
+                stack.enter_context(record(self.cross_sites)) if wants_cross else None)
+
+
+def maps_needed(config: EditConfig, step: int) -> tuple[bool, bool]:
+    """Whether sampling step `step` reads recorded self-attention maps, and cross-attention maps."""
+    guided = config.decay_weight(step) * config.reconstruction_scale * config.loss_gain > 0
+    return (config.reconstruction == "replace" or (config.reconstruction == "self" and guided),
+            (config.reconstruction == "cross" and guided)
+            or (config.replace is not None and step < config.replace_steps))
+
+
+class _BlendingMask:
+    """Accumulates the cross-attention of the blending phrases over passes and steps, and gives the mask so far."""
+
+    def __init__(self, model: Backbone, plans: Sequence[Plan], config: EditConfig, z: Tensor):
+        self.config = config
+        floors = min(config.reconstruction_mask_floor, config.guidance_mask_floor) < 1
+        self.used = any(p.blend for p in plans) and (config.blend_fraction > 0 or floors)
+        self.always = floors
+        if not self.used:
+            return
+        self.sites = select(model.sites(), "cross", config.cross_level)
+        self.side = tuple(-(-s // 2**config.cross_level) for s in z.shape[-2:])
+        length = len(plans[0].source.ids)
+        self.tokens = [torch.zeros(len(plans), length, device=z.device) for _ in range(2)]
+        for row, plan in enumerate(plans):
+            for tokens, positions in zip(self.tokens, (plan.blend.source, plan.blend.target) if plan.blend else ((), ()),
+                                         strict=True):
+                tokens[row, list(positions)] = 1.0
+        # A picture without blending phrases may change everywhere.
+        self.free = torch.tensor([plan.blend is None for plan in plans], device=z.device)[:, None, None, None]
+        self.attention = [torch.zeros(len(plans), 1, *self.side, device=z.device) for _ in range(2)]
+
+    def listen(self, stack: ExitStack, step: int):
+        if self.used and (self.always or self.config.blends_at(step)):
+            return stack.enter_context(record(self.sites))
+        return None
+
+    def add_source(self, tap) -> None:
+        self._add(0, tap)
+
+    def add_target(self, tap) -> None:
+        self._add(1, tap)
+
+    def _add(self, side: int, tap) -> None:
+        if tap is not None:
+            maps = [m.detach() for m in tap.pop()]
+            self.attention[side] += masks.token_attention(maps, self.tokens[side], *self.side)
+
+    def at(self, z: Tensor) -> Tensor:
+        """(B, 1, h, w) in {0, 1}: where the picture may change."""
+        source, target = self.attention
+        share = self.config.blend_threshold
+        mask = (masks.threshold(source + target, share) if self.config.mask == "sum" else
+                masks.threshold(source, share) | masks.threshold(target, share))
+        return masks.resize(mask | self.free, *z.shape[-2:])
+
+    def floored(self, floor: float, z: Tensor, inverse: bool = False) -> Tensor | float:
+        if not self.used:
+            return 1.0
+        mask = self.at(z)
+        return (1 - mask if inverse else mask).clamp(floor, 1)
+
+
+def _reweighted(model: Backbone, factors: Tensor):
+    sites = [s for s in model.sites() if s.kind == "cross"]
+    return rewrite(sites, lambda map, site: reweight(map, factors))
+
+
+def _factors(plans: Sequence[Plan], text: Tensor) -> Tensor | None:
+    """(B, M) factors on the target prompts' tokens, None if nothing is reweighted."""
+    if not any(plan.factors for plan in plans):
+        return None
+    factors = torch.ones(len(plans), text.shape[1], device=text.device)
+    for row, plan in enumerate(plans):
+        for position, factor in plan.factors:
+            factors[row, position] = factor
+    return factors
+
+
+def _sum_over_pictures(current: Sequence[Tensor], reference: Sequence[Tensor], kind: str) -> Tensor:
+    """(B,) losses, each the mean over one picture, so that a picture's gradient does not depend on its batch."""
+    return torch.stack([mean_distance([m[i] for m in current], [m[i] for m in reference], kind)
+                        for i in range(len(current[0]))])
+
+
+def _with_noise(z: Tensor, config: EditConfig) -> Tensor:
+    """(1 - b) z + b noise, brought back to unit variance."""
+    b = config.noise_fraction
+    if b == 0:
+        return z
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(config.seed)).to(z)
+    return ((1 - b) * z + b * noise) / ((1 - b) ** 2 + b**2) ** 0.5
+
+
+def _check_trajectory(trajectory: Trajectory, plans: Sequence[Plan], config: EditConfig,
+                      images: Sequence[Image.Image]) -> None:
+    """SettingsError unless the trajectory is of these prompts and holds what the configuration needs."""
+    if trajectory.source != tuple(plan.source for plan in plans):
+        raise SettingsError(f"the trajectory is of another source prompt: {trajectory.source[0].text!r}")
+    if trajectory.picture_size != images[0].size:
+        raise SettingsError(f"the trajectory is of a picture of {trajectory.picture_size}, not {images[0].size}")
+    for f in fields(EditConfig):
+        a, b = getattr(trajectory.config, f.name), getattr(config, f.name)
+        if f.name in INVERSION_FIELDS and a != b:
+            raise SettingsError(f"the trajectory was made with {f.name}={a}, not {b}: invert again")
+    if config.encode == "sample" and trajectory.config.seed != config.seed:
+        raise SettingsError(f"the trajectory was made with seed={trajectory.config.seed}: invert again")
+    factors = _factors(plans, trajectory.text) if config.reweight_passes == "all" else None
+    if (factors is None) != (trajectory.factors is None) or (factors is not None
+                                                             and not torch.equal(factors, trajectory.factors)):
+        raise SettingsError("the trajectory was made with other reweighting: invert again with this target")
+    for step in range(config.steps):
+        wanted, had = maps_needed(config, step), maps_needed(trajectory.config, step)
+        levels = [(getattr(trajectory.config, n), getattr(config, n)) for n in ("self_level", "cross_level")]
+        for needs, has, (a, b), kind in zip(wanted, had, levels, ("self", "cross"), strict=True):
+            if needs and not (has and a == b):
+                raise SettingsError(f"the trajectory has no {kind}-attention maps at level {b} for step {step + 1}: "
+                                    "invert again with this configuration")

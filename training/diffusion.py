@@ -1,0 +1,163 @@
+"""Phase 2: the text encoder and the UNet together, on the latents of the finished autoencoder.
+
+The network predicts v; the error of x0 weighs min(SNR + 1, 6) at every level:
+
+    loss = E |v_theta - v|^2 min(SNR + 1, 6) / (SNR + 1),   v = sqrt(a) eps - sqrt(1 - a) x0
+
+so that the noisiest levels, where place and form are decided, count as much as they are seen.  (With the error of eps
+weighted as min-SNR does, they weigh next to nothing, and positions stay at chance.)
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sage.models.clip import CLIPText, CLIPTextParams
+from sage.models.unet import UNet, UNetParams
+from sage.models.vae import VAE
+from sage.sampling.schedule import ScheduleParams, alphas_cumprod
+from training import autoencoder, run, tokenizer
+from training.captions import IGNORE, READOUTS, VALUES, Captioner
+from training.data import CHUNK, batch, render_cache
+
+UNET = UNetParams(channels=(64, 128, 224), attention=(True, True, True), layers_per_block=1, heads=(2, 4, 7),
+                  context_width=192)
+SCHEDULE = ScheduleParams()
+SNR_CAP = 6.0
+
+
+def text_params(vocabulary: int) -> CLIPTextParams:
+    return CLIPTextParams(width=192, mlp_width=768, heads=6, layers=3, vocabulary=vocabulary,
+                          max_length=tokenizer.MAX_LENGTH)
+
+
+@torch.no_grad()
+def latents(out: Path, pictures: int) -> tuple[np.ndarray, float]:
+    """(pictures, 4, 16, 16) float16 unscaled posterior means, cached by chunk, and the scale to unit variance."""
+    vae = VAE(autoencoder.PARAMS).to(run.device()).eval()
+    run.State(out / "autoencoder.safetensors", {"vae": vae}, torch.optim.SGD(vae.parameters())).load_averages()
+    cache = render_cache(out / "data", pictures)
+    folder = out / "latents"
+    folder.mkdir(exist_ok=True)
+    for chunk in tqdm(range(len(cache)), desc="encode", unit="k"):
+        path = folder / f"{chunk:04d}.npy"
+        if path.exists():
+            continue
+        parts = []
+        for start in range(0, CHUNK, 50):
+            x = batch(cache, np.arange(chunk * CHUNK + start, chunk * CHUNK + start + 50)).to(run.device())
+            with torch.autocast(x.device.type, torch.bfloat16):
+                parts.append(vae.posterior(x)[0].float().half().cpu().numpy())
+        temporary = path.with_suffix(".tmp.npy")
+        np.save(temporary, np.concatenate(parts))
+        temporary.replace(path)
+    z = np.concatenate([np.load(folder / f"{c:04d}.npy", allow_pickle=False) for c in range(len(cache))])
+    return z, 1 / float(z[:4000].astype(np.float32).std())
+
+
+def readout_loss(heads: nn.ModuleDict, hidden: Tensor, places: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy of attributes read off the tokens that should know them."""
+    rows = torch.arange(hidden.shape[0])
+    losses = []
+    for name, attributes in READOUTS.items():
+        at = hidden[rows, places[name]]
+        for a in attributes:
+            target = labels[a].masked_fill(places[name] == 0, IGNORE)
+            if (target != IGNORE).any():
+                losses.append(F.cross_entropy(heads[f"{name}_{a}"](at), target, ignore_index=IGNORE))
+    return torch.stack(losses).mean()
+
+
+def warm_up_text(text: CLIPText, captioner: Captioner, pictures: int, steps: int = 500, batch_size: int = 64,
+                 seed: int = 0) -> float:
+    """Teach the text encoder to gather what belongs together before the UNet has to wait for it.
+
+    Returns:
+        The last loss.
+    """
+    width = text.params.width
+    heads = nn.ModuleDict({f"{name}_{a}": nn.Linear(width, len(VALUES[a]))
+                           for name, attributes in READOUTS.items() for a in attributes}).to(run.device())
+    optimiser = torch.optim.AdamW([*text.parameters(), *heads.parameters()], 1e-3, fused=True)
+    bar = tqdm(range(steps), desc="text warm-up", mininterval=5)
+    for step in bar:
+        rng = np.random.default_rng([seed, 1, step])
+        ids, places, labels = captioner.labelled(rng.integers(pictures, size=batch_size), rng)
+        device = run.device()
+        loss = readout_loss(heads, text(ids.to(device)), {k: v.to(device) for k, v in places.items()},
+                            {k: v.to(device) for k, v in labels.items()})
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+    return loss.item()
+
+
+def v_loss(unet: UNet, text: CLIPText, z0: Tensor, ids: Tensor, alphas: Tensor, generator: torch.Generator) -> Tensor:
+    """The loss above; timesteps are stratified over the batch to lower its variance."""
+    b, device = len(z0), z0.device
+    u = torch.rand(b, generator=generator)
+    t = ((torch.arange(b) + u) / b * SCHEDULE.train_steps).long()
+    a = alphas[t].float()[:, None, None, None].to(device)
+    eps = torch.randn(z0.shape, generator=generator).to(device)
+    z = a.sqrt() * z0 + (1 - a).sqrt() * eps
+    v = a.sqrt() * eps - (1 - a).sqrt() * z0
+    with torch.autocast(device.type, torch.bfloat16):
+        predicted = unet(z, t.to(device), text(ids.to(device)))
+    snr_plus_1 = 1 / (1 - a)
+    weight = snr_plus_1.clamp(max=SNR_CAP) / snr_plus_1
+    return (weight * (predicted.float() - v).square()).mean()
+
+
+def train(out: Path, pictures: int, samples: int, batch_size: int = 32, peak: float = 1e-3, seed: int = 0) -> run.State:
+    """Train until `samples` captioned latents were seen, continuing from out/diffusion.safetensors if it is there."""
+    torch.manual_seed(seed)
+    device = run.device()
+    z, scale = latents(out, pictures)
+    captioner = Captioner(tokenizer.train(out / "tokenizer"))
+    text = CLIPText(text_params(len(captioner.tokenizer))).to(device)
+    nn.init.normal_(text.text_model.embeddings.position_embedding.weight, std=0.1)
+    unet = UNet(UNET).to(device)
+    nn.init.zeros_(unet.conv_out.weight)
+    modules = {"text": text, "unet": unet}
+    parameters = [p for m in modules.values() for p in m.parameters()]
+    optimiser = torch.optim.AdamW(parameters, peak, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    state = run.State(out / "diffusion.safetensors", modules, optimiser, rate=0.9995)
+    if not state.load():
+        warm_up_text(text, captioner, pictures, seed=seed)
+        state.averages["text"] = run.Average(text, 0.9995)
+    alphas = alphas_cumprod(SCHEDULE)
+    bar = tqdm(total=samples, initial=state.done, desc="diffusion", unit="sample", mininterval=10)
+    recent: list[float] = []
+    saved = time.monotonic()
+    while state.done < samples:
+        rng = np.random.default_rng([seed, 2, state.done])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        seeds = rng.integers(len(z), size=batch_size)
+        z0 = torch.from_numpy(z[seeds]).float().to(device) * scale
+        for group in optimiser.param_groups:
+            group["lr"] = run.learning_rate(peak, state.done, samples)
+        loss = v_loss(unet, text, z0, captioner.ids(seeds, rng), alphas, generator)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        for average in state.averages.values():
+            average.update()
+        state.done += batch_size
+        recent.append(loss.item())
+        bar.update(batch_size)
+        if time.monotonic() - saved > 180 or state.done >= samples:
+            state.save()
+            saved = time.monotonic()
+            run.log(out / "diffusion.jsonl", done=state.done, seconds=state.seconds, lr=group["lr"],
+                    loss=float(np.mean(recent)))
+            bar.set_postfix(loss=f"{np.mean(recent):.4f}")
+            recent.clear()
+    bar.close()
+    return state
