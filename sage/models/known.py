@@ -6,7 +6,8 @@ from pathlib import Path
 
 from sage.errors import ModelError
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+CHECKOUT = PACKAGE.parent
 PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
 
 
@@ -83,7 +84,7 @@ def installed(name: str, weights: Path | None = None) -> Path | None:
     """The folder of a known model that is on this disk, or None."""
     places = [Path(weights) if weights else weights_dir()]
     if not KNOWN[name].repo:
-        places.append(CHECKOUT / "weights")
+        places += [CHECKOUT / "weights", PACKAGE / "weights"]  # a wheel carries it inside the package
     return next((place / name for place in places if (place / name / "unet" / "config.json").is_file()), None)
 
 

@@ -213,6 +213,16 @@ def test_weights_dir(tmp_path, monkeypatch):
     assert known.weights_dir() == Path("weights")
 
 
+def test_bundled_model_is_found_beside_or_inside_the_package(one, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAGE_WEIGHTS", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(known, "CHECKOUT", tmp_path / "checkout")
+    monkeypatch.setattr(known, "PACKAGE", tmp_path / "checkout" / "sage")
+    assert "git checkout weights/stilllife" in refusal("stilllife")
+    for place in (known.PACKAGE, known.CHECKOUT):
+        folder = shutil.copytree(one.folder, place / "weights" / "stilllife")
+        assert known.find_model("stilllife") == ("stilllife", folder)
+
+
 def test_revisions_are_commits():
     assert all(len(m.revision) == 40 and m.licence_url for m in known.KNOWN.values() if m.repo)
 
