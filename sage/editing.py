@@ -256,7 +256,8 @@ def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], conf
     replaces = any(plan.replace for plan in plans)
     mask = _BlendingMask(model, plans, config, trajectory.noise)
     self_sites = select(model.sites(), "self", config.self_level) if config.reconstruction in ("self", "replace") else []
-    cross_sites = select(model.sites(), "cross", config.cross_level)
+    cross_sites = select(model.sites(), "cross", config.cross_level) if (
+        replaces or config.reconstruction == "cross") else []
 
     z = _with_noise(trajectory.noise, config)
     history: list[Tensor] = []
@@ -361,7 +362,8 @@ class _Recording:
         self.config = config
         self.self_sites = select(model.sites(), "self", config.self_level) if config.reconstruction in (
             "self", "replace") else []
-        self.cross_sites = select(model.sites(), "cross", config.cross_level)
+        self.cross_sites = select(model.sites(), "cross", config.cross_level) if any(
+            maps_needed(config, step)[1] for step in range(config.steps)) else []
 
     def taps(self, stack: ExitStack, step: int):
         """Enter the contexts of sampling step `step`; returns its taps, None for what it does not need."""

@@ -128,6 +128,7 @@ def train(out: Path, pictures: int, samples: int, batch_size: int = 32, peak: fl
     parameters = [p for m in modules.values() for p in m.parameters()]
     optimiser = torch.optim.AdamW(parameters, peak, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     state = run.State(out / "diffusion.safetensors", modules, optimiser, rate=0.9995)
+    state.numbers["scale"] = scale
     if not state.load():
         warm_up_text(text, captioner, pictures, seed=seed)
         state.averages["text"] = run.Average(text, 0.9995)

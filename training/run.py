@@ -43,6 +43,7 @@ class State:
     def __init__(self, path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, rate: float = 0.999):
         self.path, self.modules, self.optimiser = path, modules, optimiser
         self.averages = {name: Average(module, rate) for name, module in modules.items()}
+        self.numbers: dict[str, float] = {}  # anything else that belongs to the weights
         self.done, self.seconds, self._since = 0, 0.0, time.monotonic()
 
     def save(self) -> None:
@@ -55,7 +56,7 @@ class State:
         for i, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser/{i}/{k}": v for k, v in state.items()}
         updates = {name: average.updates for name, average in self.averages.items()}
-        meta = {"done": self.done, "seconds": self.seconds, "updates": updates}
+        meta = self.numbers | {"done": self.done, "seconds": self.seconds, "updates": updates}
         temporary = self.path.with_suffix(".tmp")
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(meta)})
         os.replace(temporary, self.path)
@@ -81,11 +82,16 @@ class State:
         self.done, self.seconds, self._since = meta["done"], meta["seconds"], time.monotonic()
         return True
 
-    def load_averages(self) -> None:
-        """Put the averaged weights of the file into the modules: for use, not for going on."""
+    def load_averages(self) -> dict:
+        """Put the averaged weights of the file into the modules: for use, not for going on.
+
+        Returns:
+            what was saved beside them: pictures done, seconds, and the numbers given to the state.
+        """
         with safe_open(self.path, "pt") as file:
             for name, module in self.modules.items():
                 module.load_state_dict({k: file.get_tensor(f"average/{name}/{k}") for k in module.state_dict()})
+            return json.loads(file.metadata()["state"])
 
     def averaged(self, name: str) -> nn.Module:
         """The module carrying its averaged weights, until `trained` puts the trained ones back."""

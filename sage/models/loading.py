@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
+from sage.config import EditConfig
 from sage.errors import ModelError, SettingsError
 from sage.models import configs, renames
 from sage.models.backbone import StableDiffusion
@@ -90,7 +91,13 @@ def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype, predict
             "vae": network(lambda: VAE(vae), "vae", base, renames.folder_vae),
             "text": network(lambda: CLIPText(text), "text_encoder", "model", renames.folder_text),
             "tokenizer": words, "schedule": schedule, "prediction_type": prediction_type or prediction,
-            "sample_size": side * 2 ** (len(vae.channels) - 1)}
+            "sample_size": side * 2 ** (len(vae.channels) - 1), "recommended": _recommended(folder)}
+
+
+def _recommended(folder: Path) -> EditConfig | None:
+    """The settings that a folder recommends for itself in edit_config.json, if it does."""
+    path = folder / "edit_config.json"
+    return EditConfig.from_dict(configs.Config(path).values) if path.exists() else None
 
 
 def _load_file(path: Path, device: torch.device, dtype: torch.dtype, prediction_type: str | None,

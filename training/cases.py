@@ -1,0 +1,85 @@
+"""Edit cases of held-out scenes, run in batches and measured against the rendered truth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from sage.config import EditConfig
+from sage.editing import Trajectory, check_prompts, edit_batch, invert_batch
+from sage.models.backbone import StableDiffusion
+from sage.stilllife import EditCase, edit_case
+
+KINDS = range(10)
+
+
+def to_image(pixels: np.ndarray) -> Image.Image:
+    """(H, W, 3) float in [0, 1] -> PIL picture."""
+    return Image.fromarray((pixels * 255 + 0.5).astype(np.uint8))
+
+
+def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
+    """PSNR in dB of two (H, W, 3) uint8 pictures over the pixels of a boolean mask; at most 100."""
+    difference = (a.astype(np.float64) - b) / 255
+    return float(-10 * np.log10(max(np.square(difference[where]).mean(), 1e-10)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """An edit, its pictures and its mask of truly changed pixels."""
+
+    edit: EditCase
+    source: Image.Image
+    truth: Image.Image
+    mask: np.ndarray
+
+
+def draw(seeds: Sequence[int], side: int = 64) -> list[Case]:
+    """One case of each kind for every seed."""
+    cases = []
+    for seed in seeds:
+        for kind in KINDS:
+            edit = edit_case(kind, seed)
+            cases.append(Case(edit, *(to_image(p) for p in edit.pictures(side)), edit.mask(side)))
+    return cases
+
+
+def run(model: StableDiffusion, cases: Sequence[Case], config: EditConfig, batch: int = 20,
+        trajectories: dict[int, Trajectory] | None = None, progress=None) -> list[Image.Image]:
+    """Edit every case by `config`.
+
+    Args:
+        trajectories: filled with each batch's inversion, and read where it has one: configurations that record the
+            same maps may share it.
+    """
+    results = []
+    for start in range(0, len(cases), batch):
+        part = cases[start:start + batch]
+        images = [case.source for case in part]
+        plans = [check_prompts(model, c.edit.source_prompt, c.edit.target_prompt, config) for c in part]
+        trajectory = (trajectories or {}).get(start)
+        if trajectory is None:
+            trajectory = invert_batch(model, images, plans, config, progress)
+            if trajectories is not None:
+                trajectories[start] = trajectory
+        results += [r.image for r in edit_batch(model, images, plans, config, progress, trajectory)]
+    return results
+
+
+def scores(cases: Sequence[Case], results: Sequence[Image.Image]) -> np.ndarray:
+    """(cases, 2): PSNR in dB against the true edit, outside and inside the changed pixels."""
+    rows = []
+    for case, result in zip(cases, results, strict=True):
+        a, b = np.asarray(result), np.asarray(case.truth)
+        outside = psnr(a, b, ~case.mask) if (~case.mask).any() else np.nan
+        rows.append((outside, psnr(a, b, case.mask)))
+    return np.array(rows)
+
+
+def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
+    """Mean and bootstrap 95 % interval, ignoring NaN."""
+    values = values[~np.isnan(values)]
+    rng = np.random.default_rng(0)
+    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(axis=1)
+    return float(values.mean()), *(float(q) for q in np.quantile(means, (0.025, 0.975)))

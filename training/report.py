@@ -1,0 +1,141 @@
+"""`make train-report`: what the bundled model reaches on held-out scenes -> weights/stilllife/REPORT.md and two sheets.
+
+Autoencoder, inversion and back, 64 prompts drawn from noise for the eye to judge, and edits against the truth.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import sage
+from sage import image as pictures
+from sage.config import EditConfig
+from sage.editing import check_prompts, invert_batch
+from sage.models.backbone import StableDiffusion
+from sage.sampling.ddim import walk
+from sage.stilllife import caption, held_out_scene, render
+from training import cases
+
+REPORTED = range(1000, 1007)  # seeds of the reported edits; settings were chosen on others
+
+
+@torch.no_grad()
+def autoencoder(model: StableDiffusion, count: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """PSNR in dB of the autoencoder, and of DDIM inversion and back through it, against the pictures; (count,) each."""
+    images = [cases.to_image(render(held_out_scene(seed))) for seed in range(count)]
+    prompts = [caption(held_out_scene(seed)) for seed in range(count)]
+    config = EditConfig(reconstruction="none", replace=None, blend=None, self_level=0, cross_level=0)
+    rows = []
+    for start in tqdm(range(0, count, 20), desc="inversion and back", unit="batch"):
+        part = images[start:start + 20]
+        plans = [check_prompts(model, p, p, config) for p in prompts[start:start + 20]]
+        trajectory = invert_batch(model, part, plans, config)
+        edges = model.schedule(config.steps, config.spacing, config.grid).sampling
+        *_, back = walk(lambda z, level, t=trajectory: model.denoise(z, level, t.text), trajectory.noise, edges)
+        for z in (trajectory.latents[0], back):
+            x = model.decode(z)
+            rows.append([cases.psnr(np.asarray(pictures.to_picture(x[i:i + 1])), np.asarray(picture),
+                                    np.ones((64, 64), bool)) for i, picture in enumerate(part)])
+    return np.concatenate(rows[0::2]), np.concatenate(rows[1::2])
+
+
+@torch.no_grad()
+def from_noise(model: StableDiffusion, prompts: list[str], steps: int = 50, w: float = 3.0) -> list[Image.Image]:
+    """Pictures sampled under prompts, guided away from the empty prompt."""
+    images = []
+    for start in tqdm(range(0, len(prompts), 16), desc="from noise", unit="batch"):
+        part = prompts[start:start + 16]
+        text = torch.cat([model.encode_text(model.prompts.parse(p)) for p in part])
+        empty = model.encode_text(model.prompts.parse("")).expand_as(text)
+
+        def guided(z, level, text=text, empty=empty):
+            a, b = (model.denoise(z, level, t) for t in (empty, text))
+            return tuple(x + w * (y - x) for x, y in zip(a, b, strict=True))
+
+        z = torch.randn(len(part), 4, 16, 16, generator=torch.Generator().manual_seed(start))
+        *_, z = walk(guided, z, model.schedule(steps).sampling)
+        x = model.decode(z)
+        images += [pictures.to_picture(x[i:i + 1]) for i in range(len(part))]
+    return images
+
+
+def configurations(model: StableDiffusion) -> dict[str, EditConfig]:
+    """What is compared: the recommended settings, the same without reconstruction, and plain sampling."""
+    best = model.recommended
+    return {"recommended": best,
+            f"w = {best.guidance_scale:g}, all but reconstruction": best.but(reconstruction="none"),
+            f"w = {best.guidance_scale:g}, no reconstruction": best.but(reconstruction="none", replace=None, blend=None),
+            "plain, w = 1": best.but(reconstruction="none", replace=None, blend=None, guidance_scale=1.0),
+            "reconstruction only, no blending": best.but(replace=None, blend=None)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="stilllife")
+    parser.add_argument("--out", type=Path, default=Path("weights/stilllife"))
+    parser.add_argument("--reconstructions", type=int, default=200)
+    args = parser.parse_args()
+    model = sage.load_model(args.model)
+
+    vae, back = autoencoder(model, args.reconstructions)
+    prompts = [caption(held_out_scene(5000 + i), np.random.default_rng(i)) for i in range(64)]
+    drawn = from_noise(model, prompts)
+    pictures.save_picture(pictures.sheet([[(prompts[r * 8 + c], drawn[r * 8 + c]) for c in range(8)]
+                                          for r in range(8)], side=192), args.out / "prompts.png")
+
+    sample = cases.draw(REPORTED)
+    bounds = {"autoencoder of the true edit": [], "untouched source": [case.source for case in sample]}
+    for case in sample:
+        x = pictures.to_tensor(case.truth, (64, 64))
+        bounds["autoencoder of the true edit"].append(pictures.to_picture(model.decode(model.encode(x))))
+    results = dict(bounds)
+    trajectories: dict = {}
+    for name, config in tqdm(configurations(model).items(), desc="edits"):
+        results[name] = cases.run(model, sample, config, trajectories=trajectories)
+    table = {name: cases.scores(sample, edited) for name, edited in results.items()}
+
+    def cell(values: np.ndarray) -> str:
+        mean, low, high = cases.interval(values)
+        return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+    lines = ["# What the bundled model reaches", "",
+             "Made by `make train-report`; all scenes are held out from training. PSNR in dB, mean and bootstrap 95 % "
+             "interval.", "", f"- Autoencoder, {len(vae)} pictures: {cell(vae)}",
+             f"- DDIM inversion and back, 50 steps, guidance 1: {cell(back)}; "
+             f"{cell(vae - back)} below the autoencoder", "",
+             f"## {len(sample)} edits, {len(sample) // 10} of each kind", "",
+             "| | outside the changed pixels | inside | ", "|---|---|---|"]
+    lines += [f"| {name} | {cell(s[:, 0])} | {cell(s[:, 1])} |" for name, s in table.items()]
+    best, same_w = table["recommended"], list(table.values())[4]
+    lines += ["", "Paired differences, recommended minus:", "", "| | outside | inside |", "|---|---|---|"]
+    for name, other in (("no reconstruction at the same w", same_w), ("plain, w = 1", table["plain, w = 1"])):
+        lines.append(f"| {name} | {cell(best[:, 0] - other[:, 0])} | {cell(best[:, 1] - other[:, 1])} |")
+    kinds = ("mixed", "change object", "add", "delete", "change content", "pose or position", "colour", "material",
+             "background", "style")
+    lines += ["", "By kind, recommended | plain:", "", "| kind | outside | inside | plain outside | plain inside |",
+              "|---|---|---|---|---|"]
+    plain = table["plain, w = 1"]
+    for kind, label in enumerate(kinds):
+        rows = np.array([case.edit.kind == kind for case in sample])
+        lines.append(f"| {kind} {label} | " + " | ".join(
+            f"{np.nanmean(t[rows, side]):.1f}" for t in (best, plain) for side in (0, 1)) + " |")
+    settings = {k: v for k, v in model.recommended.as_dict().items() if v != EditConfig().as_dict()[k]}
+    lines += ["", f"Recommended settings, where they differ from the defaults: `{json.dumps(settings)}`", "",
+              "![64 prompts](prompts.png)", "", "![edits](edits.png)", ""]
+    shown = [i for i, case in enumerate(sample) if i < 30]
+    pictures.save_picture(pictures.sheet(
+        [[(f"{sample[i].edit.source_prompt}", sample[i].source), (sample[i].edit.target_prompt, sample[i].truth),
+          ("recommended", results["recommended"][i]), ("plain, w = 1", results["plain, w = 1"][i])]
+         for i in shown], side=192), args.out / "edits.png")
+    text = "\n".join(lines)
+    (args.out / "REPORT.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
