@@ -1,0 +1,72 @@
+# Every target makes .venv by itself when it is not there, or when pyproject.toml or constraints.txt have changed.
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
+BIN := .venv/bin
+READY := .venv/ready
+
+# What `make edit` edits when no IMG is given.
+EXAMPLE := examples/mug.png
+EXAMPLE_SOURCE := a red mug on a wooden table
+EXAMPLE_TARGET := a blue mug on a wooden table
+
+# As text, never expanded again: a prompt may hold quotes and dollars.
+export SAGE_IMG := $(value IMG)
+export SAGE_SRC := $(value SRC)
+export SAGE_TGT := $(value TGT)
+export SAGE_MODEL := $(value MODEL)
+export SAGE_OUT := $(value OUT)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup edit demo weights train train-report test test-slow lint bench
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make .venv with everything in it
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or later is needed: make setup PYTHON=/path/to/python3" >&2; exit 2; }
+	@echo "making .venv: some minutes, once"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	@touch $@
+
+edit: $(READY)  ## edit a picture: IMG=cat.jpg SRC="a cat" TGT="a dog" [MODEL=sd-1.4] [OUT=] [ARGS=]; alone: the example
+	@if [ -z "$$SAGE_IMG" ]; then \
+	    SAGE_IMG='$(EXAMPLE)'; \
+	    SAGE_SRC="$${SAGE_SRC:-$(EXAMPLE_SOURCE)}"; \
+	    SAGE_TGT="$${SAGE_TGT:-$(EXAMPLE_TARGET)}"; \
+	    SAGE_MODEL="$${SAGE_MODEL:-stilllife}"; \
+	fi; \
+	set -- "$$SAGE_IMG"; \
+	[ -z "$$SAGE_SRC" ] || set -- "$$@" --source="$$SAGE_SRC"; \
+	[ -z "$$SAGE_TGT" ] || set -- "$$@" --target="$$SAGE_TGT"; \
+	[ -z "$$SAGE_MODEL" ] || set -- "$$@" --model="$$SAGE_MODEL"; \
+	[ -z "$$SAGE_OUT" ] || set -- "$$@" --out="$$SAGE_OUT"; \
+	$(BIN)/sage edit "$$@" $(ARGS)
+
+demo: $(READY)  ## several edits by the bundled model, on one sheet
+	$(BIN)/python examples/demo.py $(ARGS)
+
+weights: $(READY)  ## download a known model: MODEL=sd-1.4 (sage models lists them)
+	$(BIN)/sage fetch "$${SAGE_MODEL:-sd-1.4}"
+
+train: $(READY)  ## train the bundled model from nothing; goes on where it stopped
+	$(BIN)/python -m training $(ARGS)
+
+train-report: $(READY)  ## measure the bundled model on held-out scenes
+	$(BIN)/python -m training.report $(ARGS)
+
+test: $(READY)  ## the tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+test-slow: $(READY)  ## the tests that take minutes or gigabytes
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+lint: $(READY)  ## ruff
+	$(BIN)/ruff check .
+
+bench: $(READY)  ## time and memory of an edit: [MODEL=stilllife] [ARGS=]
+	$(BIN)/python benchmarks/bench.py --model "$${SAGE_MODEL:-stilllife}" $(ARGS)
