@@ -12,8 +12,15 @@ from sage.config import EditConfig
 from sage.errors import ModelError, NumericsError, PictureError, PromptError, SageError, SettingsError
 
 if TYPE_CHECKING:
-    from sage.editing import (EditResult, Trajectory, check_prompts, ddim_reconstruction, edit, invert,
-                           vae_reconstruction)
+    from sage.editing import (
+        EditResult,
+        Trajectory,
+        check_prompts,
+        ddim_reconstruction,
+        edit,
+        invert,
+        vae_reconstruction,
+    )
     from sage.models.fetch import fetch
     from sage.models.loading import load_model
 

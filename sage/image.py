@@ -183,6 +183,11 @@ def to_tensor(image: Image.Image, size: tuple[int, int]) -> "Tensor":
     return torch.from_numpy(x.transpose(2, 0, 1)[None].copy())
 
 
+def from_pixels(pixels: np.ndarray) -> Image.Image:
+    """(H, W, 3) floats in [0, 1] -> picture."""
+    return Image.fromarray((pixels * 255 + 0.5).astype(np.uint8))
+
+
 def to_picture(x: "Tensor", size: tuple[int, int] | None = None, quantise: str = "round") -> Image.Image:
     """(1, 3, H, W) in about [-1, 1] -> picture, resized to `size` (W, H) if given.
 

@@ -81,4 +81,9 @@ def train(out: Path, pictures: int, samples: int, batch_size: int = 8, peak: flo
             bar.set_postfix(psnr=f"{score:.2f}")
             recent.clear()
     bar.close()
+    if not (path := out / "reconstructions.png").exists():
+        from training import sheets  # which needs the parameters above
+
+        sheets.reconstructions(state.averaged("vae"), held_out[:12], path)
+        state.trained("vae")
     return state

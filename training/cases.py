@@ -8,15 +8,11 @@ from PIL import Image
 
 from sage.config import EditConfig
 from sage.editing import Trajectory, check_prompts, edit_batch, invert_batch
+from sage.image import from_pixels
 from sage.models.backbone import StableDiffusion
 from sage.stilllife import EditCase, edit_case
 
 KINDS = range(10)
-
-
-def to_image(pixels: np.ndarray) -> Image.Image:
-    """(H, W, 3) float in [0, 1] -> PIL picture."""
-    return Image.fromarray((pixels * 255 + 0.5).astype(np.uint8))
 
 
 def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
@@ -41,7 +37,7 @@ def draw(seeds: Sequence[int], side: int = 64) -> list[Case]:
     for seed in seeds:
         for kind in KINDS:
             edit = edit_case(kind, seed)
-            cases.append(Case(edit, *(to_image(p) for p in edit.pictures(side)), edit.mask(side)))
+            cases.append(Case(edit, *(from_pixels(p) for p in edit.pictures(side)), edit.mask(side)))
     return cases
 
 

@@ -9,6 +9,7 @@ weighted as min-SNR does, they weigh next to nothing, and positions stay at chan
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from sage.models.clip import CLIPText, CLIPTextParams
 from sage.models.unet import UNet, UNetParams
-from sage.models.vae import VAE
+from sage.models.vae import VAE, VAEParams
 from sage.sampling.schedule import ScheduleParams, alphas_cumprod
 from training import autoencoder, run, tokenizer
 from training.captions import IGNORE, READOUTS, VALUES, Captioner
@@ -29,6 +30,12 @@ UNET = UNetParams(channels=(64, 128, 224), attention=(True, True, True), layers_
                   context_width=192)
 SCHEDULE = ScheduleParams()
 SNR_CAP = 6.0
+SHEET_EVERY = 1200.0  # seconds between sample sheets
+
+
+def scaled(params: VAEParams, scale: float) -> VAEParams:
+    """The autoencoder whose latents have the variance that the UNet was trained at."""
+    return replace(params, scaling=scale)
 
 
 def text_params(vocabulary: int) -> CLIPTextParams:
@@ -116,6 +123,8 @@ def v_loss(unet: UNet, text: CLIPText, z0: Tensor, ids: Tensor, alphas: Tensor, 
 
 def train(out: Path, pictures: int, samples: int, batch_size: int = 32, peak: float = 1e-3, seed: int = 0) -> run.State:
     """Train until `samples` captioned latents were seen, continuing from out/diffusion.safetensors if it is there."""
+    from training import sheets  # which needs the parameters above
+
     torch.manual_seed(seed)
     device = run.device()
     z, scale = latents(out, pictures)
@@ -135,7 +144,7 @@ def train(out: Path, pictures: int, samples: int, batch_size: int = 32, peak: fl
     alphas = alphas_cumprod(SCHEDULE)
     bar = tqdm(total=samples, initial=state.done, desc="diffusion", unit="sample", mininterval=10)
     recent: list[float] = []
-    saved = time.monotonic()
+    saved = shown = time.monotonic()
     while state.done < samples:
         rng = np.random.default_rng([seed, 2, state.done])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -160,5 +169,8 @@ def train(out: Path, pictures: int, samples: int, batch_size: int = 32, peak: fl
                     loss=float(np.mean(recent)))
             bar.set_postfix(loss=f"{np.mean(recent):.4f}")
             recent.clear()
+            if saved - shown > SHEET_EVERY or state.done >= samples:
+                sheets.samples(sheets.assemble(out), out / f"samples-{state.done:07d}.png")
+                shown = time.monotonic()
     bar.close()
     return state

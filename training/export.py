@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sage.models.clip import CLIPText, CLIPTextParams
-from sage.models.unet import UNet, UNetParams
-from sage.models.vae import VAE, VAEParams
+from sage.models.clip import CLIPTextParams
+from sage.models.unet import UNetParams
+from sage.models.vae import VAEParams
 from sage.sampling.schedule import ScheduleParams
-from training import autoencoder, diffusion, run, tokenizer
+from training import diffusion, sheets
 from training.data import SIDE
 
 
@@ -58,27 +58,24 @@ def export(out: Path, weights: Path) -> None:
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         (weights / "tokenizer").mkdir(parents=True, exist_ok=True)
         shutil.copy(out / "tokenizer" / name, weights / "tokenizer" / name)
-    vocabulary = len(json.loads((out / "tokenizer" / "vocab.json").read_text()))
-    vae = VAE(autoencoder.PARAMS)
-    text, unet = CLIPText(diffusion.text_params(vocabulary)), UNet(diffusion.UNET)
-    first = run.State(out / "autoencoder.safetensors", {"vae": vae}, torch.optim.SGD(vae.parameters()))
-    second = run.State(out / "diffusion.safetensors", {"text": text, "unet": unet}, torch.optim.SGD(unet.parameters()))
-    history = {"autoencoder": first.load_averages(), "diffusion": second.load_averages()}
-    side = SIDE // vae.factor
-    configs = {"vae": vae_config(vae.params, SIDE) | {"scaling_factor": history["diffusion"]["scale"]},
-               "unet": unet_config(unet.params, side), "text_encoder": text_config(text.params),
+    model = sheets.assemble(out)
+    history = {name: json.loads((out / f"{name}.jsonl").read_text().splitlines()[-1])
+               for name in ("autoencoder", "diffusion")}
+    side = SIDE // model.vae.factor
+    configs = {"vae": vae_config(model.vae.params, SIDE), "unet": unet_config(model.unet.params, side),
+               "text_encoder": text_config(model.text.params),
                "scheduler": scheduler_config(diffusion.SCHEDULE)}
     for part, config in configs.items():
         (weights / part).mkdir(exist_ok=True)
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         (weights / part / name).write_text(json.dumps(config, indent=2) + "\n")
-    for part, module in (("vae", vae), ("unet", unet), ("text_encoder", text)):
+    for part, module in (("vae", model.vae), ("unet", model.unet), ("text_encoder", model.text)):
         base = "model" if part == "text_encoder" else "diffusion_pytorch_model"
         temporary = weights / part / ".partial"
         save_file({k: v.half().contiguous() for k, v in module.state_dict().items()}, temporary, {"format": "pt"})
         temporary.replace(weights / part / f"{base}.fp16.safetensors")
-    (weights / "training.json").write_text(json.dumps(
-        history | {"torch": torch.__version__, "python": platform.python_version(), "machine": machine()}, indent=2) + "\n")
+    history |= {"torch": torch.__version__, "python": platform.python_version(), "machine": machine()}
+    (weights / "training.json").write_text(json.dumps(history, indent=2) + "\n")
 
 
 def machine() -> str:

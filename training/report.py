@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 import sage
@@ -18,8 +17,8 @@ from sage.config import EditConfig
 from sage.editing import check_prompts, invert_batch
 from sage.models.backbone import StableDiffusion
 from sage.sampling.ddim import walk
-from sage.stilllife import caption, held_out_scene, render
-from training import cases
+from sage.stilllife import KINDS, caption, held_out_scene, render
+from training import cases, sheets
 
 REPORTED = range(1000, 1007)  # seeds of the reported edits; settings were chosen on others
 
@@ -27,7 +26,7 @@ REPORTED = range(1000, 1007)  # seeds of the reported edits; settings were chose
 @torch.no_grad()
 def autoencoder(model: StableDiffusion, count: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """PSNR in dB of the autoencoder, and of DDIM inversion and back through it, against the pictures; (count,) each."""
-    images = [cases.to_image(render(held_out_scene(seed))) for seed in range(count)]
+    images = [pictures.from_pixels(render(held_out_scene(seed))) for seed in range(count)]
     prompts = [caption(held_out_scene(seed)) for seed in range(count)]
     config = EditConfig(reconstruction="none", replace=None, blend=None, self_level=0, cross_level=0)
     rows = []
@@ -44,34 +43,15 @@ def autoencoder(model: StableDiffusion, count: int = 200) -> tuple[np.ndarray, n
     return np.concatenate(rows[0::2]), np.concatenate(rows[1::2])
 
 
-@torch.no_grad()
-def from_noise(model: StableDiffusion, prompts: list[str], steps: int = 50, w: float = 3.0) -> list[Image.Image]:
-    """Pictures sampled under prompts, guided away from the empty prompt."""
-    images = []
-    for start in tqdm(range(0, len(prompts), 16), desc="from noise", unit="batch"):
-        part = prompts[start:start + 16]
-        text = torch.cat([model.encode_text(model.prompts.parse(p)) for p in part])
-        empty = model.encode_text(model.prompts.parse("")).expand_as(text)
-
-        def guided(z, level, text=text, empty=empty):
-            a, b = (model.denoise(z, level, t) for t in (empty, text))
-            return tuple(x + w * (y - x) for x, y in zip(a, b, strict=True))
-
-        z = torch.randn(len(part), 4, 16, 16, generator=torch.Generator().manual_seed(start))
-        *_, z = walk(guided, z, model.schedule(steps).sampling)
-        x = model.decode(z)
-        images += [pictures.to_picture(x[i:i + 1]) for i in range(len(part))]
-    return images
-
-
 def configurations(model: StableDiffusion) -> dict[str, EditConfig]:
     """What is compared: the recommended settings, the same without reconstruction, and plain sampling."""
     best = model.recommended
+    bare = best.but(reconstruction="none", replace=None, blend=None)
     return {"recommended": best,
-            f"w = {best.guidance_scale:g}, all but reconstruction": best.but(reconstruction="none"),
-            f"w = {best.guidance_scale:g}, no reconstruction": best.but(reconstruction="none", replace=None, blend=None),
-            "plain, w = 1": best.but(reconstruction="none", replace=None, blend=None, guidance_scale=1.0),
-            "reconstruction only, no blending": best.but(replace=None, blend=None)}
+            "recommended without reconstruction": best.but(reconstruction="none"),
+            f"w = {best.guidance_scale:g} alone": bare,
+            "plain, w = 1": bare.but(guidance_scale=1.0),
+            "reconstruction alone": best.but(replace=None, blend=None)}
 
 
 def main() -> None:
@@ -83,10 +63,7 @@ def main() -> None:
     model = sage.load_model(args.model)
 
     vae, back = autoencoder(model, args.reconstructions)
-    prompts = [caption(held_out_scene(5000 + i), np.random.default_rng(i)) for i in range(64)]
-    drawn = from_noise(model, prompts)
-    pictures.save_picture(pictures.sheet([[(prompts[r * 8 + c], drawn[r * 8 + c]) for c in range(8)]
-                                          for r in range(8)], side=192), args.out / "prompts.png")
+    sheets.samples(model, args.out / "prompts.png", count=64)
 
     sample = cases.draw(REPORTED)
     bounds = {"autoencoder of the true edit": [], "untouched source": [case.source for case in sample]}
@@ -111,16 +88,14 @@ def main() -> None:
              f"## {len(sample)} edits, {len(sample) // 10} of each kind", "",
              "| | outside the changed pixels | inside | ", "|---|---|---|"]
     lines += [f"| {name} | {cell(s[:, 0])} | {cell(s[:, 1])} |" for name, s in table.items()]
-    best, same_w = table["recommended"], list(table.values())[4]
+    best, plain = table["recommended"], table["plain, w = 1"]
     lines += ["", "Paired differences, recommended minus:", "", "| | outside | inside |", "|---|---|---|"]
-    for name, other in (("no reconstruction at the same w", same_w), ("plain, w = 1", table["plain, w = 1"])):
+    for name in list(configurations(model))[1:]:
+        other = table[name]
         lines.append(f"| {name} | {cell(best[:, 0] - other[:, 0])} | {cell(best[:, 1] - other[:, 1])} |")
-    kinds = ("mixed", "change object", "add", "delete", "change content", "pose or position", "colour", "material",
-             "background", "style")
     lines += ["", "By kind, recommended | plain:", "", "| kind | outside | inside | plain outside | plain inside |",
               "|---|---|---|---|---|"]
-    plain = table["plain, w = 1"]
-    for kind, label in enumerate(kinds):
+    for kind, label in enumerate(KINDS):
         rows = np.array([case.edit.kind == kind for case in sample])
         lines.append(f"| {kind} {label} | " + " | ".join(
             f"{np.nanmean(t[rows, side]):.1f}" for t in (best, plain) for side in (0, 1)) + " |")

@@ -1,4 +1,4 @@
-"""What every phase of the training shares: resumable state without pickles, the learning rate, moving averages, a log."""
+"""What every phase of the training shares: resumable state without pickles, learning rate, moving averages, a log."""
 
 import json
 import os
@@ -40,7 +40,8 @@ class State:
         modules: by name; all of their parameters belong to `optimiser`.
     """
 
-    def __init__(self, path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, rate: float = 0.999):
+    def __init__(self, path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer,
+                 rate: float = 0.999):
         self.path, self.modules, self.optimiser = path, modules, optimiser
         self.averages = {name: Average(module, rate) for name, module in modules.items()}
         self.numbers: dict[str, float] = {}  # anything else that belongs to the weights

@@ -1,0 +1,52 @@
+"""`make demo`: one edit of each kind by the bundled model, beside the truth that the still-life world renders.
+
+    python examples/demo.py [--seed 3] [--out out/demo.png]
+"""
+
+import argparse
+import sys
+
+from tqdm import tqdm
+
+import sage
+from sage.editing import check_prompts, edit_batch
+from sage.image import from_pixels, save_picture, sheet
+from sage.stilllife import KINDS, edit_case
+
+
+def changed(case) -> str:
+    """The edited words, for a title."""
+    before, after = (" ".join(words) for words in (case.source_words, case.target_words))
+    return f"{before or '(nothing)'} → {after or '(nothing)'}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=3, help="which held-out scenes (default: %(default)s)")
+    parser.add_argument("--out", default="out/demo.png", help="the sheet (default: %(default)s)")
+    args = parser.parse_args()
+    try:
+        model = sage.load_model("stilllife")
+        cases = [edit_case(kind, args.seed) for kind in range(len(KINDS))]
+        images = [[from_pixels(p) for p in case.pictures(64)] for case in cases]
+        sources = [source for source, _ in images]
+        plans = [check_prompts(model, case.source_prompt, case.target_prompt, model.recommended) for case in cases]
+        with tqdm(desc=f"{len(cases)} edits", disable=None) as bar:
+            def progress(phase: str, done: int, total: int) -> None:
+                bar.set_description(phase)
+                bar.total, bar.n = total, done
+                bar.refresh()
+
+            results = edit_batch(model, sources, plans, model.recommended, progress)
+        rows = [[(case.source_prompt, source), (f"edit: {changed(case)}", result.image), ("the true edit", truth)]
+                for case, (source, truth), result in zip(cases, images, results, strict=True)]
+        page = sheet([left + right for left, right in zip(rows[0::2], rows[1::2], strict=True)], side=192)
+        print(save_picture(page, args.out))
+    except sage.SageError as error:
+        print(f"demo: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

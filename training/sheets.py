@@ -1,0 +1,96 @@
+"""Pictures of how a training goes: reconstructions, and samples under held-out captions.
+
+    python -m training.sheets [--out runs/stilllife]      # from the latest checkpoints, while the training runs
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sage.image import save_picture, sheet, to_picture
+from sage.models.backbone import StableDiffusion
+from sage.models.clip import CLIPText
+from sage.models.unet import UNet
+from sage.models.vae import VAE
+from sage.sampling.ddim import walk
+from sage.stilllife import caption, held_out_scene
+from training import autoencoder, diffusion, run, tokenizer
+from training.data import SIDE
+
+HELD_OUT_PROMPTS = 5000  # the first held-out seed of the captions that are drawn
+
+
+def assemble(out: Path) -> StableDiffusion:
+    """The model that the latest checkpoints under `out` average to, float32."""
+    words = tokenizer.train(out / "tokenizer")
+    vae = VAE(autoencoder.PARAMS)
+    text, unet = CLIPText(diffusion.text_params(len(words))), UNet(diffusion.UNET)
+    modules = {"autoencoder": {"vae": vae}, "diffusion": {"text": text, "unet": unet}}
+    numbers = {name: run.State(out / f"{name}.safetensors", m, torch.optim.SGD([torch.zeros(1)])).load_averages()
+               for name, m in modules.items()}
+    vae = VAE(diffusion.scaled(autoencoder.PARAMS, numbers["diffusion"]["scale"])).requires_grad_(False)
+    vae.load_state_dict(modules["autoencoder"]["vae"].state_dict())
+    model = StableDiffusion(unet=unet, vae=vae, text=text, tokenizer=words, schedule=diffusion.SCHEDULE,
+                            prediction_type="v_prediction", name="stilllife", sample_size=SIDE, device=run.device(),
+                            dtype=torch.float32)
+    for module in (model.unet, model.vae, model.text):
+        module.to(model.device)
+    return model
+
+
+def prompts(count: int) -> list[str]:
+    """Captions of held-out scenes in varied wording, every attribute named in most."""
+    return [caption(held_out_scene(HELD_OUT_PROMPTS + i), np.random.default_rng(i)) for i in range(count)]
+
+
+@torch.no_grad()
+def from_noise(model: StableDiffusion, texts: list[str], steps: int = 50, w: float = 3.0) -> list[Image.Image]:
+    """Pictures sampled under prompts, guided away from the empty prompt with scale `w`."""
+    images, side = [], model.sample_size // model.vae.factor
+    for start in range(0, len(texts), 16):
+        part = texts[start:start + 16]
+        text = torch.cat([model.encode_text(model.prompts.parse(p)) for p in part])
+        empty = model.encode_text(model.prompts.parse("")).expand_as(text)
+
+        def guided(z: Tensor, level, text=text, empty=empty):
+            (x0, eps), (x0_text, eps_text) = model.denoise(z, level, empty), model.denoise(z, level, text)
+            return x0 + w * (x0_text - x0), eps + w * (eps_text - eps)
+
+        noise = torch.randn(len(part), 4, side, side, generator=torch.Generator().manual_seed(start))
+        *_, z = walk(guided, noise.to(model.device), model.schedule(steps).sampling)
+        x = model.decode(z)
+        images += [to_picture(x[i:i + 1]) for i in range(len(part))]
+    return images
+
+
+def samples(model: StableDiffusion, path: Path, count: int = 24, columns: int = 8) -> None:
+    """A sheet of pictures drawn from noise, titled by their prompts."""
+    cells = list(zip(texts := prompts(count), from_noise(model, texts), strict=True))
+    save_picture(sheet([cells[i:i + columns] for i in range(0, count, columns)], side=192), path)
+
+
+@torch.no_grad()
+def reconstructions(vae: VAE, x: Tensor, path: Path) -> None:
+    """Pictures (B, 3, H, W) in [-1, 1] above what the autoencoder makes of them."""
+    y = vae.decode(vae.encode(x))
+    rows = [[("", to_picture(t[i:i + 1])) for i in range(len(t))] for t in (x, y)]
+    save_picture(sheet(rows, side=128), path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/stilllife"))
+    args = parser.parse_args()
+    done = json.loads((args.out / "diffusion.jsonl").read_text().splitlines()[-1])["done"]
+    path = args.out / f"samples-{done:07d}.png"
+    samples(assemble(args.out), path)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
