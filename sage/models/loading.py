@@ -48,14 +48,19 @@ def _load_parts(model: str | Path, device: str | torch.device | None = None, dty
     name, path = find_model(model)
     if prediction_type not in (None, *PREDICTIONS):
         raise SettingsError(f"prediction_type is {prediction_type!r}: must be one of {', '.join(PREDICTIONS)}")
-    device = _device(device)
+    device = choose_device(device)
     dtype = _dtype(dtype or ("float16" if device.type == "cuda" else "float32"))
     load = _load_folder if path.is_dir() else _load_file
     parts = load(path, device, dtype, prediction_type, None if tokenizer is None else Path(tokenizer))
     return {**parts, "name": name, "device": device, "dtype": dtype}
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """A device that can be used: the one named, or CUDA where there is one, else the CPU.
+
+    Raises:
+        SettingsError: the named one cannot be had.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,0 +1,538 @@
+"""`sage edit`, `sage info`, `sage models`, `sage fetch`: arguments -> EditConfig -> files.  No tensors.
+
+Whatever the user gave is checked before torch is even imported, so that a mistake is answered at once.  A mistake is
+one line on stderr and exit status 2; Ctrl-C leaves no half-written file and exits with 130.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+import unicodedata
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from importlib import metadata
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sage import __version__
+from sage import image as pictures
+from sage.config import AUTO, EditConfig, Phrases
+from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError
+from sage.models.known import KNOWN, find_model, installed, known_model, unknown
+
+DEFAULT_MODEL = "sd-1.4"
+OUT = Path("out")
+DTYPES = ("float32", "float16", "bfloat16")
+PREDICTIONS = ("epsilon", "v_prediction")
+MAX_PROMPT = 4096
+SD_MULTIPLE, SD_WORDS = 64, 75
+
+EXAMPLES = """
+examples:
+  sage edit cat.jpg --source "a cat on a sofa" --target "a dog on a sofa"
+  sage edit cat.jpg --source "a cat on a sofa" --target "a dog on a sofa" --target "a fox on a sofa" --sheet
+  sage edit cat.jpg --source "a cat on a sofa" --target "a grumpy cat on a sofa" --reweight grumpy:3 --out grumpy.png
+  sage edit cat.jpg --config-from out/cat-edit.png --steps 100
+
+The source prompt describes the picture as it is, the target prompt as it shall be, with as few words changed as
+possible.  The defaults in brackets are those for Stable Diffusion 1.x; each model brings its own.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    try:
+        args = make_parser().parse_args(argv)
+        args.run(args)
+        return 0
+    except SageError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("sage: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        return _fail("out of memory: try a smaller --size, --dtype float16 on a GPU, or --device cpu")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line."""
+
+    def error(self, message: str):
+        sys.exit(_fail(f"{message} (see {self.prog} --help)"))
+
+
+def _fail(message: str) -> int:
+    print(f"sage: error: {_printable(message)}", file=sys.stderr)
+    return 2
+
+
+def _note(message: str) -> None:
+    print(f"sage: note: {_printable(message)}", file=sys.stderr)
+
+
+def _printable(text: str) -> str:
+    """One line without control characters, whatever a file name or the settings in a stranger's picture say."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+
+
+# ---- arguments
+
+
+def make_parser() -> Parser:
+    """The parser of all commands; every field of EditConfig is a flag of `sage edit`."""
+    parser = Parser(prog="sage", description="Edit a real picture by rewriting its description.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"sage {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str, **options: Any) -> Parser:
+        sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False,
+                                  **options)
+        sub.set_defaults(run=run)
+        return sub
+
+    _add_edit(command("edit", run_edit, "edit a picture", epilog=EXAMPLES,
+                      formatter_class=argparse.RawDescriptionHelpFormatter))
+    info = command("info", run_info, "tell what made a picture, or what a model is")
+    info.add_argument("what", metavar="PICTURE-or-MODEL", help="an edited picture, a model's name, folder or file")
+    info.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    models = command("models", run_models, "list the models known by name")
+    models.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    fetch = command("fetch", run_fetch, "download a known model, once")
+    fetch.add_argument("name", metavar="NAME", help=", ".join(name for name, m in KNOWN.items() if m.repo))
+    fetch.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def _add_edit(parser: Parser) -> None:
+    add = parser.add_argument
+    add("picture", metavar="IMG", help="the picture to edit")
+    add("--source", metavar="PROMPT", help="what the picture shows")
+    add("--target", metavar="PROMPT", action="append", help="what it shall show; several share one inversion")
+    add("--model", help=f"a name ({', '.join(KNOWN)}), a diffusers folder or a .safetensors file [{DEFAULT_MODEL}]")
+    add("--out", metavar="PATH", help="the picture to write (.png, .jpg, .webp), or a folder "
+                                      f"[{OUT}/NAME-edit.png, numbered if that exists]")
+    add("--sheet", metavar="PATH", nargs="?", const="", help="also write one picture of input, edit, reconstructions "
+                                                             "and blending mask [beside the edit]")
+    add("--config-from", metavar="OLD.png", help="prompts, model and settings of an earlier edit; other flags win")
+    add("--published", action="store_true", help="start from the settings of the released SAGE code")
+    add("--truncate", action="store_true", help="cut prompts that are too long for the model")
+    add("--json", action="store_true", help="one JSON object on stdout: paths, settings, notes, seconds, versions")
+    add("--quiet", action="store_true", help="no progress, no notes")
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one]")
+    model.add_argument("--dtype", choices=DTYPES, help="precision [float16 on cuda, else float32]")
+    model.add_argument("--prediction-type", choices=PREDICTIONS, help="where the checkpoint's own word is missing or "
+                                                                      "wrong")
+    model.add_argument("--tokenizer", metavar="FOLDER", help="vocab.json and merges.txt, for a single-file model")
+
+    groups: dict[str, Any] = {"model": model}
+    for f in fields(EditConfig):
+        name = f.metadata["group"]
+        if name not in groups:
+            groups[name] = parser.add_argument_group(name)
+        _add_setting(groups[name], f)
+
+
+def _add_setting(group: Any, f: Any) -> None:
+    """One field as a flag, absent from the parsed arguments unless given."""
+    kind, choices = EditConfig.__annotations__[f.name], f.metadata["choices"]
+    parse, metavar = {int: (int, "N"), int | None: (int, "N"), float: (float, "X"), str: (str, None),
+                      Phrases: (_phrases, "PHRASES")}.get(kind, (_factors, "PHRASES"))
+    default = {} if kind not in (int, int | None, float, str, Phrases) else f.default
+    shown = "" if default in (None, {}) else f" [{default}]"
+    options = {"choices": choices} if choices else {"metavar": metavar}
+    group.add_argument(flag(f.name), dest=f.name, type=parse, default=argparse.SUPPRESS,
+                       help=(f.metadata["help"] + shown).replace("%", "%%"), **options)
+
+
+def flag(field: str) -> str:
+    """The flag of a setting."""
+    return "--" + field.replace("_", "-")
+
+
+def _phrases(text: str) -> Phrases:
+    if text in (AUTO, "none"):
+        return None if text == "none" else AUTO
+    parts = tuple(part.strip() for part in text.split(","))
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} must be auto, none or SOURCE,TARGET")
+    return parts
+
+
+def _factors(text: str) -> dict[str, float]:
+    factors = {}
+    for part in [] if text == "none" else text.split(","):
+        phrase, colon, factor = part.rpartition(":")
+        try:
+            factors[phrase.strip()] = float(factor)
+        except ValueError:
+            colon = ""
+        if not colon or not phrase.strip():
+            raise argparse.ArgumentTypeError(f"{part!r} must be PHRASE:FACTOR, such as fluffy:2") from None
+    return factors
+
+
+# ---- sage edit
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one `sage edit` shall do, checked as far as it can be without the model.
+
+    Attributes:
+        base: the settings to start from, None for the model's own.
+        changes: the settings that were given as flags.
+        fetch: the model must be downloaded first.
+        notes: what the user should know beforehand.
+    """
+
+    image: Image.Image
+    picture: dict[str, str]
+    source: str
+    targets: tuple[str, ...]
+    model: str
+    prediction_type: str | None
+    base: EditConfig | None
+    changes: dict[str, Any]
+    truncate: bool
+    fetch: bool
+    outs: tuple[Path, ...]
+    sheet: Path | None
+    made: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def plan_edit(args: argparse.Namespace) -> Job:
+    """Check everything that was given, and decide where everything goes.
+
+    Raises:
+        SageError: whatever is wrong with it.
+    """
+    given = vars(args)
+    changes = {f.name: given[f.name] for f in fields(EditConfig) if f.name in given}
+    EditConfig().but(**changes)
+    old = read_record(args.config_from) if args.config_from else {}
+    if old and args.published:
+        raise SettingsError("--published and --config-from are two sets of settings: give one of them")
+    base = EditConfig.published() if args.published else EditConfig.from_dict(old["config"]) if old else None
+
+    truncate = args.truncate or old.get("truncate", False)
+
+    source = _prompt("source", args.source if args.source is not None else old.get("source"))
+    targets = args.target or [old.get("target")]
+    targets = tuple(_prompt("target", target) for target in targets)
+    _check_phrases(source, targets, (base or EditConfig()).but(**changes))
+
+    path = Path(args.picture)
+    image = pictures.open_picture(path)
+    picture = {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    notes = []
+    if old and old["picture"]["sha256"] != picture["sha256"]:
+        notes.append(f"{path} is not the picture that {args.config_from} was made from ({old['picture']['name']})")
+
+    model = args.model or _model_of(old, args.config_from)
+    known = known_model(model)
+    fetch = known is not None and bool(known.repo) and installed(known.name) is None
+    if not fetch:
+        find_model(model)
+    if known and known.repo:
+        _check_known(image, (source, *targets), changes, truncate)
+    if args.tokenizer and not Path(args.tokenizer).is_dir():
+        raise ModelError(f"--tokenizer {args.tokenizer} is no folder")
+
+    outs = _outs(args.out, path, len(targets))
+    sheet = None
+    if args.sheet is not None:
+        sheet = Path(args.sheet) if args.sheet else outs[0].with_name(f"{outs[0].stem}-sheet.png")
+    for out in (*outs, *([sheet] if sheet else [])):
+        pictures.check_writable(out)
+        if out.exists() and out.samefile(path):
+            raise PictureError(f"{out} is the picture to edit, and would be overwritten: give another --out or --sheet")
+    if sheet in outs:
+        raise PictureError(f"{sheet} cannot hold both the edit and the sheet")
+    prediction = args.prediction_type or old.get("prediction_type")
+    return Job(image, picture, source, targets, model, prediction, base, changes, truncate, fetch, outs, sheet,
+               old.get("made", {}), tuple(notes))
+
+
+def _prompt(name: str, text: str | None) -> str:
+    if text is None:
+        raise PromptError(f"--{name} is missing: say what the picture {'shows' if name == 'source' else 'shall show'}")
+    if not text.strip():
+        raise PromptError(f"the {name} prompt is empty: describe the picture in a few words")
+    if len(text) > MAX_PROMPT:
+        raise PromptError(f"the {name} prompt has {len(text)} characters; models read a few dozen words")
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise PromptError(f"the {name} prompt is not valid UTF-8 text")
+    return text
+
+
+def _check_phrases(source: str, targets: Sequence[str], config: EditConfig) -> None:
+    """PromptError for a phrase that cannot be in its prompt, whatever the model's tokenizer makes of it."""
+    def squeezed(text: str) -> str:
+        return "".join(unicodedata.normalize("NFC", text).lower().split())
+
+    pairs = [p for p in (config.replace, config.blend if config.blend_match == "phrase" else None)
+             if isinstance(p, tuple)]
+    wanted = [(source, a) for a, _ in pairs]
+    wanted += [(target, b) for target in targets for b in (*(b for _, b in pairs), *config.reweight)]
+    for prompt, phrase in wanted:
+        if squeezed(phrase) not in squeezed(prompt):
+            raise PromptError(f"the phrase {phrase!r} is not in the prompt {prompt!r}")
+
+
+def _check_known(image: Image.Image, prompts: Sequence[str], changes: dict[str, Any], truncate: bool) -> None:
+    """What holds for every Stable Diffusion, told before gigabytes are fetched for nothing."""
+    if size := changes.get("size"):
+        pictures.working_size(*image.size, size, SD_MULTIPLE)
+    for prompt in prompts:
+        if len(prompt.split()) > SD_WORDS and not truncate:
+            raise PromptError(f"the prompt has {len(prompt.split())} words, more than the {SD_WORDS} tokens that this "
+                              "model takes: shorten it, or have it cut with --truncate")
+
+
+def _model_of(old: dict[str, Any], where: str | None) -> str:
+    """The model of an earlier edit, by name only: no path that stands in a picture is ever opened."""
+    if not old:
+        return DEFAULT_MODEL
+    if old["model"] not in KNOWN:
+        raise ModelError(f"{where} was made with a model of your own, {old['model']!r}: say where it is with --model")
+    return old["model"]
+
+
+def _outs(out: str | None, picture: Path, number: int) -> tuple[Path, ...]:
+    """Where the edits go: names of our own are never those of files that exist, the user's are taken as given."""
+    if out is None or out.endswith(("/", os.sep)) or Path(out).is_dir():
+        folder = OUT if out is None else Path(out)
+        free = (path for path in _numbered(folder / f"{picture.stem}-edit.png") if not path.exists())
+        return tuple(next(free) for _ in range(number))
+    path = Path(out)
+    if number == 1:
+        return (path,)
+    return tuple(path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, number + 1))
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    yield path
+    for i in count(2):
+        yield path.with_name(f"{path.stem}-{i}{path.suffix}")
+
+
+def run_edit(args: argparse.Namespace) -> None:
+    """Edit, write, and say where."""
+    job, began = plan_edit(args), time.monotonic()
+    note = (lambda message: None) if args.quiet else _note
+    for message in job.notes:
+        note(message)
+    if job.fetch:
+        _fetch(job, args)
+    model, messages = _load(job, args)
+    for message in messages:
+        note(message)
+    with Progress(shown=sys.stderr.isatty() and not args.quiet) as progress:
+        report = _edit_all(job, model, progress, note, print_paths=not args.json)
+    if args.json:
+        report["notes"] = [*job.notes, *messages, *report["notes"]]
+        print(json.dumps({**report, "seconds": round(time.monotonic() - began, 2), "versions": _versions()}))
+
+
+def _fetch(job: Job, args: argparse.Namespace) -> None:
+    from sage.models.fetch import fetch
+    from sage.models.loading import choose_device
+    choose_device(args.device)  # before gigabytes are fetched for a device that is not there
+    fetch(job.model, progress=not args.quiet)
+
+
+def _load(job: Job, args: argparse.Namespace) -> tuple[Any, list[str]]:
+    """The model, and what its loading warned of."""
+    import sage
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        model = sage.load_model(job.model, device=args.device, dtype=args.dtype, prediction_type=job.prediction_type,
+                                tokenizer=args.tokenizer)
+    return model, [str(w.message) for w in caught if w.category is UserWarning]
+
+
+def _edit_all(job: Job, model: Any, progress: "Progress", note: Any, print_paths: bool) -> dict[str, Any]:
+    import sage
+    config = (job.base or model.recommended).but(**job.changes)
+    for target in job.targets:
+        sage.check_prompts(model, job.source, target, config, truncate=job.truncate)
+    made = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch."), "versions": _versions()}
+    notes = _warnings(job, config, made)
+
+    trajectory, rows, settings = None, [], []
+    for target, out in zip(job.targets, job.outs, strict=True):
+        result = sage.edit(model, job.image, source=job.source, target=target, config=config, progress=progress,
+                           trajectory=trajectory, truncate=job.truncate)
+        if not (config.reweight and config.reweight_passes == "all"):  # otherwise the target shapes its inversion
+            trajectory = result.trajectory
+        record = {"source": job.source, "target": target, "model": model.name, "config": config.as_dict(),
+                  "prediction_type": job.prediction_type, "truncate": job.truncate, "picture": job.picture,
+                  "made": made}
+        pictures.save_picture(result.image, out, record)
+        if print_paths:
+            print(out, flush=True)
+        notes += [n for n in result.notes if n not in notes]
+        settings.append(record)
+        rows.append([("input", job.image), (target, result.image)])
+        if job.sheet:
+            rows[-1] += [("autoencoder alone", sage.vae_reconstruction(model, result.trajectory)),
+                         ("inversion and back", sage.ddim_reconstruction(model, result.trajectory, progress))]
+            if result.masks:
+                rows[-1].append(("may change", pictures.show_mask(job.image, result.masks[-1])))
+    if job.sheet:
+        pictures.save_picture(pictures.sheet(rows), job.sheet)
+        if print_paths:
+            print(job.sheet, flush=True)
+    for message in notes:
+        note(message)
+    return {"out": [str(out) for out in job.outs], "sheet": str(job.sheet) if job.sheet else None, "settings": settings,
+            "notes": notes}
+
+
+def _warnings(job: Job, config: EditConfig, made: dict[str, Any]) -> list[str]:
+    """What can be told before the first step."""
+    notes = []
+    if "seed" in job.changes and config.encode == "mean" and config.noise_fraction == 0:
+        notes.append("seed has no effect: nothing in this edit is random")
+    differ = [f"{name} {str(job.made[name])[:20]} then, {made[name]} now" for name in ("device", "dtype")
+              if job.made.get(name, made[name]) != made[name]]
+    if differ:
+        notes.append(f"the result may differ a little from the earlier one: {'; '.join(differ)}")
+    return notes
+
+
+class Progress:
+    """A bar on stderr for the phase at work; called with (phase, done, total)."""
+
+    def __init__(self, shown: bool):
+        self.shown, self.phase, self.bar = shown, None, None
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if not self.shown:
+            return
+        if self.bar is None or phase != self.phase or done < self.bar.n:
+            from tqdm import tqdm
+            self.close()
+            self.phase, self.bar = phase, tqdm(total=total, desc=f"{phase:>11}", leave=total > 1, unit="step")
+        self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+# ---- settings in a picture
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The settings that `sage edit` stored in a picture, their types checked.
+
+    Raises:
+        PictureError: none there, or not what `sage edit` writes.
+    """
+    record = pictures.read_settings(path)
+    types = {"source": str, "target": str, "model": str, "config": dict, "picture": dict, "made": dict,
+             "truncate": bool}
+    picture = record.get("picture")
+    wrong = [name for name, kind in types.items() if not isinstance(record.get(name), kind)]
+    wrong += ["picture"] if not wrong and not all(isinstance(picture.get(k), str) for k in ("name", "sha256")) else []
+    wrong += ["prediction_type"] if record.get("prediction_type") not in (None, *PREDICTIONS) else []
+    if wrong:
+        raise PictureError(f"{path}: the settings of the edit in it are damaged ({', '.join(wrong)})")
+    return record
+
+
+# ---- the other commands
+
+
+def run_info(args: argparse.Namespace) -> None:
+    """What made a picture, or what a model is."""
+    path = Path(args.what)
+    if known_model(args.what) or path.is_dir() or path.suffix.lower() in (".safetensors", ".ckpt", ".pt", ".bin"):
+        facts = _model_facts(args.what)
+    elif path.exists() or path.suffix:
+        facts = read_record(path)
+    else:
+        raise ModelError(f"{unknown(args.what)}; there is no such picture either")
+    if args.json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, inner in value.items():
+                print(f"  {_shown(key)}: {_shown(inner)}")
+        else:
+            print(f"{_shown(name)}: {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}".replace(",", " ") if value > 9999 else str(value)
+    return _printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _model_facts(model: str) -> dict[str, Any]:
+    known = known_model(model)
+    if known and known.repo and not installed(known.name):
+        return _known_facts(known.name) | {"on disk": False}
+    from sage.models.describe import describe
+    facts = describe(model)
+    return (_known_facts(known.name) if known else {}) | facts
+
+
+def _known_facts(name: str) -> dict[str, Any]:
+    m = KNOWN[name]
+    facts = {"name": name, "family": m.family, "picture side": m.size, "prediction_type": m.prediction_type,
+             "licence": m.licence}
+    return facts | ({"licence text": m.licence_url, "from": f"{m.repo} at {m.revision[:12]}", "download": m.download}
+                    if m.repo else {})
+
+
+def run_models(args: argparse.Namespace) -> None:
+    """Every known model, and whether it is here."""
+    found = {name: installed(name) for name in KNOWN}
+    if args.json:
+        print(json.dumps({name: _known_facts(name) | {"path": str(path) if path else None}
+                          for name, path in found.items()}))
+        return
+    for name, path in found.items():
+        m = KNOWN[name]
+        size = f"{m.download / 1e9:.1f} GB" if m.download else "bundled"
+        place = path or (f"not here: sage fetch {name}" if m.repo else "missing")
+        print(f"{name:12} {m.size:3} px  {size:8} {m.licence:24} {place}")
+
+
+def run_fetch(args: argparse.Namespace) -> None:
+    """Download a model unless it is here; print its folder."""
+    known = known_model(args.name)
+    if known is None:
+        raise unknown(args.name)
+    path = installed(known.name)
+    if path is None:
+        from sage.models.fetch import fetch
+        path = fetch(known.name, progress=not args.quiet)
+    print(path)
+
+
+def _versions() -> dict[str, str]:
+    return {"sage": __version__, "torch": metadata.version("torch")}

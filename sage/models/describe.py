@@ -1,0 +1,51 @@
+"""What a model on this disk is, told from its configurations and the headers of its weights alone."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from sage.models import configs
+from sage.models.known import find_model
+from sage.models.loading import weight_files
+from sage.models.singlefile import guess_prediction, take_apart
+from sage.models.weights import Stored, open_weights
+
+FAMILIES = {768: "1.x", 1024: "2.x"}
+
+
+def describe(model: str | Path) -> dict[str, Any]:
+    """Name, place, family, sizes and numbers of parameters, as plain JSON values; reads no weights.
+
+    Raises:
+        ModelError: nothing there, not whole, or not supported.
+    """
+    name, path = find_model(model)
+    facts = _folder(path) if path.is_dir() else _file(path)
+    return {"name": name, "path": str(path), **facts, "parameters in all": sum(facts["parameters"].values())}
+
+
+def _folder(folder: Path) -> dict[str, Any]:
+    unet, side = configs.unet_params(folder / "unet" / "config.json")
+    vae = configs.vae_params(folder / "vae" / "config.json")
+    prediction = configs.schedule_params(folder / "scheduler" / "scheduler_config.json")[1]
+    files = {"unet": weight_files(folder / "unet", "diffusion_pytorch_model", half=False),
+             "vae": weight_files(folder / "vae", "diffusion_pytorch_model", half=False),
+             "text": weight_files(folder / "text_encoder", "model", half=False)}
+    return {"layout": "diffusers folder", "family": FAMILIES.get(unet.context_width, "small"),
+            "picture side": side * 2 ** (len(vae.channels) - 1), "prediction_type": prediction,
+            "parameters": {part: _count(open_weights(paths)) for part, paths in files.items()},
+            "bytes": sum(path.stat().st_size for paths in files.values() for path in paths)}
+
+
+def _file(path: Path) -> dict[str, Any]:
+    tensors = open_weights([path])
+    parts = take_apart(path, tensors)
+    prediction, why = guess_prediction(path, parts.family, next(iter(tensors.values())).file.metadata() or {})
+    return {"layout": "single file", "family": parts.family, "picture side": 768 if prediction != "epsilon" else 512,
+            "prediction_type": f"{prediction} ({why})",
+            "parameters": {part: _count(stored) for part, stored in parts.tensors.items()},
+            "bytes": path.stat().st_size}
+
+
+def _count(tensors: dict[str, Stored]) -> int:
+    return sum(math.prod(stored.shape) for stored in tensors.values())
