@@ -15,6 +15,7 @@ export SAGE_SRC := $(value SRC)
 export SAGE_TGT := $(value TGT)
 export SAGE_MODEL := $(value MODEL)
 export SAGE_OUT := $(value OUT)
+unexport IMG SRC TGT MODEL OUT
 
 .DEFAULT_GOAL := help
 .PHONY: help setup edit demo weights train train-report test test-slow lint bench
@@ -68,5 +69,5 @@ test-slow: $(READY)  ## the tests that take minutes or gigabytes
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
 
-bench: $(READY)  ## time and memory of an edit: [MODEL=stilllife] [ARGS=]
-	$(BIN)/python benchmarks/bench.py --model "$${SAGE_MODEL:-stilllife}" $(ARGS)
+bench: $(READY)  ## time and memory of an edit at full size, with random weights
+	$(BIN)/python -m benchmarks.full_size $(ARGS)

@@ -1,0 +1,69 @@
+"""The Makefile hands prompts over as they were typed, and what is pinned is what is needed."""
+
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Run make with a stub in the place of .venv, which prints its arguments, one a line."""
+    for name in ("sage", "python"):
+        (tmp_path / name).write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "ready").write_text("")
+
+    def run(*arguments: str) -> list[str]:
+        done = subprocess.run(["make", "--no-print-directory", "-s", *arguments, f"BIN={tmp_path}",
+                               f"READY={tmp_path}/ready"], cwd=ROOT, capture_output=True, text=True, check=True,
+                              env={"PATH": os.environ["PATH"]})
+        return done.stdout.splitlines()
+
+    return run
+
+
+def test_make_edit_alone_edits_the_example(make):
+    out = make("edit")
+    example = out[1]
+    assert out[0] == "edit" and example.startswith("examples/")
+    assert out[2].startswith("--source=a ") and out[3].startswith("--target=a ") and out[4:] == ["--model=stilllife"]
+    assert make("edit", "TGT=a green mug")[3] == "--target=a green mug"
+    assert make("edit", "MODEL=sd-1.4")[4] == "--model=sd-1.4"
+
+
+def test_make_edit_leaves_the_default_model_to_sage(make):
+    assert make("edit", "IMG=cat.jpg", "SRC=a cat", "TGT=a dog", "OUT=o.png", "ARGS=--steps 9 --replace 'a b,c'") == [
+        "edit", "cat.jpg", "--source=a cat", "--target=a dog", "--out=o.png", "--steps", "9", "--replace", "a b,c"]
+    assert make("edit", "IMG=cat.jpg", "ARGS=--config-from old.png") == ["edit", "cat.jpg", "--config-from", "old.png"]
+
+
+@pytest.mark.parametrize("text", ["it's", 'say "hi"', "$HOME costs $$5", "`id`", "$(id)", "a; rm -rf x", "a\\b", "-v",
+                                  "a # b", "*", "犬  two  blanks", "$(shell id)", "${PATH}"])
+def test_make_edit_passes_prompts_untouched(make, text):
+    assert make("edit", f"IMG={text}.png", f"SRC={text}", f"TGT={text}", f"MODEL={text}", f"OUT={text}.png") == [
+        "edit", f"{text}.png", f"--source={text}", f"--target={text}", f"--model={text}", f"--out={text}.png"]
+
+
+def test_make_weights(make):
+    assert make("weights", "MODEL=sd-2.1") == ["fetch", "sd-2.1"]
+
+
+def test_help_lists_every_target(make):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {line.split()[1] for line in make()} == targets
+    assert targets >= {"setup", "edit", "demo", "weights", "train", "test", "test-slow", "lint", "bench"}
+
+
+def test_everything_needed_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "constraints.txt").read_text().split()
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
+    extras = project["optional-dependencies"]
+    for requirement in (*project["dependencies"], *extras["test"], *extras["lint"]):
+        assert re.match(r"[\w-]+", requirement)[0].lower().replace("_", "-") in pinned
