@@ -1,0 +1,223 @@
+"""How good an edited picture is: PIE-Bench's formulas, and distances to the right result where it is known.
+
+Pictures are (H, W, 3) uint8, masks (H, W) bool, True where the edit may be.  PIE-Bench's background figures are
+
+    d(source (1 - mask), result (1 - mask))
+
+with both pictures in [0, 1] and the mean over all pixels, the black ones too.  Networks come from outside as
+`Extractors`; a figure whose network is not given is left out.  A figure that has no value, such as a background where
+the mask is everything, is None and stays out of every mean.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sage.bench.files import BenchmarkError
+
+Array = np.ndarray
+
+MOST_PSNR = 100.0  # dB; identical pictures would have infinitely many
+SIGMA, TAPS, K1, K2 = 1.5, 11, 0.01, 0.03
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column of the tables: stored values times `scale` are shown."""
+
+    key: str
+    title: str
+    scale: float
+    higher_is_better: bool
+    decimals: int = 2
+
+
+METRICS = (
+    Metric("inside_psnr", "PSNR inside", 1, True),
+    Metric("inside_ssim", "SSIM inside x 100", 1e2, True),
+    Metric("inside_lpips", "LPIPS inside x 1000", 1e3, False),
+    Metric("outside_psnr", "PSNR outside", 1, True),
+    Metric("outside_ssim", "SSIM outside x 100", 1e2, True),
+    Metric("outside_lpips", "LPIPS outside x 1000", 1e3, False),
+    Metric("structure", "structure distance x 1000", 1e3, False),
+    Metric("background_psnr", "background PSNR", 1, True),
+    Metric("background_lpips", "background LPIPS x 1000", 1e3, False),
+    Metric("background_mse", "background MSE x 10000", 1e4, False),
+    Metric("background_ssim", "background SSIM x 100", 1e2, True),
+    Metric("clip_source", "CLIP similarity, source", 1, True),
+    Metric("clip_whole", "CLIP similarity, whole", 1, True),
+    Metric("clip_edited", "CLIP similarity, edited", 1, True),
+)
+
+
+@dataclass(frozen=True)
+class Extractors:
+    """The networks that some figures need.
+
+    Attributes:
+        keys: picture -> (tokens, width), the attention keys of which the structure distance compares self-similarities.
+        lpips: two (H, W, 3) float32 pictures in [-1, 1] -> their distance.
+        image: picture -> (width,), text: prompt -> (width,): vectors in the common space of CLIP.
+    """
+
+    keys: Callable[[Array], Array] | None = None
+    lpips: Callable[[Array, Array], float] | None = None
+    image: Callable[[Array], Array] | None = None
+    text: Callable[[str], Array] | None = None
+
+
+# ---- formulas
+
+
+def mse(x: Array, y: Array) -> float:
+    """Mean squared difference of two arrays."""
+    return float(np.mean(np.square(np.asarray(x, np.float64) - y)))
+
+
+def psnr(squared: float) -> float:
+    """-10 log10 of a mean squared difference of values in [0, 1], in dB, at most MOST_PSNR."""
+    return MOST_PSNR if squared == 0 else min(-10 * math.log10(squared), MOST_PSNR)
+
+
+def ssim_map(x: Array, y: Array) -> Array:
+    """(H, W) structural similarity of two (H, W, C) pictures in [0, 1], mean over channels, edges mirrored.
+
+        (2 mu_x mu_y + c1)(2 sigma_xy + c2) / ((mu_x^2 + mu_y^2 + c1)(sigma_x^2 + sigma_y^2 + c2))
+
+    with means over a Gaussian of deviation 1.5 in 11 x 11 pixels.
+
+    Raises:
+        BenchmarkError: a side of less than 11 pixels.
+    """
+    if min(x.shape[:2]) < TAPS:
+        raise BenchmarkError(f"a picture of {x.shape[1]} x {x.shape[0]} is too small for SSIM, which needs {TAPS} "
+                             "pixels a side")
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    mx, my = _blurred(x), _blurred(y)
+    vx, vy, cov = _blurred(x * x) - mx * mx, _blurred(y * y) - my * my, _blurred(x * y) - mx * my
+    c1, c2 = K1**2, K2**2
+    return ((2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))).mean(-1)
+
+
+def _blurred(x: Array) -> Array:
+    half = TAPS // 2
+    weights = np.exp(-0.5 * (np.arange(-half, half + 1) / SIGMA) ** 2)
+    weights /= weights.sum()
+    for axis in (0, 1):
+        size, pad = x.shape[axis], [(0, 0)] * x.ndim
+        pad[axis] = (half, half)
+        padded = np.pad(x, pad, mode="reflect")
+        x = sum(w * np.take(padded, range(i, i + size), axis) for i, w in enumerate(weights))
+    return x
+
+
+def ssim(x: Array, y: Array, crop: bool = True) -> float:
+    """Mean of `ssim_map`.
+
+    Args:
+        crop: leave out the 5 pixels next to the edges, as torchmetrics did up to 1.2, with which the published tables
+            were made; later versions do not.
+    """
+    values = ssim_map(x, y)
+    half = TAPS // 2
+    return float((values[half:-half, half:-half] if crop else values).mean())
+
+
+def structure_distance(a: Array, b: Array) -> float:
+    """Mean squared difference of the cosine self-similarities of two sets of keys, (tokens, width) each."""
+    return mse(_self_similarity(a), _self_similarity(b))
+
+
+def _self_similarity(keys: Array) -> Array:
+    keys = np.asarray(keys, np.float64)
+    norms = np.linalg.norm(keys, axis=1)
+    return keys @ keys.T / np.maximum(np.outer(norms, norms), 1e-8)
+
+
+def clip_similarity(image: Array, text: Array) -> float:
+    """100 cos between two vectors, not below 0."""
+    image, text = np.asarray(image, np.float64), np.asarray(text, np.float64)
+    return max(100 * float(image @ text / (np.linalg.norm(image) * np.linalg.norm(text))), 0.0)
+
+
+# ---- one case
+
+
+def pie_bench(source: Array, result: Array, mask: Array, source_prompt: str, target_prompt: str,
+              extractors: Extractors) -> dict[str, float | None]:
+    """PIE-Bench's figures of one result.
+
+    Args:
+        mask: with its border set, as PIE-Bench reads it.
+    Raises:
+        BenchmarkError: the pictures differ in size.
+    """
+    _check_sizes(source, result, mask)
+    scores: dict[str, float | None] = {}
+    if extractors.keys:
+        scores["structure"] = structure_distance(extractors.keys(source), extractors.keys(result))
+    background = ~mask[..., None]
+    x, y = (p / 255 * background for p in (source, result))
+    scores |= {"background_psnr": psnr(mse(x, y)), "background_mse": mse(x, y), "background_ssim": ssim(x, y)}
+    if extractors.lpips:
+        scores["background_lpips"] = extractors.lpips(*(_symmetric(p) for p in (x, y)))
+    if mask.all():
+        scores |= {key: None for key in scores if key.startswith("background")}
+    if extractors.image and extractors.text:
+        target = extractors.text(target_prompt)
+        scores["clip_source"] = clip_similarity(extractors.image(source), extractors.text(source_prompt))
+        scores["clip_whole"] = clip_similarity(extractors.image(result), target)
+        edited = result * mask[..., None]
+        scores["clip_edited"] = clip_similarity(extractors.image(edited), target) if mask.any() else None
+    return {key: _finite(value) for key, value in scores.items()}
+
+
+def against_truth(result: Array, truth: Array, mask: Array, extractors: Extractors) -> dict[str, float | None]:
+    """Distances of a result to the right one, inside the edited region and outside it.
+
+    PSNR and SSIM are means over the region's pixels; for LPIPS the rest of the result is taken from the truth.
+
+    Args:
+        mask: without border.
+    Raises:
+        BenchmarkError: the pictures differ in size.
+    """
+    _check_sizes(truth, result, mask)
+    x, y = result / 255, truth / 255
+    similarity = ssim_map(x, y)
+    scores: dict[str, float | None] = {}
+    for name, where in (("inside", mask), ("outside", ~mask)):
+        any_pixel = bool(where.any())
+        scores[f"{name}_psnr"] = psnr(mse(x[where], y[where])) if any_pixel else None
+        scores[f"{name}_ssim"] = float(similarity[where].mean()) if any_pixel else None
+        if extractors.lpips:
+            only = np.where(where[..., None], x, y)
+            scores[f"{name}_lpips"] = extractors.lpips(_symmetric(only), _symmetric(y)) if any_pixel else None
+    return {key: _finite(value) for key, value in scores.items()}
+
+
+def last_square(result: Array, width: int, height: int) -> Array:
+    """The picture itself, or, of one that is not square, its last (height, width) pixels.
+
+    Tools for PIE-Bench store strips of which the last picture is the result.
+    """
+    rows, columns = result.shape[:2]
+    if rows != columns and rows >= height and columns >= width:
+        return result[rows - height:, columns - width:]
+    return result
+
+
+def _symmetric(x: Array) -> Array:
+    return (x * 2 - 1).astype(np.float32)
+
+
+def _check_sizes(picture: Array, result: Array, mask: Array) -> None:
+    if picture.shape != result.shape or mask.shape != picture.shape[:2]:
+        raise BenchmarkError(f"the result has {result.shape[1]} x {result.shape[0]} pixels, the benchmark's picture "
+                             f"{picture.shape[1]} x {picture.shape[0]}")
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
