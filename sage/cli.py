@@ -371,12 +371,10 @@ def _edit_all(job: Job, model: Any, progress: "Progress", note: Any, print_paths
     made = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch."), "versions": _versions()}
     notes = _warnings(job, config, made)
 
-    trajectory, rows, settings = None, [], []
+    trajectory, rebuilt, rows, settings = None, [], [], []
     for target, out in zip(job.targets, job.outs, strict=True):
         result = sage.edit(model, job.image, source=job.source, target=target, config=config, progress=progress,
                            trajectory=trajectory, truncate=job.truncate)
-        if not (config.reweight and config.reweight_passes == "all"):  # otherwise the target shapes its inversion
-            trajectory = result.trajectory
         record = {"source": job.source, "target": target, "model": model.name, "config": config.as_dict(),
                   "prediction_type": job.prediction_type, "truncate": job.truncate, "picture": job.picture,
                   "made": made}
@@ -385,12 +383,14 @@ def _edit_all(job: Job, model: Any, progress: "Progress", note: Any, print_paths
             print(out, flush=True)
         notes += [n for n in result.notes if n not in notes]
         settings.append(record)
-        rows.append([("input", job.image), (target, result.image)])
         if job.sheet:
-            rows[-1] += [("autoencoder alone", sage.vae_reconstruction(model, result.trajectory)),
-                         ("inversion and back", sage.ddim_reconstruction(model, result.trajectory, progress))]
-            if result.masks:
-                rows[-1].append(("may change", pictures.show_mask(job.image, result.masks[-1])))
+            if trajectory is None:
+                rebuilt = [("autoencoder alone", sage.vae_reconstruction(model, result.trajectory)),
+                           ("inversion and back", sage.ddim_reconstruction(model, result.trajectory, progress))]
+            mask = [("may change", pictures.show_mask(job.image, result.masks[-1]))] if result.masks else []
+            rows.append([("input", job.image), (target, result.image), *rebuilt, *mask])
+        if not (config.reweight and config.reweight_passes == "all"):  # otherwise the target shapes its inversion
+            trajectory = result.trajectory
     if job.sheet:
         pictures.save_picture(pictures.sheet(rows), job.sheet)
         if print_paths:
