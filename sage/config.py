@@ -50,8 +50,8 @@ class EditConfig:
                                 low=0, high=1000)
     decay: str = setting("linear", "weight of guided step i of N: linear 1 - i/N, none 1, released 1 - i/(N + 1)",
                          "reconstruction", ("linear", "none", "released"))
-    cross_level: int = setting(2, "halvings of the latents at which cross-attention maps are replaced, and read for the "
-                               "blending mask", "attention", low=0, high=8)
+    cross_level: int = setting(2, "halvings of the latents at which cross-attention maps are replaced, and read for "
+                               "the blending mask", "attention", low=0, high=8)
     replace: Phrases = setting(AUTO, "phrases whose cross-attention is carried over: auto (what differs between the "
                                "prompts), none, or SOURCE,TARGET", "attention")
     replace_fraction: float = setting(0.1, "share of the steps, from the first, with replacement", "attention",
@@ -74,8 +74,8 @@ class EditConfig:
                             ("round", "truncate"))
     seed: int = setting(0, "seed of encode=sample and noise_fraction; nothing else is random", "picture", low=0,
                         high=2**63 - 1)
-    grid: str = setting("consistent", "noise levels: the same both ways, or as diffusers 0.21.4 infers them", "released "
-                        "code", ("consistent", "released"))
+    grid: str = setting("consistent", "noise levels: the same both ways, or as diffusers 0.21.4 infers them",
+                        "released code", ("consistent", "released"))
     blend_latents: str = setting("same", "recorded latents to blend in: of the same level, or one level noisier",
                                  "released code", ("same", "noisier"))
     mask: str = setting("union", "mask: union of a mask per prompt, or one mask of their summed maps", "released code",

@@ -43,7 +43,8 @@ def psnr(vae: VAE, x: Tensor) -> float:
     return torch.cat(values).mean().item()
 
 
-def train(out: Path, pictures: int, samples: int, batch_size: int = 8, peak: float = 1.2e-3, seed: int = 0) -> run.State:
+def train(out: Path, pictures: int, samples: int, batch_size: int = 8, peak: float = 1.2e-3,
+          seed: int = 0) -> run.State:
     """Train until `samples` pictures were seen, continuing from out/autoencoder.safetensors if it is there."""
     torch.manual_seed(seed)
     device = run.device()

@@ -7,6 +7,7 @@ Every solver step is given both of its ends, so that nothing has to be guessed f
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -117,7 +118,7 @@ def make_schedule(params: ScheduleParams, steps: int, spacing: str = "leading", 
     visited = timesteps(params, steps, spacing)
     if grid == "consistent":
         levels = [Level(0, final)] + [Level(t, a[t]) for t in visited]
-        inversion = tuple(zip(levels[:-1], levels[1:]))
+        inversion = tuple(pairwise(levels))
         return Schedule(inversion, tuple((b, a) for a, b in reversed(inversion)))
     if grid != "released":
         raise SettingsError(f"grid {grid!r} is not known: {', '.join(GRIDS)}")
