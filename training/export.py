@@ -73,6 +73,7 @@ def export(out: Path, weights: Path) -> None:
         base = "model" if part == "text_encoder" else "diffusion_pytorch_model"
         temporary = weights / part / ".partial"
         save_file({k: v.half().contiguous() for k, v in module.state_dict().items()}, temporary, {"format": "pt"})
+        temporary.chmod(0o644)  # readable to all, whatever the library thinks
         temporary.replace(weights / part / f"{base}.fp16.safetensors")
     history |= {"torch": torch.__version__, "python": platform.python_version(), "machine": machine()}
     (weights / "training.json").write_text(json.dumps(history, indent=2) + "\n")
