@@ -9,6 +9,7 @@ The edited words stand in [brackets] in both prompts.  A mask is a flat list sta
 pixels in rows from the upper left, 0-based; 1 is where the edit may be.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -168,6 +169,14 @@ class Benchmark:
     def source(self, case: Case) -> Image.Image:
         """The picture to edit; PictureError or BenchmarkError if it cannot be had."""
         return pictures.open_picture(inside(self.folder / PICTURES, case.picture))
+
+    def source_hash(self, case: Case) -> str:
+        """SHA-256 of the file of the picture to edit."""
+        return hashlib.sha256(inside(self.folder / PICTURES, case.picture).read_bytes()).hexdigest()
+
+    def mapping_hash(self) -> str:
+        """SHA-256 of the mapping file."""
+        return hashlib.sha256((self.folder / MAPPING).read_bytes()).hexdigest()
 
     def truth(self, case: Case) -> Image.Image | None:
         """The right result, None where it is not known."""

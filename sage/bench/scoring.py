@@ -1,0 +1,94 @@
+"""The figures of one result, and of a folder of results that anybody made."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sage import image as pictures
+from sage.bench.files import BenchmarkError, inside
+from sage.bench.layout import PICTURES, Benchmark, Case, decode_mask
+from sage.bench.metrics import Extractors, against_truth, last_square, pie_bench
+from sage.errors import SageError
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+DONE, FAILED = "done", "failed"
+
+
+@dataclass(frozen=True)
+class Line:
+    """What came of one case under one configuration: a line of the manifest.
+
+    Attributes:
+        picture: the result, relative to the run's folder.
+        reason: why it failed.
+        scores: by the keys of METRICS; None where a figure has no value.
+    """
+
+    configuration: str
+    case: str
+    kind: int
+    status: str
+    picture: str = ""
+    reason: str = ""
+    scores: dict[str, float | None] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "notes": list(self.notes)}
+
+
+def score(case: Case, source: Image.Image, truth: Image.Image | None, result: Image.Image,
+          extractors: Extractors) -> dict[str, float | None]:
+    """Every figure of a result for which there is a network and a truth.
+
+    Raises:
+        BenchmarkError: pictures or mask of different sizes.
+    """
+    a = np.asarray(source)
+    b = last_square(np.asarray(result), source.width, source.height)
+    scores = pie_bench(a, b, decode_mask(case.runs, *source.size, border=True), case.source, case.target, extractors)
+    if truth is not None:
+        mask = decode_mask(case.runs, *source.size)
+        scores |= against_truth(b, np.asarray(truth), mask, extractors)
+    return scores
+
+
+def score_folder(benchmark: Benchmark, folder: str | Path, name: str, extractors: Extractors,
+                 progress=None) -> list[Line]:
+    """Score the pictures of a folder, which lie in it, or in annotation_images/ in it, as the benchmark's own do.
+
+    A missing or damaged picture is a failed line.
+
+    Raises:
+        BenchmarkError: no folder, or not one result in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BenchmarkError(f"{folder} is no folder")
+    root = folder / PICTURES if (folder / PICTURES).is_dir() else folder
+    report, lines = progress or (lambda phase, done, total: None), []
+    for done, case in enumerate(benchmark.cases, start=1):
+        path = _result(root, case)
+        try:
+            if path is None:
+                raise BenchmarkError(f"there is no {case.stem}{ENDINGS[0]}")
+            scores = score(case, benchmark.source(case), benchmark.truth(case), pictures.open_picture(path), extractors)
+            lines.append(Line(name, case.name, case.kind, DONE, str(path.relative_to(root.resolve())), scores=scores))
+        except SageError as error:
+            lines.append(Line(name, case.name, case.kind, FAILED, reason=str(error)))
+        report("score", done, len(benchmark.cases))
+    if not any(line.status == DONE for line in lines):
+        raise BenchmarkError(f"{root} holds no result of this benchmark: {lines[0].reason}")
+    return lines
+
+
+def _result(root: Path, case: Case) -> Path | None:
+    for name in (case.picture, *(case.stem + ending for ending in ENDINGS)):
+        path = inside(root, name)
+        if path.is_file():
+            return path
+    return None

@@ -1,0 +1,187 @@
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import sage
+from sage import editing
+from sage import image as pictures
+from sage.bench import engine as engines
+from sage.bench.configs import CONFIGURATIONS, configuration
+from sage.bench.engine import ModelEngine, fingerprint
+from sage.bench.runner import run
+from sage.bench.scoring import DONE
+from sage.config import EditConfig
+from sage.errors import SettingsError
+from tests.bench.world import make_benchmark, picture
+from tests.models import tiny
+
+STEPS = ":steps=2,guided_steps=2"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    folder.mkdir()
+    tiny.make(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return sage.load_model(folder)
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    return make_benchmark(tmp_path_factory.mktemp("benchmark"), 3)
+
+
+def make(engine, name, cases, sources, truths=None):
+    return engine.make(configuration(name), cases, sources, truths or [None] * len(cases))
+
+
+def pixels(outcome):
+    return np.asarray(outcome.picture)
+
+
+EDITS = [name for name, c in CONFIGURATIONS.items() if c.makes == "edit"]
+
+
+def test_every_configuration_runs_and_scores(model, benchmark, tmp_path):
+    names = ["source", "autoencoder", *(name + STEPS for name in EDITS)]
+    lines = run(benchmark, [configuration(n) for n in names], ModelEngine(model), tmp_path, batch=2)
+    assert [line.reason for line in lines if line.status != DONE] == []
+    by_name = {n: [line for line in lines if line.configuration == n] for n in names}
+    assert all(line.scores["outside_psnr"] == 100 > line.scores["inside_psnr"] for line in by_name["source"])
+    settings = pictures.read_settings(tmp_path / by_name["self-guidance-replace-blend" + STEPS][0].picture)
+    config = EditConfig.from_dict(settings["config"])
+    assert (config.replace, config.blend, config.reconstruction) == (("cat", "cab"), ("cat", "cab"), "self")
+    assert {p.name for p in tmp_path.iterdir()} >= {"plain_steps=2,guided_steps=2", "source", "run.json"}
+
+
+def test_a_result_is_that_of_sage_edit_and_can_be_repeated(model, benchmark):
+    case = benchmark.cases[0]
+    [outcome] = make(ModelEngine(model), "recommended" + STEPS, [case], [benchmark.source(case)])
+    config = EditConfig.from_dict(outcome.settings["config"])
+    assert config == model.recommended.but(steps=2, guided_steps=2)
+    result = sage.edit(model, benchmark.source(case), outcome.settings["source"], outcome.settings["target"], config)
+    assert np.array_equal(np.asarray(result.image), pixels(outcome))
+
+
+def test_the_autoencoder_is_given_the_true_edit(model, benchmark):
+    case = benchmark.cases[0]
+    source, truth = benchmark.source(case), benchmark.truth(case)
+    engine = ModelEngine(model)
+    [known], [unknown] = (make(engine, "autoencoder", [case], [source], [t]) for t in (truth, None))
+    for outcome, image in ((known, truth), (unknown, source)):
+        x = model.decode(model.encode(pictures.to_tensor(image, image.size)))
+        assert np.array_equal(pixels(outcome), np.asarray(pictures.to_picture(x)))
+
+
+def test_inversions_are_shared_only_where_nothing_changes(model, benchmark, monkeypatch):
+    cases = benchmark.cases[:2]
+    sources = [benchmark.source(case) for case in cases]
+    alone = {}
+    names = ["self-guidance:steps=2", "self-guidance:steps=2,guidance_scale=2", "plain:steps=2", "guidance:steps=2",
+             "self-guidance:steps=3"]
+    for name in names:
+        alone[name] = make(ModelEngine(model), name, cases, sources)
+    calls = []
+    monkeypatch.setattr(engines, "invert_batch", lambda *a: calls.append(a) or editing.invert_batch(*a))
+    engine = ModelEngine(model)
+    for name in names:
+        for a, b in zip(make(engine, name, cases, sources), alone[name], strict=True):
+            assert np.array_equal(pixels(a), pixels(b))
+    assert len(calls) == 3  # one for each of the three that record differently
+    make(engine, names[-1], cases, [picture(50), picture(51)])
+    assert len(calls) == 4
+
+
+def test_one_bad_case_does_not_spoil_its_batch(model, benchmark):
+    cases = list(benchmark.cases)
+    cases[1] = replace(cases[1], target_marked="x " * 99)
+    outcomes = make(ModelEngine(model), "plain:steps=2", cases, [benchmark.source(c) for c in cases])
+    assert [o.picture is None for o in outcomes] == [False, True, False]
+    assert "too many for this model" in outcomes[1].reason
+
+
+def test_a_batch_that_fails_is_tried_case_by_case(model, benchmark, monkeypatch):
+    cases = list(benchmark.cases)
+    real, bad = editing.edit_batch, benchmark.source(cases[2]).tobytes()
+
+    def fragile(model, images, *args, **kwargs):
+        if any(image.tobytes() == bad for image in images):
+            raise RuntimeError("out of memory\nand more")
+        return real(model, images, *args, **kwargs)
+
+    monkeypatch.setattr(engines, "edit_batch", fragile)
+    outcomes = make(ModelEngine(model), "plain:steps=2", cases, [benchmark.source(c) for c in cases])
+    assert [o.reason for o in outcomes] == ["", "", "RuntimeError: out of memory"]
+
+
+def test_pictures_of_several_sizes_are_edited_one_by_one(model, benchmark):
+    cases = benchmark.cases[:2]
+    sources = [benchmark.source(cases[0]), picture(7, 48)]
+    outcomes = make(ModelEngine(model), "plain:steps=2", cases, sources)
+    assert [o.picture.size for o in outcomes] == [(32, 32), (48, 48)]
+
+
+def test_phrases_that_cannot_be_replaced_are_left_out_and_said(model, benchmark):
+    case = replace(benchmark.cases[0], source_marked="a [cat] by a [c]", target_marked="a [cab] by a [d]")
+    [outcome] = make(ModelEngine(model), "published" + STEPS, [case], [benchmark.source(case)])
+    assert outcome.picture and any("cross-attention replacement is off" in n for n in outcome.notes)
+
+
+def test_other_weights_are_another_engine(model):
+    before = ModelEngine(model).describe()
+    weight = next(model.unet.parameters())
+    kept = weight.data.clone()
+    weight.data += 0.5
+    after = ModelEngine(model).describe()
+    weight.data = kept
+    assert {k for k in before if before[k] != after[k]} == {"weights"}
+    assert fingerprint(model) == before["weights"]
+
+
+# ---- configurations
+
+
+def test_the_rows_of_table_one():
+    base = EditConfig(self_level=1, cross_level=2, guidance_scale=5.0, reconstruction_scale=70.0)
+    rows = {name: c.settings(base) for name, c in CONFIGURATIONS.items()}
+    kept = [(r.reconstruction, r.reconstruction_scale, r.cross_level, r.replace, r.blend) for r in (
+        rows["cross-guidance"], rows["latent-guidance"], rows["self-replacement"], rows["self-guidance"],
+        rows["self-guidance-replace"], rows["self-guidance-replace-blend"])]
+    assert kept == [("cross", 70, 1, None, None), ("latent", 1, 2, None, None), ("replace", 70, 2, None, None),
+                    ("self", 70, 2, None, None), ("self", 70, 2, "auto", None), ("self", 70, 2, "auto", "auto")]
+    assert rows["recommended"] == base
+    assert rows["plain"] == base.but(guidance_scale=1.0, reconstruction="none", replace=None, blend=None)
+    assert rows["published"] == EditConfig.published(self_level=1, cross_level=2)
+
+
+def test_words_come_from_the_benchmark_where_the_paper_took_them(benchmark):
+    case = replace(benchmark.cases[0], phrases=("", "a cab"))
+    base = EditConfig()
+    whole, published = (CONFIGURATIONS[n].settings(base, case) for n in ("self-guidance-replace-blend", "published"))
+    assert (whole.replace, whole.blend) == (("cat", "cab"), ("", "a cab"))
+    assert (published.replace, published.blend) == (("cat", "cab"), ("cat", "cab"))
+    assert CONFIGURATIONS["recommended"].settings(base, case).blend == "auto"
+    bare = replace(case, phrases=None, blended_word="", source_marked="a cat", target_marked="a [red] cat")
+    nothing = CONFIGURATIONS["published"].settings(base, bare)
+    assert (nothing.replace, nothing.blend) == (None, None)
+
+
+def test_settings_after_the_name_win():
+    c = configuration("published:guidance_scale=2,blend=none,map_loss=l2")
+    config = c.settings(EditConfig())
+    assert (config.guidance_scale, config.blend, config.map_loss, config.decay) == (2, None, "l2", "released")
+    assert c.folder == "published_guidance_scale=2,blend=none,map_loss=l2"
+    assert c.record(EditConfig()) != CONFIGURATIONS["published"].record(EditConfig())
+
+
+@pytest.mark.parametrize("text, message", [
+    ("nobody", "no configuration is called 'nobody'"), ("plain:steps", "must be SETTING=VALUE"),
+    ("plain:stepz=3", "there is no setting 'stepz'"), ("plain:steps=0", "at least 1"),
+    ("source:steps=3", "is a bound")])
+def test_wrong_names_and_settings(text, message):
+    with pytest.raises(SettingsError, match=message):
+        configuration(text)
