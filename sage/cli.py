@@ -1,7 +1,8 @@
 """`sage edit`, `sage info`, `sage models`, `sage fetch`: arguments -> EditConfig -> files.  No tensors.
 
 Whatever the user gave is checked before torch is even imported, so that a mistake is answered at once.  A mistake is
-one line on stderr and exit status 2; Ctrl-C leaves no half-written file and exits with 130.
+one line on stderr and exit status 2; Ctrl-C leaves no half-written file and exits with 130.  `sage bench` and
+`sage score` are in sage/bench/cli.py.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from PIL import Image
 
 from sage import __version__
 from sage import image as pictures
+from sage.bench.cli import add_commands as add_bench_commands
 from sage.config import AUTO, EditConfig, Phrases
 from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError
 from sage.models.known import KNOWN, find_model, installed, known_model, unknown
@@ -50,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     try:
         args = make_parser().parse_args(argv)
-        args.run(args)
-        return 0
+        return args.run(args) or 0
     except SageError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
@@ -109,6 +110,7 @@ def make_parser() -> Parser:
     fetch = command("fetch", run_fetch, "download a known model, once")
     fetch.add_argument("name", metavar="NAME", help=", ".join(name for name, m in KNOWN.items() if m.repo))
     fetch.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_bench_commands(command)
     return parser
 
 

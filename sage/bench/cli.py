@@ -1,0 +1,177 @@
+"""`sage bench` and `sage score`: arguments -> benchmark, run, tables.  Imports no torch before the model is loaded."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sage.bench import tables
+from sage.bench.configs import CONFIGURATIONS, DEFAULT, configuration
+from sage.bench.files import write_text
+from sage.bench.layout import Benchmark, read_benchmark
+from sage.bench.metrics import Extractors
+from sage.bench.runner import read_manifests, run
+from sage.bench.scoring import DONE, Line, score_folder
+from sage.bench.stilllife import FULL, QUICK, write_stilllife
+from sage.errors import SettingsError
+from sage.stilllife.edits import KINDS
+
+BENCHMARK, TABLES = "benchmark", "tables.json"
+
+CONFIGS = "configurations, any of them as NAME:SETTING=VALUE,... too:\n" + "".join(
+    f"  {c.name:28} {c.help}\n" for c in CONFIGURATIONS.values())
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the two commands to those of `sage`.
+
+    Args:
+        command: (name, run, help, **options) -> the parser of a new command.
+    """
+    bench = command("bench", None, "measure configurations on a benchmark; killed at any moment, it goes on from there")
+    of = bench.add_subparsers(required=True, metavar="BENCHMARK")
+    for name, batch, model, help in (
+            ("stilllife", 10, "stilllife", "rendered still lifes, whose right edits are known"),
+            ("piebench", 1, "sd-1.4", "PIE-Bench, from the folder that its authors distribute")):
+        sub = of.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False,
+                            epilog=CONFIGS, formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub.set_defaults(run=run_bench, benchmark=name)
+        _add_bench(sub, name == "stilllife", batch, model)
+    score = command("score", run_score, "score folders of edited pictures, ours or another tool's")
+    score.add_argument("folders", metavar="FOLDER", nargs="+", help="pictures that lie as the benchmark's own do")
+    score.add_argument("--against", metavar="BENCHMARK", required=True, help="a folder in PIE-Bench's layout")
+    score.add_argument("--out", metavar="FOLDER", help=f"also write {TABLES} there")
+    _add_output(score)
+
+
+def _add_bench(parser: argparse.ArgumentParser, rendered: bool, batch: int, model: str) -> None:
+    add = parser.add_argument
+    add("--out", metavar="DIR", required=True, help="where the run lives: results, manifest, tables")
+    add("--config", metavar="NAME", nargs="+", action="extend", help=f"what to measure [{' '.join(DEFAULT)}]")
+    if rendered:
+        add("--data", metavar="DIR", help=f"the benchmark, which is made if it is not there [OUT/{BENCHMARK}]")
+        add("--side", metavar="N", type=int, default=64, help="of the pictures in pixels [64]")
+        add("--workers", metavar="N", type=int, default=1, help="processes that render it [1]")
+        add("--quick", action="store_true", help=f"{QUICK} cases of each kind, not {FULL}")
+    else:
+        add("--data", metavar="DIR", required=True, help="the folder with mapping_file.json and annotation_images")
+        add("--quick", action="store_true", help=f"only the first {QUICK} cases of each kind")
+    add("--model", default=model, help=f"a name, a diffusers folder or a .safetensors file [{model}]")
+    add("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one]")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), help="precision [float16 on cuda, else float32]")
+    add("--batch", metavar="N", type=int, default=batch, help=f"cases that are edited together [{batch}]")
+    add("--shard", metavar="I/N", type=_shard, default=(1, 1), help="do the I-th of N parts, all into the same DIR")
+    _add_output(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="the tables as one JSON object on stdout")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} must be I/N, such as 1/4")
+    return int(found[1]), int(found[2])
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    """Do what is missing of a run, and write and print its tables; 1 if any case failed."""
+    configurations = [configuration(name) for name in args.config or DEFAULT]
+    out = Path(args.out)
+    with Bar(not args.quiet and sys.stderr.isatty()) as bar:
+        if args.benchmark == "stilllife":
+            if not 11 <= args.side <= 4096:
+                raise SettingsError(f"--side is {args.side}: must be from 11 to 4096")
+            benchmark = write_stilllife(args.data or out / BENCHMARK, QUICK if args.quick else FULL, args.side,
+                                        args.workers, bar)
+        else:
+            benchmark = read_benchmark(args.data)
+            benchmark = first_of_each_kind(benchmark, QUICK) if args.quick else benchmark
+        import sage
+        from sage.bench.engine import ModelEngine
+        model = sage.load_model(args.model, device=args.device, dtype=args.dtype)
+        lines = run(benchmark, configurations, ModelEngine(model), out, batch=args.batch, shard=args.shard,
+                    progress=bar)
+    everything = in_order(read_manifests(out).values(), benchmark, [c.name for c in configurations])
+    results = tables.Results(everything)
+    write_text(out / TABLES, tables.as_json(results))
+    _print(results, args.json)
+    return _status(lines)
+
+
+def run_score(args: argparse.Namespace) -> int:
+    """Score folders; 1 if any result is missing or damaged."""
+    benchmark, lines = read_benchmark(args.against), []
+    names = [Path(folder).resolve().name for folder in args.folders]
+    if len(set(names)) < len(names):
+        names = list(args.folders)
+    with Bar(not args.quiet and sys.stderr.isatty()) as bar:
+        for name, folder in zip(names, args.folders, strict=True):
+            lines += score_folder(benchmark, folder, name, Extractors(), bar)
+    results = tables.Results(lines)
+    if args.out:
+        write_text(Path(args.out) / TABLES, tables.as_json(results))
+    _print(results, args.json)
+    return _status(lines)
+
+
+def first_of_each_kind(benchmark: Benchmark, count: int) -> Benchmark:
+    """A benchmark's first cases of each kind."""
+    seen = dict.fromkeys(range(len(KINDS)), 0)
+    cases = []
+    for case in benchmark.cases:
+        seen[case.kind] += 1
+        if seen[case.kind] <= count:
+            cases.append(case)
+    return Benchmark(benchmark.folder, tuple(cases))
+
+
+def in_order(lines: Iterable[Line], benchmark: Benchmark, names: Sequence[str]) -> list[Line]:
+    """Lines in the benchmark's order, configurations as named and then any others: whatever order they were done in."""
+    found = {(line.configuration, line.case): line for line in lines}
+    others = sorted({c for c, _ in found} - set(names))
+    return [found[c, case.name] for c in (*names, *others) for case in benchmark.cases if (c, case.name) in found]
+
+
+def _print(results: tables.Results, as_json: bool) -> None:
+    print(tables.as_json(results) if as_json else tables.as_markdown(results), end="")
+
+
+def _status(lines: Sequence[Line]) -> int:
+    failed = [line for line in lines if line.status != DONE]
+    for line in failed[:5]:
+        print(f"sage: {line.configuration}, case {line.case}: {line.reason}", file=sys.stderr)
+    if failed:
+        print(f"sage: {len(failed)} of {len(lines)} results failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+class Bar:
+    """A progress bar on stderr that does not count as work what was there when it began."""
+
+    def __init__(self, shown: bool):
+        self.shown, self.bar, self.phase = shown, None, ""
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if not self.shown:
+            return
+        if self.bar is None or phase != self.phase or done < self.bar.n:
+            from tqdm import tqdm
+            self.close()
+            self.phase, self.bar = phase, tqdm(total=total, initial=done, desc=phase, unit="case")
+        self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()

@@ -1,0 +1,136 @@
+"""Lines of results -> means with intervals, for each kind and overall, and paired comparisons.
+
+Intervals are 95 % percentile bootstrap intervals of the mean over cases, with a fixed seed: the same lines give the
+same digits.  A comparison is over the cases that both configurations have.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from sage.bench.metrics import METRICS, Metric
+from sage.bench.scoring import DONE, Line
+from sage.stilllife.edits import KINDS
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over `count` cases and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def negated(self) -> "Interval":
+        """The same of the negated values."""
+        return Interval(-self.mean, -self.high, -self.low, self.count)
+
+    def text(self, metric: Metric, signed: bool = False) -> str:
+        """`12.3 [11.8, 12.9]` in the units of the tables."""
+        sign = "+" if signed else ""
+        mean, low, high = (f"{v * metric.scale:{sign}.{metric.decimals}f}" for v in (self.mean, self.low, self.high))
+        return f"{mean} [{low}, {high}]"
+
+
+def interval(values: Sequence[float]) -> Interval | None:
+    """Mean and bootstrap interval, None of nothing."""
+    if not len(values):
+        return None
+    x = np.asarray(values, np.float64)
+    means = x[np.random.default_rng(0).integers(len(x), size=(DRAWS, len(x)))].mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Interval(float(x.mean()), float(low), float(high), len(x))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Configuration a minus configuration b, case by case.
+
+    Attributes:
+        wins: share of the cases in which a is the better one; equal ones count half.
+    """
+
+    a: str
+    b: str
+    metric: str
+    difference: Interval
+    wins: float
+
+
+class Results:
+    """The lines of some configurations, to be asked for figures.
+
+    Attributes:
+        configurations: names, in the order of their first lines.
+        metrics: those of which any line has a value.
+    """
+
+    def __init__(self, lines: Iterable[Line]):
+        self.lines = list(lines)
+        self.configurations = list(dict.fromkeys(line.configuration for line in self.lines))
+        self.kinds = sorted({line.kind for line in self.lines})
+        self.by_case = {c: {line.case: line for line in self.lines if line.configuration == c}
+                        for c in self.configurations}
+        self.metrics = [m for m in METRICS if any(line.scores.get(m.key) is not None for line in self.lines)]
+
+    def scores(self, configuration: str, metric: str, kind: int | None = None) -> dict[str, float]:
+        """The values of one figure by case, those without one left out."""
+        return {case: line.scores[metric] for case, line in self.by_case[configuration].items()
+                if line.status == DONE and line.scores.get(metric) is not None and kind in (None, line.kind)}
+
+    def mean(self, configuration: str, metric: str, kind: int | None = None) -> Interval | None:
+        return interval(list(self.scores(configuration, metric, kind).values()))
+
+    def failed(self, configuration: str, kind: int | None = None) -> list[Line]:
+        """The lines without a result."""
+        return [line for line in self.by_case[configuration].values()
+                if line.status != DONE and kind in (None, line.kind)]
+
+    def compare(self, a: str, b: str, metric: Metric, kind: int | None = None) -> Comparison | None:
+        """a against b; None where they share no case."""
+        first, second = (self.scores(name, metric.key, kind) for name in (a, b))
+        differences = np.array([first[case] - second[case] for case in first if case in second])
+        found = interval(differences)
+        if found is None:
+            return None
+        better = differences if metric.higher_is_better else -differences
+        return Comparison(a, b, metric.key, found, float(np.mean((better > 0) + 0.5 * (better == 0))))
+
+    def comparisons(self) -> list[Comparison]:
+        """Every pair of configurations in every figure, over all kinds."""
+        found = [self.compare(a, b, m) for a, b in combinations(self.configurations, 2) for m in self.metrics]
+        return [c for c in found if c]
+
+
+def as_dict(results: Results) -> dict[str, Any]:
+    """Everything as JSON values, in the units of the formulas; the same lines give the same text."""
+    def plain(found: Interval | None) -> dict[str, float] | None:
+        return None if found is None else vars(found)
+
+    rows = [{"configuration": c, "kind": None if kind is None else KINDS[kind],
+             "failed": len(results.failed(c, kind)),
+             **{m.key: plain(results.mean(c, m.key, kind)) for m in results.metrics}}
+            for kind in (None, *results.kinds) for c in results.configurations]
+    pairs = [{**vars(c), "difference": vars(c.difference)} for c in results.comparisons()]
+    return {"table": rows, "comparisons": pairs}
+
+
+def as_json(results: Results) -> str:
+    return json.dumps(as_dict(results), indent=1) + "\n"
+
+
+def as_markdown(results: Results, kind: int | None = None) -> str:
+    """One table: a row for each configuration, a column for each figure."""
+    heads = ["", *(m.title for m in results.metrics)]
+    rows = [heads, ["---"] * len(heads)]
+    for c in results.configurations:
+        cells = [results.mean(c, m.key, kind) for m in results.metrics]
+        rows.append([c, *("" if v is None else v.text(m) for v, m in zip(cells, results.metrics, strict=True))])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

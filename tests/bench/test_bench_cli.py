@@ -1,0 +1,110 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+import sage
+from sage.bench import engine as engines
+from sage.cli import main
+from tests.bench.world import StubEngine, make_benchmark
+
+
+@pytest.fixture
+def stubbed(monkeypatch):
+    """No model is loaded; returns the engine that works instead."""
+    engine = StubEngine()
+    monkeypatch.setattr(sage, "load_model", lambda *args, **kwargs: None)
+    monkeypatch.setattr(engines, "ModelEngine", lambda model: engine)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    return make_benchmark(tmp_path_factory.mktemp("benchmark"), 4)
+
+
+def bench(benchmark, out, *more):
+    return main(["bench", "piebench", "--data", str(benchmark.folder), "--out", str(out), "--quiet", *more])
+
+
+def test_a_run_from_the_command_line(stubbed, benchmark, tmp_path, capsys):
+    assert bench(benchmark, tmp_path, "--config", "plain", "guidance:steps=3") == 0
+    out = capsys.readouterr().out
+    assert [row.split("|")[1].strip() for row in out.splitlines()] == ["", "---", "plain", "guidance:steps=3"]
+    first = (tmp_path / "tables.json").read_bytes()
+    assert bench(benchmark, tmp_path, "--config", "plain", "guidance:steps=3", "--json") == 0
+    assert capsys.readouterr().out.encode() == first == (tmp_path / "tables.json").read_bytes()
+
+
+def test_shards_end_with_the_tables_of_one_run(stubbed, benchmark, tmp_path):
+    assert bench(benchmark, tmp_path / "one", "--config", "plain", "source", "--batch", "2") == 0
+    for shard in ("2/2", "1/2"):
+        assert bench(benchmark, tmp_path / "two", "--config", "plain", "source", "--batch", "2", "--shard", shard) == 0
+    one, two = ((tmp_path / name / "tables.json").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_a_failure_is_exit_status_1(stubbed, benchmark, tmp_path, capsys):
+    stubbed.fails = {benchmark.cases[2].name}
+    assert bench(benchmark, tmp_path, "--config", "plain") == 1
+    assert "plain, case 000000000002: it is too hard\nsage: 1 of 4 results failed" in capsys.readouterr().err
+    stubbed.fails = set()
+    assert bench(benchmark, tmp_path, "--config", "plain") == 0
+
+
+def test_stilllife_is_made_and_measured(stubbed, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def make(folder, per_kind, side, workers, progress):
+        asked.append((folder, per_kind, side))
+        return make_benchmark(folder, 2)
+
+    monkeypatch.setattr("sage.bench.cli.write_stilllife", make)
+    assert main(["bench", "stilllife", "--out", str(tmp_path), "--quick", "--quiet", "--config", "plain"]) == 0
+    assert asked == [(tmp_path / "benchmark", 4, 64)] and "PSNR inside" in capsys.readouterr().out
+
+
+def test_quick_takes_the_first_of_each_kind(stubbed, tmp_path, monkeypatch):
+    benchmark = make_benchmark(tmp_path / "benchmark", 12)
+    monkeypatch.setattr("sage.bench.cli.QUICK", 1)
+    seen = []
+    stubbed.before = lambda cases: seen.extend(case.name for case in cases)
+    assert bench(benchmark, tmp_path / "out", "--config", "plain", "--quick") == 0
+    assert seen == [case.name for case in benchmark.cases[:10]]
+
+
+def test_score_needs_no_model(stubbed, benchmark, tmp_path, capsys):
+    bench(benchmark, tmp_path, "--config", "plain", "--json")
+    ours = json.loads(capsys.readouterr().out)
+    assert main(["score", str(tmp_path / "plain"), "--against", str(benchmark.folder), "--out", str(tmp_path / "again"),
+                 "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out) == ours == json.loads((tmp_path / "again/tables.json").read_text())
+    next((tmp_path / "plain").rglob("*.png")).unlink()
+    assert main(["score", str(tmp_path / "plain"), "--against", str(benchmark.folder), "--quiet"]) == 1
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["bench", "stilllife"], "--out"),
+    (["bench", "piebench", "--out", "x"], "--data"),
+    (["bench", "stilllife", "--out", "x", "--shard", "3/2"], "must be I/N"),
+    (["bench", "stilllife", "--out", "x", "--side", "5"], "from 11 to 4096"),
+    (["bench", "stilllife", "--out", "x", "--config", "nobody"], "no configuration is called 'nobody'"),
+    (["bench", "piebench", "--out", "x", "--data", "missing"], "no benchmark"),
+    (["bench", "nothing", "--out", "x"], "invalid choice"),
+    (["score", "missing", "--against", "missing"], "no benchmark")])
+def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(arguments)
+    except SystemExit as exit:
+        status = exit.code
+    err = capsys.readouterr().err
+    assert status == 2 and message in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_torch_before_the_arguments_are_checked():
+    code = "import sys; from sage.cli import main; main(['bench', 'stilllife', '--out', 'x', '--config', 'no']); " \
+           "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
