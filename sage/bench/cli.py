@@ -1,6 +1,10 @@
-"""`sage bench` and `sage score`: arguments -> benchmark, run, tables.  Imports no torch before the model is loaded."""
+"""`sage bench` and `sage score`: arguments -> benchmark, run, tables, report.
+
+Imports no torch before the model is loaded.
+"""
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -12,8 +16,9 @@ from sage.bench.configs import CONFIGURATIONS, DEFAULT, configuration
 from sage.bench.files import write_text
 from sage.bench.layout import Benchmark, read_benchmark
 from sage.bench.metrics import Extractors
+from sage.bench.report import REPORT, write_report
 from sage.bench.runner import read_manifests, run
-from sage.bench.scoring import DONE, Line, score_folder
+from sage.bench.scoring import DONE, Line, results_root, score_folder
 from sage.bench.stilllife import FULL, QUICK, write_stilllife
 from sage.errors import SettingsError
 from sage.stilllife.edits import KINDS
@@ -42,13 +47,13 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     score = command("score", run_score, "score folders of edited pictures, ours or another tool's")
     score.add_argument("folders", metavar="FOLDER", nargs="+", help="pictures that lie as the benchmark's own do")
     score.add_argument("--against", metavar="BENCHMARK", required=True, help="a folder in PIE-Bench's layout")
-    score.add_argument("--out", metavar="FOLDER", help=f"also write {TABLES} there")
+    score.add_argument("--out", metavar="FOLDER", help=f"also write {TABLES} and {REPORT} there")
     _add_output(score)
 
 
 def _add_bench(parser: argparse.ArgumentParser, rendered: bool, batch: int, model: str) -> None:
     add = parser.add_argument
-    add("--out", metavar="DIR", required=True, help="where the run lives: results, manifest, tables")
+    add("--out", metavar="DIR", required=True, help=f"where the run lives: results, manifest, {TABLES}, {REPORT}")
     add("--config", metavar="NAME", nargs="+", action="extend", help=f"what to measure [{' '.join(DEFAULT)}]")
     if rendered:
         add("--data", metavar="DIR", help=f"the benchmark, which is made if it is not there [OUT/{BENCHMARK}]")
@@ -93,13 +98,13 @@ def run_bench(args: argparse.Namespace) -> int:
             benchmark = first_of_each_kind(benchmark, QUICK) if args.quick else benchmark
         import sage
         from sage.bench.engine import ModelEngine
-        model = sage.load_model(args.model, device=args.device, dtype=args.dtype)
-        lines = run(benchmark, configurations, ModelEngine(model), out, batch=args.batch, shard=args.shard,
-                    progress=bar)
+        engine = ModelEngine(sage.load_model(args.model, device=args.device, dtype=args.dtype))
+        lines = run(benchmark, configurations, engine, out, batch=args.batch, shard=args.shard, progress=bar)
     everything = in_order(read_manifests(out).values(), benchmark, [c.name for c in configurations])
+    facts = {"benchmark": args.benchmark} | {name: json.dumps(value) if isinstance(value, dict) else str(value)
+                                             for name, value in engine.describe().items() if value is not None}
     results = tables.Results(everything)
-    write_text(out / TABLES, tables.as_json(results))
-    _print(results, args.json)
+    _finish(results, benchmark, out, dict.fromkeys(results.configurations, out), facts, args.json)
     return _status(lines)
 
 
@@ -112,11 +117,19 @@ def run_score(args: argparse.Namespace) -> int:
     with Bar(not args.quiet and sys.stderr.isatty()) as bar:
         for name, folder in zip(names, args.folders, strict=True):
             lines += score_folder(benchmark, folder, name, Extractors(), bar)
-    results = tables.Results(lines)
-    if args.out:
-        write_text(Path(args.out) / TABLES, tables.as_json(results))
-    _print(results, args.json)
+    roots = {name: results_root(folder) for name, folder in zip(names, args.folders, strict=True)}
+    _finish(tables.Results(lines), benchmark, Path(args.out) if args.out else None, roots,
+            {"benchmark": Path(args.against).resolve().name}, args.json)
     return _status(lines)
+
+
+def _finish(results: tables.Results, benchmark: Benchmark, out: Path | None, roots: dict[str, Path],
+            facts: dict[str, str], as_json: bool) -> None:
+    """Write tables and report to `out` if there is one, and print the tables."""
+    if out is not None:
+        write_text(out / TABLES, tables.as_json(results))
+        write_report(out / REPORT, f"Edits of {facts['benchmark']}", benchmark, results, roots, facts)
+    print(tables.as_json(results) if as_json else tables.as_markdown(results), end="")
 
 
 def first_of_each_kind(benchmark: Benchmark, count: int) -> Benchmark:
@@ -135,10 +148,6 @@ def in_order(lines: Iterable[Line], benchmark: Benchmark, names: Sequence[str]) 
     found = {(line.configuration, line.case): line for line in lines}
     others = sorted({c for c, _ in found} - set(names))
     return [found[c, case.name] for c in (*names, *others) for case in benchmark.cases if (c, case.name) in found]
-
-
-def _print(results: tables.Results, as_json: bool) -> None:
-    print(tables.as_json(results) if as_json else tables.as_markdown(results), end="")
 
 
 def _status(lines: Sequence[Line]) -> int:

@@ -22,7 +22,7 @@ class Line:
     """What came of one case under one configuration: a line of the manifest.
 
     Attributes:
-        picture: the result, relative to the run's folder.
+        picture: the result, relative to the folder of the run, or of the results that were scored.
         reason: why it failed.
         scores: by the keys of METRICS; None where a figure has no value.
     """
@@ -66,10 +66,7 @@ def score_folder(benchmark: Benchmark, folder: str | Path, name: str, extractors
     Raises:
         BenchmarkError: no folder, or not one result in it.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise BenchmarkError(f"{folder} is no folder")
-    root = folder / PICTURES if (folder / PICTURES).is_dir() else folder
+    root = results_root(folder)
     report, lines = progress or (lambda phase, done, total: None), []
     for done, case in enumerate(benchmark.cases, start=1):
         path = _result(root, case)
@@ -84,6 +81,14 @@ def score_folder(benchmark: Benchmark, folder: str | Path, name: str, extractors
     if not any(line.status == DONE for line in lines):
         raise BenchmarkError(f"{root} holds no result of this benchmark: {lines[0].reason}")
     return lines
+
+
+def results_root(folder: str | Path) -> Path:
+    """What the results in a folder are relative to; BenchmarkError if it is no folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BenchmarkError(f"{folder} is no folder")
+    return folder / PICTURES if (folder / PICTURES).is_dir() else folder
 
 
 def _result(root: Path, case: Case) -> Path | None:

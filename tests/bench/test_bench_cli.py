@@ -41,8 +41,9 @@ def test_shards_end_with_the_tables_of_one_run(stubbed, benchmark, tmp_path):
     assert bench(benchmark, tmp_path / "one", "--config", "plain", "source", "--batch", "2") == 0
     for shard in ("2/2", "1/2"):
         assert bench(benchmark, tmp_path / "two", "--config", "plain", "source", "--batch", "2", "--shard", shard) == 0
-    one, two = ((tmp_path / name / "tables.json").read_bytes() for name in ("one", "two"))
-    assert one == two
+    for name in ("tables.json", "report.html"):
+        one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
+        assert one == two
 
 
 def test_a_failure_is_exit_status_1(stubbed, benchmark, tmp_path, capsys):
@@ -80,6 +81,8 @@ def test_score_needs_no_model(stubbed, benchmark, tmp_path, capsys):
     assert main(["score", str(tmp_path / "plain"), "--against", str(benchmark.folder), "--out", str(tmp_path / "again"),
                  "--json", "--quiet"]) == 0
     assert json.loads(capsys.readouterr().out) == ours == json.loads((tmp_path / "again/tables.json").read_text())
+    pages = [(tmp_path / name).read_text() for name in ("report.html", "again/report.html")]
+    assert pages[0].count("<img") == pages[1].count("<img") == 12
     next((tmp_path / "plain").rglob("*.png")).unlink()
     assert main(["score", str(tmp_path / "plain"), "--against", str(benchmark.folder), "--quiet"]) == 1
 
