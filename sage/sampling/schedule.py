@@ -5,10 +5,10 @@
 Every solver step is given both of its ends, so that nothing has to be guessed from one label.
 """
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,10 +63,10 @@ def timesteps(params: ScheduleParams, steps: int, spacing: str = "leading") -> l
     if spacing == "leading":
         grid = [i * (total // steps) + params.steps_offset for i in range(steps)]
     elif spacing == "trailing":
-        count = math.ceil(steps - 1e-9)
-        grid = [round(total - i * total / steps) - 1 for i in range(count)][::-1]
+        # In numpy, as where the grids come from: what lies halfway between two timesteps is rounded as there.
+        grid = (np.arange(total, 0, -total / steps)[:steps].round().astype(int) - 1)[::-1].tolist()
     elif spacing == "linspace":
-        grid = [round(x) for x in torch.linspace(0, total - 1, steps, dtype=torch.float64).tolist()]
+        grid = np.linspace(0, total - 1, steps).round().astype(int).tolist()
     else:
         raise SettingsError(f"spacing {spacing!r} is not known: {', '.join(SPACINGS)}")
     if grid[-1] >= total:
