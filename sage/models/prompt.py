@@ -58,8 +58,9 @@ class Prompts:
         """
         wanted, found = self._body(phrase), []
         if wanted:
-            ids = list(prompt.ids)
-            starts = [i for i in range(len(ids) - len(wanted) + 1) if ids[i:i + len(wanted)] == wanted]
+            # Between the marks: SD 2.x pads with "!".
+            end = min(1 + len(self._body(prompt.text)), self.max_length - 1)
+            starts = [i for i in range(1, end - len(wanted) + 1) if list(prompt.ids[i:i + len(wanted)]) == wanted]
             found = [p for i in starts[:None if every else 1] for p in range(i, i + len(wanted))]
         if not found:
             raise PromptError(f"the phrase {phrase!r} is not in the prompt {prompt.text!r}")
@@ -101,14 +102,14 @@ class Prompts:
         pieces = []
         for word, positions in self.words(prompt):
             core = word.strip(",.;:!?\"'()")
-            inner = self._body(core) if core else []
-            if not core or inner == self._body(word):
+            before, after = word.split(core, 1) if core else (word, "")
+            inner, first = self._body(core), len(self._body(before))
+            # "'dog" has other tokens than "'" and "dog", for English has 'd: such a word stays whole.
+            if not core or core == word or [*self._body(before), *inner, *self._body(after)] != self._body(word):
                 pieces.append((word, positions))
                 continue
-            before = len(self._body(word[:word.index(core)]))
-            pieces.append((core, positions[before:before + len(inner)]))
-            rest = positions[:before] + positions[before + len(inner):]
-            pieces.append((word.replace(core, "", 1), rest))
+            pieces.append((core, positions[first:first + len(inner)]))
+            pieces.append((before + after, positions[:first] + positions[first + len(inner):]))
         return pieces
 
     def _body(self, text: str) -> list[int]:
