@@ -1,5 +1,7 @@
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -109,3 +111,38 @@ def test_the_same_run_gives_the_same_page(made, tmp_path):
     benchmark, lines, path = made
     write(tmp_path / "again.html", benchmark, lines, path.parent)
     assert (tmp_path / "again.html").read_bytes() == path.read_bytes()
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_in_a_browser(made, tmp_path):
+    """The page as its script leaves it, at first and after choices."""
+    _, lines, path = made
+
+    def shown(choices=""):
+        page = tmp_path / "page.html"
+        page.write_text(path.read_text().replace("</html>", f"<script>{choices}</script></html>"))
+        done = subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/p",
+                               "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+        dom = Page(done.stdout)
+        sections = [s for s in dom.all("section") if "hidden" not in s]
+        tables = [t for t in dom.all("table") if "hidden" not in t]
+        return [int(s["data-kind"]) for s in sections], [t.get("data-kind") or t["data-index"] for t in tables], dom
+
+    def order(metric, reverse):
+        values = {line.kind: line.scores[metric] for line in lines
+                  if line.configuration == "plain" and line.status == "done"}
+        return [*sorted(values, key=values.get, reverse=reverse), 1]  # the failed one last
+
+    kinds, tables, dom = shown()
+    assert kinds == order("inside_psnr", reverse=False) and tables == ["all", "0"]
+    assert dom.all("span", id="count")[0]["text"] == "3 cases"
+    scores = {line.scores["inside_psnr"] for line in lines if line.status == "done" and line.configuration != "source"}
+    assert {s["text"] for s in dom.all("span", **{"class": "score"})} == {f"{v:.2f}" for v in scores} | {""}
+    assert shown("get('order').value = 'best'; show()")[0] == order("inside_psnr", reverse=True)
+    assert shown("get('metric').value = 'background_mse'; show()")[0] == order("background_mse", reverse=True)
+    assert shown("get('order').value = 'own'; show()")[0] == [0, 1, 2]
+    assert shown("get('kind').value = '2'; show(); kindTable.value = '1'; showTable()")[:2] == ([2], ["1", "0"])
