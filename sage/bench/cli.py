@@ -4,7 +4,6 @@ Imports no torch before the model is loaded.
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -101,8 +100,9 @@ def run_bench(args: argparse.Namespace) -> int:
         engine = ModelEngine(sage.load_model(args.model, device=args.device, dtype=args.dtype))
         lines = run(benchmark, configurations, engine, out, batch=args.batch, shard=args.shard, progress=bar)
     everything = in_order(read_manifests(out).values(), benchmark, [c.name for c in configurations])
-    facts = {"benchmark": args.benchmark} | {name: json.dumps(value) if isinstance(value, dict) else str(value)
-                                             for name, value in engine.describe().items() if value is not None}
+    facts = {"benchmark": args.benchmark}
+    for name, value in engine.describe().items():
+        facts[name] = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
     results = tables.Results(everything)
     _finish(results, benchmark, out, dict.fromkeys(results.configurations, out), facts, args.json)
     return _status(lines)

@@ -66,14 +66,15 @@ def _tables(results: Results) -> str:
             cells = "".join(_cell(results, c, m, kind, c in best[m.key]) for m in results.metrics)
             failed = len(results.failed(c, kind))
             rows.append(f"<tr><th>{escape(c)}</th>{cells}<td>{failed or ''}</td></tr>")
-        parts.append(f'<table class="by-kind" data-kind="{name}"><caption>{escape(_kind(kind))}</caption>'
-                     f"<thead><tr><th></th>{heads}<th>failed</th></tr></thead><tbody>{''.join(rows)}</tbody></table>")
+        parts.append(f'<div class="wide"><table class="by-kind" data-kind="{name}"><caption>{escape(_kind(kind))}'
+                     f"</caption><thead><tr><th></th>{heads}<th>failed</th></tr></thead><tbody>"
+                     f"{''.join(rows)}</tbody></table></div>")
     return "\n".join(parts)
 
 
 def _cell(results: Results, c: str, m: Metric, kind: int | None, best: bool) -> str:
     found = results.mean(c, m.key, kind)
-    text = "" if found is None else found.text(m)
+    text = "" if found is None else _lines(found.text(m))
     return f'<td{" class=best" if best else ""}>{text}</td>'
 
 
@@ -103,8 +104,8 @@ def _comparisons(results: Results) -> str:
             if c != reference:
                 cells = "".join(_difference(pairs, c, reference, m) for m in results.metrics)
                 rows.append(f"<tr><th>{escape(c)}</th>{cells}</tr>")
-        parts.append(f'<table class="against" data-index="{i}"><caption>minus {escape(reference)}</caption><thead><tr>'
-                     f"<th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
+        parts.append(f'<div class="wide"><table class="against" data-index="{i}"><caption>minus {escape(reference)}'
+                     f"</caption><thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>")
     return "\n".join(parts)
 
 
@@ -115,7 +116,13 @@ def _difference(pairs: dict[tuple[str, str, str], Comparison], a: str, b: str, m
         return "<td></td>"
     d, wins = (p.difference.negated(), 1 - p.wins) if turned else (p.difference, p.wins)
     sure = " class=best" if d.low > 0 or d.high < 0 else ""
-    return f"<td{sure}>{d.text(m, signed=True)}<br>better in {wins:.0%}</td>"
+    return f"<td{sure}>{_lines(d.text(m, signed=True))}<br>better in {wins:.0%}</td>"
+
+
+def _lines(text: str) -> str:
+    """A mean, and its interval below it."""
+    mean, interval = text.split(" ", 1)
+    return f"{mean}<br><small>{interval}</small>"
 
 
 def _arrow(m: Metric) -> str:
@@ -235,7 +242,8 @@ table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
 tbody th, thead th:first-child { text-align: left; white-space: nowrap; } .best { font-weight: 700; }
-td { white-space: nowrap; } select { font: inherit; margin-right: 1rem; } .script { display: none; }
+td { white-space: nowrap; } small { font-weight: 400; color: #555; } .wide { overflow-x: auto; }
+select { font: inherit; margin-right: 1rem; } .script { display: none; }
 section { border-top: 1px solid #ddd; padding: 1rem 0; } section p { margin: .3rem 0; }
 mark { background: #ffe9a8; border-radius: 2px; padding: 0 .1em; }
 .strip { display: flex; flex-wrap: wrap; gap: .7rem; } figure { margin: 0; width: 160px; }
