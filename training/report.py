@@ -50,8 +50,7 @@ def configurations(model: StableDiffusion) -> dict[str, EditConfig]:
     return {"recommended": best,
             "recommended without reconstruction": best.but(reconstruction="none"),
             f"w = {best.guidance_scale:g} alone": bare,
-            "plain, w = 1": bare.but(guidance_scale=1.0),
-            "reconstruction alone": best.but(replace=None, blend=None)}
+            "plain, w = 1": bare.but(guidance_scale=1.0)}
 
 
 def main() -> None:
