@@ -146,9 +146,12 @@ def check_prompts(model: Backbone, source: str, target: str, config: EditConfig,
         blend = Span(*(find.find(p, phrase, every=True) if phrase else ()
                        for p, phrase in zip((a, b), config.blend, strict=True)))
     if blend and not (blend.source or blend.target):
-        if config.blend != AUTO:
-            notes.append("blending is off: neither phrase is in its prompt")
-        blend = None
+        if config.blend != AUTO and config.blend_match == "words":
+            notes.append("neither blending word is in its prompt: while blending, nothing may change")
+        else:
+            if config.blend != AUTO:
+                notes.append("blending is off: both phrases are empty")
+            blend = None
 
     factors = {p: factor for phrase, factor in config.reweight.items() for p in find.find(b, phrase, every=True)}
     return Plan(a, b, tuple(replaced), blend, tuple(sorted(factors.items())), tuple(notes))
@@ -201,8 +204,9 @@ def invert_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence
     images = [pictures.normalise(image) for image in images]
     size = pictures.working_size(*images[0].size, config.size or model.sample_size, model.pixel_multiple, config.fit)
     report("encode", 0, 1)
-    generator = torch.Generator().manual_seed(config.seed) if config.encode == "sample" else None
-    z = model.encode(torch.cat([pictures.to_tensor(image, size) for image in images]), generator)
+    sample = config.encode == "sample"  # each picture with the noise that it would have alone
+    z = torch.cat([model.encode(pictures.to_tensor(image, size), _generator(config) if sample else None)
+                   for image in images])
     text = torch.cat([model.encode_text(plan.source) for plan in plans])
     factors = _factors(plans, text) if config.reweight_passes == "all" else None
     report("encode", 1, 1)
@@ -220,16 +224,18 @@ def invert_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence
         return prediction
 
     with torch.no_grad():
-        for done, z in enumerate(walk(denoise, z, edges), start=1):
-            latents.append(z)
+        for done, reached in enumerate(walk(denoise, z, edges), start=1):
+            latents.append(reached)
             report("invert", done, len(edges))
-    return Trajectory(tuple(p.source for p in plans), config, tuple(latents), tuple(maps), text, images[0].size, factors)
+    return Trajectory(tuple(p.source for p in plans), config, tuple(latents), tuple(maps), text, images[0].size,
+                      factors)
 
 
 def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: EditConfig,
                progress: Progress | None = None, trajectory: Trajectory | None = None) -> list[EditResult]:
     """`edit` for several pictures at once, all worked at the size of the first."""
     report = progress or (lambda phase, done, total: None)
+    images = [pictures.normalise(image) for image in images]
     if trajectory is None:
         trajectory = invert_batch(model, images, plans, config, progress)
     else:
@@ -241,7 +247,7 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
     return [
         EditResult(pictures.to_picture(x[i:i + 1], image.size, config.quantise), z[i:i + 1].cpu(), trajectory,
                    tuple(m[i:i + 1] for m in history), tuple(row[i] for row in losses), plan.notes)
-        for i, (image, plan) in enumerate(zip(map(pictures.normalise, images), plans, strict=True))]
+        for i, (image, plan) in enumerate(zip(images, plans, strict=True))]
 
 
 def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], config: EditConfig,
@@ -255,7 +261,8 @@ def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], conf
         *(replacement(plan.replace, target_text.shape[1]) for plan in plans), strict=True))
     replaces = any(plan.replace for plan in plans)
     mask = _BlendingMask(model, plans, config, trajectory.noise)
-    self_sites = select(model.sites(), "self", config.self_level) if config.reconstruction in ("self", "replace") else []
+    self_sites = select(model.sites(), "self", config.self_level) if config.reconstruction in (
+        "self", "replace") else []
     cross_sites = select(model.sites(), "cross", config.cross_level) if (
         replaces or config.reconstruction == "cross") else []
 
@@ -292,9 +299,8 @@ def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], conf
                     return x0, eps, None, None, tap
                 maps, recorded = ([x0], [trajectory.latents[0]]) if current is None else (
                     current.pop(), getattr(reference, config.reconstruction))
-                loss = _sum_over_pictures(maps, recorded, config.map_loss)
-                g = gradient(loss.sum(), z)
-                return x0.detach(), eps.detach(), g, loss.detach().tolist(), tap
+                loss, g = gradient(maps, z, lambda maps: _losses(maps, recorded, config.map_loss))
+                return x0.detach(), eps.detach(), g, loss.tolist(), tap
 
         x0_source, eps_source, g, loss, tap = source_pass()
         if g is not None and not torch.isfinite(g).all():
@@ -348,8 +354,12 @@ def ddim_reconstruction(model: Backbone, trajectory: Trajectory, progress: Progr
     """The picture after inversion and plain sampling under the source prompt."""
     c, z = trajectory.config, trajectory.noise
     edges = model.schedule(c.steps, c.spacing, c.grid).sampling
-    with torch.no_grad():
-        for done, z in enumerate(walk(lambda z, level: model.denoise(z, level, trajectory.text), z, edges), start=1):
+    with torch.no_grad(), ExitStack() as stack:
+        if trajectory.factors is not None:
+            stack.enter_context(_reweighted(model, trajectory.factors))
+        steps = walk(lambda z, level: model.denoise(z, level, trajectory.text), trajectory.noise, edges)
+        for done, reached in enumerate(steps, start=1):
+            z = reached
             if progress:
                 progress("reconstruct", done, len(edges))
     return pictures.to_picture(model.decode(z[:1]), trajectory.picture_size)
@@ -395,8 +405,8 @@ class _BlendingMask:
         length = len(plans[0].source.ids)
         self.tokens = [torch.zeros(len(plans), length, device=z.device) for _ in range(2)]
         for row, plan in enumerate(plans):
-            for tokens, positions in zip(self.tokens, (plan.blend.source, plan.blend.target) if plan.blend else ((), ()),
-                                         strict=True):
+            blend = plan.blend or Span((), ())
+            for tokens, positions in zip(self.tokens, (blend.source, blend.target), strict=True):
                 tokens[row, list(positions)] = 1.0
         # A picture without blending phrases may change everywhere.
         self.free = torch.tensor([plan.blend is None for plan in plans], device=z.device)[:, None, None, None]
@@ -430,7 +440,7 @@ class _BlendingMask:
         if not self.used:
             return 1.0
         mask = self.at(z)
-        return (1 - mask if inverse else mask).clamp(floor, 1)
+        return (1 - mask if inverse else mask).clamp(floor, 1).masked_fill(self.free, 1.0)
 
 
 def _reweighted(model: Backbone, factors: Tensor):
@@ -449,8 +459,8 @@ def _factors(plans: Sequence[Plan], text: Tensor) -> Tensor | None:
     return factors
 
 
-def _sum_over_pictures(current: Sequence[Tensor], reference: Sequence[Tensor], kind: str) -> Tensor:
-    """(B,) losses, each the mean over one picture, so that a picture's gradient does not depend on its batch."""
+def _losses(current: Sequence[Tensor], reference: Sequence[Tensor], kind: str) -> Tensor:
+    """(B,) each the mean over one picture, so that a picture's gradient does not depend on its batch."""
     return torch.stack([mean_distance([m[i] for m in current], [m[i] for m in reference], kind)
                         for i in range(len(current[0]))])
 
@@ -460,8 +470,12 @@ def _with_noise(z: Tensor, config: EditConfig) -> Tensor:
     b = config.noise_fraction
     if b == 0:
         return z
-    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(config.seed)).to(z)
+    noise = torch.randn(z[:1].shape, generator=_generator(config)).to(z)  # the same for every picture of a batch
     return ((1 - b) * z + b * noise) / ((1 - b) ** 2 + b**2) ** 0.5
+
+
+def _generator(config: EditConfig) -> torch.Generator:
+    return torch.Generator().manual_seed(config.seed)
 
 
 def _check_trajectory(trajectory: Trajectory, plans: Sequence[Plan], config: EditConfig,

@@ -1,4 +1,4 @@
-"""How far attention maps, or latents, are from those recorded, and the gradient of it.  Pure."""
+"""How far attention maps, or latents, are from those recorded, and the gradient of that.  Pure."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,9 +8,6 @@ from torch import Tensor
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 DISTANCES: dict[str, Distance] = {"l1": F.l1_loss, "l2": F.mse_loss}
-
-# The gradient of a mean over 42 million entries is below what float16 can hold; scaled, it passes through.
-UNDERFLOW_SCALE = 2.0**16
 
 
 def mean_distance(current: Sequence[Tensor], reference: Sequence[Tensor], kind: str = "l1") -> Tensor:
@@ -31,7 +28,30 @@ def mean_distance(current: Sequence[Tensor], reference: Sequence[Tensor], kind: 
                for a, b in zip(current, reference, strict=True))
 
 
-def gradient(loss: Tensor, z: Tensor, scale: float = UNDERFLOW_SCALE) -> Tensor:
-    """d loss / d z, taken through `scale` x loss so that float16 does not underflow; the scale is divided out."""
-    (g,) = torch.autograd.grad(loss * scale, z)
-    return g.float() / scale
+def gradient(current: Sequence[Tensor], z: Tensor, loss: Callable[[Sequence[Tensor]], Tensor],
+             largest: float = 1.0) -> tuple[Tensor, Tensor]:
+    """A loss on tensors made from `z`, and its derivative with respect to `z`, both in float32.
+
+    The derivatives of a mean over 42 million entries are below what float16 can hold, those of a mean square further
+    still.  So they are taken at the compared tensors in float32, scaled there by a power of two, a picture at a time,
+    until the greatest is about `largest`, and led back to `z`; then the scale is divided out.
+
+    Args:
+        current: (B, ...) each, of any float dtype, made from z with gradient.
+        z: (B, ...).
+        loss: `current` in float32 -> (B,), a picture's loss depending on its own entries only.
+    Returns:
+        (B,) and the shape of z.
+    """
+    leaves = [t.detach().float().requires_grad_() for t in current]
+    losses = loss(leaves)
+    slopes = torch.autograd.grad(losses.sum(), leaves)
+    top = torch.stack([s.abs().flatten(1).amax(dim=1) for s in slopes]).amax(dim=0)  # (B,)
+    scale = torch.exp2(-(top / largest).clamp(2.0**-100, 2.0**100).log2().ceil())
+    (g,) = torch.autograd.grad(current, z, [(s * _beside(scale, s)).to(t.dtype)
+                                            for s, t in zip(slopes, current, strict=True)])
+    return losses.detach(), g.float() / _beside(scale, g)
+
+
+def _beside(scale: Tensor, t: Tensor) -> Tensor:
+    return scale.reshape(-1, *[1] * (t.dim() - 1))
