@@ -117,17 +117,18 @@ class StableDiffusion:
     @contextmanager
     def full_precision(self, *modules: nn.Module) -> Iterator[None]:
         """Context in which `modules`, by default the UNet, compute in float32 whatever the model's dtype."""
-        parameters = [p for m in modules or (self.unet,) for p in m.parameters()]
-        dtype, kept = self.dtype, [p.dtype for p in parameters]
-        self.dtype = torch.float32
-        for p in parameters:
-            p.data = p.data.float()
+        kept = [(m, name, p) for module in modules or (self.unet,) for m in module.modules()
+                for name, p in m.named_parameters(recurse=False)]
+        dtype, self.dtype = self.dtype, torch.float32
+        # New parameters, not new data in the old ones: a graph made inside may be walked back after the context.
+        for m, name, p in kept:
+            setattr(m, name, nn.Parameter(p.float(), requires_grad=False))
         try:
             yield
         finally:
             self.dtype = dtype
-            for p, old in zip(parameters, kept, strict=True):
-                p.data = p.data.to(old)
+            for m, name, p in kept:
+                setattr(m, name, p)
 
     def _finite(self, stage: str, module: nn.Module, run: Callable[[], Tensor]) -> Tensor:
         """`run()` in the model's dtype; if that is not finite, once more in float32; then NumericsError."""
