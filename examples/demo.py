@@ -17,17 +17,19 @@ from sage.stilllife import KINDS, edit_case
 def changed(case) -> str:
     """The edited words, for a title."""
     before, after = (" ".join(words) for words in (case.source_words, case.target_words))
-    return f"{before or '(nothing)'} → {after or '(nothing)'}"
+    return f"{before or '(nothing)'} -> {after or '(nothing)'}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=3, help="which held-out scenes (default: %(default)s)")
+    parser.add_argument("--kinds", type=int, nargs="+", default=[*range(len(KINDS))], choices=range(len(KINDS)),
+                        metavar="N", help="; ".join(f"{i} {kind}" for i, kind in enumerate(KINDS)))
     parser.add_argument("--out", default="out/demo.png", help="the sheet (default: %(default)s)")
     args = parser.parse_args()
     try:
         model = sage.load_model("stilllife")
-        cases = [edit_case(kind, args.seed) for kind in range(len(KINDS))]
+        cases = [edit_case(kind, args.seed) for kind in args.kinds]
         images = [[from_pixels(p) for p in case.pictures(64)] for case in cases]
         sources = [source for source, _ in images]
         plans = [check_prompts(model, case.source_prompt, case.target_prompt, model.recommended) for case in cases]
@@ -40,7 +42,7 @@ def main() -> int:
             results = edit_batch(model, sources, plans, model.recommended, progress)
         rows = [[(case.source_prompt, source), (f"edit: {changed(case)}", result.image), ("the true edit", truth)]
                 for case, (source, truth), result in zip(cases, images, results, strict=True)]
-        page = sheet([left + right for left, right in zip(rows[0::2], rows[1::2], strict=True)], side=192)
+        page = sheet([[cell for row in rows[i:i + 2] for cell in row] for i in range(0, len(rows), 2)], side=192)
         print(save_picture(page, args.out))
     except sage.SageError as error:
         print(f"demo: error: {error}", file=sys.stderr)
