@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=Path("weights/stilllife"), help="where the model is written")
     parser.add_argument("--pictures", type=int, default=50_000, help="distinct pictures rendered (a multiple of 1000)")
     parser.add_argument("--autoencoder", type=int, default=44_000, help="pictures the autoencoder is shown")
-    parser.add_argument("--diffusion", type=int, default=230_000, help="samples the UNet and text encoder are shown")
+    parser.add_argument("--diffusion", type=int, default=120_000, help="samples the UNet and text encoder are shown")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--export-only", action="store_true", help="write the model from the latest checkpoints")
     args = parser.parse_args()
