@@ -46,6 +46,7 @@ edit: $(READY)  ## edit a picture: IMG=cat.jpg SRC="a cat" TGT="a dog" [MODEL=sd
 	[ -z "$$SAGE_TGT" ] || set -- "$$@" --target="$$SAGE_TGT"; \
 	[ -z "$$SAGE_MODEL" ] || set -- "$$@" --model="$$SAGE_MODEL"; \
 	[ -z "$$SAGE_OUT" ] || set -- "$$@" --out="$$SAGE_OUT"; \
+	[ "$$SAGE_IMG" != '$(EXAMPLE)' ] || set -- "$$@" --sheet; \
 	$(BIN)/sage edit "$$@" $(ARGS)
 
 demo: $(READY)  ## several edits by the bundled model, on one sheet

@@ -32,7 +32,8 @@ def test_make_edit_alone_edits_the_example(make):
     out = make("edit")
     example = out[1]
     assert out[0] == "edit" and example.startswith("examples/")
-    assert out[2].startswith("--source=a ") and out[3].startswith("--target=a ") and out[4:] == ["--model=stilllife"]
+    assert out[2].startswith("--source=a ") and out[3].startswith("--target=a ") and out[4:] == [
+        "--model=stilllife", "--sheet"]
     assert make("edit", "TGT=a green mug")[3] == "--target=a green mug"
     assert make("edit", "MODEL=sd-1.4")[4] == "--model=sd-1.4"
 

@@ -203,7 +203,9 @@ def test_unwritable_place(hub, tmp_path):
     assert "cannot be fetched" in refusal("sd-1.5", tmp_path / "file" / "weights", hub.url, progress=False)
 
 
-def test_names(hub, tmp_path):
+def test_names(hub, tmp_path, monkeypatch):
+    for place in ("CHECKOUT", "PACKAGE"):  # as if the bundled model had been lost
+        monkeypatch.setattr(known, place, tmp_path / "none")
     message = refusal("sd-9", tmp_path, hub.url)
     assert "'sd-9'" in message and all(name in message for name in known.KNOWN)
     assert "comes with the repository" in refusal("stilllife", tmp_path / "none", hub.url)
