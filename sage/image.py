@@ -199,7 +199,7 @@ def to_picture(x: "Tensor", size: tuple[int, int] | None = None, quantise: str =
     x = x.detach().float().cpu().numpy()[0].transpose(1, 2, 0)
     if not np.isfinite(x).all():
         raise NumericsError("the picture has values that are not finite, and was not made")
-    x = np.clip(x * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
+    x = np.clip(x * np.float32(127.5) + np.float32(127.5), 0, 255)
     image = Image.fromarray((np.rint(x) if quantise == "round" else x).astype(np.uint8))
     return image if size is None or image.size == tuple(size) else image.resize(size, Image.Resampling.LANCZOS)
 
