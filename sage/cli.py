@@ -52,12 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     try:
         args = make_parser().parse_args(argv)
-        return args.run(args) or 0
+        status = args.run(args) or 0
+        sys.stdout.flush()
+        return status
     except SageError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         print("sage: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `sage info ... | head`: whoever read has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
             raise

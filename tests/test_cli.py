@@ -463,3 +463,12 @@ def test_signals_in_a_real_process(engine, where, sent, status, left):
 def test_python_m_sage():
     run = subprocess.run([sys.executable, "-m", "sage", "--version"], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout == f"sage {sage.__version__}\n"
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "sage", "models"], stdout=writer, stderr=subprocess.PIPE, text=True,
+                          cwd=Path(sage.__file__).parents[1])
+    os.close(writer)
+    assert done.returncode == 141 and done.stderr == ""
