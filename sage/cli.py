@@ -28,6 +28,7 @@ from sage.bench.cli import add_commands as add_bench_commands
 from sage.config import AUTO, EditConfig, Phrases
 from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError
 from sage.models.known import KNOWN, find_model, installed, known_model, unknown
+from sage.progress import Progress
 
 DEFAULT_MODEL = "sd-1.4"
 OUT = Path("out")
@@ -370,7 +371,7 @@ def _load(job: Job, args: argparse.Namespace) -> tuple[Any, list[str]]:
     return model, [str(w.message) for w in caught if w.category is UserWarning]
 
 
-def _edit_all(job: Job, model: Any, progress: "Progress", note: Any, print_paths: bool) -> dict[str, Any]:
+def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: bool) -> dict[str, Any]:
     import sage
     config = (job.base or model.recommended).but(**job.changes)
     for target in job.targets:
@@ -418,33 +419,6 @@ def _warnings(job: Job, config: EditConfig, made: dict[str, Any]) -> list[str]:
     if differ:
         notes.append(f"the result may differ a little from the earlier one: {'; '.join(differ)}")
     return notes
-
-
-class Progress:
-    """A bar on stderr for the phase at work; called with (phase, done, total)."""
-
-    def __init__(self, shown: bool):
-        self.shown, self.phase, self.bar = shown, None, None
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        if not self.shown:
-            return
-        if self.bar is None or phase != self.phase or done < self.bar.n:
-            from tqdm import tqdm
-            self.close()
-            self.phase, self.bar = phase, tqdm(total=total, desc=f"{phase:>11}", leave=total > 1, unit="step")
-        self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
 
 
 # ---- settings in a picture

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-import secrets
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin, features
 
 from sage.errors import NumericsError, PictureError, SettingsError
+from sage.files import written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -246,19 +246,11 @@ def save_picture(image: Image.Image, path: str | Path, settings: dict[str, Any] 
     path = Path(path)
     check_writable(path)
     options = _options(WRITTEN[path.suffix.lower()], None if settings is None else json.dumps(settings))
-    part = path.with_name(f".sage-{secrets.token_hex(6)}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Not tempfile, whose files only their owner may read.
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as out:
+        with written_whole(path) as out:
             image.save(out, **options)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(part, path)
     except OSError as error:
         raise PictureError(f"{path} cannot be written ({error.strerror or _line(error)})") from error
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

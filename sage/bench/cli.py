@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from sage.bench import tables
 from sage.bench.configs import CONFIGURATIONS, DEFAULT, configuration
@@ -20,6 +19,7 @@ from sage.bench.runner import read_manifests, run
 from sage.bench.scoring import DONE, Line, results_root, score_folder
 from sage.bench.stilllife import FULL, QUICK, write_stilllife
 from sage.errors import SettingsError
+from sage.progress import Progress
 from sage.stilllife.edits import KINDS
 
 BENCHMARK, TABLES = "benchmark", "tables.json"
@@ -86,7 +86,7 @@ def run_bench(args: argparse.Namespace) -> int:
     """Do what is missing of a run, and write and print its tables; 1 if any case failed."""
     configurations = [configuration(name) for name in args.config or DEFAULT]
     out = Path(args.out)
-    with Bar(not args.quiet and sys.stderr.isatty()) as bar:
+    with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:
         if args.benchmark == "stilllife":
             if not 11 <= args.side <= 4096:
                 raise SettingsError(f"--side is {args.side}: must be from 11 to 4096")
@@ -114,7 +114,7 @@ def run_score(args: argparse.Namespace) -> int:
     names = [Path(folder).resolve().name for folder in args.folders]
     if len(set(names)) < len(names):
         names = list(args.folders)
-    with Bar(not args.quiet and sys.stderr.isatty()) as bar:
+    with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:
         for name, folder in zip(names, args.folders, strict=True):
             lines += score_folder(benchmark, folder, name, Extractors(), bar)
     roots = {name: results_root(folder) for name, folder in zip(names, args.folders, strict=True)}
@@ -157,30 +157,3 @@ def _status(lines: Sequence[Line]) -> int:
     if failed:
         print(f"sage: {len(failed)} of {len(lines)} results failed", file=sys.stderr)
     return 1 if failed else 0
-
-
-class Bar:
-    """A progress bar on stderr that does not count as work what was there when it began."""
-
-    def __init__(self, shown: bool):
-        self.shown, self.bar, self.phase = shown, None, ""
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        if not self.shown:
-            return
-        if self.bar is None or phase != self.phase or done < self.bar.n:
-            from tqdm import tqdm
-            self.close()
-            self.phase, self.bar = phase, tqdm(total=total, initial=done, desc=phase, unit="case")
-        self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    def __enter__(self) -> "Bar":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()

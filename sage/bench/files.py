@@ -1,10 +1,9 @@
 """Text files and picture paths that are safe to trust after a crash, and before a stranger."""
 
-import os
-import secrets
 from pathlib import Path
 
 from sage.errors import SageError
+from sage.files import written_whole
 
 
 class BenchmarkError(SageError):
@@ -17,18 +16,11 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         BenchmarkError: a place that cannot be written to.
     """
-    part = path.with_name(f".sage-{secrets.token_hex(6)}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "x", encoding="utf-8", newline="\n") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(part, path)
+        with written_whole(path) as out:
+            out.write(text.encode())
     except OSError as error:
         raise BenchmarkError(f"{path} cannot be written ({error.strerror or error})") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def inside(folder: Path, relative: str) -> Path:
