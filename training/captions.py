@@ -6,16 +6,12 @@ import numpy as np
 import torch
 from transformers import CLIPTokenizer
 
-from sage.stilllife import ATTRIBUTES, scenes, training_scene
+from sage.stilllife import ATTRIBUTES, training_scene
 from sage.stilllife.captions import draw_keep, draw_wording, phrases
+from sage.stilllife.scenes import AROUND, MAIN, SECOND
 
 EMPTY_SHARE = 0.1
-VALUES = {
-    "form": scenes.FORMS, "colour": scenes.COLOURS, "material": scenes.MATERIALS, "size": scenes.SIZES,
-    "position": scenes.POSITIONS, "tilt": scenes.TILTS, "second_form": ("none", *scenes.SECOND_FORMS),
-    "second_colour": ("none", *scenes.COLOURS), "floor": scenes.FLOORS, "background": scenes.BACKGROUNDS,
-    "style": scenes.STYLES,
-}
+VALUES = {**MAIN, **{name: ("none", *values) for name, values in SECOND.items()}, **AROUND}
 # A noun is told by its own token, the whole scene by the last one: what the text encoder first learns to gather.
 READOUTS = {"form": ("form", "colour", "material", "size"), "second_form": ("second_form", "second_colour"),
             "end": ATTRIBUTES}

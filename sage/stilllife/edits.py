@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sage.stilllife import scenes
 from sage.stilllife.captions import draw_wording, join, phrases
 from sage.stilllife.render import render
-from sage.stilllife.scenes import Scene, is_held_out, sample_companion, sample_scene
+from sage.stilllife.scenes import AROUND, MAIN, SECOND, Scene, is_held_out, sample_companion, sample_scene
 
 KINDS = (
     "mixed",
@@ -50,17 +49,6 @@ _CHANGED = {
         ("background", "floor"),
     ),
 }
-_MAIN = {
-    "form": scenes.FORMS,
-    "colour": scenes.COLOURS,
-    "material": scenes.MATERIALS,
-    "size": scenes.SIZES,
-    "position": scenes.POSITIONS,
-    "tilt": scenes.TILTS,
-}
-_SECOND = {"second_form": scenes.SECOND_FORMS, "second_colour": scenes.COLOURS}
-_AROUND = {"floor": scenes.FLOORS, "background": scenes.BACKGROUNDS, "style": scenes.STYLES}
-
 THRESHOLD = 8 / 255  # a pixel has changed when a channel differs by more
 LEAST_CHANGE = 0.01  # share of pixels that an edit must change
 
@@ -112,7 +100,7 @@ def _variants(scene: Scene, attribute: str) -> Iterator[Scene]:
     """All scenes that differ from `scene` in just this attribute."""
     old = scene.attributes()[attribute]
     main, second = scene.main, scene.second
-    for value in {**_MAIN, **_SECOND, **_AROUND}[attribute]:
+    for value in {**MAIN, **SECOND, **AROUND}[attribute]:
         if value == old:
             continue
         if attribute == "form" and value == "ball" and main.tilt == "tilted":
@@ -125,9 +113,9 @@ def _variants(scene: Scene, attribute: str) -> Iterator[Scene]:
             continue
         if attribute == "second_colour" and value == main.colour:
             continue
-        if attribute in _MAIN:
+        if attribute in MAIN:
             yield replace(scene, main=replace(main, **{attribute: value}))
-        elif attribute in _SECOND:
+        elif attribute in SECOND:
             yield replace(scene, second=replace(second, **{attribute.removeprefix("second_"): value}))
         else:
             yield replace(scene, **{attribute: value})
@@ -166,7 +154,7 @@ def _edited_words(source: list, target: list) -> tuple[tuple[str, ...], tuple[st
 
 
 def _blend_words(source: list, target: list, changed: tuple[str, ...]) -> tuple[str, str] | None:
-    for group in (_MAIN, _SECOND):
+    for group in (MAIN, SECOND):
         if set(changed) <= set(group):
             return tuple(" ".join(w for a, w in p if a in group and a != "position") for p in (source, target))
     return None

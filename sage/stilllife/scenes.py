@@ -24,6 +24,11 @@ FLOORS = ("wooden", "stone", "grass", "sand", "snow")
 BACKGROUNDS = ("blue sky", "sunset", "brick wall", "forest", "grey wall", "curtain")
 STYLES = ("photo", "cartoon", "sketch", "night")
 
+# Every named attribute and its values; a second thing may also be absent.
+MAIN = {"form": FORMS, "colour": COLOURS, "material": MATERIALS, "size": SIZES, "position": POSITIONS, "tilt": TILTS}
+SECOND = {"second_form": SECOND_FORMS, "second_colour": COLOURS}
+AROUND = {"floor": FLOORS, "background": BACKGROUNDS, "style": STYLES}
+
 STYLE_WEIGHTS = (0.4, 0.2, 0.2, 0.2)
 TILTED_SHARE = 1 / 3
 SECOND_SHARE = 0.3

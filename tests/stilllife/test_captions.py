@@ -37,17 +37,7 @@ def test_every_attribute_is_spoken():
 
 def test_no_word_serves_two_attributes():
     home: dict[str, str] = {}
-    for name, values in {
-        "form": scenes.FORMS,
-        "colour": scenes.COLOURS,
-        "material": scenes.MATERIALS,
-        "size": scenes.SIZES,
-        "position": scenes.POSITIONS,
-        "tilt": scenes.TILTS,
-        "floor": scenes.FLOORS,
-        "background": scenes.BACKGROUNDS,
-        "style": scenes.STYLES,
-    }.items():
+    for name, values in {**scenes.MAIN, **scenes.AROUND}.items():
         for value in values:
             for words in WORDS.get(value, (value,)):
                 for word in words.split():

@@ -12,14 +12,6 @@ from sage.stilllife.scenes import Companion, Scene, Thing, training_scene
 from sage.stilllife.styles import PAPER
 
 MUG = Scene(Thing("mug", "red"), floor="sand", background="grey wall")
-CHOICES = {
-    "form": scenes.FORMS,
-    "colour": scenes.COLOURS,
-    "material": scenes.MATERIALS,
-    "size": scenes.SIZES,
-    "position": scenes.POSITIONS,
-    "tilt": scenes.TILTS,
-}
 
 
 def test_shape_type_range_and_determinism():
@@ -46,10 +38,10 @@ def test_the_picture_does_not_depend_on_the_resolution():
 
 
 @pytest.mark.parametrize("style", scenes.STYLES)
-@pytest.mark.parametrize("attribute", list(CHOICES))
+@pytest.mark.parametrize("attribute", list(scenes.MAIN))
 def test_each_attribute_of_the_thing_shows_and_stays_near_it(attribute, style):
     base = replace(MUG, style=style)
-    for value in CHOICES[attribute]:
+    for value in scenes.MAIN[attribute]:
         if value == base.attributes()[attribute]:
             continue
         other = replace(base, main=replace(base.main, **{attribute: value}))
