@@ -46,6 +46,12 @@ class EditConfig:
     map_loss: str = setting("l1", "distance between current and recorded maps", "reconstruction", ("l1", "l2"))
     self_level: int = setting(1, "halvings of the latents at which self-attention maps are compared", "reconstruction",
                               low=0, high=8)
+    pairing: str = setting("transition", "the recorded maps a sampling step is held to: those of the inversion step "
+                           "that it undoes, or those of the level it starts from", "reconstruction",
+                           ("transition", "level"))
+    spare: str = setting("none", "places left out of the loss on self-attention maps: none, those that look at words "
+                         "which the target prompt drops, or at any that it changes", "reconstruction",
+                         ("none", "removed", "edited"))
     guided_steps: int = setting(41, "steps, from the first, that are guided by reconstruction", "reconstruction",
                                 low=0, high=1000)
     decay: str = setting("linear", "weight of guided step i of N: linear 1 - i/N, none 1, released 1 - i/(N + 1)",
@@ -60,6 +66,8 @@ class EditConfig:
                                             "WORD:FACTOR,...", "attention")
     blend: Phrases = setting(AUTO, "phrases that mark where the picture may change: auto (what differs between the "
                              "prompts), none, or SOURCE,TARGET", "blending")
+    mask_from: str = setting("attention", "what marks where the picture may change: attention to the phrases, or where "
+                             "the predictions under the two prompts differ", "blending", ("attention", "difference"))
     blend_fraction: float = setting(0.8, "share of the steps, from the first, with blending", "blending", low=0, high=1)
     blend_threshold: float = setting(0.3, "attention, relative to its maximum, from which a place belongs to the mask",
                                      "blending", low=0, high=1)

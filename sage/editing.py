@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields
 
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -42,6 +43,7 @@ class Plan:
         replace: spans whose cross-attention the target takes over from the source.
         blend: tokens that mark where the picture may change, or None for everywhere.
         factors: token position in the target prompt -> factor on its cross-attention.
+        edited: spans in which the prompts differ.
         notes: what was left out by itself, and why, for people to read.
     """
 
@@ -50,6 +52,7 @@ class Plan:
     replace: tuple[Span, ...] = ()
     blend: Span | None = None
     factors: tuple[tuple[int, float], ...] = ()
+    edited: tuple[Span, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -69,10 +72,12 @@ class Trajectory:
         source: the prompts, one a picture.
         config: what it was made with.
         latents: N + 1 tensors (B, 4, h, w) float32, from the clean picture to noise.
-        maps: N entries; entry k was recorded on the way from latents[k] to latents[k + 1].
+        maps: entry k was recorded on latents[k]; N of them, or with pairing by level N + 1.
         text: (B, M, width), the embedded source prompts.
         picture_size: (width, height) of the picture as it was given.
         factors: (B, M) the reweighting it was recorded under, None for the usual: no reweighting.
+        attention: (B, M, h, w) how much each place looks at each token of the source prompt, mean over the inversion;
+            None where nothing asked for it.
     """
 
     source: tuple[Prompt, ...]
@@ -82,6 +87,7 @@ class Trajectory:
     text: Tensor
     picture_size: tuple[int, int]
     factors: Tensor | None = None
+    attention: Tensor | None = None
 
     @property
     def noise(self) -> Tensor:
@@ -154,7 +160,7 @@ def check_prompts(model: Backbone, source: str, target: str, config: EditConfig,
             blend = None
 
     factors = {p: factor for phrase, factor in config.reweight.items() for p in find.find(b, phrase, every=True)}
-    return Plan(a, b, tuple(replaced), blend, tuple(sorted(factors.items())), tuple(notes))
+    return Plan(a, b, tuple(replaced), blend, tuple(sorted(factors.items())), tuple(spans), tuple(notes))
 
 
 def invert(model: Backbone, image: Image.Image, source: str, config: EditConfig | None = None,
@@ -212,23 +218,22 @@ def invert_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence
     report("encode", 1, 1)
 
     edges = model.schedule(config.steps, config.spacing, config.grid).inversion
-    latents, maps = [z], []
+    latents = [z]
 
     def denoise(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        with ExitStack() as stack:
-            self_tap, cross_tap = recorder.taps(stack, step=config.steps - 1 - len(maps))
+        with recorder, ExitStack() as stack:
             if factors is not None:
                 stack.enter_context(_reweighted(model, factors))
-            prediction = model.denoise(z, level, text)
-            maps.append(Maps(tuple(self_tap.pop()) if self_tap else (), tuple(cross_tap.pop()) if cross_tap else ()))
-        return prediction
+            return model.denoise(z, level, text)
 
     with torch.no_grad():
         for done, reached in enumerate(walk(denoise, z, edges), start=1):
             latents.append(reached)
             report("invert", done, len(edges))
-    return Trajectory(tuple(p.source for p in plans), config, tuple(latents), tuple(maps), text, images[0].size,
-                      factors)
+        if config.pairing == "level":
+            denoise(latents[-1], edges[-1][1])
+    return Trajectory(tuple(p.source for p in plans), config, tuple(latents), tuple(recorder.maps), text,
+                      images[0].size, factors, recorder.attention(z))
 
 
 def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: EditConfig,
@@ -266,11 +271,12 @@ def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], conf
     cross_sites = select(model.sites(), "cross", config.cross_level) if (
         replaces or config.reconstruction == "cross") else []
 
+    weights = _spared(trajectory, plans, config)
     z = _with_noise(trajectory.noise, config)
     history: list[Tensor] = []
     losses: list[list[float]] = []
     for i, (start, end) in enumerate(model.schedule(steps, config.spacing, config.grid).sampling):
-        reference = trajectory.maps[steps - 1 - i]
+        reference = trajectory.maps[recorded_at(config, i)]
         strength = config.reconstruction_scale * config.loss_gain * config.decay_weight(i)
         guided = config.reconstruction in ("self", "cross", "latent") and strength > 0
         z = z.detach()
@@ -299,7 +305,7 @@ def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], conf
                     return x0, eps, None, None, tap
                 maps, recorded = ([x0], [trajectory.latents[0]]) if current is None else (
                     current.pop(), getattr(reference, config.reconstruction))
-                loss, g = gradient(maps, z, lambda maps: _losses(maps, recorded, config.map_loss))
+                loss, g = gradient(maps, z, lambda maps: _losses(maps, recorded, config.map_loss, weights))
                 return x0.detach(), eps.detach(), g, loss.tolist(), tap
 
         x0_source, eps_source, g, loss, tap = source_pass()
@@ -310,6 +316,7 @@ def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], conf
                 raise NumericsError(f"the reconstruction gradient at step {i + 1} is not finite, in float32 too: "
                                     "nothing was written; try a smaller reconstruction_scale")
         mask.add_source(tap)
+        mask.add_difference(eps_target - eps_source)
 
         with torch.no_grad():
             scale = w * mask.floored(config.guidance_mask_floor, z) if config.guidance_mask_floor < 1 else w
@@ -366,20 +373,41 @@ def ddim_reconstruction(model: Backbone, trajectory: Trajectory, progress: Progr
 
 
 class _Recording:
-    """Which maps an inversion step must keep for the sampling step that undoes it."""
+    """Keeps, inversion step by inversion step, the maps of which sampling has need."""
 
     def __init__(self, model: Backbone, config: EditConfig):
-        self.config = config
+        self.config, self.maps, self._attention = config, [], 0.0
+        self.steps_of = {recorded_at(config, step): step for step in range(config.steps)}
         self.self_sites = select(model.sites(), "self", config.self_level) if config.reconstruction in (
             "self", "replace") else []
-        self.cross_sites = select(model.sites(), "cross", config.cross_level) if any(
+        self.cross_sites = select(model.sites(), "cross", config.cross_level) if config.spare != "none" or any(
             maps_needed(config, step)[1] for step in range(config.steps)) else []
 
-    def taps(self, stack: ExitStack, step: int):
-        """Enter the contexts of sampling step `step`; returns its taps, None for what it does not need."""
-        wants_self, wants_cross = maps_needed(self.config, step)
-        return (stack.enter_context(record(self.self_sites)) if wants_self else None,
-                stack.enter_context(record(self.cross_sites)) if wants_cross else None)
+    def __enter__(self) -> None:
+        """Listen to one pass."""
+        self._stack = ExitStack()
+        step = self.steps_of.get(len(self.maps))
+        self._wanted = (False, False) if step is None else maps_needed(self.config, step)
+        wants_self, wants_cross = self._wanted
+        self._self = self._stack.enter_context(record(self.self_sites if wants_self else []))
+        self._cross = self._stack.enter_context(
+            record(self.cross_sites if wants_cross or self.config.spare != "none" else []))
+
+    def __exit__(self, *error) -> None:
+        self._stack.close()
+        if error[0] is not None:
+            return
+        cross = self._cross.pop()
+        self.maps.append(Maps(tuple(self._self.pop()), tuple(cross) if self._wanted[1] else ()))
+        if self.config.spare != "none":
+            self._attention = self._attention + sum(m.float().mean(dim=1) for m in cross)  # (B, N, M)
+
+    def attention(self, z: Tensor) -> Tensor | None:
+        """(B, M, h, w) of latents z, mean over the steps; None if nobody asked."""
+        if self.config.spare == "none":
+            return None
+        height = -(-z.shape[-2] // 2**self.config.cross_level)
+        return rearrange(self._attention / len(self.maps), "b (h w) m -> b m h w", h=height)
 
 
 def maps_needed(config: EditConfig, step: int) -> tuple[bool, bool]:
@@ -390,17 +418,26 @@ def maps_needed(config: EditConfig, step: int) -> tuple[bool, bool]:
             or (config.replace is not None and step < config.replace_steps))
 
 
+def recorded_at(config: EditConfig, step: int) -> int:
+    """Which of the inverted latents sampling step `step` compares its maps with."""
+    return config.steps - step if config.pairing == "level" else config.steps - 1 - step
+
+
 class _BlendingMask:
     """Accumulates the cross-attention of the blending phrases over passes and steps, and gives the mask so far."""
 
     def __init__(self, model: Backbone, plans: Sequence[Plan], config: EditConfig, z: Tensor):
         self.config = config
         floors = min(config.reconstruction_mask_floor, config.guidance_mask_floor) < 1
+        self.listens = config.mask_from == "attention"
         self.used = any(p.blend for p in plans) and (config.blend_fraction > 0 or floors)
         self.always = floors
         if not self.used:
             return
-        self.sites = select(model.sites(), "cross", config.cross_level)
+        # A picture without blending phrases may change everywhere.
+        self.free = torch.tensor([plan.blend is None for plan in plans], device=z.device)[:, None, None, None]
+        self.difference = torch.zeros_like(z[:, :1])
+        self.sites = select(model.sites(), "cross", config.cross_level) if self.listens else []
         self.side = tuple(-(-s // 2**config.cross_level) for s in z.shape[-2:])
         length = len(plans[0].source.ids)
         self.tokens = [torch.zeros(len(plans), length, device=z.device) for _ in range(2)]
@@ -408,12 +445,10 @@ class _BlendingMask:
             blend = plan.blend or Span((), ())
             for tokens, positions in zip(self.tokens, (blend.source, blend.target), strict=True):
                 tokens[row, list(positions)] = 1.0
-        # A picture without blending phrases may change everywhere.
-        self.free = torch.tensor([plan.blend is None for plan in plans], device=z.device)[:, None, None, None]
         self.attention = [torch.zeros(len(plans), 1, *self.side, device=z.device) for _ in range(2)]
 
     def listen(self, stack: ExitStack, step: int):
-        if self.used and (self.always or self.config.blends_at(step)):
+        if self.used and self.listens and (self.always or self.config.blends_at(step)):
             return stack.enter_context(record(self.sites))
         return None
 
@@ -428,10 +463,16 @@ class _BlendingMask:
             maps = [m.detach() for m in tap.pop()]
             self.attention[side] += masks.token_attention(maps, self.tokens[side], *self.side)
 
+    def add_difference(self, eps: Tensor) -> None:
+        if self.used and not self.listens:
+            self.difference += eps.abs().mean(dim=1, keepdim=True)
+
     def at(self, z: Tensor) -> Tensor:
         """(B, 1, h, w) in {0, 1}: where the picture may change."""
         source, target = self.attention
         share = self.config.blend_threshold
+        if not self.listens:
+            return (masks.threshold(self.difference, share) | self.free).float()
         mask = (masks.threshold(source + target, share) if self.config.mask == "sum" else
                 masks.threshold(source, share) | masks.threshold(target, share))
         return masks.resize(mask | self.free, *z.shape[-2:])
@@ -459,10 +500,24 @@ def _factors(plans: Sequence[Plan], text: Tensor) -> Tensor | None:
     return factors
 
 
-def _losses(current: Sequence[Tensor], reference: Sequence[Tensor], kind: str) -> Tensor:
+def _losses(current: Sequence[Tensor], reference: Sequence[Tensor], kind: str, weights: Tensor | None) -> Tensor:
     """(B,) each the mean over one picture, so that a picture's gradient does not depend on its batch."""
-    return torch.stack([mean_distance([m[i] for m in current], [m[i] for m in reference], kind)
-                        for i in range(len(current[0]))])
+    return torch.stack([mean_distance([m[i] for m in current], [m[i] for m in reference], kind,
+                                      None if weights is None else weights[i]) for i in range(len(current[0]))])
+
+
+def _spared(trajectory: Trajectory, plans: Sequence[Plan], config: EditConfig) -> Tensor | None:
+    """(B, N, N) weights of the entries of self-attention maps: 0 where either place is left out of the loss."""
+    if config.spare == "none" or config.reconstruction != "self":
+        return None
+    tokens = torch.zeros(trajectory.attention.shape[:2], device=trajectory.noise.device)
+    for row, plan in enumerate(plans):
+        tokens[row, [p for span in plan.edited if config.spare == "edited" or not span.target for p in span.source]] = 1
+    attention = (trajectory.attention * tokens[:, :, None, None]).sum(dim=1, keepdim=True)
+    spared = masks.threshold(attention, config.blend_threshold)
+    size = (-(-s // 2**config.self_level) for s in trajectory.noise.shape[-2:])
+    kept = 1 - masks.resize(spared, *size).flatten(1)  # (B, N)
+    return kept[:, :, None] * kept[:, None]
 
 
 def _with_noise(z: Tensor, config: EditConfig) -> Tensor:
@@ -495,6 +550,12 @@ def _check_trajectory(trajectory: Trajectory, plans: Sequence[Plan], config: Edi
     if (factors is None) != (trajectory.factors is None) or (factors is not None
                                                              and not torch.equal(factors, trajectory.factors)):
         raise SettingsError("the trajectory was made with other reweighting: invert again with this target")
+    if config.spare != "none" and trajectory.attention is None:
+        raise SettingsError(f"the trajectory has no attention to the prompt's words, which spare={config.spare} needs: "
+                            "invert again with this configuration")
+    if config.pairing != trajectory.config.pairing and any(any(maps_needed(config, i)) for i in range(config.steps)):
+        raise SettingsError(f"the trajectory was made with pairing={trajectory.config.pairing}, not {config.pairing}: "
+                            "invert again")
     for step in range(config.steps):
         wanted, had = maps_needed(config, step), maps_needed(trajectory.config, step)
         levels = [(getattr(trajectory.config, n), getattr(config, n)) for n in ("self_level", "cross_level")]

@@ -15,6 +15,7 @@ from sage.errors import SettingsError
 
 NOTHING = {"reconstruction": "none", "replace": None, "blend": None}
 ALONE = {"replace": None, "blend": None}
+WHOLE = {"reconstruction": "self", "replace": AUTO, "blend": AUTO, "mask_from": "attention"}
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class Configuration:
         base: the settings it starts from: the model's recommended ones, or those of the released code at the model's
             levels of attention and size.
         words: phrases for replacement and blending: what differs between the prompts, or what the benchmark names.
-        makes: "edit"; or a bound, which needs none: "source" the untouched picture, "autoencoder" the true edit (the
-            source, where that is not known) encoded and decoded.
+        makes: "edit"; "reconstruction", an edit that asks for nothing and whose right result is the source; or a
+            bound, which needs no settings: "source" the untouched picture, "autoencoder" the true edit (the source,
+            where that is not known) encoded and decoded.
     """
 
     name: str
@@ -36,6 +38,10 @@ class Configuration:
     words: str = "prompts"
     makes: str = "edit"
     overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_bound(self) -> bool:
+        return self.makes in ("source", "autoencoder")
 
     @property
     def folder(self) -> str:
@@ -65,7 +71,7 @@ class Configuration:
 
     def record(self, recommended: EditConfig) -> dict[str, Any]:
         """Everything that tells this configuration from another of the same name, as JSON values."""
-        settings = self.settings(recommended).as_dict() if self.makes == "edit" else None
+        settings = None if self.is_bound else self.settings(recommended).as_dict()
         return {"name": self.name, "makes": self.makes, "words": self.words, "settings": settings}
 
 
@@ -87,7 +93,24 @@ _ALL = (
     Configuration("self-guidance-replace", "Table I, v: iv and replacement of cross-attention",
                   {"reconstruction": "self", "replace": AUTO, "blend": None}, words="benchmark"),
     Configuration("self-guidance-replace-blend", "Table I, vi: v and local blending, the whole method",
-                  {"reconstruction": "self", "replace": AUTO, "blend": AUTO}, words="benchmark"),
+                  WHOLE, words="benchmark"),
+    # Table VI: the source prompt in place of the target, so that the right result is the source
+    Configuration("reconstruct", "Table VI: inversion and sampling under the source prompt, nothing else", NOTHING,
+                  makes="reconstruction"),
+    Configuration("reconstruct-cross", "Table VI: the same, guided by cross-attention maps",
+                  ALONE | {"reconstruction": "cross", "cross_level": "=self_level"}, makes="reconstruction"),
+    Configuration("reconstruct-latent", "Table VI: guided by the predicted clean latents",
+                  ALONE | {"reconstruction": "latent", "reconstruction_scale": 1.0}, makes="reconstruction"),
+    Configuration("reconstruct-replace", "Table VI: recorded self-attention maps put in place of the current ones",
+                  ALONE | {"reconstruction": "replace"}, makes="reconstruction"),
+    Configuration("reconstruct-self", "Table VI: guided by self-attention maps", ALONE | {"reconstruction": "self"},
+                  makes="reconstruction"),
+    # Ours
+    Configuration("difference-blend", "blending alone, where the predictions under the two prompts differ",
+                  {"reconstruction": "none", "replace": None, "blend": AUTO, "mask_from": "difference"}),
+    Configuration("attention-blend", "blending alone, where the cross-attention of the edited words is",
+                  {"reconstruction": "none", "replace": None, "blend": AUTO, "mask_from": "attention"},
+                  words="benchmark"),
 )
 CONFIGURATIONS = {c.name: c for c in _ALL}
 DEFAULT = ("source", "autoencoder", "recommended", "plain", "guidance")
@@ -105,7 +128,7 @@ def configuration(text: str) -> Configuration:
         raise SettingsError(f"no configuration is called {name[:40]!r}: there are {', '.join(CONFIGURATIONS)}")
     if not changes:
         return found
-    if found.makes != "edit":
+    if found.is_bound:
         raise SettingsError(f"{name} is a bound and has no settings")
     overrides = {}
     for part in changes.split(","):

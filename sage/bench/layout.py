@@ -5,6 +5,7 @@
     annotation_images/           the pictures, at their image_path
     true_edits/                  ours alone: the right results, where they are known
 
+Ours alone too, in the mapping file: true_edit, blend_phrases, and attributes, what the two scenes of a still life show.
 The edited words stand in [brackets] in both prompts.  A mask is a flat list start, length, start, length, ... over the
 pixels in rows from the upper left, 0-based; 1 is where the edit may be.
 """
@@ -12,8 +13,8 @@ pixels in rows from the upper left, 0-based; 1 is where the edit may be.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +24,7 @@ from PIL import Image
 from sage import image as pictures
 from sage.bench.files import BenchmarkError, inside, write_text
 from sage.stilllife.edits import KINDS
+from sage.stilllife.scenes import VALUES
 
 MAPPING, PICTURES, TRUE_EDITS = "mapping_file.json", "annotation_images", "true_edits"
 MAX_MAPPING = 256 * 2**20
@@ -81,6 +83,8 @@ class Case:
         truth: below true_edits/, or None where the right result is not known.
         phrases: what names the edited thing in each prompt, "" where it is absent; or None.  Unlike `blended_word` it
             can say several words, and that a thing is only in one prompt.
+        attributes: of the source's scene and of the target's, all those of `sage.stilllife.scenes.VALUES`; or None
+            where the pictures are no still lifes.
     """
 
     name: str
@@ -93,6 +97,7 @@ class Case:
     blended_word: str = ""
     truth: str | None = None
     phrases: tuple[str, str] | None = None
+    attributes: tuple[Mapping[str, str], Mapping[str, str]] | None = None
 
     @property
     def source(self) -> str:
@@ -108,6 +113,11 @@ class Case:
     def stem(self) -> str:
         """The picture's path without its ending: results are stored under it."""
         return str(PurePosixPath(self.picture).with_suffix(""))
+
+    def unchanged(self) -> "Case":
+        """The edit of the same picture that asks for nothing: its right result is the source."""
+        return replace(self, target_marked=self.source_marked, runs=(), blended_word="", phrases=None,
+                       truth=None)
 
     def blend(self) -> tuple[str, str] | None:
         """The blending words, as tools for PIE-Bench take them: the first two of `blended_word`."""
@@ -249,10 +259,21 @@ def _case(path: Path, name: str, entry: Any, mended: bool) -> Case:
         if not isinstance(phrases, list) or len(phrases) != 2 or not any(phrases):
             raise fail("blend_phrases must be a pair of phrases")
         phrases = (text("blend_phrases", phrases[0]), text("blend_phrases", phrases[1]))
+    attributes = entry.get("attributes")
+    if attributes is not None:
+        if not isinstance(attributes, list) or len(attributes) != 2 or not all(map(_is_scene, attributes)):
+            raise fail("attributes must be a pair of tables, each with a known value for every attribute of a scene")
+        attributes = (attributes[0], attributes[1])
     truth = entry.get("true_edit")
     return Case(name=name, kind=int(kind), picture=picture, source_marked=prompts[0], target_marked=prompts[1],
                 runs=tuple(runs), instruction=text("editing_instruction", entry.get("editing_instruction", "")),
-                blended_word=blended, truth=None if truth is None else text("true_edit", truth), phrases=phrases)
+                blended_word=blended, truth=None if truth is None else text("true_edit", truth), phrases=phrases,
+                attributes=attributes)
+
+
+def _is_scene(attributes: Any) -> bool:
+    return isinstance(attributes, dict) and attributes.keys() == VALUES.keys() and all(
+        attributes[name] in values for name, values in VALUES.items())
 
 
 def write_mapping(folder: Path, cases: Iterable[Case]) -> None:
@@ -267,5 +288,7 @@ def write_mapping(folder: Path, cases: Iterable[Case]) -> None:
             entries[case.name]["true_edit"] = case.truth
         if case.phrases is not None:
             entries[case.name]["blend_phrases"] = list(case.phrases)
+        if case.attributes is not None:
+            entries[case.name]["attributes"] = [dict(scene) for scene in case.attributes]
     rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items())
     write_text(folder / MAPPING, f"{{\n{rows}\n}}\n")

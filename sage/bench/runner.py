@@ -124,6 +124,9 @@ def _batch(c: Configuration, cases: Sequence[Case], loaded: Loaded, missing: set
            benchmark: Benchmark, out: Path, extractors: Extractors) -> Iterator[Line]:
     """Make a batch; yields the lines of what was missing, each after its picture is written."""
     began = time.monotonic()
+    if c.makes == "reconstruction":
+        cases = [case.unchanged() for case in cases]
+        loaded = {name: found if isinstance(found, str) else (found[0], found[0]) for name, found in loaded.items()}
     usable = [case for case in cases if not isinstance(loaded[case.name], str)]
     made = engine.make(c, usable, *zip(*(loaded[case.name] for case in usable), strict=True)) if usable else []
     outcomes = dict(zip((case.name for case in usable), made, strict=True))

@@ -6,16 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Distance = Callable[[Tensor, Tensor], Tensor]
-DISTANCES: dict[str, Distance] = {"l1": F.l1_loss, "l2": F.mse_loss}
+DISTANCES: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "l2": F.mse_loss}
 
 
-def mean_distance(current: Sequence[Tensor], reference: Sequence[Tensor], kind: str = "l1") -> Tensor:
+def mean_distance(current: Sequence[Tensor], reference: Sequence[Tensor], kind: str = "l1",
+                  weight: Tensor | None = None) -> Tensor:
     """Mean of |A - A_ref| or its square over all entries of all maps (SAGE eq. 3), in float32.
 
     Args:
         current, reference: equally many tensors of pairwise equal shapes.
         kind: "l1" or "l2".
+        weight: factor on the entries, broadcast to every map; what it leaves out still counts in the mean.
     Raises:
         ValueError: the counts or shapes differ.
     """
@@ -24,7 +25,13 @@ def mean_distance(current: Sequence[Tensor], reference: Sequence[Tensor], kind: 
                          f"{[tuple(t.shape) for t in reference]}")
     entries = sum(t.numel() for t in current)
     distance = DISTANCES[kind]
-    return sum(distance(a.float(), b.to(a.device).float()) * (a.numel() / entries)
+
+    def one(a: Tensor, b: Tensor) -> Tensor:
+        if weight is None:
+            return distance(a, b)
+        return (distance(a, b, reduction="none") * weight).mean()
+
+    return sum(one(a.float(), b.to(a.device).float()) * (a.numel() / entries)
                for a, b in zip(current, reference, strict=True))
 
 
