@@ -8,10 +8,9 @@ from transformers import CLIPTokenizer
 
 from sage.stilllife import ATTRIBUTES, training_scene
 from sage.stilllife.captions import draw_keep, draw_wording, phrases
-from sage.stilllife.scenes import AROUND, MAIN, SECOND
+from sage.stilllife.scenes import VALUES
 
 EMPTY_SHARE = 0.1
-VALUES = {**MAIN, **{name: ("none", *values) for name, values in SECOND.items()}, **AROUND}
 # A noun is told by its own token, the whole scene by the last one: what the text encoder first learns to gather.
 READOUTS = {"form": ("form", "colour", "material", "size"), "second_form": ("second_form", "second_colour"),
             "end": ATTRIBUTES}

@@ -23,7 +23,7 @@ FIRST_SEED = 100_000
 FULL, QUICK = 28, 4  # edits of each kind
 SIDE = 64
 MAKE = "stilllife.json"  # what the folder was made with
-VERSION = 1
+VERSION = 2
 
 FOLDERS = ("0_random", "1_change_object", "2_add_object", "3_delete_object", "4_change_attribute_content",
            "5_change_attribute_pose", "6_change_attribute_color", "7_change_attribute_material", "8_change_background",
@@ -94,7 +94,8 @@ def _write(job: tuple[Path, int, int, int]) -> Case:
     # PIE-Bench names a thing by one word in each prompt, so a thing that is added or deleted has no such pair.
     both = edit.blend_words and all(edit.blend_words)
     return Case(name, kind, place, source, target, encode_mask(dilate(changed_pixels(a, b))), _instruction(edit),
-                " ".join(words.split()[-1] for words in edit.blend_words) if both else "", place, edit.blend_words)
+                " ".join(words.split()[-1] for words in edit.blend_words) if both else "", place, edit.blend_words,
+                (edit.source.attributes(), edit.target.attributes()))
 
 
 def _instruction(edit: EditCase) -> str:

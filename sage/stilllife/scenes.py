@@ -138,6 +138,7 @@ class Scene:
 
 
 ATTRIBUTES = tuple(Scene(Thing("ball", "red")).attributes())
+VALUES = {**MAIN, **{name: ("none", *values) for name, values in SECOND.items()}, **AROUND}
 
 
 def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:

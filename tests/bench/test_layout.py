@@ -10,9 +10,12 @@ from PIL import Image
 from sage.bench.files import BenchmarkError, inside
 from sage.bench.layout import Case, decode_mask, encode_mask, mark, read_benchmark, write_mapping
 from sage.errors import PictureError, SageError
+from sage.stilllife import Scene, Thing
 
+SCENES = (Scene(Thing("mug", "red")).attributes(), Scene(Thing("cone", "red")).attributes())
 CASE = Case("000000000000", 1, "1_change_object/a.png", "a [cat] on grass", "a [dog] on grass", (0, 3, 8, 1),
-            "change the cat to a dog", "cat dog", truth="1_change_object/a.png", phrases=("cat", "dog"))
+            "change the cat to a dog", "cat dog", truth="1_change_object/a.png", phrases=("cat", "dog"),
+            attributes=SCENES)
 
 
 def pie_bench(runs, shape):
@@ -71,11 +74,11 @@ def test_it_is_pie_benchs_own_file(tmp_path):
     assert entry == {"image_path": "1_change_object/a.png", "original_prompt": "a [cat] on grass",
                      "editing_prompt": "a [dog] on grass", "editing_instruction": "change the cat to a dog",
                      "editing_type_id": "1", "blended_word": "cat dog", "mask": [0, 3, 8, 1],
-                     "true_edit": "1_change_object/a.png", "blend_phrases": ["cat", "dog"]}
+                     "true_edit": "1_change_object/a.png", "blend_phrases": ["cat", "dog"], "attributes": list(SCENES)}
 
 
 def test_a_folder_of_pie_bench_has_no_true_edits(tmp_path):
-    bare = replace(CASE, truth=None, phrases=None)
+    bare = replace(CASE, truth=None, phrases=None, attributes=None)
     benchmark = read_benchmark(folder(tmp_path, bare))
     assert benchmark.cases == (bare,) and benchmark.truth(bare) is None
 
@@ -104,6 +107,12 @@ def test_a_folder_of_pie_bench_has_no_true_edits(tmp_path):
     ({"blended_word": ["a", "b"]}, "blended_word must be text"),
     ({"blend_phrases": ["a"]}, "pair of phrases"),
     ({"blend_phrases": ["a", 1]}, "blend_phrases must be text"),
+    ({"attributes": [SCENES[0]]}, "attributes must be a pair"),
+    ({"attributes": [SCENES[0], "red"]}, "attributes must be a pair"),
+    ({"attributes": [SCENES[0], {"form": "mug"}]}, "attributes must be a pair"),
+    ({"attributes": [SCENES[0], SCENES[1] | {"form": "cat"}]}, "attributes must be a pair"),
+    ({"attributes": [SCENES[0], SCENES[1] | {"form": ["mug"]}]}, "attributes must be a pair"),
+    ({"attributes": [SCENES[0], SCENES[1] | {"mood": "calm"}]}, "attributes must be a pair"),
 ])
 def test_hostile_entries_are_refused_in_one_line(tmp_path, change, message):
     path = folder(tmp_path) / "mapping_file.json"

@@ -53,6 +53,7 @@ def test_pictures_masks_and_prompts_belong_together(benchmark):
         marked = [re.findall(r"\[(.*?)\]", text) for text in (case.source_marked, case.target_marked)]
         assert marked == [list(edit.source_words), list(edit.target_words)]
         assert case.phrases == edit.blend_words
+        assert case.attributes == (edit.source.attributes(), edit.target.attributes())
 
 
 def test_words_to_blend_are_single_words_of_both_prompts(benchmark):
