@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -113,6 +113,11 @@ class Case:
     def stem(self) -> str:
         """The picture's path without its ending: results are stored under it."""
         return str(PurePosixPath(self.picture).with_suffix(""))
+
+    def unchanged(self) -> "Case":
+        """The edit of the same picture that asks for nothing: its right result is the source."""
+        return replace(self, target_marked=self.source_marked, runs=(), blended_word="", phrases=None,
+                       truth=None, attributes=self.attributes and (self.attributes[0], self.attributes[0]))
 
     def blend(self) -> tuple[str, str] | None:
         """The blending words, as tools for PIE-Bench take them: the first two of `blended_word`."""
