@@ -10,8 +10,8 @@ the mask is everything, is None and stays out of every mean.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -35,20 +35,29 @@ class Metric:
 
 
 METRICS = (
+    Metric("asked", "attributes as asked, %", 1e2, True, 1),
+    Metric("kept", "attributes kept, %", 1e2, True, 1),
+    Metric("attributes", "attributes right, %", 1e2, True, 1),
     Metric("inside_psnr", "PSNR inside", 1, True),
     Metric("inside_ssim", "SSIM inside x 100", 1e2, True),
     Metric("inside_lpips", "LPIPS inside x 1000", 1e3, False),
+    Metric("inside_features", "feature distance inside x 1000", 1e3, False),
     Metric("outside_psnr", "PSNR outside", 1, True),
     Metric("outside_ssim", "SSIM outside x 100", 1e2, True),
     Metric("outside_lpips", "LPIPS outside x 1000", 1e3, False),
+    Metric("outside_features", "feature distance outside x 1000", 1e3, False),
     Metric("structure", "structure distance x 1000", 1e3, False),
     Metric("background_psnr", "background PSNR", 1, True),
     Metric("background_lpips", "background LPIPS x 1000", 1e3, False),
+    Metric("background_features", "background feature distance x 1000", 1e3, False),
     Metric("background_mse", "background MSE x 10000", 1e4, False),
     Metric("background_ssim", "background SSIM x 100", 1e2, True),
     Metric("clip_source", "CLIP similarity, source", 1, True),
     Metric("clip_whole", "CLIP similarity, whole", 1, True),
     Metric("clip_edited", "CLIP similarity, edited", 1, True),
+    Metric("prompt_source", "likeness to the prompt, source", 1, True),
+    Metric("prompt_whole", "likeness to the prompt, whole", 1, True),
+    Metric("prompt_edited", "likeness to the prompt, edited", 1, True),
 )
 
 
@@ -60,12 +69,19 @@ class Extractors:
         keys: picture -> (tokens, width), the attention keys of which the structure distance compares self-similarities.
         lpips: two (H, W, 3) float32 pictures in [-1, 1] -> their distance.
         image: picture -> (width,), text: prompt -> (width,): vectors in the common space of CLIP.
+        attributes: picture -> what it shows, by the names of `sage.stilllife.scenes.VALUES`.
+        distance, similarity: what to call the figures of `lpips`, and of `image` and `text`.
+        versions: what they are and what computes them, by name.
     """
 
     keys: Callable[[Array], Array] | None = None
     lpips: Callable[[Array, Array], float] | None = None
     image: Callable[[Array], Array] | None = None
     text: Callable[[str], Array] | None = None
+    attributes: Callable[[Array], Mapping[str, str]] | None = None
+    distance: str = "lpips"
+    similarity: str = "clip"
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 # ---- formulas
@@ -162,15 +178,15 @@ def pie_bench(source: Array, result: Array, mask: Array, source_prompt: str, tar
     x, y = (p / 255 * background for p in (source, result))
     scores |= {"background_psnr": psnr(mse(x, y)), "background_mse": mse(x, y), "background_ssim": ssim(x, y)}
     if extractors.lpips:
-        scores["background_lpips"] = extractors.lpips(*(_symmetric(p) for p in (x, y)))
+        scores[f"background_{extractors.distance}"] = extractors.lpips(*(_symmetric(p) for p in (x, y)))
     if mask.all():
         scores |= {key: None for key in scores if key.startswith("background")}
     if extractors.image and extractors.text:
-        target = extractors.text(target_prompt)
-        scores["clip_source"] = clip_similarity(extractors.image(source), extractors.text(source_prompt))
-        scores["clip_whole"] = clip_similarity(extractors.image(result), target)
+        target, name = extractors.text(target_prompt), extractors.similarity
+        scores[f"{name}_source"] = clip_similarity(extractors.image(source), extractors.text(source_prompt))
+        scores[f"{name}_whole"] = clip_similarity(extractors.image(result), target)
         edited = result * mask[..., None]
-        scores["clip_edited"] = clip_similarity(extractors.image(edited), target) if mask.any() else None
+        scores[f"{name}_edited"] = clip_similarity(extractors.image(edited), target) if mask.any() else None
     return {key: _finite(value) for key, value in scores.items()}
 
 
@@ -194,8 +210,18 @@ def against_truth(result: Array, truth: Array, mask: Array, extractors: Extracto
         scores[f"{name}_ssim"] = float(similarity[where].mean()) if any_pixel else None
         if extractors.lpips:
             only = np.where(where[..., None], x, y)
-            scores[f"{name}_lpips"] = extractors.lpips(_symmetric(only), _symmetric(y)) if any_pixel else None
+            distance = extractors.lpips(_symmetric(only), _symmetric(y)) if any_pixel else None
+            scores[f"{name}_{extractors.distance}"] = distance
     return {key: _finite(value) for key, value in scores.items()}
+
+
+def against_scenes(seen: Mapping[str, str], source: Mapping[str, str],
+                   target: Mapping[str, str]) -> dict[str, float | None]:
+    """Shares of a result's attributes that are right: of those that the edit changes, of the others, and of all."""
+    right = {name: seen[name] == value for name, value in target.items()}
+    groups = {"asked": [right[name] for name in right if source[name] != target[name]],
+              "kept": [right[name] for name in right if source[name] == target[name]], "attributes": [*right.values()]}
+    return {key: sum(values) / len(values) if values else None for key, values in groups.items()}
 
 
 def last_square(result: Array, width: int, height: int) -> Array:

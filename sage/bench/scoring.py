@@ -10,7 +10,7 @@ from PIL import Image
 from sage import image as pictures
 from sage.bench.files import BenchmarkError, inside
 from sage.bench.layout import PICTURES, Benchmark, Case, decode_mask
-from sage.bench.metrics import Extractors, against_truth, last_square, pie_bench
+from sage.bench.metrics import Extractors, against_scenes, against_truth, last_square, pie_bench
 from sage.errors import SageError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -54,6 +54,8 @@ def score(case: Case, source: Image.Image, truth: Image.Image | None, result: Im
     if truth is not None:
         mask = decode_mask(case.runs, *source.size)
         scores |= against_truth(b, np.asarray(truth), mask, extractors)
+    if case.attributes and extractors.attributes:
+        scores |= against_scenes(extractors.attributes(b), *case.attributes)
     return scores
 
 
