@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -151,6 +153,17 @@ def test_pictures_of_other_sizes_are_refused(pair, mask):
         metrics.pie_bench(pair[0], pair[1][:, :30], mask, "", "", Extractors())
 
 
+def test_attributes_changed_and_unchanged_count_apart():
+    source = {"form": "mug", "colour": "red", "size": "small", "tilt": "upright"}
+    target = source | {"form": "cone", "colour": "blue"}
+    seen = {"form": "cone", "colour": "red", "size": "small", "tilt": "tilted"}
+    assert metrics.against_scenes(seen, source, target) == {"asked": 0.5, "kept": 0.5, "attributes": 0.5}
+    assert metrics.against_scenes(source, source, target) == {"asked": 0.0, "kept": 1.0, "attributes": 0.5}
+    assert metrics.against_scenes(target, source, target) == {"asked": 1.0, "kept": 1.0, "attributes": 1.0}
+    assert metrics.against_scenes(source | {"size": "large"}, source, source) == {
+        "asked": None, "kept": 0.75, "attributes": 0.75}
+
+
 def test_of_a_strip_the_last_picture_counts():
     strip = RNG.integers(0, 256, (12, 48, 3), dtype=np.uint8)
     assert np.array_equal(metrics.last_square(strip, 12, 12), strip[:, 36:])
@@ -160,7 +173,9 @@ def test_of_a_strip_the_last_picture_counts():
 def test_every_figure_has_a_column(pair, mask):
     everything = Extractors(keys=lambda x: np.eye(2), lpips=lambda x, y: 0.0, image=lambda x: np.ones(2),
                             text=lambda t: np.ones(2))
-    scores = metrics.pie_bench(*pair, mask, "", "", everything) | metrics.against_truth(*pair, mask, everything)
+    scores = metrics.against_scenes({}, {}, {})
+    for e in (everything, replace(everything, distance="features", similarity="prompt")):
+        scores |= metrics.pie_bench(*pair, mask, "", "", e) | metrics.against_truth(*pair, mask, e)
     assert set(scores) == {m.key for m in metrics.METRICS}
 
 
