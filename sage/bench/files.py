@@ -1,6 +1,8 @@
 """Text files and picture paths that are safe to trust after a crash, and before a stranger."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from sage.errors import SageError
 from sage.files import written_whole
@@ -8,6 +10,30 @@ from sage.files import written_whole
 
 class BenchmarkError(SageError):
     """A benchmark or a run that is not there, not whole, or not what it should be."""
+
+
+MAX_JSON = 256 * 2**20  # bytes
+
+
+def read_table(path: Path, of: str) -> dict[str, Any]:
+    """A JSON file that holds a table with at least one row, `of` which it should be.
+
+    Raises:
+        BenchmarkError: not there, too large, damaged, or something else.
+    """
+    try:
+        if not path.is_file():
+            raise BenchmarkError(f"{path.parent} is no benchmark: it has no {path.name}")
+        if path.stat().st_size > MAX_JSON:
+            raise BenchmarkError(f"{path} has more than {MAX_JSON // 2**20} MB and was not read")
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BenchmarkError(f"{path} cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise BenchmarkError(f"{path} is damaged: it is not JSON") from error
+    if not isinstance(rows, dict) or not rows:
+        raise BenchmarkError(f"{path} is damaged: it is not a table of {of} by name")
+    return rows
 
 
 def write_text(path: Path, text: str) -> None:

@@ -22,12 +22,11 @@ import numpy as np
 from PIL import Image
 
 from sage import image as pictures
-from sage.bench.files import BenchmarkError, inside, write_text
+from sage.bench.files import BenchmarkError, inside, read_table, write_text
 from sage.stilllife.edits import KINDS
 from sage.stilllife.scenes import VALUES
 
 MAPPING, PICTURES, TRUE_EDITS = "mapping_file.json", "annotation_images", "true_edits"
-MAX_MAPPING = 256 * 2**20
 MAX_TEXT = 4096
 
 # Two annotations that the released SAGE mends before it runs.
@@ -171,26 +170,36 @@ def _mark_each(text: str, words: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A folder in this layout."""
+    """A folder of cases.
+
+    Attributes:
+        kinds: names of the kinds that cases may be of.
+        mapping: the files that say what the cases are.
+        pictures, truths: the folders of the pictures to edit and of the right results.
+    """
 
     folder: Path
     cases: tuple[Case, ...]
+    kinds: Sequence[str] = KINDS
+    mapping: tuple[str, ...] = (MAPPING,)
+    pictures: str = PICTURES
+    truths: str = TRUE_EDITS
 
     def source(self, case: Case) -> Image.Image:
         """The picture to edit; PictureError or BenchmarkError if it cannot be had."""
-        return pictures.open_picture(inside(self.folder / PICTURES, case.picture))
+        return pictures.open_picture(inside(self.folder / self.pictures, case.picture))
 
     def source_hash(self, case: Case) -> str:
         """SHA-256 of the file of the picture to edit."""
-        return hashlib.sha256(inside(self.folder / PICTURES, case.picture).read_bytes()).hexdigest()
+        return hashlib.sha256(inside(self.folder / self.pictures, case.picture).read_bytes()).hexdigest()
 
     def mapping_hash(self) -> str:
-        """SHA-256 of the mapping file."""
-        return hashlib.sha256((self.folder / MAPPING).read_bytes()).hexdigest()
+        """SHA-256 of the mapping."""
+        return hashlib.sha256(b"".join((self.folder / name).read_bytes() for name in self.mapping)).hexdigest()
 
     def truth(self, case: Case) -> Image.Image | None:
         """The right result, None where it is not known."""
-        return None if case.truth is None else pictures.open_picture(inside(self.folder / TRUE_EDITS, case.truth))
+        return None if case.truth is None else pictures.open_picture(inside(self.folder / self.truths, case.truth))
 
 
 def read_benchmark(folder: str | Path, mended: bool = True) -> Benchmark:
@@ -203,18 +212,7 @@ def read_benchmark(folder: str | Path, mended: bool = True) -> Benchmark:
     """
     folder = Path(folder)
     path = folder / MAPPING
-    try:
-        if not path.is_file():
-            raise BenchmarkError(f"{folder} is no benchmark: it has no {MAPPING}")
-        if path.stat().st_size > MAX_MAPPING:
-            raise BenchmarkError(f"{path} has more than {MAX_MAPPING // 2**20} MB and was not read")
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BenchmarkError(f"{path} cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise BenchmarkError(f"{path} is damaged: it is not JSON") from error
-    if not isinstance(entries, dict) or not entries:
-        raise BenchmarkError(f"{path} is damaged: it is not a table of edits by name")
+    entries = read_table(path, "edits")
     cases = tuple(_case(path, name, entry, mended) for name, entry in entries.items())
     stems: dict[str, str] = {}
     for case in cases:

@@ -1,4 +1,5 @@
-"""How good an edited picture is: PIE-Bench's formulas, and distances to the right result where it is known.
+"""How good an edited picture is: PIE-Bench's and MagicBrush's formulas, and distances to the right result where it is
+known.
 
 Pictures are (H, W, 3) uint8, masks (H, W) bool, True where the edit may be.  PIE-Bench's background figures are
 
@@ -9,11 +10,14 @@ with both pictures in [0, 1] and the mean over all pixels, the black ones too.  
 the mask is everything, is None and stays out of every mean.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
+from PIL import Image
 
 from sage.bench.files import BenchmarkError
 
@@ -58,6 +62,12 @@ METRICS = (
     Metric("prompt_source", "likeness to the prompt, source", 1, True),
     Metric("prompt_whole", "likeness to the prompt, whole", 1, True),
     Metric("prompt_edited", "likeness to the prompt, edited", 1, True),
+    Metric("l1", "L1", 1, False, 4),
+    Metric("l2", "L2", 1, False, 4),
+    Metric("clip_i", "CLIP-I", 1, True, 4),
+    Metric("dino", "DINO", 1, True, 4),
+    Metric("clip_t", "CLIP-T", 1, True, 4),
+    Metric("clip_t_truth", "CLIP-T of the true edit", 1, True, 4),
 )
 
 
@@ -69,6 +79,7 @@ class Extractors:
         keys: picture -> (tokens, width), the attention keys of which the structure distance compares self-similarities.
         lpips: two (H, W, 3) float32 pictures in [-1, 1] -> their distance.
         image: picture -> (width,), text: prompt -> (width,): vectors in the common space of CLIP.
+        cls: picture -> (width,), the class token of DINO.
         attributes: picture -> what it shows, by the names of `sage.stilllife.scenes.VALUES`.
         distance, similarity: what to call the figures of `lpips`, and of `image` and `text`.
         versions: what they are and what computes them, by name.
@@ -78,10 +89,17 @@ class Extractors:
     lpips: Callable[[Array, Array], float] | None = None
     image: Callable[[Array], Array] | None = None
     text: Callable[[str], Array] | None = None
+    cls: Callable[[Array], Array] | None = None
     attributes: Callable[[Array], Mapping[str, str]] | None = None
     distance: str = "lpips"
     similarity: str = "clip"
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    def identity(self) -> str:
+        """A text that changes with what is measured and by which versions; "" where there is no network."""
+        given = [f.name for f in fields(self) if callable(getattr(self, f.name))]
+        text = json.dumps([given, self.distance, self.similarity, dict(self.versions)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12] if given else ""
 
 
 # ---- formulas
@@ -152,10 +170,15 @@ def _self_similarity(keys: Array) -> Array:
     return keys @ keys.T / np.maximum(np.outer(norms, norms), 1e-8)
 
 
+def cosine(a: Array, b: Array) -> float:
+    """Cosine of the angle between two vectors."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
 def clip_similarity(image: Array, text: Array) -> float:
     """100 cos between two vectors, not below 0."""
-    image, text = np.asarray(image, np.float64), np.asarray(text, np.float64)
-    return max(100 * float(image @ text / (np.linalg.norm(image) * np.linalg.norm(text))), 0.0)
+    return max(100 * cosine(image, text), 0.0)
 
 
 # ---- one case
@@ -212,6 +235,28 @@ def against_truth(result: Array, truth: Array, mask: Array, extractors: Extracto
             only = np.where(where[..., None], x, y)
             distance = extractors.lpips(_symmetric(only), _symmetric(y)) if any_pixel else None
             scores[f"{name}_{extractors.distance}"] = distance
+    return {key: _finite(value) for key, value in scores.items()}
+
+
+def magic_brush(result: Array, truth: Array, caption: str, extractors: Extractors) -> dict[str, float | None]:
+    """MagicBrush's figures of one result: distances and cosines to the true edit, and to the words for what it made.
+
+    L2 is the mean squared difference.  For L1 and L2 a result of another size takes the size of the truth.
+    """
+    fitted = result
+    if result.shape != truth.shape:
+        height, width = truth.shape[:2]
+        fitted = np.asarray(Image.fromarray(result).resize((width, height), Image.Resampling.BICUBIC))
+    x, y = fitted / 255, truth / 255
+    scores: dict[str, float | None] = {"l1": float(np.abs(x - y).mean()), "l2": mse(x, y)}
+    if extractors.image:
+        a, b = extractors.image(result), extractors.image(truth)
+        scores["clip_i"] = cosine(a, b)
+        if extractors.text and caption:
+            words = extractors.text(caption)
+            scores |= {"clip_t": cosine(a, words), "clip_t_truth": cosine(b, words)}
+    if extractors.cls:
+        scores["dino"] = cosine(extractors.cls(result), extractors.cls(truth))
     return {key: _finite(value) for key, value in scores.items()}
 
 
