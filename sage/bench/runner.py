@@ -7,15 +7,17 @@
 
 A result is written whole, then its line.  Batches are parts of the benchmark that depend on nothing else, neither on
 the shard nor on what is there already, and a batch of which anything is missing is computed as a whole: so every
-result is the same to the bit however often the run was broken off, and however it was shared out.
+result is the same to the bit however often the run was broken off, and however it was shared out.  Results that were
+judged by other networks than those at hand are judged anew, and not made again.
 """
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,7 +75,7 @@ def run(benchmark: Benchmark, configurations: Sequence[Configuration], engine: E
     Raises:
         SageError: `out` holds another run, cannot be written to, or the arguments make no sense.
     """
-    out, (part, parts) = Path(out), shard
+    out, (part, parts), extractors = Path(out), shard, extractors or Extractors()
     if batch < 1 or not 1 <= part <= parts:
         raise SettingsError(f"batch {batch} and shard {part}/{parts}: must be at least 1, and 1/n to n/n")
     folders = [c.folder.lower() for c in configurations]
@@ -89,16 +91,22 @@ def run(benchmark: Benchmark, configurations: Sequence[Configuration], engine: E
     with closing(_Log(out / (f"{MANIFEST}.jsonl" if parts == 1 else f"{MANIFEST}-{part}-of-{parts}.jsonl"))) as log:
         done = {key: line for key, line in read_manifests(out).items() if _whole(out, line)}
         wanted = [(c.name, case.name) for c in configurations for cases in batches for case in cases]
-        report, finished = progress or (lambda phase, done, total: None), sum(key in done for key in wanted)
+        judges = extractors.identity()
+        stale = {key for key in wanted if judges and key in done and done[key].judges != judges}
+        report = progress or (lambda phase, done, total: None)
+        finished = sum(key in done for key in wanted) - len(stale)
         report("bench", finished, len(wanted))
         for cases in batches:
             loaded = None
             for c in configurations:
                 missing = {case.name for case in cases if (c.name, case.name) not in done}
-                if not missing:
+                old = [done[c.name, case.name] for case in cases if (c.name, case.name) in stale]
+                if not missing and not old:
                     continue
                 loaded = loaded or _load(benchmark, cases)
-                for line in _batch(c, cases, loaded, missing, engine, benchmark, out, extractors or Extractors()):
+                task = _task(c, cases, loaded)
+                lines = _batch(c, *task, missing, engine, benchmark, out, extractors) if missing else ()
+                for line in chain(lines, _judged(old, *task, out, extractors)):
                     log.append(line)
                     done[c.name, line.case] = line
                     finished += 1
@@ -120,13 +128,34 @@ def _load(benchmark: Benchmark, cases: Sequence[Case]) -> Loaded:
     return loaded
 
 
+def _task(c: Configuration, cases: Sequence[Case], loaded: Loaded) -> tuple[Sequence[Case], Loaded]:
+    """The same cases as a configuration has them: a reconstruction is to leave the source as it is."""
+    if c.makes != "reconstruction":
+        return cases, loaded
+    return [case.unchanged() for case in cases], {
+        name: found if isinstance(found, str) else (found[0], found[0]) for name, found in loaded.items()}
+
+
+def _judged(lines: Iterable[Line], cases: Sequence[Case], loaded: Loaded, out: Path,
+            extractors: Extractors) -> Iterator[Line]:
+    """Lines of results that are there, scored anew; as they were where that cannot be."""
+    by_name = {case.name: case for case in cases}
+    for line in lines:
+        try:
+            result = pictures.open_picture(inside(out, line.picture))
+            if isinstance(found := loaded[line.case], str):
+                raise BenchmarkError(found)
+            scores = score(by_name[line.case], *found, result, extractors)
+        except SageError:
+            yield line
+            continue
+        yield replace(line, scores=scores, judges=extractors.identity(), anew=line.anew + 1)
+
+
 def _batch(c: Configuration, cases: Sequence[Case], loaded: Loaded, missing: set[str], engine: Engine,
            benchmark: Benchmark, out: Path, extractors: Extractors) -> Iterator[Line]:
     """Make a batch; yields the lines of what was missing, each after its picture is written."""
     began = time.monotonic()
-    if c.makes == "reconstruction":
-        cases = [case.unchanged() for case in cases]
-        loaded = {name: found if isinstance(found, str) else (found[0], found[0]) for name, found in loaded.items()}
     usable = [case for case in cases if not isinstance(loaded[case.name], str)]
     made = engine.make(c, usable, *zip(*(loaded[case.name] for case in usable), strict=True)) if usable else []
     outcomes = dict(zip((case.name for case in usable), made, strict=True))
@@ -151,7 +180,7 @@ def _batch(c: Configuration, cases: Sequence[Case], loaded: Loaded, missing: set
             source = {"name": Path(case.picture).name, "sha256": benchmark.source_hash(case)}
             settings = {**settings, "picture": source}
         pictures.save_picture(outcome.picture, out / place, settings)
-        yield Line(status=DONE, picture=place, scores=scores, **line)
+        yield Line(status=DONE, picture=place, scores=scores, judges=extractors.identity(), **line)
 
 
 def _claim(path: Path, wanted: dict[str, Any]) -> None:
@@ -210,7 +239,8 @@ class _Log:
 def read_manifests(out: Path) -> dict[tuple[str, str], Line]:
     """The last line of each configuration and case, over the manifests of all shards; damaged lines are left out.
 
-    A result counts for more than a failure that another shard recorded for the same.
+    A result counts for more than a failure that another shard recorded for the same, and one that was judged anew more
+    often for more than the others.
     """
     lines: dict[tuple[str, str], Line] = {}
     for path in sorted(out.glob(f"{MANIFEST}*.jsonl")):
@@ -220,7 +250,8 @@ def read_manifests(out: Path) -> dict[tuple[str, str], Line]:
             if line:
                 own[line.configuration, line.case] = line
         for key, line in own.items():
-            if key not in lines or line.status == DONE:
+            old = lines.get(key)
+            if not old or line.status == DONE and (old.status != DONE or line.anew >= old.anew):
                 lines[key] = line
     return lines
 
@@ -230,8 +261,8 @@ def _parse(text: bytes) -> Line | None:
         line = Line(**json.loads(text))
     except (ValueError, TypeError, RecursionError):
         return None
-    texts = (line.configuration, line.case, line.status, line.picture, line.reason)
-    good = (all(isinstance(text, str) for text in texts) and type(line.kind) is int
+    texts = (line.configuration, line.case, line.status, line.picture, line.reason, line.judges)
+    good = (all(isinstance(text, str) for text in texts) and type(line.kind) is type(line.anew) is int
             and isinstance(line.notes, (list, tuple)) and isinstance(line.scores, dict)
             and all(v is None or type(v) in (int, float) for v in line.scores.values()))
     return replace(line, notes=tuple(map(str, line.notes))) if good else None

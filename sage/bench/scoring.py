@@ -25,6 +25,8 @@ class Line:
         picture: the result, relative to the folder of the run, or of the results that were scored.
         reason: why it failed.
         scores: by the keys of METRICS; None where a figure has no value.
+        judges: which networks they are from, "" for none.
+        anew: how often other networks than the first have judged it since.
     """
 
     configuration: str
@@ -36,6 +38,8 @@ class Line:
     scores: dict[str, float | None] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    judges: str = ""
+    anew: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self), "notes": list(self.notes)}

@@ -4,8 +4,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -103,6 +105,42 @@ def test_nothing_is_done_twice(benchmark, tmp_path):
     assert not asked and (tmp_path / "manifest.jsonl").read_bytes() == text
     run(benchmark, BOTH, StubEngine(before=asked.append), tmp_path, batch=2)
     assert len(asked) == 3
+
+
+def counting(version):
+    """Networks that say what they saw."""
+    return Extractors(image=lambda x: np.array([1.0, x.mean()]), text=lambda t: np.ones(2), similarity="prompt",
+                      versions={"stub": version})
+
+
+@pytest.mark.parametrize("again", [(1, 1), (1, 2)])
+def test_other_networks_judge_what_is_there_without_making_it_again(benchmark, tmp_path, again):
+    asked = []
+    engine = StubEngine(before=asked.append, fails=["000000000003"])
+    reconstruct = CONFIGURATIONS["reconstruct"]
+    for shard in ((1, 2), (2, 2)):
+        bare = run(benchmark, (PLAIN, reconstruct), engine, tmp_path, batch=2, shard=shard)
+    made, before = len(asked), results(tmp_path)
+    seen = []
+    lines = run(benchmark, (PLAIN, reconstruct), engine, tmp_path, batch=2, shard=again, extractors=counting("1"),
+                progress=lambda *a: seen.append(a[1:]))
+    failed = [line for line in lines if line.status == FAILED]
+    assert results(tmp_path) == before and len(asked) - made == len(failed) == (2 if again == (1, 1) else 0)
+    assert len(seen) == 1 + len(lines)
+    whole = run(benchmark, (PLAIN, reconstruct), StubEngine(fails=["000000000003"]), tmp_path / "new", batch=2,
+                shard=again, extractors=counting("1"))
+    assert plain_values([replace(line, anew=0) for line in lines]) == plain_values(whole) and "prompt_whole" in lines[0].scores
+    found = read_manifests(tmp_path)
+    assert all(found[line.configuration, line.case].scores == line.scores for line in lines)
+
+    # Judged already, judged by a newer version, and no networks at hand
+    count = len(asked)
+    text = {p: p.read_bytes() for p in tmp_path.glob("*.jsonl")}
+    run(benchmark, (PLAIN,), engine, tmp_path, batch=2, shard=(1, 2), extractors=counting("1"))
+    assert text == {p: p.read_bytes() for p in tmp_path.glob("*.jsonl")} and bare
+    newer = run(benchmark, (PLAIN,), engine, tmp_path, batch=2, shard=(1, 2), extractors=counting("2"))
+    assert {line.judges for line in newer} == {counting("2").identity()} and len(asked) == count
+    assert plain_values(run(benchmark, (PLAIN,), engine, tmp_path, batch=2, shard=(1, 2))) == plain_values(newer)
 
 
 def test_a_line_cut_short_is_cut_off(benchmark, unbroken, tmp_path):
