@@ -72,7 +72,7 @@ class Trajectory:
         source: the prompts, one a picture.
         config: what it was made with.
         latents: N + 1 tensors (B, 4, h, w) float32, from the clean picture to noise.
-        maps: entry k was recorded on latents[k]; N of them, or with pairing by level N + 1.
+        maps: N entries; entry k was recorded on the way from latents[k] to latents[k + 1].
         text: (B, M, width), the embedded source prompts.
         picture_size: (width, height) of the picture as it was given.
         factors: (B, M) the reweighting it was recorded under, None for the usual: no reweighting.
@@ -230,8 +230,6 @@ def invert_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence
         for done, reached in enumerate(walk(denoise, z, edges), start=1):
             latents.append(reached)
             report("invert", done, len(edges))
-        if config.pairing == "level":
-            denoise(latents[-1], edges[-1][1])
     return Trajectory(tuple(p.source for p in plans), config, tuple(latents), tuple(recorder.maps), text,
                       images[0].size, factors, recorder.attention(z))
 
@@ -276,14 +274,16 @@ def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], conf
     history: list[Tensor] = []
     losses: list[list[float]] = []
     for i, (start, end) in enumerate(model.schedule(steps, config.spacing, config.grid).sampling):
-        reference = trajectory.maps[recorded_at(config, i)]
+        undone, held = trajectory.maps[steps - 1 - i], compared_with(config, i)
+        reference = Maps() if held is None else trajectory.maps[held]
         strength = config.reconstruction_scale * config.loss_gain * config.decay_weight(i)
-        guided = config.reconstruction in ("self", "cross", "latent") and strength > 0
+        guided = config.reconstruction in ("self", "cross", "latent") and strength > 0 and (
+            held is not None)
         z = z.detach()
 
         with torch.no_grad(), ExitStack() as stack:
             if replaces and i < config.replace_steps:
-                stack.enter_context(rewrite_columns(cross_sites, reference.cross, carry, keep))
+                stack.enter_context(rewrite_columns(cross_sites, undone.cross, carry, keep))
             tap = mask.listen(stack, i)
             if factors is not None:
                 stack.enter_context(_reweighted(model, factors))
@@ -293,7 +293,7 @@ def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], conf
         def source_pass(z=z, start=start, reference=reference, guided=guided, i=i):
             z = z.clone().requires_grad_(guided)
             with torch.set_grad_enabled(guided), ExitStack() as stack:
-                if config.reconstruction == "replace":
+                if config.reconstruction == "replace" and reference.self:
                     stack.enter_context(rewrite_maps(self_sites, reference.self))
                 tap = mask.listen(stack, i)
                 compared = {"self": self_sites, "cross": cross_sites}.get(config.reconstruction, [])
@@ -377,28 +377,26 @@ class _Recording:
 
     def __init__(self, model: Backbone, config: EditConfig):
         self.config, self.maps, self._attention = config, [], 0.0
-        self.steps_of = {recorded_at(config, step): step for step in range(config.steps)}
-        self.self_sites = select(model.sites(), "self", config.self_level) if config.reconstruction in (
-            "self", "replace") else []
-        self.cross_sites = select(model.sites(), "cross", config.cross_level) if config.spare != "none" or any(
-            maps_needed(config, step)[1] for step in range(config.steps)) else []
+        self.wanted = [maps_needed(config, k) for k in range(config.steps)]
+        for_self, for_cross = (any(column) for column in zip(*self.wanted, strict=True))
+        self.self_sites = select(model.sites(), "self", config.self_level) if for_self else []
+        self.cross_sites = select(model.sites(), "cross", config.cross_level) if (
+            for_cross or config.spare != "none") else []
 
     def __enter__(self) -> None:
         """Listen to one pass."""
         self._stack = ExitStack()
-        step = self.steps_of.get(len(self.maps))
-        self._wanted = (False, False) if step is None else maps_needed(self.config, step)
-        wants_self, wants_cross = self._wanted
+        wants_self, self._wants_cross = self.wanted[len(self.maps)]
         self._self = self._stack.enter_context(record(self.self_sites if wants_self else []))
         self._cross = self._stack.enter_context(
-            record(self.cross_sites if wants_cross or self.config.spare != "none" else []))
+            record(self.cross_sites if self._wants_cross or self.config.spare != "none" else []))
 
     def __exit__(self, *error) -> None:
         self._stack.close()
         if error[0] is not None:
             return
         cross = self._cross.pop()
-        self.maps.append(Maps(tuple(self._self.pop()), tuple(cross) if self._wanted[1] else ()))
+        self.maps.append(Maps(tuple(self._self.pop()), tuple(cross) if self._wants_cross else ()))
         if self.config.spare != "none":
             self._attention = self._attention + sum(m.float().mean(dim=1) for m in cross)  # (B, N, M)
 
@@ -410,17 +408,25 @@ class _Recording:
         return rearrange(self._attention / len(self.maps), "b (h w) m -> b m h w", h=height)
 
 
-def maps_needed(config: EditConfig, step: int) -> tuple[bool, bool]:
-    """Whether sampling step `step` reads recorded self-attention maps, and cross-attention maps."""
-    guided = config.decay_weight(step) * config.reconstruction_scale * config.loss_gain > 0
-    return (config.reconstruction == "replace" or (config.reconstruction == "self" and guided),
+def compared_with(config: EditConfig, step: int) -> int | None:
+    """The inversion step whose maps sampling step `step` is held to, None where it is held to none.
+
+    By level, the first sampling step has the very latents that its maps would be of: the loss is zero, and what
+    L1 makes of rounding would be its gradient.
+    """
+    if config.pairing == "transition":
+        return config.steps - 1 - step
+    return config.steps - step if step else None
+
+
+def maps_needed(config: EditConfig, k: int) -> tuple[bool, bool]:
+    """Whether sampling reads the self-attention maps of inversion step `k`, and its cross-attention maps."""
+    undone_by = config.steps - 1 - k
+    held = next((i for i in (undone_by, undone_by + 1) if i < config.steps and compared_with(config, i) == k), None)
+    guided = held is not None and config.decay_weight(held) * config.reconstruction_scale * config.loss_gain > 0
+    return ((config.reconstruction == "replace" and held is not None) or (config.reconstruction == "self" and guided),
             (config.reconstruction == "cross" and guided)
-            or (config.replace is not None and step < config.replace_steps))
-
-
-def recorded_at(config: EditConfig, step: int) -> int:
-    """Which of the inverted latents sampling step `step` compares its maps with."""
-    return config.steps - step if config.pairing == "level" else config.steps - 1 - step
+            or (config.replace is not None and undone_by < config.replace_steps))
 
 
 class _BlendingMask:
@@ -553,13 +559,10 @@ def _check_trajectory(trajectory: Trajectory, plans: Sequence[Plan], config: Edi
     if config.spare != "none" and trajectory.attention is None:
         raise SettingsError(f"the trajectory has no attention to the prompt's words, which spare={config.spare} needs: "
                             "invert again with this configuration")
-    if config.pairing != trajectory.config.pairing and any(any(maps_needed(config, i)) for i in range(config.steps)):
-        raise SettingsError(f"the trajectory was made with pairing={trajectory.config.pairing}, not {config.pairing}: "
-                            "invert again")
-    for step in range(config.steps):
-        wanted, had = maps_needed(config, step), maps_needed(trajectory.config, step)
+    for k in reversed(range(config.steps)):
+        wanted, had = maps_needed(config, k), maps_needed(trajectory.config, k)
         levels = [(getattr(trajectory.config, n), getattr(config, n)) for n in ("self_level", "cross_level")]
         for needs, has, (a, b), kind in zip(wanted, had, levels, ("self", "cross"), strict=True):
             if needs and not (has and a == b):
-                raise SettingsError(f"the trajectory has no {kind}-attention maps at level {b} for step {step + 1}: "
-                                    "invert again with this configuration")
+                raise SettingsError(f"the trajectory has no {kind}-attention maps at level {b} for step "
+                                    f"{config.steps - k}: invert again with this configuration")

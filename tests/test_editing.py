@@ -143,13 +143,46 @@ def test_blending_leaves_the_rest_of_the_picture_alone(model, inverted):
     assert len(edit(model, small.picture(), SOURCE, TARGET, FULL.but(blend_fraction=0.3), None, inverted).masks) == 2
 
 
+def test_by_level_a_way_back_that_meets_the_inversion_has_no_loss(model):
+    def losses(pairing: str, **changes) -> tuple[float, ...]:
+        return edit(model, small.picture(), SOURCE, SOURCE, GUIDED.but(pairing=pairing, reconstruction_scale=1e-9,
+                                                                       blend=("cow", "cow"), blend_match="words",
+                                                                       blend_fraction=1.0, **changes)).losses
+
+    by_level, by_transition = losses("level"), losses("transition")  # blending keeps both on the inverted latents
+    assert len(by_level) == 3 and max(by_level) < 1e-7 and len(by_transition) == 4 and min(by_transition) > 1e-5
+    assert losses("level", reconstruction="cross") == pytest.approx((0, 0, 0), abs=1e-7)
+
+
+def test_places_of_edited_words_are_left_out_of_the_loss(model):
+    def losses(source: str, target: str, **changes) -> tuple[float, ...]:
+        return edit(model, small.picture(), source, target, GUIDED.but(**changes)).losses
+
+    whole, longer = losses(SOURCE, TARGET), "a cat on a mat, asleep"
+    assert losses(SOURCE, TARGET, spare="removed") == pytest.approx(whole)  # nothing is
+    assert 0 < losses(SOURCE, TARGET, spare="edited")[0] < whole[0]
+    assert 0 < losses(longer, SOURCE, spare="removed", blend_threshold=0.95)[0] < losses(longer, SOURCE)[0]
+    assert losses(SOURCE, TARGET, spare="edited", blend_threshold=0.0) == (0.0,) * 4  # every place looks at them
+
+
+def test_a_mask_from_the_difference_is_where_the_predictions_differ(model):
+    config = PLAIN.but(blend="auto", mask_from="difference", blend_fraction=1.0, blend_threshold=0.7)
+    result = edit(model, small.picture(), SOURCE, TARGET, config)
+    mask = result.masks[-1]
+    assert 0 < mask.mean() < 1 and mask.shape == (1, 1, *result.latents.shape[-2:])
+    outside = mask.expand_as(result.latents) == 0
+    assert torch.equal(result.latents[outside], result.trajectory.latents[0][outside])
+    assert not edit(model, small.picture(), SOURCE, TARGET, config.but(blend=None)).masks
+
+
 @pytest.mark.parametrize("change", (
     dict(reconstruction="none"), dict(reconstruction="cross"), dict(reconstruction="replace"),
     dict(reconstruction="latent"), dict(map_loss="l2"), dict(guided_steps=2), dict(decay="none"), dict(replace=None),
     dict(replace=("mat", "mat")), dict(replace_fraction=0.25), dict(blend=None), dict(blend_threshold=0.6),
     dict(reweight={}), dict(guidance_scale=3.0), dict(self_level=2), dict(cross_level=1), dict(spacing="trailing"),
     dict(grid="released"), dict(encode="sample"), dict(noise_fraction=0.1), dict(reweight_passes="all"),
-    dict(reconstruction_mask_floor=0.2), dict(guidance_mask_floor=0.2)))
+    dict(reconstruction_mask_floor=0.2), dict(guidance_mask_floor=0.2), dict(pairing="level"), dict(spare="edited"),
+    dict(mask_from="difference")))
 def test_every_setting_does_something(model, full, change):
     assert distance(edit(model, small.picture(), SOURCE, TARGET, FULL.but(**change)).latents, full.latents) > 1e-3
 
@@ -164,7 +197,8 @@ def full(model, inverted) -> editing.EditResult:
 
 @pytest.mark.parametrize("change", (
     {}, dict(noise_fraction=0.3, encode="sample", reconstruction_mask_floor=0.2, guidance_mask_floor=0.5),
-    dict(reconstruction="latent", reconstruction_scale=0.1), dict(reconstruction="cross"), dict(reweight_passes="all")))
+    dict(reconstruction="latent", reconstruction_scale=0.1), dict(reconstruction="cross"), dict(reweight_passes="all"),
+    dict(pairing="level", spare="edited", mask_from="difference")))
 def test_pictures_of_a_batch_are_each_as_if_alone(model, change):
     config = FULL.but(**dict(reweight={"mat": 1.3}) | change)
     images = [small.picture(seed=seed) for seed in (0, 1, 2)]
@@ -204,6 +238,7 @@ def test_a_trajectory_gives_what_a_fresh_inversion_gives(model, inverted, full):
     (dict(reconstruction="cross"), SOURCE, 64, "no cross-attention maps at level 0 for step 3"),
     (dict(replace_fraction=1.0), SOURCE, 64, "no cross-attention maps at level 0 for step 3"),
     (dict(reweight_passes="all"), SOURCE, 64, "other reweighting"),
+    (dict(spare="removed"), SOURCE, 64, "which spare=removed needs"),
     ({}, SOURCE, 96, r"picture of \(64, 64\), not \(96, 96\)")))
 def test_a_trajectory_that_does_not_fit_is_refused_in_one_line(model, inverted, change, source, size, said):
     with pytest.raises(SettingsError, match=said) as caught:

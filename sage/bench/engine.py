@@ -99,8 +99,8 @@ class ModelEngine:
     def _inverted(self, config: EditConfig, images: Sequence[Image.Image], plans: Sequence[Plan]) -> Trajectory:
         """The inversion, from memory if it is just the same: what is recorded changes the last bits of the rest."""
         settings = tuple(getattr(config, name) for name in INVERSION_FIELDS)
-        recorded = tuple(maps_needed(config, step) for step in range(config.steps))
-        key = (settings, config.seed, config.self_level, config.cross_level, recorded,
+        recorded = tuple(maps_needed(config, k) for k in range(config.steps))
+        key = (settings, config.seed, config.self_level, config.cross_level, config.spare != "none", recorded,
                config.reweight_passes == "all" and plans, [plan.source for plan in plans],
                [image.tobytes() for image in images])
         if self._inversion is None or self._inversion[0] != key:

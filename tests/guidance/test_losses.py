@@ -21,6 +21,16 @@ def test_distance_is_the_mean_over_all_entries(kind):
     assert mean_distance(a, a, kind) == 0
 
 
+@pytest.mark.parametrize("kind", ("l1", "l2"))
+def test_entries_that_are_left_out_are_as_if_equal(kind):
+    a, b = maps(1)[:2], maps(2)[:2]
+    keep = torch.tensor([1.0, 1.0, 0.0, 1.0])
+    b_equal = [torch.where(keep[:, None] * keep[None] == 1, y, x) for x, y in zip(a, b, strict=True)]
+    left_out = mean_distance(a, b, kind, keep[:, None] * keep[None])
+    assert left_out.item() == pytest.approx(mean_distance(a, b_equal, kind).item(), rel=1e-6)
+    assert 0 < left_out < mean_distance(a, b, kind)
+
+
 def test_distance_is_taken_in_float32():
     a, b = maps(1, dtype=torch.float16), maps(2, dtype=torch.bfloat16)
     assert mean_distance(a, b).dtype == torch.float32

@@ -1,0 +1,112 @@
+"""The paper's experiments and ours: named groups of configurations, each an answer to one question.
+
+`sage bench BENCHMARK --experiment NAME` runs one on any benchmark.  docs/experiments.md says what came out.
+"""
+
+from dataclasses import dataclass
+
+from sage.errors import SettingsError
+
+BOUNDS = ("source", "autoencoder", "plain")  # stand in every table
+W = (0.5, 1, 1.5, 2, 3, 5)
+SCALES = (0.2, 0.6, 2, 6, 20)
+
+# What a frontier sweeps is the strength w of the edit, for each way of keeping the rest.
+FRONTIERS = {
+    "nothing": "guidance",
+    "cross-attention guidance": "cross-guidance",
+    "latent guidance": "latent-guidance",
+    "self-attention replacement": "self-replacement",
+    "self-attention guidance": "self-guidance",
+    "... and replacement": "self-guidance-replace",
+    "... and blending": "self-guidance-replace-blend",
+    "blending by attention": "attention-blend",
+    "blending by difference": "difference-blend",
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Configurations that answer a question together.
+
+    Attributes:
+        configurations: as `sage.bench.configs.configuration` reads them.
+        baseline: the one the others are compared with.
+    """
+
+    name: str
+    title: str
+    question: str
+    configurations: tuple[str, ...]
+    baseline: str = "plain"
+
+
+def _varied(base: str, **values: tuple) -> tuple[str, ...]:
+    [(name, choices)] = values.items()
+    return tuple(f"{base}:{name}={choice}" for choice in choices)
+
+
+def sweep(base: str, scales: tuple = W) -> tuple[str, ...]:
+    """A configuration at each strength of the edit."""
+    return _varied(base, guidance_scale=scales)
+
+
+WHOLE = "self-guidance-replace-blend"
+RELEASED = ("grid=released", "decay=released", "blend_latents=noisier", "mask=sum", "blend_match=words",
+            "quantise=truncate", "encode=sample")
+
+_ALL = (
+    Experiment("table-1", "Table I: ways of keeping what the prompt does not mention",
+               "Which reconstruction keeps most, and what do replacement and blending add?",
+               ("guidance", "cross-guidance", "latent-guidance", "self-replacement", "self-guidance",
+                "self-guidance-replace", WHOLE, "recommended", "published"), "guidance"),
+    Experiment("table-6", "Table VI: reconstruction",
+               "How near does each come to the source when the target prompt is the source prompt?",
+               ("reconstruct", "reconstruct-cross", "reconstruct-latent", "reconstruct-replace", "reconstruct-self"),
+               "reconstruct"),
+    Experiment("figure-9", "Fig. 9: the two guidance scales",
+               "How do the strength of the edit and that of self-attention guidance trade?",
+               tuple(f"self-guidance:guidance_scale={w},reconstruction_scale={s}" for w in (1, 1.5, 2, 3, 5)
+                     for s in (0, *SCALES))),
+    Experiment("indexing", "Consistent against published index arithmetic, option by option",
+               "Does any slip of the released code change the results?",
+               (WHOLE, *(f"{WHOLE}:{option}" for option in RELEASED), "published"), WHOLE),
+    Experiment("pairing", "Maps paired by transition against by equal level",
+               "Which recorded maps should a sampling step be held to?",
+               ("self-guidance", "self-guidance:pairing=level", WHOLE, f"{WHOLE}:pairing=level"), "self-guidance"),
+    Experiment("levels", "Levels of attention", "At which resolution should maps be compared, and read for the mask?",
+               (*_varied("self-guidance", self_level=(0, 1, 2)), *_varied("attention-blend", cross_level=(0, 1, 2))),
+               "self-guidance:self_level=0"),
+    Experiment("loss", "L1 against L2", "Which distance between maps?",
+               ("self-guidance", *(f"self-guidance:map_loss=l2,reconstruction_scale={s}" for s in (60, 600, 6000))),
+               "self-guidance"),
+    Experiment("guided-steps", "Number of guided steps", "Until when does guidance by self-attention help?",
+               _varied("self-guidance", guided_steps=(5, 10, 20, 30, 41, 50)), "self-guidance:guided_steps=41"),
+    Experiment("steps", "10, 20, 50, 100 steps", "How many steps are enough?",
+               tuple(f"{base}:steps={n}{extra}" for base in ("plain", WHOLE, "recommended")
+                     for n, extra in ((10, ""), (20, ""), (50, ""), (100, ""))), "recommended:steps=50"),
+    Experiment("mask", "What marks where the picture may change",
+               "Cross-attention of the edited words, or the difference of the two predictions, and from which share?",
+               (*_varied("attention-blend", blend_threshold=(0.1, 0.3, 0.5, 0.7)),
+                *_varied("difference-blend", blend_threshold=(0.1, 0.2, 0.3, 0.4, 0.5, 0.7))), "plain"),
+    Experiment("removal", "Places left out of the self-attention loss",
+               "Does it help to spare the places that looked at removed, or at edited, words?",
+               tuple(f"{base}:spare={s}" for base in ("self-guidance", WHOLE) for s in ("none", "removed", "edited")),
+               "self-guidance:spare=none"),
+    Experiment("frontier", "The frontier: what is changed against what is kept",
+               "Where is each way of keeping the rest ahead?",
+               tuple(name for base in FRONTIERS.values() for name in sweep(base))),
+)
+EXPERIMENTS = {e.name: e for e in _ALL}
+
+
+def experiment(name: str) -> Experiment:
+    """An experiment by its name.
+
+    Raises:
+        SettingsError: there is none of this name.
+    """
+    try:
+        return EXPERIMENTS[name]
+    except KeyError:
+        raise SettingsError(f"no experiment is called {name[:40]!r}: there are {', '.join(EXPERIMENTS)}") from None
