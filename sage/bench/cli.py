@@ -98,13 +98,15 @@ def run_bench(args: argparse.Namespace) -> int:
         import sage
         from sage.bench.engine import ModelEngine
         engine = ModelEngine(sage.load_model(args.model, device=args.device, dtype=args.dtype))
-        lines = run(benchmark, configurations, engine, out, batch=args.batch, shard=args.shard, progress=bar)
+        extractors = judges(benchmark)
+        lines = run(benchmark, configurations, engine, out, batch=args.batch, shard=args.shard, extractors=extractors,
+                    progress=bar)
     everything = in_order(read_manifests(out).values(), benchmark, [c.name for c in configurations])
     facts = {"benchmark": args.benchmark}
     for name, value in engine.describe().items():
         facts[name] = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
     results = tables.Results(everything)
-    _finish(results, benchmark, out, dict.fromkeys(results.configurations, out), facts, args.json)
+    _finish(results, benchmark, out, dict.fromkeys(results.configurations, out), facts, extractors, args.json)
     return _status(lines)
 
 
@@ -114,22 +116,35 @@ def run_score(args: argparse.Namespace) -> int:
     names = [Path(folder).resolve().name for folder in args.folders]
     if len(set(names)) < len(names):
         names = list(args.folders)
+    extractors = judges(benchmark)
     with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:
         for name, folder in zip(names, args.folders, strict=True):
-            lines += score_folder(benchmark, folder, name, Extractors(), bar)
+            lines += score_folder(benchmark, folder, name, extractors, bar)
     roots = {name: results_root(folder) for name, folder in zip(names, args.folders, strict=True)}
     _finish(tables.Results(lines), benchmark, Path(args.out) if args.out else None, roots,
-            {"benchmark": Path(args.against).resolve().name}, args.json)
+            {"benchmark": Path(args.against).resolve().name}, extractors, args.json)
     return _status(lines)
 
 
+def judges(benchmark: Benchmark) -> Extractors:
+    """The networks that come with this package for a benchmark: the encoder for still lifes, else none."""
+    if not any(case.attributes for case in benchmark.cases):
+        return Extractors()
+    from sage.bench.encoder import bundled, load_encoder
+    return load_encoder().extractors() if bundled() else Extractors()
+
+
 def _finish(results: tables.Results, benchmark: Benchmark, out: Path | None, roots: dict[str, Path],
-            facts: dict[str, str], as_json: bool) -> None:
-    """Write tables and report to `out` if there is one, and print the tables."""
+            facts: dict[str, str], extractors: Extractors, as_json: bool) -> None:
+    """Write tables and report to `out` if there is one, and print the tables, with what the networks are."""
+    networks = dict(extractors.versions)
     if out is not None:
-        write_text(out / TABLES, tables.as_json(results))
-        write_report(out / REPORT, f"Edits of {facts['benchmark']}", benchmark, results, roots, facts)
-    print(tables.as_json(results) if as_json else tables.as_markdown(results), end="")
+        write_text(out / TABLES, tables.as_json(results, networks))
+        write_report(out / REPORT, f"Edits of {facts['benchmark']}", benchmark, results, roots, facts | networks)
+    if as_json:
+        print(tables.as_json(results, networks), end="")
+    else:
+        print(tables.as_markdown(results), *(f"\n{name}: {text}\n" for name, text in networks.items()), sep="", end="")
 
 
 def first_of_each_kind(benchmark: Benchmark, count: int) -> Benchmark:

@@ -5,7 +5,7 @@ same digits.  A comparison is over the cases that both configurations have.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -122,8 +122,9 @@ def as_dict(results: Results) -> dict[str, Any]:
     return {"table": rows, "comparisons": pairs}
 
 
-def as_json(results: Results) -> str:
-    return json.dumps(as_dict(results), indent=1) + "\n"
+def as_json(results: Results, networks: Mapping[str, str] | None = None) -> str:
+    """The same as text, with what is known of the networks behind the figures."""
+    return json.dumps(as_dict(results) | ({"networks": dict(networks)} if networks else {}), indent=1) + "\n"
 
 
 def as_markdown(results: Results, kind: int | None = None) -> str:

@@ -129,7 +129,8 @@ def test_other_networks_judge_what_is_there_without_making_it_again(benchmark, t
     assert len(seen) == 1 + len(lines)
     whole = run(benchmark, (PLAIN, reconstruct), StubEngine(fails=["000000000003"]), tmp_path / "new", batch=2,
                 shard=again, extractors=counting("1"))
-    assert plain_values([replace(line, anew=0) for line in lines]) == plain_values(whole) and "prompt_whole" in lines[0].scores
+    assert plain_values([replace(line, anew=0) for line in lines]) == plain_values(whole)
+    assert "prompt_whole" in lines[0].scores
     found = read_manifests(tmp_path)
     assert all(found[line.configuration, line.case].scores == line.scores for line in lines)
 

@@ -1,0 +1,308 @@
+"""A picture-and-text encoder of the still-life world: what networks trained on photographs cannot judge.
+
+    picture -> one vector in the space of prompts, a read-out of every attribute, and features on three grids
+
+Its picture side is a residual network with one learned query for each attribute, which gathers by attention what that
+attribute needs from the coarsest grid; its text side is CLIP's, small.  A folder holds it as
+
+    config.json                     EncoderParams, and under "accuracy" how often it reads held-out pictures right
+    model.fp16.safetensors
+"""
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from sage.bench.metrics import Array, Extractors
+from sage.errors import ModelError
+from sage.models.clip import CLIPText, CLIPTextParams
+from sage.models.configs import Config
+from sage.models.known import installed
+from sage.models.loading import load_tokenizer
+from sage.models.prompt import Prompts
+from sage.models.weights import fill, open_weights
+from sage.stilllife.scenes import VALUES
+
+SIDE = 64  # pixels; pictures of another size are resized to this
+FOLDER, CONFIG, WEIGHTS = "encoder", "config.json", "model.fp16.safetensors"
+REMEMBERED = 256  # pictures whose features are kept: sources and truths come again with every configuration
+MOST = 4096  # of any number in a configuration
+
+
+@dataclass(frozen=True)
+class EncoderParams:
+    """What tells one encoder from another.
+
+    Attributes:
+        channels: of the grids of 32, 16 and 8 cells a side.
+        blocks: residual blocks on each.
+        heads: of the attention that reads attributes out.
+        width: of the space that pictures and prompts share.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 128)
+    blocks: tuple[int, ...] = (1, 1, 2)
+    groups: int = 8
+    heads: int = 4
+    width: int = 128
+    text: CLIPTextParams = field(default_factory=lambda: CLIPTextParams(
+        width=128, mlp_width=512, heads=4, layers=2, vocabulary=512, max_length=77))
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+
+
+class Stage(nn.Module):
+    """Half the resolution, then residual blocks."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, blocks: int, groups: int):
+        super().__init__()
+        self.down = nn.Conv2d(c_in, c_out, kernel, stride=2, padding=kernel // 2)
+        self.blocks = nn.ModuleList(Block(c_out, groups) for _ in range(blocks))
+        self.norm = nn.GroupNorm(groups, c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        for block in self.blocks:
+            x = block(x)
+        return F.relu(self.norm(x))
+
+
+class Readers(nn.Module):
+    """One query for each attribute, attending to a grid of features that know their place."""
+
+    def __init__(self, width: int, heads: int, cells: int):
+        super().__init__()
+        self.heads = heads
+        self.place = nn.Parameter(torch.randn(cells, width) * 0.1)
+        self.queries = nn.Parameter(torch.randn(len(VALUES), width) * 0.5)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 2 * width)
+        self.fc2 = nn.Linear(2 * width, width)
+        self.norm_out = nn.LayerNorm(width)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, attributes, C)."""
+        tokens = rearrange(grid, "b c h w -> b (h w) c") + self.place
+        q = rearrange(self.queries, "n (h d) -> h n d", h=self.heads).expand(len(grid), -1, -1, -1)
+        k, v = (rearrange(f(tokens), "b n (h d) -> b h n d", h=self.heads) for f in (self.to_k, self.to_v))
+        out = F.scaled_dot_product_attention(q.to(k), k, v)
+        x = self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        return self.norm_out(x + self.fc2(F.gelu(self.fc1(self.norm(x)))))
+
+
+class EncoderNet(nn.Module):
+    """Both towers.  Pictures are (B, 3, 64, 64) in [-1, 1], prompts (B, N) int64 token ids."""
+
+    def __init__(self, params: EncoderParams):
+        super().__init__()
+        p = self.params = params
+        self.stages = nn.ModuleList(
+            Stage(c_in, c, kernel, blocks, p.groups) for c_in, c, kernel, blocks in
+            zip((3, *p.channels), p.channels, (5, 3, 3), p.blocks, strict=False))
+        last = p.channels[-1]
+        self.readers = Readers(last, p.heads, (SIDE >> len(p.channels)) ** 2)
+        self.readouts = nn.ModuleDict({name: nn.Linear(last, len(values)) for name, values in VALUES.items()})
+        self.to_common = nn.Linear(last * len(VALUES), p.width)
+        self.text = CLIPText(p.text)
+        self.text_to_common = nn.Linear(p.text.width, p.width)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The grids, fine to coarse: (B, C, 32, 32), (B, C, 16, 16), (B, C, 8, 8)."""
+        grids = []
+        for stage in self.stages:
+            x = stage(x)
+            grids.append(x)
+        return grids
+
+    def image(self, grid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The coarsest grid -> (B, width) in the common space, and for each attribute (B, values) logits."""
+        read = self.readers(grid)
+        logits = {name: self.readouts[name](read[:, i]) for i, name in enumerate(VALUES)}
+        return self.to_common(read.flatten(1)), logits
+
+    def last_hidden(self, ids: Tensor, ends: Tensor) -> Tensor:
+        """(B, text width): the state of each prompt's end token, which stands at `ends` (B,)."""
+        return self.text(ids)[torch.arange(len(ids), device=ids.device), ends]
+
+
+def normalised(grid: Tensor) -> Tensor:
+    """(B, C, h, w) with the vector of every cell made one long."""
+    return grid / (grid.norm(dim=1, keepdim=True) + 1e-10)
+
+
+class Encoder:
+    """A trained network seen through the questions that the benchmark asks.  Pictures are (H, W, 3).
+
+    Attributes:
+        accuracy: for each set of held-out pictures the share that is read right, by attribute, and their number under
+            "pictures".
+    """
+
+    def __init__(self, net: EncoderNet, prompts: Prompts, accuracy: dict[str, dict[str, float]]):
+        self.net, self.prompts, self.accuracy = net, prompts, accuracy
+        self._seen: OrderedDict[bytes, tuple[list[Tensor], Tensor, dict[str, Tensor]]] = OrderedDict()
+
+    def keys(self, picture: Array) -> Array:
+        """(256, C): the features of a 16 x 16 grid, whose self-similarity is the picture's structure."""
+        grids, _, _ = self._see(picture)
+        return rearrange(grids[1][0], "c h w -> (h w) c").numpy()
+
+    def distance(self, x: Array, y: Array) -> float:
+        """LPIPS's formula with these features and no weights, of float32 pictures in [-1, 1]:
+
+            sum over grids of the mean over cells of |f / |f| - g / |g||^2
+        """
+        pairs = zip(self._see(x)[0], self._see(y)[0], strict=True)
+        return sum(float((normalised(f) - normalised(g)).square().sum(dim=1).mean()) for f, g in pairs)
+
+    def image(self, picture: Array) -> Array:
+        """The picture in the common space."""
+        return self._see(picture)[1][0].numpy()
+
+    @torch.no_grad()
+    def text(self, prompt: str) -> Array:
+        """A prompt in the common space; what is too long is cut."""
+        ids = self.prompts.parse(prompt, truncate=True).ids
+        end = ids.index(self.prompts.tokenizer.eos_token_id)
+        hidden = self.net.last_hidden(torch.tensor([ids[:end + 1]]), torch.tensor([end]))
+        return self.net.text_to_common(hidden)[0].numpy()
+
+    def attributes(self, picture: Array) -> dict[str, str]:
+        """What the picture shows, each attribute by its most probable value."""
+        return {name: VALUES[name][int(logits.argmax())] for name, logits in self._see(picture)[2].items()}
+
+    def extractors(self) -> Extractors:
+        return Extractors(keys=self.keys, lpips=self.distance, image=self.image, text=self.text,
+                          attributes=self.attributes, distance="features", similarity="prompt",
+                          versions={"encoder": self.describe()})
+
+    def describe(self) -> str:
+        """Which encoder it is and how far its read-out can be trusted."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.net.state_dict().items()):
+            digest.update(name.encode() + weight.numpy().tobytes())
+        parts = [f"still-life encoder {digest.hexdigest()[:12]}"]
+        for which, right in self.accuracy.items():
+            shares = {name: right[name] for name in VALUES}
+            each = ", ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in shares.items())
+            parts.append(f"reads {np.mean(list(shares.values())):.2%} of the attributes of {int(right['pictures'])} "
+                         f"{which} right ({each})")
+        return "; ".join(parts)
+
+    @torch.no_grad()
+    def _see(self, picture: Array) -> tuple[list[Tensor], Tensor, dict[str, Tensor]]:
+        """Features, vector and read-outs of a picture: uint8, or float32 in [-1, 1]."""
+        key = hashlib.blake2b(np.ascontiguousarray(picture).tobytes(), key=str(picture.shape).encode()).digest()
+        if key in self._seen:
+            self._seen.move_to_end(key)
+        else:
+            grids = self.net.features(prepared(picture))
+            self._seen[key] = grids, *self.net.image(grids[-1])
+            if len(self._seen) > REMEMBERED:
+                self._seen.popitem(last=False)
+        return self._seen[key]
+
+
+def prepared(picture: Array) -> Tensor:
+    """(H, W, 3), uint8 or float32 in [-1, 1] -> (1, 3, 64, 64) in [-1, 1]: averaged down as the renderer does."""
+    x = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
+    x = x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x
+    if x.shape[2:] == (SIDE, SIDE):
+        return x
+    if min(x.shape[2:]) >= SIDE:
+        return F.interpolate(x, (SIDE, SIDE), mode="area")
+    return F.interpolate(x, (SIDE, SIDE), mode="bicubic", align_corners=False).clamp(-1, 1)
+
+
+# ---- folders
+
+
+def as_config(params: EncoderParams, accuracy: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The values of config.json."""
+    text = params.text
+    return {"channels": list(params.channels), "blocks": list(params.blocks), "groups": params.groups,
+            "heads": params.heads, "width": params.width, "text_width": text.width, "text_mlp_width": text.mlp_width,
+            "text_heads": text.heads, "text_layers": text.layers, "vocabulary": text.vocabulary,
+            "max_length": text.max_length, "accuracy": accuracy}
+
+
+def bundled() -> Path | None:
+    """The folder of the encoder that comes with the bundled model, None where it is not."""
+    model = installed("stilllife")
+    return model / FOLDER if model and (model / FOLDER / CONFIG).is_file() else None
+
+
+def load_encoder(folder: str | Path | None = None) -> Encoder:
+    """The encoder that comes with the bundled model, or another in the same layout, on the CPU in float32.
+
+    Args:
+        folder: holds config.json and the weights, and beside it lies the tokenizer's folder.
+    Raises:
+        ModelError: not there, damaged, or not what it should be.
+    """
+    folder = Path(folder) if folder is not None else bundled()
+    if folder is None:
+        raise ModelError("the encoder comes with the model stilllife, and is not on this disk")
+    params, accuracy = _read(Config(folder / CONFIG))
+    net = fill(lambda: EncoderNet(params), open_weights([folder / WEIGHTS]), str(folder), torch.device("cpu"),
+               torch.float32)
+    tokenizer = load_tokenizer(folder.parent / "tokenizer", params.text)
+    return Encoder(net, Prompts(tokenizer, params.text.max_length), accuracy)
+
+
+def _read(config: Config) -> tuple[EncoderParams, dict[str, dict[str, float]]]:
+    """Parameters and accuracies, checked."""
+    def number(key: str) -> int:
+        value = config.values.get(key)
+        if type(value) is not int or not 1 <= value <= MOST:
+            raise config.fail(key, f"and must be a whole number from 1 to {MOST}")
+        return value
+
+    def numbers(key: str) -> tuple[int, ...]:
+        values = config.values.get(key)
+        if not isinstance(values, list) or len(values) != 3 or not all(
+                type(v) is int and 1 <= v <= MOST for v in values):
+            raise config.fail(key, f"and must be three whole numbers from 1 to {MOST}")
+        return tuple(values)
+
+    text = CLIPTextParams(number("text_width"), number("text_mlp_width"), number("text_heads"), number("text_layers"),
+                          number("vocabulary"), number("max_length"))
+    params = EncoderParams(numbers("channels"), numbers("blocks"), number("groups"), number("heads"), number("width"),
+                           text)
+    pairs = [*((c, params.groups) for c in params.channels), (params.channels[-1], params.heads),
+             (text.width, text.heads)]
+    if any(a % b for a, b in pairs) or max(*params.blocks, text.layers) > 64:
+        raise ModelError(f"{config.path}: channels, heads and groups that do not divide each other, or too many layers")
+    return params, _read_accuracy(config)
+
+
+def _read_accuracy(config: Config) -> dict[str, dict[str, float]]:
+    accuracy = config.values.get("accuracy")
+    good = isinstance(accuracy, dict) and accuracy and all(
+        isinstance(right, dict) and right.keys() == {*VALUES, "pictures"}
+        and all(type(v) in (int, float) and v >= 0 for v in right.values())
+        and right["pictures"] < 1e9 and all(right[name] <= 1 for name in VALUES) for right in accuracy.values())
+    if not good:
+        raise config.fail("accuracy", "and must give for each set of pictures their number and every attribute's share")
+    return accuracy
