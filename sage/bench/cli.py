@@ -11,21 +11,24 @@ from pathlib import Path
 
 from sage.bench import tables
 from sage.bench.configs import CONFIGURATIONS, DEFAULT, configuration
+from sage.bench.experiments import BOUNDS, EXPERIMENTS, experiment
 from sage.bench.files import write_text
 from sage.bench.layout import Benchmark, read_benchmark
 from sage.bench.metrics import Extractors
 from sage.bench.report import REPORT, write_report
 from sage.bench.runner import read_manifests, run
 from sage.bench.scoring import DONE, Line, results_root, score_folder
-from sage.bench.stilllife import FULL, QUICK, write_stilllife
+from sage.bench.stilllife import FIRST_SEED, FULL, QUICK, TUNING_SEED, write_stilllife
 from sage.errors import SettingsError
 from sage.progress import Progress
 from sage.stilllife.edits import KINDS
 
+TUNING_SPAN = FIRST_SEED - TUNING_SEED  # as many tuning cases of a kind are not among those reported
 BENCHMARK, TABLES = "benchmark", "tables.json"
 
 CONFIGS = "configurations, any of them as NAME:SETTING=VALUE,... too:\n" + "".join(
-    f"  {c.name:28} {c.help}\n" for c in CONFIGURATIONS.values())
+    f"  {c.name:28} {c.help}\n" for c in CONFIGURATIONS.values()) + "\nexperiments:\n" + "".join(
+    f"  {e.name:28} {e.title}\n" for e in EXPERIMENTS.values())
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -54,11 +57,15 @@ def _add_bench(parser: argparse.ArgumentParser, rendered: bool, batch: int, mode
     add = parser.add_argument
     add("--out", metavar="DIR", required=True, help=f"where the run lives: results, manifest, {TABLES}, {REPORT}")
     add("--config", metavar="NAME", nargs="+", action="extend", help=f"what to measure [{' '.join(DEFAULT)}]")
+    add("--experiment", metavar="NAME", nargs="+", action="extend", help="groups of configurations that answer a "
+        f"question together, with the bounds {', '.join(BOUNDS)}")
     if rendered:
         add("--data", metavar="DIR", help=f"the benchmark, which is made if it is not there [OUT/{BENCHMARK}]")
         add("--side", metavar="N", type=int, default=64, help="of the pictures in pixels [64]")
         add("--workers", metavar="N", type=int, default=1, help="processes that render it [1]")
-        add("--quick", action="store_true", help=f"{QUICK} cases of each kind, not {FULL}")
+        add("--each", metavar="N", type=int, help=f"cases of each kind [{FULL}]")
+        add("--quick", dest="each", action="store_const", const=QUICK, help=f"the same as --each {QUICK}")
+        add("--tuning", action="store_true", help="other cases than those reported: for choosing settings on")
     else:
         add("--data", metavar="DIR", required=True, help="the folder with mapping_file.json and annotation_images")
         add("--quick", action="store_true", help=f"only the first {QUICK} cases of each kind")
@@ -84,14 +91,18 @@ def _shard(text: str) -> tuple[int, int]:
 
 def run_bench(args: argparse.Namespace) -> int:
     """Do what is missing of a run, and write and print its tables; 1 if any case failed."""
-    configurations = [configuration(name) for name in args.config or DEFAULT]
+    groups = [experiment(name) for name in args.experiment or ()]
+    named = [*(BOUNDS if groups else ()), *(args.config or ()), *(name for e in groups for name in e.configurations)]
+    configurations = [configuration(name) for name in dict.fromkeys(named or DEFAULT)]
     out = Path(args.out)
     with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:
         if args.benchmark == "stilllife":
             if not 11 <= args.side <= 4096:
                 raise SettingsError(f"--side is {args.side}: must be from 11 to 4096")
-            benchmark = write_stilllife(args.data or out / BENCHMARK, QUICK if args.quick else FULL, args.side,
-                                        args.workers, bar)
+            if args.each is not None and not 1 <= args.each <= TUNING_SPAN:
+                raise SettingsError(f"--each is {args.each}: must be from 1 to {TUNING_SPAN}")
+            benchmark = write_stilllife(args.data or out / BENCHMARK, args.each or FULL, args.side, args.workers, bar,
+                                        TUNING_SEED if args.tuning else FIRST_SEED)
         else:
             benchmark = read_benchmark(args.data)
             benchmark = first_of_each_kind(benchmark, QUICK) if args.quick else benchmark

@@ -19,7 +19,7 @@ from sage.bench.layout import MAPPING, PICTURES, TRUE_EDITS, Benchmark, Case, en
 from sage.bench.layout import write_mapping as _write_mapping
 from sage.stilllife.edits import KINDS, EditCase, changed_pixels, dilate, edit_case
 
-FIRST_SEED = 100_000
+FIRST_SEED, TUNING_SEED = 100_000, 0  # of the edits that are reported, and of those on which settings are chosen
 FULL, QUICK = 28, 4  # edits of each kind
 SIDE = 64
 MAKE = "stilllife.json"  # what the folder was made with
@@ -32,30 +32,31 @@ FOLDERS = ("0_random", "1_change_object", "2_add_object", "3_delete_object", "4_
 Progress = Callable[[str, int, int], None]
 
 
-def draw(kind: int, number: int) -> EditCase:
+def draw(kind: int, number: int, first_seed: int = FIRST_SEED) -> EditCase:
     """Edit `number`, from 0, of a kind."""
-    return edit_case(kind, FIRST_SEED + number)
+    return edit_case(kind, first_seed + number)
 
 
 def write_stilllife(folder: str | Path, per_kind: int = FULL, side: int = SIDE, workers: int = 1,
-                    progress: Progress | None = None) -> Benchmark:
+                    progress: Progress | None = None, first_seed: int = FIRST_SEED) -> Benchmark:
     """Make the benchmark, unless the folder already holds it; the same bytes at every call.
 
     Args:
         side: of the pictures in pixels; 64 is the bundled model's, 512 what other tools for PIE-Bench insist on.
         workers: processes that render.
         progress: called with ("render", edits done, edits in all).
+        first_seed: of the edits of each kind; TUNING_SEED gives edits apart from those that are reported.
     Raises:
         BenchmarkError: the folder holds another benchmark, or cannot be written to.
     """
     folder = Path(folder)
-    made = {"version": VERSION, "edits of each kind": per_kind, "side": side, "first seed": FIRST_SEED}
+    made = {"version": VERSION, "edits of each kind": per_kind, "side": side, "first seed": first_seed}
     if (folder / MAPPING).exists():
         if _made(folder) != made:
             raise BenchmarkError(f"{folder} holds another benchmark than the one wanted: give another folder")
         return read_benchmark(folder)
 
-    jobs = [(folder, kind, number, side) for number in range(per_kind) for kind in range(len(KINDS))]
+    jobs = [(folder, kind, number, side, first_seed) for number in range(per_kind) for kind in range(len(KINDS))]
     report = progress or (lambda phase, done, total: None)
     cases = []
     report("render", 0, len(jobs))
@@ -82,9 +83,9 @@ def _each(jobs, workers: int):
         yield from pool.map(_write, jobs)
 
 
-def _write(job: tuple[Path, int, int, int]) -> Case:
-    folder, kind, number, side = job
-    edit = draw(kind, number)
+def _write(job: tuple[Path, int, int, int, int]) -> Case:
+    folder, kind, number, side, first_seed = job
+    edit = draw(kind, number, first_seed)
     name = f"{kind}{number:011d}"
     place = f"{FOLDERS[kind]}/{name}.png"
     a, b = edit.pictures(side)

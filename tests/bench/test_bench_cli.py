@@ -6,6 +6,7 @@ import pytest
 
 import sage
 from sage.bench import engine as engines
+from sage.bench.experiments import BOUNDS, EXPERIMENTS
 from sage.cli import main
 from tests.bench.world import StubEngine, make_benchmark
 
@@ -57,13 +58,20 @@ def test_a_failure_is_exit_status_1(stubbed, benchmark, tmp_path, capsys):
 def test_stilllife_is_made_and_measured(stubbed, tmp_path, monkeypatch, capsys):
     asked = []
 
-    def make(folder, per_kind, side, workers, progress):
-        asked.append((folder, per_kind, side))
+    def make(folder, per_kind, side, workers, progress, first_seed):
+        asked.append((folder, per_kind, side, first_seed))
         return make_benchmark(folder, 2)
 
     monkeypatch.setattr("sage.bench.cli.write_stilllife", make)
     assert main(["bench", "stilllife", "--out", str(tmp_path), "--quick", "--quiet", "--config", "plain"]) == 0
-    assert asked == [(tmp_path / "benchmark", 4, 64)] and "PSNR inside" in capsys.readouterr().out
+    assert asked == [(tmp_path / "benchmark", 4, 64, 100_000)] and "PSNR inside" in capsys.readouterr().out
+    assert main(["bench", "stilllife", "--out", str(tmp_path / "other"), "--each", "7", "--tuning", "--quiet",
+                 "--experiment", "loss"]) == 0
+    assert asked[1] == (tmp_path / "other" / "benchmark", 7, 64, 0)
+    tables = json.loads((tmp_path / "other" / "tables.json").read_text())
+    assert {row["configuration"] for row in tables["table"]} == {*BOUNDS, *EXPERIMENTS["loss"].configurations}
+    assert main(["bench", "stilllife", "--out", str(tmp_path), "--experiment", "tabel-1"]) == 2
+    assert "there are table-1" in capsys.readouterr().err
 
 
 def test_quick_takes_the_first_of_each_kind(stubbed, tmp_path, monkeypatch):
