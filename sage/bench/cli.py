@@ -6,7 +6,9 @@ Imports no torch before the model is loaded.
 import argparse
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sage.bench import tables
@@ -14,17 +16,17 @@ from sage.bench.configs import CONFIGURATIONS, DEFAULT, configuration
 from sage.bench.experiments import BOUNDS, EXPERIMENTS, experiment
 from sage.bench.files import write_text
 from sage.bench.layout import Benchmark, read_benchmark
+from sage.bench.magicbrush import Turn, final_turns, is_magicbrush, read_magicbrush
 from sage.bench.metrics import Extractors
 from sage.bench.report import REPORT, write_report
 from sage.bench.runner import read_manifests, run
-from sage.bench.scoring import DONE, Line, results_root, score_folder
+from sage.bench.scoring import DONE, Line, has_result, results_root, score_folder
 from sage.bench.stilllife import FIRST_SEED, FULL, QUICK, TUNING_SEED, write_stilllife
 from sage.errors import SettingsError
 from sage.progress import Progress
-from sage.stilllife.edits import KINDS
 
 TUNING_SPAN = FIRST_SEED - TUNING_SEED  # as many tuning cases of a kind are not among those reported
-BENCHMARK, TABLES = "benchmark", "tables.json"
+BENCHMARK, TABLES, NONE = "benchmark", "tables.json", "none"
 
 CONFIGS = "configurations, any of them as NAME:SETTING=VALUE,... too:\n" + "".join(
     f"  {c.name:28} {c.help}\n" for c in CONFIGURATIONS.values()) + "\nexperiments:\n" + "".join(
@@ -41,15 +43,19 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     of = bench.add_subparsers(required=True, metavar="BENCHMARK")
     for name, batch, model, help in (
             ("stilllife", 10, "stilllife", "rendered still lifes, whose right edits are known"),
-            ("piebench", 1, "sd-1.4", "PIE-Bench, from the folder that its authors distribute")):
+            ("piebench", 1, "sd-1.4", "PIE-Bench, from the folder that its authors distribute"),
+            ("magicbrush", 1, "sd-1.4", "MagicBrush, from the folder that its authors distribute")):
         sub = of.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False,
                             epilog=CONFIGS, formatter_class=argparse.RawDescriptionHelpFormatter)
         sub.set_defaults(run=run_bench, benchmark=name)
         _add_bench(sub, name == "stilllife", batch, model)
     score = command("score", run_score, "score folders of edited pictures, ours or another tool's")
     score.add_argument("folders", metavar="FOLDER", nargs="+", help="pictures that lie as the benchmark's own do")
-    score.add_argument("--against", metavar="BENCHMARK", required=True, help="a folder in PIE-Bench's layout")
+    score.add_argument("--against", metavar="BENCHMARK", required=True,
+                       help="a folder in PIE-Bench's layout, or in MagicBrush's")
     score.add_argument("--out", metavar="FOLDER", help=f"also write {TABLES} and {REPORT} there")
+    _add_extractors(score)
+    score.add_argument("--device", help="of the extractors: cpu, cuda, cuda:1, ... [cuda where there is one]")
     _add_output(score)
 
 
@@ -67,14 +73,21 @@ def _add_bench(parser: argparse.ArgumentParser, rendered: bool, batch: int, mode
         add("--quick", dest="each", action="store_const", const=QUICK, help=f"the same as --each {QUICK}")
         add("--tuning", action="store_true", help="other cases than those reported: for choosing settings on")
     else:
-        add("--data", metavar="DIR", required=True, help="the folder with mapping_file.json and annotation_images")
+        add("--data", metavar="DIR", required=True, help="the folder that is distributed, unpacked")
         add("--quick", action="store_true", help=f"only the first {QUICK} cases of each kind")
+    _add_extractors(parser)
     add("--model", default=model, help=f"a name, a diffusers folder or a .safetensors file [{model}]")
     add("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one]")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="precision [float16 on cuda, else float32]")
     add("--batch", metavar="N", type=int, default=batch, help=f"cases that are edited together [{batch}]")
     add("--shard", metavar="I/N", type=_shard, default=(1, 1), help="do the I-th of N parts, all into the same DIR")
     _add_output(parser)
+
+
+def _add_extractors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--extractors", metavar="FROM", default=NONE,
+                        help="the networks of the published protocol: hub, a folder that holds them, or none, and "
+                        "then no figures that need them [none]")
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -104,45 +117,62 @@ def run_bench(args: argparse.Namespace) -> int:
             benchmark = write_stilllife(args.data or out / BENCHMARK, args.each or FULL, args.side, args.workers, bar,
                                         TUNING_SEED if args.tuning else FIRST_SEED)
         else:
-            benchmark = read_benchmark(args.data)
+            benchmark = (read_magicbrush if args.benchmark == "magicbrush" else read_benchmark)(args.data)
             benchmark = first_of_each_kind(benchmark, QUICK) if args.quick else benchmark
+        extractors = judges(benchmark, args.extractors, args.device)
         import sage
         from sage.bench.engine import ModelEngine
         engine = ModelEngine(sage.load_model(args.model, device=args.device, dtype=args.dtype))
-        extractors = judges(benchmark)
         lines = run(benchmark, configurations, engine, out, batch=args.batch, shard=args.shard, extractors=extractors,
                     progress=bar)
     everything = in_order(read_manifests(out).values(), benchmark, [c.name for c in configurations])
     facts = {"benchmark": args.benchmark}
     for name, value in engine.describe().items():
         facts[name] = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-    results = tables.Results(everything)
+    results = tables.Results(everything, benchmark.kinds)
     _finish(results, benchmark, out, dict.fromkeys(results.configurations, out), facts, extractors, args.json)
     return _status(lines)
 
 
 def run_score(args: argparse.Namespace) -> int:
     """Score folders; 1 if any result is missing or damaged."""
-    benchmark, lines = read_benchmark(args.against), []
+    turns, lines = is_magicbrush(args.against), []
+    benchmark = read_magicbrush(args.against, prompts=False) if turns else read_benchmark(args.against)
     names = [Path(folder).resolve().name for folder in args.folders]
     if len(set(names)) < len(names):
         names = list(args.folders)
-    extractors = judges(benchmark)
+    jobs = [(name, folder, benchmark) for name, folder in zip(names, args.folders, strict=True)]
+    if turns:
+        last = final_turns(benchmark)
+        jobs += [(f"{name}, final turn", folder, last) for name, folder, _ in jobs
+                 if any(case.iterated and has_result(folder, case) for case in last.cases)]
+    roots = {name: results_root(folder) for name, folder, _ in jobs}
+    extractors = judges(benchmark, args.extractors, args.device)
     with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:
-        for name, folder in zip(names, args.folders, strict=True):
-            lines += score_folder(benchmark, folder, name, extractors, bar)
-    roots = {name: results_root(folder) for name, folder in zip(names, args.folders, strict=True)}
-    _finish(tables.Results(lines), benchmark, Path(args.out) if args.out else None, roots,
+        for name, folder, cases in jobs:
+            lines += score_folder(cases, folder, name, extractors, bar)
+    _finish(tables.Results(lines, benchmark.kinds), benchmark, Path(args.out) if args.out else None, roots,
             {"benchmark": Path(args.against).resolve().name}, extractors, args.json)
     return _status(lines)
 
 
-def judges(benchmark: Benchmark) -> Extractors:
-    """The networks that come with this package for a benchmark: the encoder for still lifes, else none."""
-    if not any(case.attributes for case in benchmark.cases):
-        return Extractors()
-    from sage.bench.encoder import bundled, load_encoder
-    return load_encoder().extractors() if bundled() else Extractors()
+def judges(benchmark: Benchmark, where: str = NONE, device: str | None = None) -> Extractors:
+    """The networks for a benchmark: those of its protocol if asked for, and the bundled encoder for still lifes.
+
+    Args:
+        where: "hub", a folder, or "none".
+    """
+    published, ours = Extractors(), Extractors()
+    if where != NONE:
+        from sage.bench.extractors import load_extractors
+        turns = any(isinstance(case, Turn) for case in benchmark.cases)
+        published = load_extractors("magicbrush" if turns else "piebench", where, device)
+    if any(case.attributes for case in benchmark.cases):
+        from sage.bench.encoder import bundled, load_encoder
+        ours = load_encoder().extractors() if bundled() else ours
+    if published == Extractors():
+        return ours
+    return replace(published, attributes=ours.attributes, versions={**published.versions, **ours.versions})
 
 
 def _finish(results: tables.Results, benchmark: Benchmark, out: Path | None, roots: dict[str, Path],
@@ -160,13 +190,13 @@ def _finish(results: tables.Results, benchmark: Benchmark, out: Path | None, roo
 
 def first_of_each_kind(benchmark: Benchmark, count: int) -> Benchmark:
     """A benchmark's first cases of each kind."""
-    seen = dict.fromkeys(range(len(KINDS)), 0)
+    seen: Counter[int] = Counter()
     cases = []
     for case in benchmark.cases:
         seen[case.kind] += 1
         if seen[case.kind] <= count:
             cases.append(case)
-    return Benchmark(benchmark.folder, tuple(cases))
+    return replace(benchmark, cases=tuple(cases))
 
 
 def in_order(lines: Iterable[Line], benchmark: Benchmark, names: Sequence[str]) -> list[Line]:

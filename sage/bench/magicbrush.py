@@ -33,7 +33,7 @@ class Turn(Case):
     Attributes:
         session: the session's name.
         caption: what the edit makes, in a few words.
-        iterated: made from one's own result of the turn before.
+        iterated: from one's own result of the turn before, not from the true picture.
     """
 
     session: str = ""
@@ -74,7 +74,7 @@ def read_magicbrush(folder: str | Path, prompts: bool = True) -> Benchmark:
 
 def final_turns(benchmark: Benchmark) -> Benchmark:
     """The last turn of every session, each from one's own result of the turn before."""
-    last = {case.session: replace(case, iterated=True) for case in benchmark.cases}
+    last = {case.session: replace(case, iterated=case.kind > 1) for case in benchmark.cases}
     return replace(benchmark, cases=tuple(last.values()))
 
 

@@ -20,7 +20,6 @@ from sage.bench.metrics import METRICS, Metric
 from sage.bench.scoring import DONE, Line
 from sage.bench.tables import Comparison, Results
 from sage.errors import SageError
-from sage.stilllife.edits import KINDS
 
 REPORT = "report.html"
 EMBEDDED = 256  # pixels; larger pictures are reduced to this
@@ -66,9 +65,9 @@ def _tables(results: Results) -> str:
             cells = "".join(_cell(results, c, m, kind, c in best[m.key]) for m in results.metrics)
             failed = len(results.failed(c, kind))
             rows.append(f"<tr><th>{escape(c)}</th>{cells}<td>{failed or ''}</td></tr>")
-        parts.append(f'<div class="wide"><table class="by-kind" data-kind="{name}"><caption>{escape(_kind(kind))}'
-                     f"</caption><thead><tr><th></th>{heads}<th>failed</th></tr></thead><tbody>"
-                     f"{''.join(rows)}</tbody></table></div>")
+        parts.append(f'<div class="wide"><table class="by-kind" data-kind="{name}"><caption>'
+                     f"{escape(_kind(results, kind))}</caption><thead><tr><th></th>{heads}<th>failed</th></tr></thead>"
+                     f"<tbody>{''.join(rows)}</tbody></table></div>")
     return "\n".join(parts)
 
 
@@ -129,13 +128,13 @@ def _arrow(m: Metric) -> str:
     return "&uarr;" if m.higher_is_better else "&darr;"
 
 
-def _kind(kind: int | None) -> str:
-    return "all kinds" if kind is None else f"{kind} {KINDS[kind]}"
+def _kind(results: Results, kind: int | None) -> str:
+    return "all kinds" if kind is None else f"{kind} {results.names[kind]}"
 
 
 def _kinds(results: Results) -> str:
     return '<option value="all">all kinds</option>' + "".join(
-        f'<option value="{k}">{escape(_kind(k))}</option>' for k in results.kinds)
+        f'<option value="{k}">{escape(_kind(results, k))}</option>' for k in results.kinds)
 
 
 # ---- strips
@@ -174,8 +173,9 @@ def _strip(benchmark: Benchmark, case: Case, results: Results, roots: Mapping[st
         if line is not None and c != "source":
             value = f'<span class="score" data-configuration="{i}"></span>'
             figures.append(_figure(c, _result(line, roots[c], c), value))
-    return (f'<section data-case="{escape(case.name)}" data-kind="{case.kind}"><h3>{escape(_kind(case.kind))}, case '
-            f"{escape(case.name)}</h3><p>{_marked(case.source_marked)}<br>&rarr; {_marked(case.target_marked)}</p>"
+    return (f'<section data-case="{escape(case.name)}" data-kind="{case.kind}"><h3>'
+            f"{escape(_kind(results, case.kind))}, case {escape(case.name)}</h3>"
+            f"<p>{_marked(case.source_marked)}<br>&rarr; {_marked(case.target_marked)}</p>"
             f'<div class="strip">{"".join(figures)}</div></section>')
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from sage import image as pictures
 from sage.bench.files import BenchmarkError, inside
 from sage.bench.layout import PICTURES, Benchmark, Case, decode_mask
-from sage.bench.metrics import Extractors, against_scenes, against_truth, last_square, pie_bench
+from sage.bench.magicbrush import Turn
+from sage.bench.metrics import Extractors, against_scenes, against_truth, last_square, magic_brush, pie_bench
 from sage.errors import SageError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -52,6 +53,8 @@ def score(case: Case, source: Image.Image, truth: Image.Image | None, result: Im
     Raises:
         BenchmarkError: pictures or mask of different sizes.
     """
+    if isinstance(case, Turn):
+        return magic_brush(np.asarray(result), np.asarray(truth), case.caption, extractors)
     a = np.asarray(source)
     b = last_square(np.asarray(result), source.width, source.height)
     scores = pie_bench(a, b, decode_mask(case.runs, *source.size, border=True), case.source, case.target, extractors)
@@ -97,8 +100,13 @@ def results_root(folder: str | Path) -> Path:
     return folder / PICTURES if (folder / PICTURES).is_dir() else folder
 
 
+def has_result(folder: str | Path, case: Case) -> bool:
+    """Whether a folder holds a result of a case."""
+    return _result(results_root(folder), case) is not None
+
+
 def _result(root: Path, case: Case) -> Path | None:
-    for name in (case.picture, *(case.stem + ending for ending in ENDINGS)):
+    for name in (case.stem + ending for ending in (Path(case.picture).suffix, *ENDINGS)):
         path = inside(root, name)
         if path.is_file():
             return path

@@ -70,10 +70,11 @@ class Results:
     Attributes:
         configurations: names, in the order of their first lines.
         metrics: those of which any line has a value.
+        names: of the kinds, by their numbers.
     """
 
-    def __init__(self, lines: Iterable[Line]):
-        self.lines = list(lines)
+    def __init__(self, lines: Iterable[Line], names: Sequence[str] = KINDS):
+        self.lines, self.names = list(lines), names
         self.configurations = list(dict.fromkeys(line.configuration for line in self.lines))
         self.kinds = sorted({line.kind for line in self.lines})
         self.by_case = {c: {line.case: line for line in self.lines if line.configuration == c}
@@ -114,7 +115,7 @@ def as_dict(results: Results) -> dict[str, Any]:
     def plain(found: Interval | None) -> dict[str, float] | None:
         return None if found is None else vars(found)
 
-    rows = [{"configuration": c, "kind": None if kind is None else KINDS[kind],
+    rows = [{"configuration": c, "kind": None if kind is None else results.names[kind],
              "failed": len(results.failed(c, kind)),
              **{m.key: plain(results.mean(c, m.key, kind)) for m in results.metrics}}
             for kind in (None, *results.kinds) for c in results.configurations]

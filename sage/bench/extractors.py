@@ -1,0 +1,310 @@
+"""The networks of the published protocols, from the hub, its cache, or a folder.
+
+    piebench    structure: keys of DINO ViT-B/8       CLIP ViT-L/14       LPIPS on SqueezeNet 1.1
+    magicbrush  DINO: class token of DINO ViT-S/16    CLIP ViT-B/32
+
+A folder given instead holds folders named as the repositories (dino-vitb8, ...) and squeezenet1_1-b8a52dc0.pth.
+Weights are safetensors where there are any; what exists as a pickle only is opened as bare tensors (weights_only),
+which runs nothing.  Pictures are resized by Pillow or by torch's plain interpolation, never by a processor of
+transformers or by torchvision, both of which have changed how they resize.
+"""
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sage.bench.lpips import Lpips
+from sage.bench.metrics import Array, Extractors
+from sage.errors import ModelError
+
+HUB = "hub"
+SIDE, LONGEST, SHORTER = 224, 480, 256  # pixels
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+WEIGHTS, PICKLE = "model.safetensors", "pytorch_model.bin"
+TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
+SQUEEZENET = "squeezenet1_1-b8a52dc0.pth"
+SQUEEZENET_URL = f"https://download.pytorch.org/models/{SQUEEZENET}"
+LINS = "functional/image/lpips_models/squeeze.pth"  # in torchmetrics
+REMEMBERED = 64  # pictures and prompts whose vectors are kept: a batch has every source more than once
+
+
+@dataclass(frozen=True)
+class Network:
+    """A repository on the Hugging Face hub; `revision` "" is its newest state, which is named in the results."""
+
+    repo: str
+    revision: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.repo.rpartition("/")[2]
+
+
+DINO_B8 = Network("facebook/dino-vitb8")
+DINO_S16 = Network("facebook/dino-vits16", "abe3b354cb6a9b6f146096b14a4a9d7eecbcb4bd")
+CLIP_L14 = Network("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41")
+CLIP_B32 = Network("openai/clip-vit-base-patch32", "c237dc49a33fc61debc9276459120b7eac67e7ef")
+PROTOCOLS = {"piebench": (DINO_B8, CLIP_L14), "magicbrush": (DINO_S16, CLIP_B32)}
+
+
+def load_extractors(protocol: str, where: str | Path, device: str | None = None) -> Extractors:
+    """The networks of a protocol.
+
+    Args:
+        protocol: "piebench" or "magicbrush".
+        where: "hub", or a folder that holds them.
+        device: cuda where there is one by default.
+    Raises:
+        ModelError: not there, no network, or not what they should be.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dino, clip = PROTOCOLS[protocol]
+    versions = {name: metadata.version(name) for name in ("torch", "transformers")}
+    # LPIPS first: of what may be missing it is said soonest.
+    lpips = _lpips(where, device, versions) if protocol == "piebench" else None
+    vit = _vit(_found(dino, where, versions), device)
+    image, text = _clip(_found(clip, where, versions, TOKENIZER), device)
+    if protocol == "piebench":
+        return Extractors(keys=_remembering(_keys(vit)), lpips=lpips, image=image, text=text, versions=versions)
+    return Extractors(cls=_remembering(_class_token(vit)), image=image, text=text, versions=versions)
+
+
+# ---- finding and loading
+
+
+def _found(network: Network, where: str | Path, versions: dict[str, str], more: tuple[str, ...] = ()) -> Path:
+    """The folder of a network, whose version is added to `versions`."""
+    if where == HUB:
+        folder = _cached(network, more) or _fetched(network, more)
+        versions[network.repo] = folder.name
+        return folder
+    folder = Path(where) / network.name
+    weights = next((folder / name for name in (WEIGHTS, PICKLE) if (folder / name).is_file()), None)
+    if weights is None or not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is no folder with config.json and {WEIGHTS}: copy {network.repo} there, or give "
+                         "--extractors hub")
+    versions[network.repo] = f"{weights.name}, SHA-256 {_sha256(weights)}"
+    return folder
+
+
+def _cached(network: Network, more: tuple[str, ...]) -> Path | None:
+    """The folder in the hub's cache if it is whole."""
+    from huggingface_hub import snapshot_download
+    try:
+        folder = Path(snapshot_download(network.repo, revision=network.revision or None, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+    there = {path.name for path in folder.iterdir()}
+    return folder if {"config.json", *more[:2]} <= there and there & {WEIGHTS, PICKLE} else None
+
+
+def _fetched(network: Network, more: tuple[str, ...]) -> Path:
+    """The folder in the hub's cache, downloaded."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+    try:
+        # Asked for first, since this fails at once where there is no network.
+        info = HfApi(library_name="sage").model_info(network.repo, revision=network.revision or None, timeout=30)
+        listed = {file.rfilename for file in info.siblings or ()}
+        files = ["config.json", WEIGHTS if WEIGHTS in listed else PICKLE, *more]
+        return Path(snapshot_download(network.repo, revision=info.sha, allow_patterns=files))
+    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError) as error:
+        at = f" --revision {network.revision}" if network.revision else ""
+        raise ModelError(f"{network.repo} is not in the hub's cache and cannot be fetched ({type(error).__name__}): "
+                         f"run `hf download {network.repo}{at}` where there is a network, or give --extractors a "
+                         f"folder that holds {network.name}/") from error
+
+
+def _pretrained(kind: type, folder: Path, **changes: Any) -> Any:
+    """A model of transformers in float32, from a folder, strictly."""
+    from transformers.utils.logging import disable_progress_bar
+    disable_progress_bar()
+    safe = (folder / WEIGHTS).is_file()
+    try:
+        config = kind.config_class.from_pretrained(folder, local_files_only=True, **changes)
+        extra = {"add_pooling_layer": False} if kind.__name__ == "ViTModel" else {}
+        model, info = kind.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=safe,
+                                           weights_only=True, dtype=torch.float32, attn_implementation="eager",
+                                           output_loading_info=True, **extra)
+    except Exception as error:  # transformers raises nearly anything on files that are not what they should be
+        raise ModelError(f"{folder} holds no {kind.__name__} that can be loaded ({_line(error)})") from error
+    if lacking := sorted(info["missing_keys"]):
+        raise ModelError(f"{folder} lacks {len(lacking)} weights of a {kind.__name__}, such as {lacking[0]}")
+    return model.eval().requires_grad_(False)
+
+
+def _vit(folder: Path, device: torch.device) -> Any:
+    from transformers import ViTModel
+    # The original's epsilon; the configuration on the hub says 1e-12.
+    model = _pretrained(ViTModel, folder, layer_norm_eps=1e-6).to(device)
+    if model.config.image_size != SIDE:
+        raise ModelError(f"{folder} takes pictures of {model.config.image_size} pixels, and must take {SIDE}")
+    return model
+
+
+def _lpips(where: str | Path, device: torch.device, versions: dict[str, str]) -> Callable[[Array, Array], float]:
+    package = importlib.util.find_spec("torchmetrics")
+    if package is None or not package.origin:
+        raise ModelError("LPIPS needs torchmetrics: pip install 'sage-edit[eval]'")
+    net = Lpips()
+    lins = _tensors(Path(package.origin).parent / LINS)
+    if where == HUB:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / SQUEEZENET
+        if not path.is_file():
+            _download(SQUEEZENET_URL, path)
+    else:
+        path = Path(where) / SQUEEZENET
+        if not path.is_file():
+            raise ModelError(f"{path} is missing: download {SQUEEZENET_URL} to there, or give --extractors hub")
+    try:
+        net.load_published(_tensors(path), lins)
+    except (KeyError, RuntimeError, AttributeError) as error:
+        raise ModelError(f"{path} does not hold the weights of SqueezeNet 1.1 ({_line(error)})") from error
+    versions["LPIPS"] = (f"SqueezeNet 1.1, SHA-256 {_sha256(path)}; layers of torchmetrics "
+                         f"{metadata.version('torchmetrics')}, normalised as in 1.2")
+    net = net.eval().requires_grad_(False).to(device)
+
+    def distance(x: Array, y: Array) -> float:
+        with torch.no_grad():
+            return float(net(*(_tensor(p, device) for p in (x, y))))
+    return distance
+
+
+def _download(url: str, path: Path) -> None:
+    """Fetch a file whose name ends in the beginning of its SHA-256."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    try:
+        if offline:
+            raise OSError("HF_HUB_OFFLINE is set")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), path.stem.rpartition("-")[2], progress=False)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"{path.name} cannot be fetched ({_line(error)}): download {url} to {path.parent}, or give "
+                         "--extractors a folder that holds it") from error
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle that may hold nothing else."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises nearly anything on damaged files
+        raise ModelError(f"{path} is damaged, or holds more than tensors, and was not opened") from error
+    if not isinstance(state, dict):
+        raise ModelError(f"{path} holds no table of tensors")
+    return state
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:12]
+
+
+def _line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")[:160] or type(error).__name__
+
+
+# ---- what they see
+
+
+def _tensor(picture: Array, device: torch.device) -> Tensor:
+    """(H, W, 3) -> (1, 3, H, W) float32, the values as they are."""
+    return torch.from_numpy(np.array(picture, np.float32).transpose(2, 0, 1)[None].copy()).to(device)
+
+
+def _normalised(x: Tensor, means_and_deviations: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
+    mean, deviation = (x.new_tensor(v)[:, None, None] for v in means_and_deviations)
+    return (x - mean) / deviation
+
+
+def resized_shape(height: int, width: int, shorter: int = SIDE, longest: int = LONGEST) -> tuple[int, int]:
+    """Height and width with the shorter side at `shorter`, or if that makes the longer one too long, less."""
+    short, long = sorted((height, width))
+    new_short, new_long = shorter, int(shorter * long / short)
+    if new_long > longest:
+        new_short, new_long = int(longest * new_short / new_long), longest
+    return (new_short, new_long) if height <= width else (new_long, new_short)
+
+
+def cropped(picture: Array, shorter: int) -> Array:
+    """The middle 224 x 224 pixels of a picture, after its shorter side is made `shorter` with Pillow's bicubic."""
+    image = Image.fromarray(picture)
+    height, width = resized_shape(image.height, image.width, shorter, 2**31)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (int(round((side - SIDE) / 2)) for side in image.size)
+    return np.asarray(image.crop((left, top, left + SIDE, top + SIDE)))
+
+
+# ---- what they say
+
+
+def _keys(vit: Any) -> Callable[[Array], Array]:
+    """Keys of the last block, all tokens, heads side by side.
+
+    Like the published code it hands over values of 0 to 255 where the network wants 0 to 1.
+    """
+    # Its name depends on the version of transformers.
+    layer = [module for name, module in vit.named_modules() if name.rpartition(".")[2] in ("k_proj", "key")][-1]
+
+    def keys(picture: Array) -> Array:
+        x, found = _tensor(picture, vit.device), []
+        x = torch.nn.functional.interpolate(x, resized_shape(*x.shape[2:]), mode="bilinear", align_corners=False,
+                                            antialias=False)
+        handle = layer.register_forward_hook(lambda module, args, out: found.append(out))
+        try:
+            vit(_normalised(x, IMAGENET), interpolate_pos_encoding=True)
+        finally:
+            handle.remove()
+        return found[0][0].cpu().numpy()
+    return keys
+
+
+def _class_token(vit: Any) -> Callable[[Array], Array]:
+    def token(picture: Array) -> Array:
+        x = _normalised(_tensor(cropped(picture, SHORTER), vit.device) / 255, IMAGENET)
+        return vit(x).last_hidden_state[0, 0].cpu().numpy()
+    return token
+
+
+def _clip(folder: Path, device: torch.device) -> tuple[Callable[[Array], Array], Callable[[str], Array]]:
+    """The two towers of a CLIP model, into their common space."""
+    from transformers import CLIPModel, CLIPTokenizer
+    model = _pretrained(CLIPModel, folder).to(device)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # as above
+        raise ModelError(f"{folder} holds no tokenizer that can be loaded ({_line(error)})") from error
+    if model.config.vision_config.image_size != SIDE:
+        raise ModelError(f"{folder} takes pictures of {model.config.vision_config.image_size} pixels, and must take "
+                         f"{SIDE}")
+    room = model.config.text_config.max_position_embeddings
+
+    def image(picture: Array) -> Array:
+        x = _normalised(_tensor(cropped(picture, SIDE), device) / 255, OPENAI)
+        return model.visual_projection(model.vision_model(pixel_values=x).pooler_output)[0].cpu().numpy()
+
+    @lru_cache(REMEMBERED)
+    def text(prompt: str) -> Array:
+        tokens = tokenizer(prompt, return_tensors="pt", truncation=True, max_length=room).to(device)
+        out = model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        return model.text_projection(out.pooler_output)[0].cpu().numpy()
+    return _remembering(image), text
+
+
+def _remembering(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The same function, which computes nothing twice in a row of some pictures."""
+    @lru_cache(REMEMBERED)
+    def of(data: bytes, shape: tuple[int, ...]) -> Array:
+        return function(np.frombuffer(data, np.uint8).reshape(shape))
+    return lambda picture: of(np.ascontiguousarray(picture, np.uint8).tobytes(), picture.shape)
