@@ -14,12 +14,11 @@ judged by other networks than those at hand are judged anew, and not made again.
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from filelock import FileLock, Timeout
 from PIL import Image
@@ -61,12 +60,69 @@ class Engine(Protocol):
         """The outcomes of a batch, in order."""
 
 
-def run(benchmark: Benchmark, configurations: Sequence[Configuration], engine: Engine, out: str | Path, *,
+Loaded = dict[str, tuple[Image.Image, Image.Image | None, str] | str]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A batch in which something is to be done, with all that it takes to do it anywhere.
+
+    Attributes:
+        tasks: for each configuration the names of the cases that it lacks, and the results, each with its picture,
+            that are to be judged anew.
+        loaded: source, truth and hash of the source's file of each case, or why they cannot be had.
+    """
+
+    cases: tuple[Case, ...]
+    tasks: tuple[tuple[Configuration, frozenset[str], tuple[tuple[Line, Image.Image | None], ...]], ...]
+    loaded: Loaded
+
+
+@dataclass(frozen=True)
+class Result:
+    """A line, and what its picture is to be written from if that is new."""
+
+    line: Line
+    picture: Image.Image | None = None
+    settings: dict[str, Any] | None = None
+
+
+@runtime_checkable
+class Pool(Protocol):
+    """What makes and judges results somewhere."""
+
+    def describe(self) -> dict[str, Any]:
+        """As an engine's."""
+
+    def configure(self, configuration: Configuration) -> dict[str, Any]:
+        """As an engine's."""
+
+    def judges(self) -> str:
+        """The identity of the extractors."""
+
+    def results(self, works: Iterable[Work]) -> Iterator[Result]:
+        """The results of works, in any order, some of them perhaps twice."""
+
+
+class Here:
+    """The pool that is this process."""
+
+    def __init__(self, engine: Engine, extractors: Extractors):
+        self.engine, self.extractors = engine, extractors
+        self.describe, self.configure, self.judges = engine.describe, engine.configure, extractors.identity
+
+    def results(self, works: Iterable[Work]) -> Iterator[Result]:
+        for work in works:
+            yield from do(work, self.engine, self.extractors)
+
+
+def run(benchmark: Benchmark, configurations: Sequence[Configuration], engine: Engine | Pool, out: str | Path, *,
         batch: int = 1, shard: tuple[int, int] = (1, 1), extractors: Extractors | None = None,
         progress: Progress | None = None) -> list[Line]:
     """Do what is missing of a run.
 
     Args:
+        engine: makes the results here; a pool makes and judges them.
         batch: cases that are edited together.
         shard: (i, n), 1 <= i <= n: do only every n-th batch, from the i-th.
         progress: called with ("bench", results done, results in all).
@@ -75,89 +131,107 @@ def run(benchmark: Benchmark, configurations: Sequence[Configuration], engine: E
     Raises:
         SageError: `out` holds another run, cannot be written to, or the arguments make no sense.
     """
-    out, (part, parts), extractors = Path(out), shard, extractors or Extractors()
+    out, (part, parts) = Path(out), shard
+    pool = engine if isinstance(engine, Pool) else Here(engine, extractors or Extractors())
     if batch < 1 or not 1 <= part <= parts:
         raise SettingsError(f"batch {batch} and shard {part}/{parts}: must be at least 1, and 1/n to n/n")
     folders = [c.folder.lower() for c in configurations]
     if not configurations or len(set(folders)) < len(folders):
         raise SettingsError("give each configuration once, and at least one")
     _claim(out / RUN, {"benchmark": benchmark.mapping_hash(), "cases": len(benchmark.cases), "batch": batch,
-                       "engine": engine.describe()})
+                       "engine": pool.describe()})
     for c in configurations:
-        _claim(out / c.folder / CONFIGURATION, engine.configure(c))
+        _claim(out / c.folder / CONFIGURATION, pool.configure(c))
 
     starts = range(0, len(benchmark.cases), batch)
     batches = [benchmark.cases[i:i + batch] for i in starts][part - 1::parts]
     with closing(_Log(out / (f"{MANIFEST}.jsonl" if parts == 1 else f"{MANIFEST}-{part}-of-{parts}.jsonl"))) as log:
         done = {key: line for key, line in read_manifests(out).items() if _whole(out, line)}
         wanted = [(c.name, case.name) for c in configurations for cases in batches for case in cases]
-        judges = extractors.identity()
+        judges = pool.judges()
         stale = {key for key in wanted if judges and key in done and done[key].judges != judges}
         report = progress or (lambda phase, done, total: None)
-        finished = sum(key in done for key in wanted) - len(stale)
-        report("bench", finished, len(wanted))
-        for cases in batches:
-            loaded = None
-            for c in configurations:
-                missing = {case.name for case in cases if (c.name, case.name) not in done}
-                old = [done[c.name, case.name] for case in cases if (c.name, case.name) in stale]
-                if not missing and not old:
+        left = {key for key in wanted if key not in done} | stale
+        report("bench", len(wanted) - len(left), len(wanted))
+        if left:
+            for result in pool.results(_works(benchmark, configurations, batches, done, stale, out)):
+                key = result.line.configuration, result.line.case
+                if key not in left:
                     continue
-                loaded = loaded or _load(benchmark, cases)
-                task = _task(c, cases, loaded)
-                lines = _batch(c, *task, missing, engine, benchmark, out, extractors) if missing else ()
-                for line in chain(lines, _judged(old, *task, out, extractors)):
-                    log.append(line)
-                    done[c.name, line.case] = line
-                    finished += 1
-                    report("bench", finished, len(wanted))
+                if result.picture is not None:
+                    pictures.save_picture(result.picture, out / result.line.picture, result.settings)
+                log.append(result.line)
+                done[key] = result.line
+                left.remove(key)
+                report("bench", len(wanted) - len(left), len(wanted))
     return [done[key] for key in wanted]
 
 
-Loaded = dict[str, tuple[Image.Image, Image.Image | None] | str]
+def _works(benchmark: Benchmark, configurations: Sequence[Configuration], batches: Iterable[Sequence[Case]],
+           done: Mapping[tuple[str, str], Line], stale: set[tuple[str, str]], out: Path) -> Iterator[Work]:
+    """The batches in which anything is to be done."""
+    for cases in batches:
+        tasks = []
+        for c in configurations:
+            missing = frozenset(case.name for case in cases if (c.name, case.name) not in done)
+            old = [done[c.name, case.name] for case in cases if (c.name, case.name) in stale]
+            if missing or old:
+                tasks.append((c, missing, tuple((line, _open(out, line)) for line in old)))
+        if tasks:
+            yield Work(tuple(cases), tuple(tasks), {case.name: _load(benchmark, case) for case in cases})
 
 
-def _load(benchmark: Benchmark, cases: Sequence[Case]) -> Loaded:
-    """Source and truth of each case, or why they cannot be had."""
-    loaded: Loaded = {}
-    for case in cases:
-        try:
-            loaded[case.name] = benchmark.source(case), benchmark.truth(case)
-        except SageError as error:
-            loaded[case.name] = str(error)
-    return loaded
+def _load(benchmark: Benchmark, case: Case) -> tuple[Image.Image, Image.Image | None, str] | str:
+    try:
+        return benchmark.source(case), benchmark.truth(case), benchmark.source_hash(case)
+    except SageError as error:
+        return str(error)
 
 
-def _task(c: Configuration, cases: Sequence[Case], loaded: Loaded) -> tuple[Sequence[Case], Loaded]:
-    """The same cases as a configuration has them: a reconstruction is to leave the source as it is."""
+def _open(out: Path, line: Line) -> Image.Image | None:
+    try:
+        return pictures.open_picture(inside(out, line.picture))
+    except SageError:
+        return None
+
+
+def do(work: Work, engine: Engine, extractors: Extractors) -> Iterator[Result]:
+    """Make what a batch lacks and judge it, and judge anew what is stale; nothing is written."""
+    for c, missing, stale in work.tasks:
+        cases, loaded = _task(c, work)
+        if missing:
+            yield from _made(c, cases, loaded, missing, engine, extractors)
+        by_name = {case.name: case for case in cases}
+        for line, picture in stale:
+            yield Result(_judged(line, picture, by_name[line.case], loaded[line.case], extractors))
+
+
+def _task(c: Configuration, work: Work) -> tuple[Sequence[Case], Loaded]:
+    """The cases as a configuration has them: a reconstruction is to leave the source as it is."""
     if c.makes != "reconstruction":
-        return cases, loaded
-    return [case.unchanged() for case in cases], {
-        name: found if isinstance(found, str) else (found[0], found[0]) for name, found in loaded.items()}
+        return work.cases, work.loaded
+    return [case.unchanged() for case in work.cases], {
+        name: found if isinstance(found, str) else (found[0], found[0], found[2])
+        for name, found in work.loaded.items()}
 
 
-def _judged(lines: Iterable[Line], cases: Sequence[Case], loaded: Loaded, out: Path,
-            extractors: Extractors) -> Iterator[Line]:
-    """Lines of results that are there, scored anew; as they were where that cannot be."""
-    by_name = {case.name: case for case in cases}
-    for line in lines:
-        try:
-            result = pictures.open_picture(inside(out, line.picture))
-            if isinstance(found := loaded[line.case], str):
-                raise BenchmarkError(found)
-            scores = score(by_name[line.case], *found, result, extractors)
-        except SageError:
-            yield line
-            continue
-        yield replace(line, scores=scores, judges=extractors.identity(), anew=line.anew + 1)
+def _judged(line: Line, picture: Image.Image | None, case: Case, found: tuple | str, extractors: Extractors) -> Line:
+    """The line of a result that is there, scored anew; as it was where that cannot be."""
+    if picture is None or isinstance(found, str):
+        return line
+    try:
+        scores = score(case, *found[:2], picture, extractors)
+    except SageError:
+        return line
+    return replace(line, scores=scores, judges=extractors.identity(), anew=line.anew + 1)
 
 
-def _batch(c: Configuration, cases: Sequence[Case], loaded: Loaded, missing: set[str], engine: Engine,
-           benchmark: Benchmark, out: Path, extractors: Extractors) -> Iterator[Line]:
-    """Make a batch; yields the lines of what was missing, each after its picture is written."""
+def _made(c: Configuration, cases: Sequence[Case], loaded: Loaded, missing: frozenset[str], engine: Engine,
+          extractors: Extractors) -> Iterator[Result]:
     began = time.monotonic()
     usable = [case for case in cases if not isinstance(loaded[case.name], str)]
-    made = engine.make(c, usable, *zip(*(loaded[case.name] for case in usable), strict=True)) if usable else []
+    sources, truths = ([loaded[case.name][i] for case in usable] for i in (0, 1))
+    made = engine.make(c, usable, sources, truths) if usable else []
     outcomes = dict(zip((case.name for case in usable), made, strict=True))
     seconds = round((time.monotonic() - began) / len(cases), 3)
     for case in cases:
@@ -167,20 +241,20 @@ def _batch(c: Configuration, cases: Sequence[Case], loaded: Loaded, missing: set
         line = {"configuration": c.name, "case": case.name, "kind": case.kind, "notes": outcome.notes,
                 "seconds": seconds}
         if outcome.picture is None:
-            yield Line(status=FAILED, reason=outcome.reason, **line)
+            yield Result(Line(status=FAILED, reason=outcome.reason, **line))
             continue
-        place = f"{c.folder}/{PICTURES}/{case.stem}.png"
+        source, truth, sha256 = loaded[case.name]
         try:
-            scores = score(case, *loaded[case.name], outcome.picture, extractors)
+            scores = score(case, source, truth, outcome.picture, extractors)
         except SageError as error:
-            yield Line(status=FAILED, reason=str(error), **line)
+            yield Result(Line(status=FAILED, reason=str(error), **line))
             continue
         settings = outcome.settings
         if settings is not None:
-            source = {"name": Path(case.picture).name, "sha256": benchmark.source_hash(case)}
-            settings = {**settings, "picture": source}
-        pictures.save_picture(outcome.picture, out / place, settings)
-        yield Line(status=DONE, picture=place, scores=scores, judges=extractors.identity(), **line)
+            settings = {**settings, "picture": {"name": Path(case.picture).name, "sha256": sha256}}
+        done = Line(status=DONE, picture=f"{c.folder}/{PICTURES}/{case.stem}.png", scores=scores,
+                    judges=extractors.identity(), **line)
+        yield Result(done, outcome.picture, settings)
 
 
 def _claim(path: Path, wanted: dict[str, Any]) -> None:
