@@ -6,7 +6,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sage.bench.layout import Case
@@ -135,15 +135,16 @@ def configuration(text: str) -> Configuration:
         key, equals, value = part.partition("=")
         if not equals:
             raise SettingsError(f"{part[:40]!r} must be SETTING=VALUE, such as {name}:guidance_scale=3")
-        overrides[key.strip()] = _value(value.strip())
+        overrides[key.strip()] = _value(key.strip(), value.strip())
     EditConfig().but(**overrides)
     return Configuration(text, f"{found.help}, with {changes}", found.changes, found.base, found.words,
                          overrides=overrides)
 
 
-def _value(text: str) -> Any:
+def _value(name: str, text: str) -> Any:
     if text == "none":
-        return None
+        chosen = {f.name for f in fields(EditConfig) if "none" in f.metadata["choices"]}
+        return text if name in chosen else None
     try:
         return json.loads(text)
     except ValueError:
