@@ -9,8 +9,9 @@ import sys
 from tqdm import tqdm
 
 import sage
-from sage.editing import check_prompts, edit_batch
+from sage.editing import edit_batch
 from sage.image import from_pixels, save_picture, sheet
+from sage.plan import check_prompts
 from sage.stilllife import KINDS, edit_case
 
 

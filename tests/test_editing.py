@@ -11,10 +11,12 @@ from torch import Tensor
 
 from sage import editing
 from sage.config import EditConfig
-from sage.editing import check_prompts, ddim_reconstruction, edit, edit_batch, invert, invert_batch, vae_reconstruction
+from sage.editing import edit, edit_batch
 from sage.errors import NumericsError, PromptError, SettingsError
+from sage.inversion import ddim_reconstruction, invert, invert_batch, vae_reconstruction
 from sage.models.attention import Attention, AttentionMap
 from sage.models.backbone import StableDiffusion
+from sage.plan import check_prompts
 from tests import small
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"

@@ -7,9 +7,11 @@ import numpy as np
 from PIL import Image
 
 from sage.config import EditConfig
-from sage.editing import Trajectory, check_prompts, edit_batch, invert_batch
+from sage.editing import edit_batch
 from sage.image import from_pixels
+from sage.inversion import Trajectory, invert_batch
 from sage.models.backbone import StableDiffusion
+from sage.plan import check_prompts
 from sage.stilllife import EditCase, edit_case
 
 KINDS = range(10)

@@ -14,8 +14,9 @@ from tqdm import tqdm
 import sage
 from sage import image as pictures
 from sage.config import EditConfig
-from sage.editing import check_prompts, invert_batch
+from sage.inversion import invert_batch
 from sage.models.backbone import StableDiffusion
+from sage.plan import check_prompts
 from sage.sampling.ddim import walk
 from sage.stilllife import KINDS, caption, held_out_scene, render
 from training import cases, sheets

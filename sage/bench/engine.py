@@ -14,9 +14,11 @@ from sage.bench.configs import Configuration
 from sage.bench.layout import Case
 from sage.bench.runner import Outcome
 from sage.config import AUTO, EditConfig
-from sage.editing import INVERSION_FIELDS, Plan, Trajectory, check_prompts, edit_batch, invert_batch, maps_needed
+from sage.editing import edit_batch
 from sage.errors import PromptError, SageError
+from sage.inversion import INVERSION_FIELDS, Trajectory, invert_batch, maps_needed
 from sage.models.backbone import StableDiffusion
+from sage.plan import Plan, check_prompts
 
 FAILURES = (SageError, RuntimeError, MemoryError)  # what one case may suffer; anything else is a mistake of ours
 

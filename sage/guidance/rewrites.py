@@ -1,14 +1,17 @@
-"""Cross-attention edits: probabilities in, probabilities out, never in place.
+"""Attention edits: probabilities in, probabilities out, never in place; and the contexts that apply them.
 
 Columns of a map are tokens.  Nothing is renormalised, as in prompt-to-prompt (Hertz et al. 2022) and SAGE.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from sage.errors import PromptError
+from sage.guidance.taps import rewrite
+from sage.models.attention import AttentionMap
 from sage.models.prompt import Span
 
 
@@ -55,3 +58,24 @@ def replace_columns(map: Tensor, reference: Tensor, carry: Tensor, keep: Tensor)
 def reweight(map: Tensor, factors: Tensor) -> Tensor:
     """`map` (B, H, N, M) with each token's column multiplied by its factor (B, M)."""
     return map * factors[:, None, None].to(map)
+
+
+# ---- contexts
+
+
+def rewrite_columns(sites: Sequence[AttentionMap], reference: Sequence[Tensor], carry: Tensor,
+                    keep: Tensor) -> AbstractContextManager[None]:
+    """Context in which the maps at `sites` take columns of the recorded ones."""
+    by_path = {site.path: map for site, map in zip(sites, reference, strict=True)}
+    return rewrite(list(sites), lambda map, site: replace_columns(map, by_path[site.path], carry, keep))
+
+
+def rewrite_maps(sites: Sequence[AttentionMap], reference: Sequence[Tensor]) -> AbstractContextManager[None]:
+    """Context in which the maps at `sites` are the recorded ones."""
+    by_path = {site.path: map for site, map in zip(sites, reference, strict=True)}
+    return rewrite(list(sites), lambda map, site: by_path[site.path].to(map))
+
+
+def reweighted(sites: Iterable[AttentionMap], factors: Tensor) -> AbstractContextManager[None]:
+    """Context in which every cross-attention map among `sites` is reweighted."""
+    return rewrite([s for s in sites if s.kind == "cross"], lambda map, site: reweight(map, factors))

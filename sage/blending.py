@@ -1,0 +1,75 @@
+"""The blending mask of one edit: where the picture may change, known better step by step."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from sage.config import EditConfig
+from sage.guidance import masks
+from sage.guidance.taps import record, select
+from sage.models.backbone import Backbone
+from sage.models.prompt import Span
+from sage.plan import Plan
+
+
+class BlendingMask:
+    """Accumulates the cross-attention of the blending phrases over passes and steps, and gives the mask so far."""
+
+    def __init__(self, model: Backbone, plans: Sequence[Plan], config: EditConfig, z: Tensor):
+        self.config = config
+        floors = min(config.reconstruction_mask_floor, config.guidance_mask_floor) < 1
+        self.listens = config.mask_from == "attention"
+        self.used = any(p.blend for p in plans) and (config.blend_fraction > 0 or floors)
+        self.always = floors
+        if not self.used:
+            return
+        # A picture without blending phrases may change everywhere.
+        self.free = torch.tensor([plan.blend is None for plan in plans], device=z.device)[:, None, None, None]
+        self.difference = torch.zeros_like(z[:, :1])
+        self.sites = select(model.sites(), "cross", config.cross_level) if self.listens else []
+        self.side = tuple(-(-s // 2**config.cross_level) for s in z.shape[-2:])
+        length = len(plans[0].source.ids)
+        self.tokens = [torch.zeros(len(plans), length, device=z.device) for _ in range(2)]
+        for row, plan in enumerate(plans):
+            blend = plan.blend or Span((), ())
+            for tokens, positions in zip(self.tokens, (blend.source, blend.target), strict=True):
+                tokens[row, list(positions)] = 1.0
+        self.attention = [torch.zeros(len(plans), 1, *self.side, device=z.device) for _ in range(2)]
+
+    def listen(self, stack: ExitStack, step: int):
+        if self.used and self.listens and (self.always or self.config.blends_at(step)):
+            return stack.enter_context(record(self.sites))
+        return None
+
+    def add_source(self, tap) -> None:
+        self._add(0, tap)
+
+    def add_target(self, tap) -> None:
+        self._add(1, tap)
+
+    def _add(self, side: int, tap) -> None:
+        if tap is not None:
+            maps = [m.detach() for m in tap.pop()]
+            self.attention[side] += masks.token_attention(maps, self.tokens[side], *self.side)
+
+    def add_difference(self, eps: Tensor) -> None:
+        if self.used and not self.listens:
+            self.difference += eps.abs().mean(dim=1, keepdim=True)
+
+    def at(self, z: Tensor) -> Tensor:
+        """(B, 1, h, w) in {0, 1}: where the picture may change."""
+        source, target = self.attention
+        share = self.config.blend_threshold
+        if not self.listens:
+            return (masks.threshold(self.difference, share) | self.free).float()
+        mask = (masks.threshold(source + target, share) if self.config.mask == "sum" else
+                masks.threshold(source, share) | masks.threshold(target, share))
+        return masks.resize(mask | self.free, *z.shape[-2:])
+
+    def floored(self, floor: float, z: Tensor, inverse: bool = False) -> Tensor | float:
+        if not self.used:
+            return 1.0
+        mask = self.at(z)
+        return (1 - mask if inverse else mask).clamp(floor, 1).masked_fill(self.free, 1.0)
