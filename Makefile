@@ -18,7 +18,7 @@ export SAGE_OUT := $(value OUT)
 unexport IMG SRC TGT MODEL OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup edit demo weights train train-report test test-slow lint bench
+.PHONY: help setup edit demo weights train train-encoder train-report test test-slow lint bench
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ TCMALLOC := $(firstword $(wildcard /usr/lib/*/libtcmalloc_minimal.so.4 /usr/lib*
 
 train: $(READY)  ## train the bundled model from nothing; goes on where it stopped
 	LD_PRELOAD='$(TCMALLOC)' $(BIN)/python -m training $(ARGS)
+
+train-encoder: $(READY)  ## train the encoder that judges still lifes; goes on where it stopped
+	LD_PRELOAD='$(TCMALLOC)' $(BIN)/python -m training.encoder $(ARGS)
 
 train-report: $(READY)  ## measure the bundled model on held-out scenes
 	$(BIN)/python -m training.report $(ARGS)

@@ -8,6 +8,7 @@ rectangle is left, or all but a rectangle, since similarities are taken of the e
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from functools import cache
@@ -16,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import sage
-from sage.bench.encoder import EncoderNet, EncoderParams
+from sage.bench.encoder import CONFIG, FOLDER, WEIGHTS, Encoder, EncoderNet, EncoderParams, as_config, load_encoder
+from sage.files import written_whole
 from sage.models.clip import CLIPTextParams
 from sage.models.vae import VAE
 from sage.stilllife import held_out_scene, training_scene
@@ -29,6 +32,7 @@ from sage.stilllife.scenes import VALUES
 from training import run
 from training.captions import IGNORE, Captioner
 from training.data import CHUNK, batch, render_cache
+from training.export import machine
 
 CONTRAST, CAPTIONS, SMOOTHING = 0.3, 0.3, 0.02
 ROUND_TRIP_SHARE, MOST_NOISE = 0.35, 0.4  # noise in units of the latents' deviation
@@ -184,20 +188,21 @@ def accuracy(net: EncoderNet, pictures: list[np.ndarray], labels: dict[str, Tens
 
 
 def train(out: Path, tokenizer, vae: VAE, pictures: int, samples: int, trips: int, batch_size: int = 64,
-          peak: float = 2e-3, seed: int = 0, save_every: float = 120.0,
+          peak: float = 2e-3, seed: int = 0, save_every: float = 120.0, watched: int = 500,
           make: Callable[[int, int], EncoderParams] = params) -> run.State:
     """Train until `samples` pictures were seen, continuing from out/encoder.safetensors if it is there.
 
     Args:
         tokenizer, vae: the bundled model's.
         trips: how many of the pictures there are autoencoded too.
+        watched: held-out pictures on which the accuracy is followed.
     """
     torch.manual_seed(seed)
     device = run.device()
     rendered = render_cache(out / "data", pictures)
     coded = round_trips(vae, rendered, out / "round_trips", trips)
-    held_out = render_cache(out / "data", 1000, held_out=True)
-    truth = labels_of([held_out_scene(i) for i in range(500)])
+    held_out = render_cache(out / "data", watched, held_out=True)
+    truth = labels_of([held_out_scene(i) for i in range(watched)])
     captioner = Captioner(tokenizer)
     model = Trained(make(len(tokenizer), tokenizer.model_max_length)).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), peak, betas=(0.9, 0.98), weight_decay=2e-2, fused=True)
@@ -246,20 +251,55 @@ def train(out: Path, tokenizer, vae: VAE, pictures: int, samples: int, trips: in
     return state
 
 
+def export(out: Path, weights: Path, tokenizer, vae: VAE, held_out: int = HELD_OUT,
+           make: Callable[[int, int], EncoderParams] = params) -> Encoder:
+    """Write what was trained under `out` into weights/encoder/, with its accuracy as it will be read from there.
+
+    Args:
+        held_out: pictures that the accuracy is measured on, a multiple of 1000.
+    """
+    model = Trained(make(len(tokenizer), tokenizer.model_max_length))
+    state = run.State(out / "encoder.safetensors", {"model": model}, torch.optim.SGD(model.parameters()))
+    done = state.load_averages()
+    folder = weights / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_whole(folder / WEIGHTS) as file:
+        file.write(save({k: v.half().contiguous() for k, v in model.net.state_dict().items()}, {"format": "pt"}))
+
+    net = model.net.half().float().eval().requires_grad_(False)
+    pictures = render_cache(out / "data", held_out, held_out=True)
+    coded = round_trips(vae, pictures, out / "held_out_round_trips", held_out, noise=0.0)
+    labels = labels_of([held_out_scene(i) for i in range(held_out)])
+    found = {}
+    for which, of in (("true pictures", pictures), ("autoencoded pictures", coded)):
+        shares = accuracy(net, of, labels)
+        found[which] = {"pictures": held_out} | {name: round(share, 5) for name, share in shares.items()}
+    history = {"samples": done["done"], "minutes": round(done["seconds"] / 60, 1), "machine": machine()}
+    text = json.dumps(as_config(net.params, found) | {"training": history}, indent=1)
+    with written_whole(folder / CONFIG) as file:
+        file.write((text + "\n").encode())
+    return load_encoder(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.encoder", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/encoder"), help="pictures, checkpoints, curve")
     parser.add_argument("--model", default="stilllife", help="whose tokenizer and autoencoder are used")
     parser.add_argument("--pictures", type=int, default=60_000, help="distinct pictures rendered (a multiple of 1000)")
-    parser.add_argument("--trips", type=int, default=12_000, help="of these also autoencoded (a multiple of 1000)")
-    parser.add_argument("--samples", type=int, default=250_000, help="pictures the encoder is shown")
+    parser.add_argument("--trips", type=int, default=8_000, help="of these also autoencoded (a multiple of 1000)")
+    parser.add_argument("--samples", type=int, default=180_000, help="pictures the encoder is shown")
+    parser.add_argument("--weights", type=Path, default=Path("weights/stilllife"), help="where encoder/ is written")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--export-only", action="store_true", help="write the encoder from the latest checkpoint")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     model = sage.load_model(args.model)
-    train(args.out, model.prompts.tokenizer, model.vae, args.pictures, args.samples, args.trips)
+    tokenizer = model.prompts.tokenizer
+    if not args.export_only:
+        train(args.out, tokenizer, model.vae, args.pictures, args.samples, args.trips)
+    print(export(args.out, args.weights, tokenizer, model.vae).describe())
 
 
 if __name__ == "__main__":

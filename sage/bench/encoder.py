@@ -226,7 +226,7 @@ class Encoder:
 
 def prepared(picture: Array) -> Tensor:
     """(H, W, 3), uint8 or float32 in [-1, 1] -> (1, 3, 64, 64) in [-1, 1]: averaged down as the renderer does."""
-    x = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
+    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
     x = x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x
     if x.shape[2:] == (SIDE, SIDE):
         return x
