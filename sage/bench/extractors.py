@@ -71,7 +71,7 @@ def load_extractors(protocol: str, where: str | Path, device: str | None = None)
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dino, clip = PROTOCOLS[protocol]
-    versions = {name: metadata.version(name) for name in ("torch", "transformers")}
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "pillow")}
     # LPIPS first: of what may be missing it is said soonest.
     lpips = _lpips(where, device, versions) if protocol == "piebench" else None
     vit = _vit(_found(dino, where, versions), device)
@@ -281,6 +281,9 @@ def _clip(folder: Path, device: torch.device) -> tuple[Callable[[Array], Array],
     """The two towers of a CLIP model, into their common space."""
     from transformers import CLIPModel, CLIPTokenizer
     model = _pretrained(CLIPModel, folder).to(device)
+    for name in TOKENIZER[:2]:  # without which transformers makes a tokenizer that knows no word
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder / name} is missing")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # as above
