@@ -15,7 +15,12 @@ from sage.plan import Plan
 
 
 class BlendingMask:
-    """Accumulates the cross-attention of the blending phrases over passes and steps, and gives the mask so far."""
+    """Accumulates, over passes and steps, what tells where the picture may change, and gives the mask so far.
+
+    Attributes:
+        difference: (B, 1, h, w) the sum over the steps so far of |eps_target - eps_source|, mean over channels.
+        history: (B, 1, h, w) the masks that were used, on the CPU.
+    """
 
     def __init__(self, model: Backbone, plans: Sequence[Plan], config: EditConfig, z: Tensor):
         self.config = config
@@ -23,11 +28,12 @@ class BlendingMask:
         self.listens = config.mask_from == "attention"
         self.used = any(p.blend for p in plans) and (config.blend_fraction > 0 or floors)
         self.always = floors
+        self.difference = torch.zeros_like(z[:, :1])
+        self.history: list[Tensor] = []
         if not self.used:
             return
         # A picture without blending phrases may change everywhere.
         self.free = torch.tensor([plan.blend is None for plan in plans], device=z.device)[:, None, None, None]
-        self.difference = torch.zeros_like(z[:, :1])
         self.sites = select(model.sites(), "cross", config.cross_level) if self.listens else []
         self.side = tuple(-(-s // 2**config.cross_level) for s in z.shape[-2:])
         length = len(plans[0].source.ids)
@@ -55,8 +61,8 @@ class BlendingMask:
             self.attention[side] += masks.token_attention(maps, self.tokens[side], *self.side)
 
     def add_difference(self, eps: Tensor) -> None:
-        if self.used and not self.listens:
-            self.difference += eps.abs().mean(dim=1, keepdim=True)
+        """Add what the two prompts' predictions eps (B, 4, h, w) differ by (Couairon et al. 2022)."""
+        self.difference += eps.abs().mean(dim=1, keepdim=True)
 
     def at(self, z: Tensor) -> Tensor:
         """(B, 1, h, w) in {0, 1}: where the picture may change."""

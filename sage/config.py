@@ -71,6 +71,13 @@ class EditConfig:
     blend_fraction: float = setting(0.8, "share of the steps, from the first, with blending", "blending", low=0, high=1)
     blend_threshold: float = setting(0.3, "attention, relative to its maximum, from which a place belongs to the mask",
                                      "blending", low=0, high=1)
+    retries: int = setting(0, "how often a result that looks oversaturated or drifted is made again, each time with "
+                           "half of the guidance_scale above 1 and of the reconstruction_scale", "retry", low=0,
+                           high=10)
+    most_spread: float = setting(1.5, "oversaturated: deviation of the latents, relative to the source's, above this",
+                                 "retry", low=0)
+    most_drift: float = setting(0.5, "drifted: change of the latents where the prompts differ least, in deviations of "
+                                "the source, above this", "retry", low=0)
     encode: str = setting("mean", "latents of the picture: the mean of the autoencoder's posterior, or a sample",
                           "picture", ("mean", "sample"))
     noise_fraction: float = setting(0.0, "fresh noise mixed into the inverted latents", "picture", low=0, high=1)

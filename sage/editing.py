@@ -10,12 +10,13 @@ Every picture of a batch is treated as if it were alone.  docs/method.md gives e
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from sage import faults
 from sage import image as pictures
 from sage.blending import BlendingMask
 from sage.config import EditConfig
@@ -47,7 +48,8 @@ class EditResult:
         latents: (1, 4, h, w) float32, before decoding.
         masks: (1, 1, h, w) float32 blending masks, one a blended step.
         losses: reconstruction loss at each guided step.
-        notes: what was left out, and why.
+        notes: what was left out, and why; what looks wrong with the result; what was tried instead.
+        spread, drift: how the result looks, by `sage.faults`.
     """
 
     image: Image.Image
@@ -56,6 +58,15 @@ class EditResult:
     masks: tuple[Tensor, ...]
     losses: tuple[float, ...]
     notes: tuple[str, ...]
+    spread: float
+    drift: float
+
+    def faults(self, config: EditConfig) -> str:
+        """What looks wrong with it, in a few words; "" for nothing."""
+        found = [word for word, value, most in (("oversaturated", self.spread, config.most_spread),
+                                                ("far from the source where nothing was to change", self.drift,
+                                                 config.most_drift)) if value > most]
+        return " and ".join(found)
 
 
 def edit(model: Backbone, image: Image.Image, source: str, target: str, config: EditConfig | None = None,
@@ -86,19 +97,43 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
         trajectory = invert_batch(model, images, plans, config, progress)
     else:
         check_trajectory(trajectory, plans, config, images)
-    z, history, losses = _sample(model, trajectory, plans, config, report)
+    results = _edited(model, images, plans, config, report, trajectory)
+    gentler = config
+    for _ in range(config.retries):
+        bad = [i for i, result in enumerate(results) if result.faults(config)]
+        if not bad:
+            break
+        gentler = gentler.but(guidance_scale=(gentler.guidance_scale + min(gentler.guidance_scale, 1)) / 2,
+                              reconstruction_scale=gentler.reconstruction_scale / 2)
+        again = _edited(model, [images[i] for i in bad], [plans[i] for i in bad], gentler, report,
+                        trajectory.only(bad))
+        for i, result in zip(bad, again, strict=True):
+            note = (f"the result looked {results[i].faults(config)}: it was made again with guidance_scale "
+                    f"{gentler.guidance_scale:g} and reconstruction_scale {gentler.reconstruction_scale:g}")
+            results[i] = replace(result, trajectory=trajectory, notes=(*results[i].notes, note))
+    return [replace(result, notes=(*result.notes, f"the result looks {seen}: try a smaller guidance_scale"))
+            if (seen := result.faults(config)) else result for result in results]
+
+
+def _edited(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: EditConfig,
+            report: Progress, trajectory: Trajectory) -> list[EditResult]:
+    """Every picture's result at these settings, however it looks."""
+    z, mask, losses = _sample(model, trajectory, plans, config, report)
     report("decode", 0, 1)
     x = model.decode(z)
     report("decode", 1, 1)
+    source = trajectory.latents[0]
+    spread, drift = faults.spread(z, source).tolist(), faults.drift(z, source, mask.difference).tolist()
     return [
         EditResult(pictures.to_picture(x[i:i + 1], image.size, config.quantise), z[i:i + 1].cpu(), trajectory,
-                   tuple(m[i:i + 1] for m in history), tuple(row[i] for row in losses), plan.notes)
+                   tuple(m[i:i + 1] for m in mask.history), tuple(row[i] for row in losses), plan.notes, spread[i],
+                   drift[i])
         for i, (image, plan) in enumerate(zip(images, plans, strict=True))]
 
 
 def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], config: EditConfig,
-            report: Progress) -> tuple[Tensor, list[Tensor], list[list[float]]]:
-    """The guided way back from noise: latents, blending masks by step, losses by guided step and picture."""
+            report: Progress) -> tuple[Tensor, BlendingMask, list[list[float]]]:
+    """The guided way back from noise: latents, the blending mask, losses by guided step and picture."""
     steps, w = config.steps, config.guidance_scale
     target_text = torch.cat([model.encode_text(plan.target) for plan in plans])
     factors = token_factors(plans, target_text)
@@ -114,7 +149,6 @@ def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], conf
 
     weights = _spared(trajectory, plans, config)
     z = _with_noise(trajectory.noise, config)
-    history: list[Tensor] = []
     losses: list[list[float]] = []
     for i, (start, end) in enumerate(model.schedule(steps, config.spacing, config.grid).sampling):
         undone, held = trajectory.maps[steps - 1 - i], compared_with(config, i)
@@ -175,12 +209,12 @@ def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], conf
                 m = mask.at(z)
                 kept = trajectory.latents[steps - i if config.blend_latents == "noisier" else steps - 1 - i]
                 z = m * z + (1 - m) * kept
-                history.append(m.cpu())
+                mask.history.append(m.cpu())
         report("edit", i + 1, steps)
     if not torch.isfinite(z).all():
         raise NumericsError("the edited latents are not finite: nothing was written; try smaller guidance_scale and "
                             "reconstruction_scale")
-    return z, history, losses
+    return z, mask, losses
 
 
 def _losses(current: Sequence[Tensor], reference: Sequence[Tensor], kind: str, weights: Tensor | None) -> Tensor:

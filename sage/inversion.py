@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from einops import rearrange
@@ -58,6 +58,18 @@ class Trajectory:
     picture_size: tuple[int, int]
     factors: Tensor | None = None
     attention: Tensor | None = None
+
+    def only(self, rows: Sequence[int]) -> "Trajectory":
+        """The trajectory of some of the pictures."""
+        rows = list(rows)
+
+        def of(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return tuple(t[rows] for t in tensors)
+
+        return replace(self, source=tuple(self.source[row] for row in rows), latents=of(self.latents),
+                       maps=tuple(Maps(of(m.self), of(m.cross)) for m in self.maps), text=self.text[rows],
+                       factors=None if self.factors is None else self.factors[rows],
+                       attention=None if self.attention is None else self.attention[rows])
 
     @property
     def noise(self) -> Tensor:

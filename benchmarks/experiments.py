@@ -1,0 +1,160 @@
+"""Runs of `sage bench` -> the tables and figures of docs/experiments.md.
+
+    make experiments                                                  run them all, then this
+    python -m benchmarks.experiments runs/experiments --out DIR       write what the runs at hand allow
+
+A configuration that several experiments name is run once.  The same runs give the same bytes, but for the date.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from sage.bench.configs import configuration
+from sage.bench.experiments import BOUNDS, EXPERIMENTS, FRONTIERS, Experiment, sweep
+from sage.bench.files import write_text
+from sage.bench.layout import read_benchmark
+from sage.bench.metrics import METRICS
+from sage.bench.runner import read_manifests
+from sage.bench.scoring import Line
+from sage.bench.tables import Results, provenance
+from sage.files import written_whole
+from sage.stilllife.edits import KINDS
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt  # noqa: E402  the drawing without a screen is chosen before
+
+SHOWN = ("outside_psnr", "inside_psnr", "asked", "kept", "structure", "prompt_whole")
+COMPARED = ("outside_psnr", "inside_psnr", "asked", "kept")
+BY_KEY = {m.key: m for m in METRICS}
+KEPT = "outside_psnr"
+CHANGED = ("asked", "inside_psnr")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of `sage bench stilllife --experiment ...`")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/stilllife"))
+    args = parser.parse_args()
+    for run in args.runs:
+        lines = read_manifests(run)
+        for e in EXPERIMENTS.values():
+            names = [*BOUNDS, *(n for n in e.configurations if n not in BOUNDS)]
+            cases = read_benchmark(run / "benchmark").cases
+            found = [lines.get((name, case.name)) for name in names for case in cases]
+            if all(found):
+                write(e, found, args.out, run)
+
+
+def write(e: Experiment, lines: Sequence[Line], out: Path, run: Path) -> None:
+    """The table of one experiment, with its figures where it has any."""
+    results = Results(lines)
+    pictures = {"frontier": frontier, "figure-9": grid}.get(e.name, lambda *_: [])(results, out)
+    text = [f"# {e.title}\n", f"{e.question}\n", provenance(run), *(f"![{p.stem}]({p.name})\n" for p in pictures),
+            "Mean and 95 % interval over the cases.\n", table(results), comparison(results, e.baseline)]
+    write_text(out / f"{e.name}.md", "\n".join(text))
+    print(out / f"{e.name}.md")
+
+
+def table(results: Results) -> str:
+    """A row for each configuration, a column for each figure that any has."""
+    shown = [BY_KEY[key] for key in SHOWN if BY_KEY[key] in results.metrics]
+    rows = [["configuration", *(m.title for m in shown), "failed"], ["---"] * (len(shown) + 2)]
+    for name in results.configurations:
+        means = [results.mean(name, m.key) for m in shown]
+        cells = ["" if v is None else v.text(m) for v, m in zip(means, shown, strict=True)]
+        rows.append([f"`{name}`", *cells, str(len(results.failed(name)))])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def comparison(results: Results, baseline: str) -> str:
+    """Differences from the baseline over the same cases, with their intervals and the share of cases won."""
+    shown = [BY_KEY[key] for key in COMPARED if BY_KEY[key] in results.metrics]
+    rows = [[f"minus `{baseline}`", *(m.title for m in shown)], ["---"] * (len(shown) + 1)]
+    for name in results.configurations:
+        found = [results.compare(name, baseline, m) for m in shown]
+        if name != baseline and not configuration(name).is_bound:
+            rows.append([f"`{name}`", *("" if c is None else f"{c.difference.text(m, signed=True)}, {c.wins:.0%}"
+                                        for c, m in zip(found, shown, strict=True))])
+    return "Paired differences, 95 % interval, share of cases won:\n\n" + "".join(
+        f"| {' | '.join(row)} |\n" for row in rows)
+
+
+# ---- figures
+
+
+def frontier(results: Results, out: Path) -> list[Path]:
+    """What was kept against what was changed, a curve for each way of keeping; overall, and for each kind of edit."""
+    paths = []
+    for kind in (None, *results.kinds):
+        name = "overall" if kind is None else KINDS[kind]
+        figure, axes = plt.subplots(1, len(CHANGED), figsize=(6.5 * len(CHANGED), 5), layout="constrained")
+        for axis, changed in zip(axes, CHANGED, strict=True):
+            _frontier(axis, results, changed, kind)
+        axes[0].legend(fontsize=8)
+        figure.suptitle(f"{name}: the guidance scale w grows along each curve, from its dot")
+        paths.append(out / f"frontier-{name.replace(' ', '-')}.png")
+        _save(figure, paths[-1])
+    return paths
+
+
+def _frontier(axis, results: Results, changed: str, kind: int | None) -> None:
+    for number, (label, base) in enumerate(FRONTIERS.items()):
+        means = [[results.mean(name, key, kind) for name in sweep(base)] for key in (KEPT, changed)]
+        if any(v is None for row in means for v in row):
+            continue
+        x, y = ([v.mean * BY_KEY[key].scale for v in row] for row, key in zip(means, (KEPT, changed), strict=True))
+        colour = f"C{number}"
+        axis.plot(x, y, "-", color=colour, label=label, linewidth=1.5)
+        axis.plot(x[0], y[0], "o", color=colour, markersize=5)
+        if kind is None:
+            spans = [[np.abs([v.low - v.mean, v.high - v.mean]) * BY_KEY[key].scale for v in row]
+                     for row, key in zip(means, (KEPT, changed), strict=True)]
+            axis.errorbar(x, y, xerr=np.transpose(spans[0]), yerr=np.transpose(spans[1]), fmt="none", ecolor=colour,
+                          alpha=0.25, linewidth=1)
+    for bound, mark in (("plain", "k*"), ("autoencoder", "k^")):
+        place = [results.mean(bound, key, kind) for key in (KEPT, changed)]
+        if all(place):
+            axis.plot(*(v.mean * BY_KEY[key].scale for v, key in zip(place, (KEPT, changed), strict=True)), mark,
+                      markersize=9, label="plain, w = 1" if bound == "plain" else "true edit through the autoencoder")
+    axis.set_xlabel(f"kept: {BY_KEY[KEPT].title} (dB)")
+    axis.set_ylabel(f"changed: {BY_KEY[changed].title}")
+    axis.grid(alpha=0.3)
+
+
+def grid(results: Results, out: Path) -> list[Path]:
+    """Fig. 9: the two guidance scales against each other."""
+    cells = {tuple(float(part.split("=")[1]) for part in name.split(":")[1].split(",")): name
+             for name in results.configurations if name.startswith("self-guidance:")}
+    ws, scales = (sorted({cell[i] for cell in cells}) for i in (0, 1))
+    shown = [key for key in ("outside_psnr", "inside_psnr", "asked", "kept") if BY_KEY[key] in results.metrics]
+    figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 4), layout="constrained")
+    for axis, key in zip(axes, shown, strict=True):
+        metric = BY_KEY[key]
+        values = np.array([[results.mean(cells[w, s], key).mean * metric.scale for s in scales] for w in ws])
+        axis.imshow(values, cmap="viridis", aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            dark = value < values.mean()
+            axis.text(column, row, f"{value:.1f}", ha="center", va="center", color="w" if dark else "k", fontsize=8)
+        axis.set_xticks(range(len(scales)), [f"{s:g}" for s in scales])
+        axis.set_yticks(range(len(ws)), [f"{w:g}" for w in ws])
+        axis.set_xlabel("self-attention guidance (reconstruction_scale)")
+        axis.set_title(metric.title, fontsize=10)
+    axes[0].set_ylabel("guidance scale w")
+    _save(figure, path := out / "figure-9.png")
+    return [path]
+
+
+def _save(figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
