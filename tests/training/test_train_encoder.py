@@ -49,12 +49,15 @@ def train(out, words, samples):
     return encoder.train(out, words[0], vae(), CHUNK, samples, trips=CHUNK, batch_size=8, watched=20, make=tiny)
 
 
-def test_a_resumed_training_is_the_uninterrupted_one(out, words, tmp_path_factory):
+def test_a_resumed_training_is_the_uninterrupted_one(out, words, tmp_path_factory, monkeypatch):
+    steps, loss_of = [], encoder.loss_of
+    monkeypatch.setattr(encoder, "loss_of", lambda *args: steps.append(1) or loss_of(*args))
     other = tmp_path_factory.mktemp("other")
     shutil.copytree(out / "data", other / "data")
     whole = train(out, words, 32)
     train(other, words, 16)
     parts = train(other, words, 32)
+    assert len(steps) == 4 + 2 + 2
     assert [json.loads(line)["done"] for line in (other / "encoder.jsonl").read_text().splitlines()] == [16, 32]
     for a, b in zip(whole.modules["model"].parameters(), parts.modules["model"].parameters(), strict=True):
         assert torch.equal(a, b)
