@@ -1,27 +1,38 @@
-"""Runs of `sage bench` -> the tables and figures of docs/experiments.md.
+"""Every experiment on the still-life benchmark, and the tables and figures of docs/experiments.md.
 
-    make experiments                                                  run them all, then this
-    python -m benchmarks.experiments runs/experiments --out DIR       write what the runs at hand allow
-
-A configuration that several experiments name is run once.  The same runs give the same bytes, but for the date.
+A configuration that several experiments name is run once.  Killed at any moment and started again, it goes on; the same
+number of processes or another gives the same tables.
 """
 
 import argparse
+import json
+import os
+import platform
+import re
 from collections.abc import Sequence
+from datetime import date
+from multiprocessing import get_context
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
 
+import sage
 from sage.bench.configs import configuration
-from sage.bench.experiments import BOUNDS, EXPERIMENTS, FRONTIERS, Experiment, sweep
+from sage.bench.encoder import load_encoder
+from sage.bench.engine import ModelEngine
+from sage.bench.experiments import BOUNDS, EXPERIMENTS, FRONTIERS, Experiment, experiment, sweep
 from sage.bench.files import write_text
 from sage.bench.layout import read_benchmark
 from sage.bench.metrics import METRICS
-from sage.bench.runner import read_manifests
+from sage.bench.runner import RUN, read_manifests
+from sage.bench.runner import run as run_configurations
 from sage.bench.scoring import Line
-from sage.bench.tables import Results, provenance
+from sage.bench.stilllife import QUICK, write_stilllife
+from sage.bench.tables import Results
 from sage.files import written_whole
+from sage.progress import Progress
 from sage.stilllife.edits import KINDS
 
 matplotlib.use("agg")
@@ -35,29 +46,66 @@ CHANGED = ("asked", "inside_psnr")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of `sage bench stilllife --experiment ...`")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/stilllife"))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__)
+    add = parser.add_argument
+    add("--only", metavar="NAME", nargs="+", default=list(EXPERIMENTS), help="some experiments, in this order")
+    add("--run", type=Path, default=Path("runs/experiments"), help="where the runs live [runs/experiments]")
+    add("--out", type=Path, default=Path("benchmarks/results/stilllife"), help="where tables and figures are written")
+    add("--each", metavar="N", type=int, default=QUICK, help=f"cases of each kind [{QUICK}]")
+    add("--processes", metavar="N", type=int, default=os.cpu_count(), help="at work side by side, a thread each")
     args = parser.parse_args()
-    for run in args.runs:
-        lines = read_manifests(run)
-        for e in EXPERIMENTS.values():
-            names = [*BOUNDS, *(n for n in e.configurations if n not in BOUNDS)]
-            cases = read_benchmark(run / "benchmark").cases
-            found = [lines.get((name, case.name)) for name in names for case in cases]
-            if all(found):
-                write(e, found, args.out, run)
+    experiments = [experiment(name) for name in args.only]
+    benchmark = write_stilllife(args.run / "benchmark", args.each, workers=args.processes)
+    with get_context("spawn").Pool(args.processes) as pool:
+        jobs = [(args.run, args.only, i, args.processes) for i in range(1, args.processes + 1)]
+        pool.starmap(work, jobs, chunksize=1)
+    lines = read_manifests(args.run)
+    for e in experiments:
+        write(e, [lines[name, case.name] for name in names([e]) for case in benchmark.cases], args.out, args.run)
+
+
+def names(experiments: Sequence[Experiment]) -> list[str]:
+    """Their configurations, each once, after the bounds."""
+    return list(dict.fromkeys([*BOUNDS, *(name for e in experiments for name in e.configurations)]))
+
+
+def work(run: Path, only: Sequence[str], part: int, parts: int) -> None:
+    """One process's part of the runs."""
+    torch.set_num_threads(1)
+    benchmark = read_benchmark(run / "benchmark")
+    engine = ModelEngine(sage.load_model("stilllife", device="cpu"))
+    with Progress(part == 1, unit="case", resumes=True) as bar:
+        run_configurations(benchmark, [configuration(name) for name in names([experiment(n) for n in only])], engine,
+                           run, batch=10, shard=(part, parts), extractors=load_encoder().extractors(), progress=bar)
 
 
 def write(e: Experiment, lines: Sequence[Line], out: Path, run: Path) -> None:
     """The table of one experiment, with its figures where it has any."""
     results = Results(lines)
     pictures = {"frontier": frontier, "figure-9": grid}.get(e.name, lambda *_: [])(results, out)
-    text = [f"# {e.title}\n", f"{e.question}\n", provenance(run), *(f"![{p.stem}]({p.name})\n" for p in pictures),
+    text = [f"# {e.title}\n", f"{e.question}\n", facts(results, run), *(f"![{p.stem}]({p.name})\n" for p in pictures),
             "Mean and 95 % interval over the cases.\n", table(results), comparison(results, e.baseline)]
     write_text(out / f"{e.name}.md", "\n".join(text))
     print(out / f"{e.name}.md")
+
+
+def facts(results: Results, run: Path) -> str:
+    """When and on what it was measured."""
+    engine = json.loads((run / RUN).read_text())["engine"]
+    versions = ", ".join(f"{name} {version}" for name, version in engine["versions"].items())
+    count = len(next(iter(results.by_case.values())))
+    return (f"{count} still lifes, {count // len(results.kinds)} of each kind; {date.today().isoformat()}; "
+            f"{machine()}, {engine['device']} {engine['dtype']}; {versions}; weights {engine['weights']}. "
+            f"Attributes read by the encoder: {load_encoder().describe()}.\n")
+
+
+def machine() -> str:
+    """The processor, or the GPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def table(results: Results) -> str:
@@ -92,10 +140,12 @@ def frontier(results: Results, out: Path) -> list[Path]:
     paths = []
     for kind in (None, *results.kinds):
         name = "overall" if kind is None else KINDS[kind]
-        figure, axes = plt.subplots(1, len(CHANGED), figsize=(6.5 * len(CHANGED), 5), layout="constrained")
-        for axis, changed in zip(axes, CHANGED, strict=True):
+        shown = [key for key in CHANGED if BY_KEY[key] in results.metrics]
+        figure, axes = plt.subplots(1, len(shown), figsize=(6.5 * len(shown), 5), layout="constrained", squeeze=False)
+        for axis, changed in zip(axes[0], shown, strict=True):
             _frontier(axis, results, changed, kind)
-        axes[0].legend(fontsize=8)
+        if axes[0, 0].lines:
+            axes[0, 0].legend(fontsize=8)
         figure.suptitle(f"{name}: the guidance scale w grows along each curve, from its dot")
         paths.append(out / f"frontier-{name.replace(' ', '-')}.png")
         _save(figure, paths[-1])
@@ -129,7 +179,7 @@ def _frontier(axis, results: Results, changed: str, kind: int | None) -> None:
 def grid(results: Results, out: Path) -> list[Path]:
     """Fig. 9: the two guidance scales against each other."""
     cells = {tuple(float(part.split("=")[1]) for part in name.split(":")[1].split(",")): name
-             for name in results.configurations if name.startswith("self-guidance:")}
+             for name in EXPERIMENTS["figure-9"].configurations}
     ws, scales = (sorted({cell[i] for cell in cells}) for i in (0, 1))
     shown = [key for key in ("outside_psnr", "inside_psnr", "asked", "kept") if BY_KEY[key] in results.metrics]
     figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 4), layout="constrained")

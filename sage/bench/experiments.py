@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from sage.errors import SettingsError
 
 BOUNDS = ("source", "autoencoder", "plain")  # stand in every table
-W = (0.5, 1, 1.5, 2, 3, 5)
-SCALES = (0.2, 0.6, 2, 6, 20)
+W = (1, 1.5, 2, 3, 5)
+SCALES = (2, 6, 20, 60)
 
 # What a frontier sweeps is the strength w of the edit, for each way of keeping the rest.
 FRONTIERS = {
@@ -66,33 +66,44 @@ _ALL = (
                "reconstruct"),
     Experiment("figure-9", "Fig. 9: the two guidance scales",
                "How do the strength of the edit and that of self-attention guidance trade?",
-               tuple(f"self-guidance:guidance_scale={w},reconstruction_scale={s}" for w in (1, 1.5, 2, 3, 5)
+               tuple(f"self-guidance:guidance_scale={w},reconstruction_scale={s}" for w in W[:-1]
                      for s in (0, *SCALES))),
+    Experiment("strengths", "The strength of each reconstruction",
+               "Is each way of keeping the rest measured at its best?",
+               ("guidance", *_varied("cross-guidance", reconstruction_scale=SCALES),
+                *_varied("latent-guidance", reconstruction_scale=(0.01, 0.03, 0.1, 0.3, 1)),
+                *_varied("self-guidance", reconstruction_scale=SCALES)), "guidance"),
     Experiment("indexing", "Consistent against published index arithmetic, option by option",
                "Does any slip of the released code change the results?",
                (WHOLE, *(f"{WHOLE}:{option}" for option in RELEASED), "published"), WHOLE),
     Experiment("pairing", "Maps paired by transition against by equal level",
                "Which recorded maps should a sampling step be held to?",
-               ("self-guidance", "self-guidance:pairing=level", WHOLE, f"{WHOLE}:pairing=level"), "self-guidance"),
+               tuple(f"{base}:pairing={pairing}" for base in ("self-guidance", WHOLE, "recommended")
+                     for pairing in ("transition", "level")), "self-guidance:pairing=transition"),
     Experiment("levels", "Levels of attention", "At which resolution should maps be compared, and read for the mask?",
                (*_varied("self-guidance", self_level=(0, 1, 2)), *_varied("attention-blend", cross_level=(0, 1, 2))),
                "self-guidance:self_level=0"),
     Experiment("loss", "L1 against L2", "Which distance between maps?",
-               ("self-guidance", *(f"self-guidance:map_loss=l2,reconstruction_scale={s}" for s in (60, 600, 6000))),
+               ("self-guidance", *(f"self-guidance:map_loss=l2,reconstruction_scale={s}"
+                                   for s in (200, 2000, 20000, 200000))),
                "self-guidance"),
     Experiment("guided-steps", "Number of guided steps", "Until when does guidance by self-attention help?",
-               _varied("self-guidance", guided_steps=(5, 10, 20, 30, 41, 50)), "self-guidance:guided_steps=41"),
+               _varied("self-guidance", guided_steps=(2, 5, 10, 15, 17, 20)), "self-guidance:guided_steps=17"),
     Experiment("steps", "10, 20, 50, 100 steps", "How many steps are enough?",
-               tuple(f"{base}:steps={n}{extra}" for base in ("plain", WHOLE, "recommended")
-                     for n, extra in ((10, ""), (20, ""), (50, ""), (100, ""))), "recommended:steps=50"),
+               (*_varied("plain", steps=(10, 20, 50, 100)),
+                *(f"recommended:steps={n},guided_steps={round(0.82 * n)}" for n in (10, 20, 50, 100))),
+               "recommended:steps=50,guided_steps=41"),
     Experiment("mask", "What marks where the picture may change",
                "Cross-attention of the edited words, or the difference of the two predictions, and from which share?",
-               (*_varied("attention-blend", blend_threshold=(0.1, 0.3, 0.5, 0.7)),
-                *_varied("difference-blend", blend_threshold=(0.1, 0.2, 0.3, 0.4, 0.5, 0.7))), "plain"),
+               ("guidance", *_varied("attention-blend", blend_threshold=(0.1, 0.3, 0.5, 0.7)),
+                *_varied("difference-blend", blend_threshold=(0.1, 0.2, 0.3, 0.5, 0.7))), "guidance"),
     Experiment("removal", "Places left out of the self-attention loss",
                "Does it help to spare the places that looked at removed, or at edited, words?",
                tuple(f"{base}:spare={s}" for base in ("self-guidance", WHOLE) for s in ("none", "removed", "edited")),
                "self-guidance:spare=none"),
+    Experiment("retry", "Making again what looks wrong", "Does a result that looks wrong get better by a retry?",
+               tuple(f"self-guidance:guidance_scale={w},retries={n}" for w in (3, 5) for n in (0, 2)),
+               "self-guidance:guidance_scale=3,retries=0"),
     Experiment("frontier", "The frontier: what is changed against what is kept",
                "Where is each way of keeping the rest ahead?",
                tuple(name for base in FRONTIERS.values() for name in sweep(base))),
