@@ -1,135 +1,254 @@
-"""One HTML page for people, with everything in it: tables, comparisons, and each case as a strip of pictures.
+"""One HTML page for people, with everything in it: figures, comparisons, and each case as a strip of pictures.
 
-It loads nothing from anywhere and needs its script only to choose and to sort: without it everything is shown.
+It loads nothing from anywhere, and needs its script only to choose and to sort.
 """
 
 import base64
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from pathlib import Path
 
 from PIL import Image
 
 from sage import image as pictures
+from sage.bench.experiments import BOUNDS
 from sage.bench.files import inside, write_text
 from sage.bench.layout import Benchmark, Case
+from sage.bench.legend import GROUPS, HEADLINES, SHOWN_FIRST, entry
 from sage.bench.metrics import METRICS, Metric
 from sage.bench.scoring import DONE, Line
-from sage.bench.tables import Comparison, Results
+from sage.bench.tables import Interval, Results
 from sage.errors import SageError
 
 REPORT = "report.html"
 EMBEDDED = 256  # pixels; larger pictures are reduced to this
+LOSSLESS = 4000  # pictures in a page; of more, each is compressed with some loss
+ROWS = 12  # configurations in the charts; the tables have all
+
+BOUND_NOTES = {"source": "the untouched picture", "autoencoder": "the true edit through the autoencoder",
+               "plain": "the target prompt and nothing else"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the parts of a page are made from."""
+
+    benchmark: Benchmark
+    results: Results
+    roots: Mapping[str, Path]
+    lossless: bool
+
+    @property
+    def bounds(self) -> list[str]:
+        """What stands apart in every table: what a method should be seen against."""
+        return [c for c in self.results.configurations if c in BOUNDS]
+
+    @property
+    def methods(self) -> list[str]:
+        return [c for c in self.results.configurations if c not in BOUNDS]
+
+    @property
+    def baselines(self) -> list[str]:
+        """What others may be compared with, the likeliest first."""
+        plain = [c for c in self.bounds if c == "plain"]
+        return [*plain, *self.methods, *(c for c in self.bounds if c not in plain)]
 
 
 def write_report(path: Path, title: str, benchmark: Benchmark, results: Results, roots: Mapping[str, Path],
-                 facts: dict[str, str] | None = None) -> Path:
+                 facts: Mapping[str, str] | None = None) -> Path:
     """Write the page of some results.
 
     Args:
         roots: for each configuration, what the pictures of its lines are relative to.
         facts: what else a reader should know of the run, by name.
     """
-    strips = [case for case in benchmark.cases if any(case.name in results.by_case[c] for c in results.configurations)]
-    body = [f"<h1>{escape(title)}</h1>", _facts(facts or {}, results, len(strips)), _tables(results),
-            _comparisons(results), _controls(results)]
-    body += ['<div id="cases">', *(_strip(benchmark, case, results, roots) for case in strips), "</div>"]
-    write_text(path, PAGE.format(title=escape(title), style=STYLE, script=SCRIPT, body="\n".join(body),
-                                 data=_data(results, strips)))
+    shown = [case for case in benchmark.cases if any(case.name in results.by_case[c] for c in results.configurations)]
+    run = Run(benchmark, results, roots, len(shown) * (len(results.configurations) + 2) <= LOSSLESS)
+    body = [_head(title, facts or {}, run, len(shown)), _charts(run), _tables(run), _comparisons(run), _legend(run),
+            _controls(run), '<div id="cases">', *(_strip(case, run) for case in shown), "</div>"]
+    page = Path(__file__).parent
+    write_text(path, PAGE.format(title=escape(title), body="\n".join(body), data=_data(run, shown),
+                                 style=(page / "report.css").read_text(), script=(page / "report.js").read_text()))
     return path
 
 
-def _facts(facts: dict[str, str], results: Results, cases: int) -> str:
-    failed = sum(len(results.failed(c)) for c in results.configurations)
-    shown = facts | {"cases": str(cases), "configurations": ", ".join(results.configurations)}
-    shown |= {"failed": f"{failed} of {len(results.lines)} results"} if failed else {}
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in shown.items())
-    return f'<dl>{items}</dl><p>Figures are means with bootstrap 95 % intervals over the cases.</p>'
+def _head(title: str, facts: Mapping[str, str], run: Run, cases: int) -> str:
+    failed = sum(len(run.results.failed(c)) for c in run.results.configurations)
+    lead = f"{cases} {'case' if cases == 1 else 'cases'}, {_counted(run)}"
+    bad = (f' <strong class="failed">{failed} of {len(run.results.lines)} results failed.</strong>' if failed else "")
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    return (f'<header><h1>{escape(title)}</h1><p class="lead">{lead}.{bad}</p><details><summary>About this run'
+            f"</summary><dl>{items}</dl></details>"
+            '<nav><a href="#figures">Figures</a> <a href="#pairs">Case by case</a> <a href="#legend">Legend</a> '
+            '<a href="#pictures">Pictures</a></nav></header>')
+
+
+def _counted(run: Run) -> str:
+    names = [f"{n} {word}{'' if n == 1 else 's'}" for n, word in ((len(run.methods), "method"),
+                                                                 (len(run.bounds), "bound")) if n]
+    return " and ".join(names)
+
+
+# ---- charts
+
+
+def _charts(run: Run) -> str:
+    """The first figures to see: for each a row of intervals, the best method on top and the bounds below."""
+    by_key = {m.key: m for m in run.results.metrics}
+    chosen = [by_key[key] for key in HEADLINES if key in by_key][:SHOWN_FIRST]
+    return f'<div class="charts">{"".join(_chart(m, run) for m in chosen)}</div>'
+
+
+def _chart(m: Metric, run: Run) -> str:
+    means = {c: found for c in run.results.configurations if (found := run.results.mean(c, m.key))}
+    sign = -1 if m.higher_is_better else 1
+    methods = sorted((c for c in run.methods if c in means), key=lambda c: sign * means[c].mean)
+    bounds = [c for c in run.bounds if c in means]
+    rows = [*methods[:ROWS], *bounds]
+    # The source outside the edit is perfect: on its scale no two methods could be told apart.
+    scaled = [means[c] for c in rows if c != "source"] or list(means.values())
+    low, high = min(v.low for v in scaled), max(v.high for v in scaled)
+    span = high - low or 1.0
+    best = _best(run, m, None)
+
+    def row(c: str) -> str:
+        v = means[c]
+        place = [min(max(100 * (x - low) / span, 0), 100) for x in (v.low, v.mean, v.high)]
+        kind = "bound" if c in bounds else "best" if c in best else ""
+        kind += " beyond" if not low <= v.mean <= high else ""
+        return (f'<li class="{kind}"><span class="name" title="{escape(c)}">{escape(c)}</span>'
+                f'<span class="track" title="{v.text(m)}">'
+                f'<i class="range" style="left:{place[0]:.1f}%;width:{place[2] - place[0]:.1f}%"></i>'
+                f'<i class="dot" style="left:{place[1]:.1f}%"></i></span>'
+                f'<span class="value">{_number(v.mean, m)}</span></li>')
+
+    more = f"<p>and {len(methods) - ROWS} more below</p>" if len(methods) > ROWS else ""
+    e = entry(m)
+    return (f'<figure class="chart"><figcaption>{escape(e.group)}: {escape(e.head)} <small>{_better(m)}</small>'
+            f'</figcaption><ol>{"".join(row(c) for c in rows)}</ol>{more}</figure>')
 
 
 # ---- tables
 
 
-def _tables(results: Results) -> str:
-    parts = ["<h2>Figures</h2>", f'<p class="script"><label>Kind <select id="kind-table">{_kinds(results)}</select>'
-             "</label></p>"]
-    for kind in (None, *results.kinds):
+def _tables(run: Run) -> str:
+    parts = ['<h2 id="figures">Figures</h2><p>Means over the cases, with 95 % bootstrap intervals below them; the best '
+             'method of a column is marked. A click on a column sorts by it.</p><p class="script"><label>Kind of edit '
+             f'<select id="kind-table">{_kinds(run.results)}</select></label></p>']
+    width = len(run.results.metrics) + 2
+    apart = f'<tr class="apart"><th colspan="{width}">Bounds: what to see the methods against</th></tr>'
+    for kind in (None, *run.results.kinds):
+        body = ""
+        for group, names in (("", run.methods), ("bounds", run.bounds)):
+            if names:
+                rows = "".join(_row(run, c, kind) for c in names)
+                body += f'<tbody class="{group}">{apart if group else ""}{rows}</tbody>'
         name = "all" if kind is None else str(kind)
-        heads = "".join(f"<th>{escape(m.title)} {_arrow(m)}</th>" for m in results.metrics)
-        best = {m.key: _best(results, m, kind) for m in results.metrics}
-        rows = []
-        for c in results.configurations:
-            cells = "".join(_cell(results, c, m, kind, c in best[m.key]) for m in results.metrics)
-            failed = len(results.failed(c, kind))
-            rows.append(f"<tr><th>{escape(c)}</th>{cells}<td>{failed or ''}</td></tr>")
-        parts.append(f'<div class="wide"><table class="by-kind" data-kind="{name}"><caption>'
-                     f"{escape(_kind(results, kind))}</caption><thead><tr><th></th>{heads}<th>failed</th></tr></thead>"
-                     f"<tbody>{''.join(rows)}</tbody></table></div>")
+        hidden = "" if kind is None else " hidden"
+        parts.append(f'<div class="wide by-kind" data-kind="{name}"{hidden}><table><caption>'
+                     f'{escape(_kind(run.results, kind))}</caption>{_heads(run.results.metrics, "failed")}{body}'
+                     "</table></div>")
     return "\n".join(parts)
 
 
-def _cell(results: Results, c: str, m: Metric, kind: int | None, best: bool) -> str:
-    found = results.mean(c, m.key, kind)
-    text = "" if found is None else _lines(found.text(m))
-    return f'<td{" class=best" if best else ""}>{text}</td>'
+def _heads(metrics: Sequence[Metric], *last: str) -> str:
+    """Two rows: groups of figures, and the figures."""
+    groups = "".join(f'<th colspan="{len(list(members))}" scope="colgroup" title="{escape(GROUPS.get(group, ""))}">'
+                     f"{escape(group)}</th>" for group, members in groupby(metrics, key=lambda m: entry(m).group))
+    heads = "".join(f'<th scope="col" title="{escape(_says(m))}" data-up="{int(m.higher_is_better)}">'
+                    f"{escape(entry(m).head)}&nbsp;{_arrow(m)}</th>" for m in metrics)
+    after = "".join(f'<th scope="col" title="cases without a result" data-up="0">{name}</th>' for name in last)
+    return (f"<thead><tr><td></td>{groups}{'<td></td>' * len(last)}</tr>"
+            f'<tr><th scope="col"></th>{heads}{after}</tr></thead>')
 
 
-def _best(results: Results, m: Metric, kind: int | None) -> list[str]:
-    """The configurations with the best mean; bounds, which edit nothing, do not compete."""
-    means = {c: found.mean for c in results.configurations if c not in ("source", "autoencoder")
-             and (found := results.mean(c, m.key, kind))}
-    if not means:
+def _row(run: Run, c: str, kind: int | None) -> str:
+    cells = []
+    for m in run.results.metrics:
+        found = run.results.mean(c, m.key, kind)
+        best = ' class="best"' if c in _best(run, m, kind) else ""
+        cells.append("<td></td>" if found is None else f'<td{best} data-value="{found.mean:.9g}">'
+                     f"{_number(found.mean, m)}<small>{_range(found, m)}</small></td>")
+    failed = len(run.results.failed(c, kind))
+    note = f"<small>{BOUND_NOTES[c]}</small>" if c in BOUND_NOTES else ""
+    return (f'<tr><th scope="row">{escape(c)}{note}</th>{"".join(cells)}<td data-value="{failed}">{failed or ""}</td>'
+            "</tr>")
+
+
+def _best(run: Run, m: Metric, kind: int | None) -> list[str]:
+    """The methods with the best mean of several; bounds do not compete."""
+    means = {c: found.mean for c in run.methods if (found := run.results.mean(c, m.key, kind))}
+    if len(means) < 2:
         return []
     top = (max if m.higher_is_better else min)(means.values())
     return [c for c, mean in means.items() if mean == top]
 
 
-def _comparisons(results: Results) -> str:
-    if len(results.configurations) < 2:
+def _comparisons(run: Run) -> str:
+    if len(run.results.configurations) < 2:
         return ""
-    options = "".join(f"<option>{escape(c)}</option>" for c in results.configurations)
-    parts = ["<h2>Case by case</h2>",
-             "<p>Differences to one configuration over the cases that both have, and the share of these cases in which "
-             "the row's configuration is the better one, equal ones by half. An interval without 0 is in bold.</p>",
-             f'<p class="script"><label>Compared with <select id="against">{options}</select></label></p>']
-    pairs = {(p.a, p.b, p.metric): p for p in results.comparisons()}
-    heads = "".join(f"<th>{escape(m.title)} {_arrow(m)}</th>" for m in results.metrics)
-    for i, reference in enumerate(results.configurations):
-        rows = []
-        for c in results.configurations:
-            if c != reference:
-                cells = "".join(_difference(pairs, c, reference, m) for m in results.metrics)
-                rows.append(f"<tr><th>{escape(c)}</th>{cells}</tr>")
-        parts.append(f'<div class="wide"><table class="against" data-index="{i}"><caption>minus {escape(reference)}'
-                     f"</caption><thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>")
+    options = "".join(f"<option>{escape(c)}</option>" for c in run.baselines)
+    parts = ['<h2 id="pairs">Case by case</h2><p>Each configuration minus one of them, over the cases that both have: '
+             "the mean difference with its 95 % interval, and the share of cases in which it is the better of the two, "
+             'equal ones by half. <em class="better">Better</em> and <em class="worse">worse</em> are marked where the '
+             'interval leaves out 0.</p><p class="script"><label>Compared with <select id="against">'
+             f"{options}</select></label></p>"]
+    for i, reference in enumerate(run.baselines):
+        rows = "".join(f'<tr><th scope="row">{escape(c)}</th>'
+                       f'{"".join(_difference(run.results, c, reference, m) for m in run.results.metrics)}</tr>'
+                       for c in (*run.methods, *run.bounds) if c != reference)
+        parts.append(f'<div class="wide against" data-index="{i}"{" hidden" if i else ""}><table><caption>minus '
+                     f"{escape(reference)}</caption>{_heads(run.results.metrics)}<tbody>{rows}</tbody></table></div>")
     return "\n".join(parts)
 
 
-def _difference(pairs: dict[tuple[str, str, str], Comparison], a: str, b: str, m: Metric) -> str:
-    turned = (a, b, m.key) not in pairs
-    p = pairs.get((b, a, m.key) if turned else (a, b, m.key))
+def _difference(results: Results, a: str, b: str, m: Metric) -> str:
+    p = results.compare(a, b, m)
     if p is None:
         return "<td></td>"
-    d, wins = (p.difference.negated(), 1 - p.wins) if turned else (p.difference, p.wins)
-    sure = " class=best" if d.low > 0 or d.high < 0 else ""
-    return f"<td{sure}>{_lines(d.text(m, signed=True))}<br>better in {wins:.0%}</td>"
+    d, sure = p.difference, ""
+    if d.low > 0 or d.high < 0:
+        sure = "better" if (d.mean > 0) == m.higher_is_better else "worse"
+    return (f'<td class="{sure}" data-value="{d.mean:.9g}">{_number(d.mean, m, "+")}<small>{_range(d, m, "+")}</small>'
+            f'<small class="wins" style="--wins:{100 * p.wins:.0f}%">better in {p.wins:.0%}</small></td>')
 
 
-def _lines(text: str) -> str:
-    """A mean, and its interval below it."""
-    mean, interval = text.split(" ", 1)
-    return f"{mean}<br><small>{interval}</small>"
+def _legend(run: Run) -> str:
+    parts = []
+    for group, members in groupby(run.results.metrics, key=lambda m: entry(m).group):
+        items = "".join(f"<dt>{escape(entry(m).head)}</dt><dd>{escape(entry(m).says)}; {_better(m)}</dd>"
+                        for m in members)
+        parts.append(f"<h3>{escape(group)}</h3><p>{escape(GROUPS.get(group, ''))}</p><dl>{items}</dl>")
+    return ('<details id="legend"><summary>Legend: what the figures mean</summary>' + "".join(parts) + "</details>")
+
+
+def _number(value: float, m: Metric, sign: str = "") -> str:
+    return f"{value * m.scale:{sign}.{m.decimals}f}"
+
+
+def _range(found: Interval, m: Metric, sign: str = "") -> str:
+    return f"{_number(found.low, m, sign)} to {_number(found.high, m, sign)}"
 
 
 def _arrow(m: Metric) -> str:
     return "&uarr;" if m.higher_is_better else "&darr;"
 
 
+def _better(m: Metric) -> str:
+    return "more is better" if m.higher_is_better else "less is better"
+
+
+def _says(m: Metric) -> str:
+    return f"{entry(m).group}: {entry(m).says}; {_better(m)}"
+
+
 def _kind(results: Results, kind: int | None) -> str:
-    return "all kinds" if kind is None else f"{kind} {results.names[kind]}"
+    return "all kinds" if kind is None else results.names[kind]
 
 
 def _kinds(results: Results) -> str:
@@ -140,75 +259,79 @@ def _kinds(results: Results) -> str:
 # ---- strips
 
 
-def _controls(results: Results) -> str:
-    metrics = "".join(f'<option value="{m.key}">{escape(m.title)}</option>' for m in results.metrics)
-    chosen = _first_edit(results)
-    configurations = "".join(f'<option value="{i}"{" selected" if c == chosen else ""}>{escape(c)}</option>'
-                             for i, c in enumerate(results.configurations))
-    return (f'<h2>Pictures</h2><p class="script"><label>Kind <select id="kind">{_kinds(results)}</select></label> '
+def _controls(run: Run) -> str:
+    metrics = "".join(f'<option value="{m.key}">{escape(entry(m).group)}: {escape(entry(m).head)}</option>'
+                      for m in run.results.metrics)
+    chosen = next(iter(run.methods), None) or next((c for c in run.bounds if c == "plain"), None)
+    configurations = "".join(
+        f'<option value="{i}"{" selected" if c == chosen else ""}>{escape(c)}</option>'
+        for i, c in enumerate(run.results.configurations))
+    return ('<h2 id="pictures">Pictures</h2><div class="script controls">'
+            '<label>Order <select id="order"><option value="worst">worst first</option><option value="best">best first'
+            '</option><option value="own">the benchmark\'s own</option></select></label> '
             f'<label>by <select id="metric">{metrics}</select></label> '
             f'<label>of <select id="configuration">{configurations}</select></label> '
-            '<label>order <select id="order"><option value="worst">worst first</option>'
-            '<option value="best">best first</option><option value="own">as in the benchmark</option></select></label> '
-            '<span id="count"></span></p>')
+            f'<label>kind <select id="kind">{_kinds(run.results)}</select></label> '
+            '<span id="count"></span></div><p class="script">Below each result is its figure. A click enlarges a row.'
+            "</p>")
 
 
-def _first_edit(results: Results) -> str:
-    edits = [c for c in results.configurations if c not in ("source", "autoencoder")]
-    return (edits or results.configurations)[0]
-
-
-def _strip(benchmark: Benchmark, case: Case, results: Results, roots: Mapping[str, Path]) -> str:
+def _strip(case: Case, run: Run) -> str:
     figures = []
-    for name, load in (("source", benchmark.source), ("true edit", benchmark.truth)):
+    for name, get in (("source", run.benchmark.source), ("true edit", run.benchmark.truth)):
         try:
-            image = load(case)
+            image = get(case)
         except SageError as error:
-            figures.append(_figure(name, f"<p>{escape(str(error))}</p>"))
+            figures.append(_figure(name, f"<p>{escape(str(error))}</p>", "given"))
             continue
         if image is not None:
-            figures.append(_figure(name, _img(image, name)))
-    for i, c in enumerate(results.configurations):
-        line = results.by_case[c].get(case.name)
+            figures.append(_figure(name, _img(image, name, run.lossless), "given"))
+    for i, c in enumerate(run.results.configurations):
+        line = run.results.by_case[c].get(case.name)
         if line is not None and c != "source":
             value = f'<span class="score" data-configuration="{i}"></span>'
-            figures.append(_figure(c, _result(line, roots[c], c), value))
-    return (f'<section data-case="{escape(case.name)}" data-kind="{case.kind}"><h3>'
-            f"{escape(_kind(results, case.kind))}, case {escape(case.name)}</h3>"
-            f"<p>{_marked(case.source_marked)}<br>&rarr; {_marked(case.target_marked)}</p>"
+            figures.append(_figure(c, _result(line, c, run), "", value))
+    kind = _kind(run.results, case.kind)
+    return (f'<section data-case="{escape(case.name)}" data-kind="{case.kind}"><h3>{escape(kind)} '
+            f'<small>{escape(case.name)}</small></h3><p>{_marked(case.source_marked)}</p>'
+            f"<p>&rarr; {_marked(case.target_marked)}</p>"
             f'<div class="strip">{"".join(figures)}</div></section>')
 
 
-def _figure(name: str, inner: str, after: str = "") -> str:
-    return f"<figure>{inner}<figcaption>{escape(name)}<br>{after}</figcaption></figure>"
+def _figure(name: str, inner: str, kind: str, after: str = "") -> str:
+    return f'<figure class="{kind}">{inner}<figcaption>{escape(name)}{after}</figcaption></figure>'
 
 
-def _result(line: Line, root: Path, name: str) -> str:
+def _result(line: Line, name: str, run: Run) -> str:
     if line.status != DONE:
         return f'<p class="failed">failed: {escape(line.reason)}</p>'
     try:
-        return _img(pictures.open_picture(inside(root, line.picture)), name)
+        return _img(pictures.open_picture(inside(run.roots[name], line.picture)), name, run.lossless)
     except SageError as error:
         return f'<p class="failed">{escape(str(error))}</p>'
 
 
-def _img(image: Image.Image, name: str) -> str:
-    kind, options = "png", {"optimize": True}
+def _img(image: Image.Image, name: str, lossless: bool) -> str:
+    options = {"lossless": True}
     if max(image.size) > EMBEDDED:
         image.thumbnail((EMBEDDED, EMBEDDED), Image.Resampling.LANCZOS)
-        kind, options = "jpeg", {"quality": 85}
+        lossless = False
+    if not lossless:
+        options = {"quality": 85}
     data = io.BytesIO()
-    image.save(data, kind.upper(), **options)
+    image.save(data, "WEBP", method=4, **options)
     text = base64.b64encode(data.getvalue()).decode()
-    return f'<img alt="{escape(name)}" src="data:image/{kind};base64,{text}">'
+    return f'<img alt="{escape(name)}" src="data:image/webp;base64,{text}">'
 
 
 def _marked(text: str) -> str:
     return re.sub(r"\[(.*?)\]", r"<mark>\1</mark>", escape(text))
 
 
-def _data(results: Results, cases: Iterable[Case]) -> str:
+def _data(run: Run, cases: Iterable[Case]) -> str:
     """The scores for the script: a row of configurations, each a row of figures, for every case."""
+    results = run.results
+
     def row(case: Case, c: str) -> list[float | None]:
         line = results.by_case[c].get(case.name)
         return [line.scores.get(m.key) if line else None for m in results.metrics]
@@ -225,71 +348,14 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy"
       content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>{title}</title>
-<style>{style}</style>
+<style>
+{style}</style>
 {body}
 <script type="application/json" id="data">{data}</script>
-<script>{script}</script>
+<script>
+{script}</script>
 </html>
-"""
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; }
-h1, h2, h3 { font-weight: 600; line-height: 1.2; } h2 { margin-top: 3rem; } h3 { font-size: 1rem; margin: 0; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; } dt { color: #666; } dd { margin: 0; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: .87em; }
-caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
-tbody th, thead th:first-child { text-align: left; white-space: nowrap; } .best { font-weight: 700; }
-td { white-space: nowrap; } small { font-weight: 400; color: #555; } .wide { overflow-x: auto; }
-select { font: inherit; margin-right: 1rem; } .script { display: none; }
-section { border-top: 1px solid #ddd; padding: 1rem 0; } section p { margin: .3rem 0; }
-mark { background: #ffe9a8; border-radius: 2px; padding: 0 .1em; }
-.strip { display: flex; flex-wrap: wrap; gap: .7rem; } figure { margin: 0; width: 160px; }
-img { width: 160px; image-rendering: pixelated; display: block; background: #eee; }
-figcaption { font-size: .8em; color: #444; overflow-wrap: anywhere; } .failed { color: #a00; overflow-wrap: anywhere; }
-"""
-
-SCRIPT = """
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const get = id => document.getElementById(id), all = selector => [...document.querySelectorAll(selector)];
-for (const p of all(".script")) p.style.display = "block";
-const only = (selector, keep) => { for (const e of all(selector)) e.hidden = !keep(e); };
-
-const kindTable = get("kind-table"), against = get("against");
-const showTable = () => only("table.by-kind", t => t.dataset.kind === kindTable.value);
-kindTable.onchange = showTable; showTable();
-if (against) {
-  const showPairs = () => only("table.against", t => Number(t.dataset.index) === against.selectedIndex);
-  against.onchange = showPairs; showPairs();
-}
-
-const cases = get("cases"), sections = [...cases.children];
-function show() {
-  const kind = get("kind").value, order = get("order").value, c = Number(get("configuration").value);
-  const m = data.metrics.findIndex(m => m.key === get("metric").value), metric = data.metrics[m];
-  const value = section => m < 0 ? null : data.scores[section.dataset.case][c][m];
-  const sign = (metric && metric.up ? 1 : -1) * (order === "worst" ? 1 : -1);
-  const rank = (a, b) => {
-    const x = value(a), y = value(b);
-    if (x === null || y === null) return (x === null) - (y === null);
-    return sign * (x - y);
-  };
-  const sorted = order === "own" ? sections : [...sections].sort(rank);
-  let shown = 0;
-  for (const section of sorted) {
-    section.hidden = kind !== "all" && section.dataset.kind !== kind;
-    shown += !section.hidden;
-    for (const span of section.querySelectorAll(".score")) {
-      const v = m < 0 ? null : data.scores[section.dataset.case][Number(span.dataset.configuration)][m];
-      span.textContent = v === null ? "" : (v * metric.scale).toFixed(metric.decimals);
-    }
-  }
-  cases.replaceChildren(...sorted);
-  get("count").textContent = shown + " cases";
-}
-for (const id of ["kind", "metric", "configuration", "order"]) get(id).onchange = show;
-show();
 """

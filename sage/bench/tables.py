@@ -7,6 +7,7 @@ same digits.  A comparison is over the cases that both configurations have.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -44,9 +45,14 @@ def interval(values: Sequence[float]) -> Interval | None:
     if not len(values):
         return None
     x = np.asarray(values, np.float64)
-    means = x[np.random.default_rng(0).integers(len(x), size=(DRAWS, len(x)))].mean(axis=1)
+    means = x[_draws(len(x))].mean(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return Interval(float(x.mean()), float(low), float(high), len(x))
+
+
+@lru_cache(maxsize=16)
+def _draws(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(count, size=(DRAWS, count))
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ class Results:
         self.kinds = sorted({line.kind for line in self.lines})
         self.by_case = {c: {line.case: line for line in self.lines if line.configuration == c}
                         for c in self.configurations}
+        self._means: dict[tuple[str, str, int | None], Interval | None] = {}
         self.metrics = [m for m in METRICS if any(line.scores.get(m.key) is not None for line in self.lines)]
 
     def scores(self, configuration: str, metric: str, kind: int | None = None) -> dict[str, float]:
@@ -87,7 +94,10 @@ class Results:
                 if line.status == DONE and line.scores.get(metric) is not None and kind in (None, line.kind)}
 
     def mean(self, configuration: str, metric: str, kind: int | None = None) -> Interval | None:
-        return interval(list(self.scores(configuration, metric, kind).values()))
+        key = configuration, metric, kind
+        if key not in self._means:
+            self._means[key] = interval(list(self.scores(*key).values()))
+        return self._means[key]
 
     def failed(self, configuration: str, kind: int | None = None) -> list[Line]:
         """The lines without a result."""

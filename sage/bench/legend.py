@@ -1,0 +1,70 @@
+"""What the columns of a report are called and what they say."""
+
+from dataclasses import dataclass
+
+from sage.bench.metrics import Metric
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A column: a short head below the head of its group, and a sentence on what it measures."""
+
+    group: str
+    head: str
+    says: str
+
+
+SEEN = "Attributes"
+INSIDE, OUTSIDE = "Inside the edit", "Outside the edit"
+BACKGROUND, WORDS = "Background", "Prompt"
+TURNS = "True edit"
+
+GROUPS = {
+    SEEN: "What the result shows, as a network trained on this world reads it off, against the scene that was asked "
+          "for: colours, forms, materials, places.",
+    INSIDE: "Distance to the true edit where the edit changes the picture.",
+    OUTSIDE: "Distance to the true edit everywhere else, which ought to stay as it was.",
+    BACKGROUND: "Distance to the source outside the mask, by PIE-Bench's formulas.",
+    WORDS: "Cosine of result and prompt in a common space, times 100.",
+    TURNS: "Distance of the whole result to the true edit, by MagicBrush's formulas.",
+}
+
+PSNR = "mean squared difference in decibels: 20 is a poor likeness, 30 a good one, 40 hardly to be told apart"
+SSIM = "structural similarity, times 100: likeness of local means, contrasts and patterns; 100 is identical"
+LPIPS = "learned perceptual distance, times 1000: how different two pictures look; 0 is identical"
+FEATURES = "distance in the features of the bundled encoder, times 1000, of LPIPS's form; 0 is identical"
+_DISTANCES = {"psnr": ("PSNR, dB", PSNR), "ssim": ("SSIM", SSIM), "lpips": ("LPIPS", LPIPS),
+              "features": ("features", FEATURES)}
+
+LEGEND = {
+    "asked": Entry(SEEN, "as asked, %", "share of the attributes that the edit should change and that came out so"),
+    "kept": Entry(SEEN, "kept, %", "share of the other attributes that are still as they were"),
+    "attributes": Entry(SEEN, "right, %", "share of all attributes that are as they should be"),
+    **{f"{place}_{name}": Entry(group, head, says) for place, group in (
+        ("inside", INSIDE), ("outside", OUTSIDE), ("background", BACKGROUND))
+       for name, (head, says) in _DISTANCES.items()},
+    "background_mse": Entry(BACKGROUND, "MSE", "mean squared difference, times 10000"),
+    "structure": Entry(BACKGROUND, "structure", "distance of the self-similarities of source and result in DINO's "
+                                                "keys, whole picture, times 1000"),
+    **{f"{name}_{place}": Entry(WORDS, f"{head}{place}", f"{what}, in {space}") for name, head, space in (
+        ("clip", "CLIP, ", "CLIP's space"), ("prompt", "", "the bundled encoder's space"))
+       for place, what in (("source", "the source picture and its own prompt, for comparison"),
+                           ("whole", "the whole result and the target prompt"),
+                           ("edited", "the result inside the mask and the target prompt"))},
+    "l1": Entry(TURNS, "L1", "mean absolute difference of pixels in [0, 1]"),
+    "l2": Entry(TURNS, "L2", "mean squared difference of pixels in [0, 1]"),
+    "clip_i": Entry(TURNS, "CLIP-I", "cosine of result and true edit in CLIP's space"),
+    "dino": Entry(TURNS, "DINO", "cosine of result and true edit in DINO's space"),
+    "clip_t": Entry(TURNS, "CLIP-T", "cosine of the result and what it should show in words, in CLIP's space"),
+    "clip_t_truth": Entry(TURNS, "CLIP-T, true", "the same of the true edit, for comparison"),
+}
+
+# What a reader should see first: at most so many of these, if the run has them.
+SHOWN_FIRST = 4
+HEADLINES = ("asked", "kept", "inside_psnr", "outside_psnr", "structure", "background_lpips", "clip_edited", "clip_i",
+             "dino", "clip_t", "l1", "background_psnr")
+
+
+def entry(m: Metric) -> Entry:
+    """The column of a figure."""
+    return LEGEND.get(m.key) or Entry("Others", m.title, m.title)
