@@ -13,9 +13,10 @@ from sage.bench.layout import Case
 from sage.config import AUTO, EditConfig
 from sage.errors import SettingsError
 
-NOTHING = {"reconstruction": "none", "replace": None, "blend": None}
-ALONE = {"replace": None, "blend": None}
-WHOLE = {"reconstruction": "self", "replace": AUTO, "blend": AUTO, "mask_from": "attention"}
+ALONE = {"replace": None, "blend": None, "retries": 0}
+NOTHING = ALONE | {"reconstruction": "none"}
+WHOLE = {"reconstruction": "self", "replace": AUTO, "blend": AUTO, "mask_from": "attention", "blend_fraction": 0.8,
+         "blend_threshold": 0.5, "retries": 0}
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ _ALL = (
                   ALONE | {"reconstruction": "replace"}),
     Configuration("self-guidance", "Table I, iv: gradient on self-attention maps", ALONE | {"reconstruction": "self"}),
     Configuration("self-guidance-replace", "Table I, v: iv and replacement of cross-attention",
-                  {"reconstruction": "self", "replace": AUTO, "blend": None}, words="benchmark"),
+                  WHOLE | {"blend": None}, words="benchmark"),
     Configuration("self-guidance-replace-blend", "Table I, vi: v and local blending, the whole method",
                   WHOLE, words="benchmark"),
     # Table VI: the source prompt in place of the target, so that the right result is the source
@@ -107,9 +108,9 @@ _ALL = (
                   makes="reconstruction"),
     # Ours
     Configuration("difference-blend", "blending alone, where the predictions under the two prompts differ",
-                  {"reconstruction": "none", "replace": None, "blend": AUTO, "mask_from": "difference"}),
+                  NOTHING | {"blend": AUTO, "mask_from": "difference"}),
     Configuration("attention-blend", "blending alone, where the cross-attention of the edited words is",
-                  {"reconstruction": "none", "replace": None, "blend": AUTO, "mask_from": "attention"},
+                  WHOLE | {"reconstruction": "none", "replace": None},
                   words="benchmark"),
 )
 CONFIGURATIONS = {c.name: c for c in _ALL}

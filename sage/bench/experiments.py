@@ -18,6 +18,7 @@ FRONTIERS = {
     "latent guidance": "latent-guidance",
     "self-attention replacement": "self-replacement",
     "self-attention guidance": "self-guidance",
+    "self-attention guidance, stronger": "self-guidance:reconstruction_scale=20",
     "... and replacement": "self-guidance-replace",
     "... and blending": "self-guidance-replace-blend",
     "blending by attention": "attention-blend",
@@ -43,7 +44,7 @@ class Experiment:
 
 def _varied(base: str, **values: tuple) -> tuple[str, ...]:
     [(name, choices)] = values.items()
-    return tuple(f"{base}:{name}={choice}" for choice in choices)
+    return tuple(f"{base}{',' if ':' in base else ':'}{name}={choice}" for choice in choices)
 
 
 def sweep(base: str, scales: tuple = W) -> tuple[str, ...]:
@@ -60,6 +61,12 @@ _ALL = (
                "Which reconstruction keeps most, and what do replacement and blending add?",
                ("guidance", "cross-guidance", "latent-guidance", "self-replacement", "self-guidance",
                 "self-guidance-replace", WHOLE, "recommended", "published"), "guidance"),
+    Experiment("table-1-strong", "Table I at a strong guidance scale", "The same where guidance overshoots: w = 3",
+               ("guidance:guidance_scale=3", "latent-guidance:guidance_scale=3,reconstruction_scale=0.1",
+                "self-replacement:guidance_scale=3",
+                *(f"{row}:guidance_scale=3,reconstruction_scale=20"
+                  for row in ("cross-guidance", "self-guidance", "self-guidance-replace", WHOLE, "recommended"))),
+               "guidance:guidance_scale=3"),
     Experiment("table-6", "Table VI: reconstruction",
                "How near does each come to the source when the target prompt is the source prompt?",
                ("reconstruct", "reconstruct-cross", "reconstruct-latent", "reconstruct-replace", "reconstruct-self"),
