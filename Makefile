@@ -18,7 +18,7 @@ export SAGE_OUT := $(value OUT)
 unexport IMG SRC TGT MODEL OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup edit demo weights train train-encoder train-report test test-slow lint bench
+.PHONY: help setup edit demo weights train train-encoder train-report test test-slow lint bench experiments
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ test-slow: $(READY)  ## the tests that take minutes or gigabytes
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
+
+experiments: $(READY)  ## every experiment of docs/experiments.md; hours on two cores, goes on where it stopped
+	$(BIN)/python -m benchmarks.experiments $(ARGS)
 
 bench: $(READY)  ## time and memory of an edit at full size, with random weights
 	$(BIN)/python -m benchmarks.full_size $(ARGS)
