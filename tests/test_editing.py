@@ -20,7 +20,9 @@ from sage.plan import check_prompts
 from tests import small
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
-PLAIN = EditConfig(steps=4, guidance_scale=2.0, reconstruction="none", cross_level=1, replace=None, blend=None)
+# What a network of random weights makes of a picture always looks wrong.
+PLAIN = EditConfig(steps=4, guidance_scale=2.0, reconstruction="none", cross_level=1, replace=None, blend=None,
+                   most_spread=1e9, most_drift=1e9)
 GUIDED = PLAIN.but(reconstruction="self", reconstruction_scale=10.0)
 FULL = GUIDED.but(replace="auto", replace_fraction=0.5, blend="auto", blend_fraction=0.5,
                   cross_level=0, reweight={"mat": 1.3})
