@@ -43,6 +43,8 @@ class EditConfig:
     reconstruction_scale: float = setting(200.0, "step size of the reconstruction gradient", "reconstruction", low=0)
     loss_gain: float = setting(500.0, "factor on the loss; with reconstruction_scale the whole step size",
                                "reconstruction", low=0)
+    step_limit: float = setting(0.0, "largest change of the latents by the gradient in one step, root mean square; 0 "
+                                "for none", "reconstruction", low=0)
     map_loss: str = setting("l1", "distance between current and recorded maps", "reconstruction", ("l1", "l2"))
     self_level: int = setting(1, "halvings of the latents at which self-attention maps are compared", "reconstruction",
                               low=0, high=8)

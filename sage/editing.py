@@ -22,7 +22,7 @@ from sage.blending import BlendingMask
 from sage.config import EditConfig
 from sage.errors import NumericsError
 from sage.guidance import masks
-from sage.guidance.losses import gradient, mean_distance
+from sage.guidance.losses import gradient, limited, mean_distance
 from sage.guidance.rewrites import replacement, reweighted, rewrite_columns, rewrite_maps
 from sage.guidance.taps import record, select
 from sage.inversion import (
@@ -203,7 +203,7 @@ def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], conf
             if g is not None:
                 if config.reconstruction_mask_floor < 1:
                     g = g * mask.floored(config.reconstruction_mask_floor, z, inverse=True)
-                z = z - strength * g
+                z = z - limited(strength * g, config.step_limit)
                 losses.append(loss)
             if mask.used and config.blends_at(i):
                 m = mask.at(z)

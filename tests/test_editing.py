@@ -186,7 +186,7 @@ def test_a_mask_from_the_difference_is_where_the_predictions_differ(model):
     dict(reweight={}), dict(guidance_scale=3.0), dict(self_level=2), dict(cross_level=1), dict(spacing="trailing"),
     dict(grid="released"), dict(encode="sample"), dict(noise_fraction=0.1), dict(reweight_passes="all"),
     dict(reconstruction_mask_floor=0.2), dict(guidance_mask_floor=0.2), dict(pairing="level"), dict(spare="edited"),
-    dict(mask_from="difference")))
+    dict(mask_from="difference"), dict(step_limit=0.001)))
 def test_every_setting_does_something(model, full, change):
     assert distance(edit(model, small.picture(), SOURCE, TARGET, FULL.but(**change)).latents, full.latents) > 1e-3
 

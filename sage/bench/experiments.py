@@ -90,6 +90,10 @@ _ALL = (
     Experiment("levels", "Levels of attention", "At which resolution should maps be compared, and read for the mask?",
                (*_varied("self-guidance", self_level=(0, 1, 2)), *_varied("attention-blend", cross_level=(0, 1, 2))),
                "self-guidance:self_level=0"),
+    Experiment("step-limit", "A limit on the step of the gradient",
+               "Does it help to shorten steps that are far too long?",
+               ("guidance", *_varied("self-guidance", step_limit=(0, 0.01, 0.02, 0.05, 0.1))),
+               "self-guidance:step_limit=0"),
     Experiment("loss", "L1 against L2", "Which distance between maps?",
                ("self-guidance", *(f"self-guidance:map_loss=l2,reconstruction_scale={s}"
                                    for s in (200, 2000, 20000, 200000))),

@@ -60,5 +60,17 @@ def gradient(current: Sequence[Tensor], z: Tensor, loss: Callable[[Sequence[Tens
     return losses.detach(), g.float() / _beside(scale, g)
 
 
+def limited(step: Tensor, most: float) -> Tensor:
+    """A step (B, ...), each picture's shortened where its root mean square exceeds `most`; 0 is no limit.
+
+    At single latents the maps of a network can depend so steeply on its input that a step a hundred times the usual
+    one comes out, and nothing is left of the picture.
+    """
+    if most == 0:
+        return step
+    size = step.flatten(1).square().mean(dim=1).sqrt()
+    return step * _beside((most / size.clamp(min=most)), step)
+
+
 def _beside(scale: Tensor, t: Tensor) -> Tensor:
     return scale.reshape(-1, *[1] * (t.dim() - 1))

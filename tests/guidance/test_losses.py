@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sage.guidance.losses import gradient, mean_distance
+from sage.guidance.losses import gradient, limited, mean_distance
 
 
 def maps(seed: int = 0, batch: int = 2, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -124,3 +124,13 @@ def test_non_finite_maps_give_a_gradient_that_shows_it():
     reference = [m.detach() for m in made_from(start(seed=1))]
     broken = [m * torch.tensor(float("nan")) for m in made_from(z)]
     assert not torch.isfinite(gradient(broken, z, losses("l1", reference))[1]).all()
+
+
+def test_a_step_is_shortened_a_picture_at_a_time():
+    step = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    step[0] *= 100
+    step[2] = 0
+    short = limited(step, 2.0)
+    assert short[0].square().mean().sqrt().item() == pytest.approx(2, rel=1e-5)
+    assert torch.allclose(short[0] / step[0], (short[0] / step[0]).mean(), rtol=1e-4)
+    assert torch.equal(short[1:], step[1:]) and torch.equal(limited(step, 0.0), step)
