@@ -5,28 +5,31 @@ Imports no torch before the model is loaded.
 
 import argparse
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from sage.bench import tables
-from sage.bench.configs import CONFIGURATIONS, DEFAULT, configuration
+from sage.bench.configs import CONFIGURATIONS, DEFAULT, Configuration, configuration
 from sage.bench.experiments import BOUNDS, EXPERIMENTS, experiment
 from sage.bench.files import write_text
 from sage.bench.layout import Benchmark, read_benchmark
+from sage.bench.machine import today, versions
 from sage.bench.magicbrush import Turn, final_turns, is_magicbrush, read_magicbrush
 from sage.bench.metrics import Extractors
 from sage.bench.report import REPORT, write_report
-from sage.bench.runner import read_manifests, run
+from sage.bench.runner import Engine, Here, Pool, read_manifests, run
 from sage.bench.scoring import DONE, Line, has_result, results_root, score_folder
 from sage.bench.stilllife import FIRST_SEED, FULL, QUICK, TUNING_SEED, write_stilllife
 from sage.errors import SettingsError
 from sage.progress import Progress
 
 TUNING_SPAN = FIRST_SEED - TUNING_SEED  # as many tuning cases of a kind are not among those reported
-BENCHMARK, TABLES, NONE = "benchmark", "tables.json", "none"
+BENCHMARK, TABLES, RECORD, NONE = "benchmark", "tables.json", "tables.md", "none"
 
 CONFIGS = "configurations, any of them as NAME:SETTING=VALUE,... too:\n" + "".join(
     f"  {c.name:28} {c.help}\n" for c in CONFIGURATIONS.values()) + "\nexperiments:\n" + "".join(
@@ -53,7 +56,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     score.add_argument("folders", metavar="FOLDER", nargs="+", help="pictures that lie as the benchmark's own do")
     score.add_argument("--against", metavar="BENCHMARK", required=True,
                        help="a folder in PIE-Bench's layout, or in MagicBrush's")
-    score.add_argument("--out", metavar="FOLDER", help=f"also write {TABLES} and {REPORT} there")
+    score.add_argument("--out", metavar="FOLDER", help=f"also write {TABLES}, {RECORD} and {REPORT} there")
     _add_extractors(score)
     score.add_argument("--device", help="of the extractors: cpu, cuda, cuda:1, ... [cuda where there is one]")
     _add_output(score)
@@ -61,14 +64,14 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_bench(parser: argparse.ArgumentParser, rendered: bool, batch: int, model: str) -> None:
     add = parser.add_argument
-    add("--out", metavar="DIR", required=True, help=f"where the run lives: results, manifest, {TABLES}, {REPORT}")
+    add("--out", metavar="DIR", required=True, help=f"where the run lives: results, manifest, {TABLES}, {RECORD}, "
+        f"{REPORT}")
     add("--config", metavar="NAME", nargs="+", action="extend", help=f"what to measure [{' '.join(DEFAULT)}]")
     add("--experiment", metavar="NAME", nargs="+", action="extend", help="groups of configurations that answer a "
         f"question together, with the bounds {', '.join(BOUNDS)}")
     if rendered:
         add("--data", metavar="DIR", help=f"the benchmark, which is made if it is not there [OUT/{BENCHMARK}]")
         add("--side", metavar="N", type=int, default=64, help="of the pictures in pixels [64]")
-        add("--workers", metavar="N", type=int, default=1, help="processes that render it [1]")
         add("--each", metavar="N", type=int, help=f"cases of each kind [{FULL}]")
         add("--quick", dest="each", action="store_const", const=QUICK, help=f"the same as --each {QUICK}")
         add("--tuning", action="store_true", help="other cases than those reported: for choosing settings on")
@@ -81,6 +84,12 @@ def _add_bench(parser: argparse.ArgumentParser, rendered: bool, batch: int, mode
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="precision [float16 on cuda, else float32]")
     add("--batch", metavar="N", type=int, default=batch, help=f"cases that are edited together [{batch}]")
     add("--shard", metavar="I/N", type=_shard, default=(1, 1), help="do the I-th of N parts, all into the same DIR")
+    add("--threads", metavar="N", type=int, help="of the CPU for each model; another number may change last digits "
+        "[as many as cores; 1 with --engine ray]")
+    add("--engine", choices=("local", "ray"), default="local", help="this process, or a Ray cluster with a model in "
+        "each worker: docs/cluster.md [local]")
+    add("--workers", metavar="N", type=int, help="processes that render still lifes [1]; with --engine ray, models "
+        "[one for each GPU, or 1]")
     _add_output(parser)
 
 
@@ -107,6 +116,9 @@ def run_bench(args: argparse.Namespace) -> int:
     groups = [experiment(name) for name in args.experiment or ()]
     named = [*(BOUNDS if groups else ()), *(args.config or ()), *(name for e in groups for name in e.configurations)]
     configurations = [configuration(name) for name in dict.fromkeys(named or DEFAULT)]
+    for name in ("threads", "workers"):
+        if (getattr(args, name) or 1) < 1:
+            raise SettingsError(f"--{name} is {getattr(args, name)}: must be at least 1")
     out = Path(args.out)
     with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:
         if args.benchmark == "stilllife":
@@ -114,24 +126,62 @@ def run_bench(args: argparse.Namespace) -> int:
                 raise SettingsError(f"--side is {args.side}: must be from 11 to 4096")
             if args.each is not None and not 1 <= args.each <= TUNING_SPAN:
                 raise SettingsError(f"--each is {args.each}: must be from 1 to {TUNING_SPAN}")
-            benchmark = write_stilllife(args.data or out / BENCHMARK, args.each or FULL, args.side, args.workers, bar,
+            benchmark = write_stilllife(args.data or out / BENCHMARK, args.each or FULL, args.side, args.workers or 1,
+                                        bar,
                                         TUNING_SEED if args.tuning else FIRST_SEED)
         else:
             benchmark = (read_magicbrush if args.benchmark == "magicbrush" else read_benchmark)(args.data)
             benchmark = first_of_each_kind(benchmark, QUICK) if args.quick else benchmark
-        extractors = judges(benchmark, args.extractors, args.device)
-        import sage
-        from sage.bench.engine import ModelEngine
-        engine = ModelEngine(sage.load_model(args.model, device=args.device, dtype=args.dtype))
-        lines = run(benchmark, configurations, engine, out, batch=args.batch, shard=args.shard, extractors=extractors,
-                    progress=bar)
+        threads = args.threads or (1 if args.engine == "ray" else None)
+        make = partial(make_engine, benchmark, args.model, args.device, args.dtype, threads, args.extractors)
+        pool = _cluster(make, configurations, args, threads) if args.engine == "ray" else Here(*make())
+        lines = run(benchmark, configurations, pool, out, batch=args.batch, shard=args.shard, progress=bar)
     everything = in_order(read_manifests(out).values(), benchmark, [c.name for c in configurations])
     facts = {"benchmark": args.benchmark}
-    for name, value in engine.describe().items():
+    about = pool.describe()
+    for name, value in about.items():
         facts[name] = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
     results = tables.Results(everything, benchmark.kinds)
-    _finish(results, benchmark, out, dict.fromkeys(results.configurations, out), facts, extractors, args.json)
+    _finish(results, benchmark, out, dict.fromkeys(results.configurations, out), facts | pool.versions(),
+            pool.versions(), args.json, {"machine": pool.machine(), "command": _command(args)})
     return _status(lines)
+
+
+def make_engine(benchmark: Benchmark, model: str, device: str | None, dtype: str | None, threads: int | None,
+                extractors: str) -> tuple[Engine, Extractors]:
+    """The engine with its model and the networks that judge; on a cluster called in each worker."""
+    import torch
+
+    import sage
+    from sage.bench.engine import ModelEngine
+    if threads:
+        torch.set_num_threads(threads)
+    networks = judges(benchmark, extractors, device)
+    return ModelEngine(sage.load_model(model, device=device, dtype=dtype)), networks
+
+
+def _cluster(make: Callable[[], tuple[Engine, Extractors]], configurations: Sequence[Configuration],
+             args: argparse.Namespace, threads: int) -> Pool:
+    from sage.bench.cluster import RayPool, connect
+    if args.device not in (None, "cpu", "cuda"):
+        raise SettingsError(f"--device {args.device}: with --engine ray it is cpu or cuda, and Ray says which of them")
+    connect()
+    gpu = None if args.device is None else args.device == "cuda"
+    return RayPool(make, configurations, args.workers, threads, gpu)
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What to type for the same figures; of paths only the names."""
+    words = ["sage", "bench", args.benchmark]
+    for name, default in (("each", None), ("quick", False), ("tuning", False), ("side", 64), ("config", None),
+                          ("experiment", None), ("extractors", NONE), ("model", None), ("device", None),
+                          ("dtype", None), ("batch", None), ("threads", None)):
+        value = getattr(args, name, default)
+        if value is True:
+            words.append(f"--{name}")
+        elif value != default:
+            words += [f"--{name}", *([Path(str(value)).name] if not isinstance(value, list) else value)]
+    return shlex.join(words)
 
 
 def run_score(args: argparse.Namespace) -> int:
@@ -152,7 +202,8 @@ def run_score(args: argparse.Namespace) -> int:
         for name, folder, cases in jobs:
             lines += score_folder(cases, folder, name, extractors, bar)
     _finish(tables.Results(lines, benchmark.kinds), benchmark, Path(args.out) if args.out else None, roots,
-            {"benchmark": Path(args.against).resolve().name}, extractors, args.json)
+            {"benchmark": Path(args.against).resolve().name, **extractors.versions}, dict(extractors.versions),
+            args.json, {})
     return _status(lines)
 
 
@@ -176,16 +227,26 @@ def judges(benchmark: Benchmark, where: str = NONE, device: str | None = None) -
 
 
 def _finish(results: tables.Results, benchmark: Benchmark, out: Path | None, roots: dict[str, Path],
-            facts: dict[str, str], extractors: Extractors, as_json: bool) -> None:
-    """Write tables and report to `out` if there is one, and print the tables, with what the networks are."""
-    networks = dict(extractors.versions)
+            facts: dict[str, str], networks: dict[str, str], as_json: bool, made: dict[str, str]) -> None:
+    """Write tables and report to `out` if there is one, and print the tables, with what the networks are.
+
+    Args:
+        made: what only the record says, since it may differ between runs that are otherwise the same.
+    """
     if out is not None:
+        title = f"Edits of {facts['benchmark']}"
+        cases = str(len({line.case for line in results.lines}))
         write_text(out / TABLES, tables.as_json(results, networks))
-        write_report(out / REPORT, f"Edits of {facts['benchmark']}", benchmark, results, roots, facts | networks)
+        record = {"date": today(), **made, "versions": versions(), **facts, "cases": cases}
+        write_text(out / RECORD, tables.as_record(title, results, record))
+        write_report(out / REPORT, title, benchmark, results, roots, facts)
     if as_json:
         print(tables.as_json(results, networks), end="")
     else:
         print(tables.as_markdown(results), *(f"\n{name}: {text}\n" for name, text in networks.items()), sep="", end="")
+    if out is not None:
+        sys.stdout.flush()
+        print(f"sage: report in {out / REPORT}", file=sys.stderr)
 
 
 def first_of_each_kind(benchmark: Benchmark, count: int) -> Benchmark:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
+import torch
 from PIL import Image
 
 from sage import __version__
@@ -36,8 +37,10 @@ class ModelEngine:
         self._inversion: tuple[Any, Trajectory] | None = None
 
     def describe(self) -> dict[str, Any]:
+        # On a CPU the number of threads changes the last bits of sums.
+        threads = {"threads": torch.get_num_threads()} if self.made["device"] == "cpu" else {}
         return {"model": self.model.name, "weights": fingerprint(self.model),
-                "prediction_type": self.model.prediction_type, **self.made}
+                "prediction_type": self.model.prediction_type, **self.made, **threads}
 
     def configure(self, configuration: Configuration) -> dict[str, Any]:
         return configuration.record(self.model.recommended)

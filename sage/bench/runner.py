@@ -27,6 +27,7 @@ from sage import image as pictures
 from sage.bench.configs import Configuration
 from sage.bench.files import BenchmarkError, inside, write_text
 from sage.bench.layout import PICTURES, Benchmark, Case
+from sage.bench.machine import machine
 from sage.bench.metrics import Extractors
 from sage.bench.scoring import DONE, FAILED, Line, score
 from sage.errors import SageError, SettingsError
@@ -100,6 +101,12 @@ class Pool(Protocol):
     def judges(self) -> str:
         """The identity of the extractors."""
 
+    def versions(self) -> dict[str, str]:
+        """What the extractors are, by name."""
+
+    def machine(self) -> str:
+        """On what the results are made."""
+
     def results(self, works: Iterable[Work]) -> Iterator[Result]:
         """The results of works, in any order, some of them perhaps twice."""
 
@@ -110,6 +117,12 @@ class Here:
     def __init__(self, engine: Engine, extractors: Extractors):
         self.engine, self.extractors = engine, extractors
         self.describe, self.configure, self.judges = engine.describe, engine.configure, extractors.identity
+
+    def versions(self) -> dict[str, str]:
+        return dict(self.extractors.versions)
+
+    def machine(self) -> str:
+        return machine(self.describe().get("device", "cpu"))
 
     def results(self, works: Iterable[Work]) -> Iterator[Result]:
         for work in works:
@@ -270,9 +283,20 @@ def _claim(path: Path, wanted: dict[str, Any]) -> None:
     except (ValueError, RecursionError) as error:
         raise BenchmarkError(f"{path} is damaged: remove {path.parent} or give another folder") from error
     if found != wanted:
-        differ = [k for k in wanted if not isinstance(found, dict) or found.get(k) != wanted[k]]
-        raise BenchmarkError(f"{path.parent} holds another run ({', '.join(differ) or 'more'} differ): give another "
-                             "folder, or remove it")
+        raise BenchmarkError(f"{path.parent} holds another run ({', '.join(_differ(found, wanted)) or 'more'} differ): "
+                             "give another folder, or remove it")
+
+
+def _differ(found: Any, wanted: dict[str, Any], within: str = "") -> list[str]:
+    """The names of what differs."""
+    names = []
+    for name, value in wanted.items():
+        other = found.get(name) if isinstance(found, dict) else None
+        if isinstance(value, dict) and isinstance(other, dict):
+            names += _differ(other, value, f"{within}{name} ")
+        elif other != value:
+            names.append(within + name)
+    return names
 
 
 # ---- the manifest

@@ -138,6 +138,15 @@ def as_json(results: Results, networks: Mapping[str, str] | None = None) -> str:
     return json.dumps(as_dict(results) | ({"networks": dict(networks)} if networks else {}), indent=1) + "\n"
 
 
+def as_record(title: str, results: Results, facts: Mapping[str, str]) -> str:
+    """A Markdown file to keep: what was measured, when, where and how; the table, and one for each kind."""
+    parts = [f"# {title}\n", "".join(f"- {name}: {' '.join(value.split())}\n" for name, value in facts.items()),
+             "Means over cases with 95 % bootstrap intervals.\n", as_markdown(results)]
+    for kind in results.kinds if len(results.kinds) > 1 else ():
+        parts += [f"## {results.names[kind]}\n", as_markdown(results, kind)]
+    return "\n".join(parts)
+
+
 def as_markdown(results: Results, kind: int | None = None) -> str:
     """One table: a row for each configuration, a column for each figure."""
     heads = ["", *(m.title for m in results.metrics)]

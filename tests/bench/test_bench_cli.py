@@ -1,6 +1,12 @@
 import json
+import os
+import platform
+import re
 import subprocess
 import sys
+import warnings
+from datetime import UTC, datetime
+from importlib import metadata
 
 import pytest
 
@@ -9,6 +15,7 @@ from sage.bench import engine as engines
 from sage.bench.experiments import BOUNDS, EXPERIMENTS
 from sage.cli import main
 from tests.bench.world import StubEngine, make_benchmark
+from tests.models import tiny
 
 
 @pytest.fixture
@@ -42,9 +49,35 @@ def test_shards_end_with_the_tables_of_one_run(stubbed, benchmark, tmp_path):
     assert bench(benchmark, tmp_path / "one", "--config", "plain", "source", "--batch", "2") == 0
     for shard in ("2/2", "1/2"):
         assert bench(benchmark, tmp_path / "two", "--config", "plain", "source", "--batch", "2", "--shard", shard) == 0
-    for name in ("tables.json", "report.html"):
+    for name in ("tables.json", "report.html"):  # without dates, so that they can be compared
         one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
         assert one == two
+
+
+def test_the_record_says_what_when_where_and_how(stubbed, benchmark, tmp_path, capsys):
+    assert bench(benchmark, tmp_path, "--config", "plain", "guidance:steps=3", "--quick", "--threads", "1") == 0
+    text = (tmp_path / "tables.md").read_text()
+    facts = dict(re.findall(r"^- (.*?): (.*)$", text, re.MULTILINE))
+    assert facts["date"] == datetime.now(UTC).date().isoformat()
+    assert facts["machine"].endswith(f"{os.cpu_count()} cores, 1 threads") and platform.node() not in text
+    assert f"Python {platform.python_version()}, torch {metadata.version('torch')}" in facts["versions"]
+    assert facts["cases"] == "4" and facts["command"] == (
+        "sage bench piebench --quick --config plain guidance:steps=3 --model sd-1.4 --batch 1 --threads 1")
+    assert str(tmp_path) not in text and str(benchmark.folder.parent) not in text
+    assert text.count("| plain |") == 5 and "## change object" in text
+    assert capsys.readouterr().err == f"sage: report in {tmp_path / 'report.html'}\n"
+
+
+def test_a_second_run_gives_the_same_tables(benchmark, tmp_path):
+    """With a real, small model, to the last digit, and the same page."""
+    tiny.make(tmp_path / "tiny")
+    for out in ("one", "two"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert bench(benchmark, tmp_path / out, "--config", "source", "plain:steps=2", "guidance:steps=2",
+                         "--model", str(tmp_path / "tiny"), "--batch", "3") == 0
+    for name in ("tables.json", "report.html"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_a_failure_is_exit_status_1(stubbed, benchmark, tmp_path, capsys):
@@ -100,6 +133,7 @@ def test_score_needs_no_model(stubbed, benchmark, tmp_path, capsys):
     (["bench", "piebench", "--out", "x"], "--data"),
     (["bench", "stilllife", "--out", "x", "--shard", "3/2"], "must be I/N"),
     (["bench", "stilllife", "--out", "x", "--side", "5"], "from 11 to 4096"),
+    (["bench", "stilllife", "--out", "x", "--threads", "0"], "--threads is 0: must be at least 1"),
     (["bench", "stilllife", "--out", "x", "--config", "nobody"], "no configuration is called 'nobody'"),
     (["bench", "piebench", "--out", "x", "--data", "missing"], "no benchmark"),
     (["bench", "nothing", "--out", "x"], "invalid choice"),
@@ -113,6 +147,12 @@ def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch
     err = capsys.readouterr().err
     assert status == 2 and message in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cluster_needs_ray(stubbed, benchmark, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert bench(benchmark, tmp_path, "--engine", "ray") == 2
+    assert "needs the extra cluster: pip install 'sage-edit[cluster]'" in capsys.readouterr().err
 
 
 def test_no_torch_before_the_arguments_are_checked():

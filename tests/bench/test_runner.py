@@ -189,7 +189,7 @@ def test_another_run_in_the_same_folder_is_refused(benchmark, tmp_path):
     run(benchmark, [PLAIN], StubEngine(), tmp_path, batch=2)
     with pytest.raises(BenchmarkError, match="holds another run .batch differ"):
         run(benchmark, [PLAIN], StubEngine(), tmp_path, batch=3)
-    with pytest.raises(BenchmarkError, match="engine differ"):
+    with pytest.raises(BenchmarkError, match=r"\(engine stub differ"):
         run(benchmark, [PLAIN], StubEngine(version=2), tmp_path, batch=2)
     other = make_benchmark(tmp_path / "other", 2)
     with pytest.raises(BenchmarkError, match="benchmark, cases differ"):

@@ -1,0 +1,36 @@
+"""What a table has to say of where it was made: no names, only kinds."""
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("torch", "transformers", "numpy", "pillow")
+
+
+def machine(device: str = "cpu") -> str:
+    """The GPU, or the CPU and how many of its cores and threads were at hand."""
+    import torch
+    if device == "cuda" and torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    return f"{_cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def versions() -> str:
+    """Of Python and of what the figures depend on."""
+    packages = (f"{name} {metadata.version(name)}" for name in PACKAGES)
+    return ", ".join([f"Python {platform.python_version()}", *packages])
+
+
+def today() -> str:
+    return datetime.now(UTC).date().isoformat()
