@@ -18,7 +18,7 @@ export SAGE_OUT := $(value OUT)
 unexport IMG SRC TGT MODEL OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup edit demo weights train train-encoder train-report test test-slow lint bench experiments
+.PHONY: help setup edit demo weights train train-encoder train-report test test-slow test-cluster lint bench bench-speed experiments
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,11 +73,18 @@ test: $(READY)  ## the tests
 test-slow: $(READY)  ## the tests that take minutes or gigabytes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+test-cluster: $(READY)  ## install Ray, and test the benchmark on a cluster of this machine
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/bench/test_cluster.py $(ARGS)
+
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
 
 experiments: $(READY)  ## every experiment of docs/experiments.md; hours on two cores, goes on where it stopped
 	$(BIN)/python -m benchmarks.experiments $(ARGS)
 
-bench: $(READY)  ## time and memory of an edit at full size, with random weights
+bench: $(READY)  ## measure the bundled model on 40 still lifes, and write a report: [OUT=runs/bench/quick] [ARGS=]
+	@$(BIN)/sage bench stilllife --quick --out="$${SAGE_OUT:-runs/bench/quick}" $(ARGS)
+
+bench-speed: $(READY)  ## time and memory of an edit at full size, with random weights
 	$(BIN)/python -m benchmarks.full_size $(ARGS)

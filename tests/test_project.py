@@ -55,10 +55,17 @@ def test_make_weights(make):
     assert make("weights", "MODEL=sd-2.1") == ["fetch", "sd-2.1"]
 
 
+def test_make_bench_measures_the_quick_set(make):
+    assert make("bench") == ["bench", "stilllife", "--quick", "--out=runs/bench/quick"]
+    assert make("bench", "OUT=my runs", "ARGS=--config plain") == [
+        "bench", "stilllife", "--quick", "--out=my runs", "--config", "plain"]
+    assert make("bench-speed", "ARGS=--steps 4") == ["-m", "benchmarks.full_size", "--steps", "4"]
+
+
 def test_help_lists_every_target(make):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {line.split()[1] for line in make()} == targets
-    assert targets >= {"setup", "edit", "demo", "weights", "train", "test", "test-slow", "lint", "bench"}
+    assert targets >= {"setup", "edit", "demo", "weights", "train", "test", "test-slow", "lint", "bench", "bench-speed"}
 
 
 def test_everything_needed_is_pinned():
@@ -66,5 +73,5 @@ def test_everything_needed_is_pinned():
     lines = (ROOT / "constraints.txt").read_text().split()
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
     extras = project["optional-dependencies"]
-    for requirement in (*project["dependencies"], *extras["test"], *extras["lint"]):
+    for requirement in (*project["dependencies"], *extras["test"], *extras["lint"], *extras["cluster"]):
         assert re.match(r"[\w-]+", requirement)[0].lower().replace("_", "-") in pinned
