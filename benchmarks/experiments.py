@@ -178,7 +178,7 @@ def _frontier(axis, results: Results, changed: str, kind: int | None) -> None:
 
 def grid(results: Results, out: Path) -> list[Path]:
     """Fig. 9: the two guidance scales against each other."""
-    cells = {tuple(float(part.split("=")[1]) for part in name.split(":")[1].split(",")): name
+    cells = {tuple(float(part.split("=")[1]) for part in name.split(":")[1].split(",")[:2]): name
              for name in EXPERIMENTS["figure-9"].configurations}
     ws, scales = (sorted({cell[i] for cell in cells}) for i in (0, 1))
     shown = [key for key in ("outside_psnr", "inside_psnr", "asked", "kept") if BY_KEY[key] in results.metrics]
