@@ -103,10 +103,10 @@ def main() -> None:
     lines += ["", f"Recommended settings, where they differ from the defaults: `{json.dumps(settings)}`", "",
               "![64 prompts](prompts.png)", "", "![edits](edits.png)", ""]
     shown = [i for i, case in enumerate(sample) if i < 30]
-    pictures.save_picture(pictures.sheet(
-        [[(f"{sample[i].edit.source_prompt}", sample[i].source), (sample[i].edit.target_prompt, sample[i].truth),
-          ("recommended", results["recommended"][i]), ("plain, w = 1", results["plain, w = 1"][i])]
-         for i in shown], side=192), args.out / "edits.png")
+    cells = [[(f"{sample[i].edit.source_prompt}", sample[i].source), (sample[i].edit.target_prompt, sample[i].truth),
+              ("recommended", results["recommended"][i]), ("plain, w = 1", results["plain, w = 1"][i])] for i in shown]
+    rows = [[cell for case in cells[i:i + 2] for cell in case] for i in range(0, len(cells), 2)]
+    pictures.save_picture(pictures.sheet(rows, side=160), args.out / "edits.png")
     text = "\n".join(lines)
     (args.out / "REPORT.md").write_text(text)
     print(text)
