@@ -117,8 +117,8 @@ def run_bench(args: argparse.Namespace) -> int:
     named = [*(BOUNDS if groups else ()), *(args.config or ()), *(name for e in groups for name in e.configurations)]
     configurations = [configuration(name) for name in dict.fromkeys(named or DEFAULT)]
     for name in ("threads", "workers"):
-        if (getattr(args, name) or 1) < 1:
-            raise SettingsError(f"--{name} is {getattr(args, name)}: must be at least 1")
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise SettingsError(f"--{name} is {value}: must be at least 1")
     out = Path(args.out)
     with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:
         if args.benchmark == "stilllife":
