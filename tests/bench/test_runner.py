@@ -15,7 +15,7 @@ from sage import image as pictures
 from sage.bench.configs import CONFIGURATIONS
 from sage.bench.files import BenchmarkError
 from sage.bench.metrics import Extractors
-from sage.bench.runner import read_manifests, run
+from sage.bench.runner import Here, read_manifests, run
 from sage.bench.scoring import DONE, FAILED, score_folder
 from sage.errors import SettingsError
 from tests.bench.world import StubEngine, make_benchmark
@@ -183,6 +183,23 @@ def test_a_source_that_cannot_be_read_is_a_failure(tmp_path):
     (tmp_path / "benchmark/annotation_images" / benchmark.cases[1].picture).write_bytes(b"nothing")
     lines = run(benchmark, [PLAIN], StubEngine(), tmp_path / "out", batch=3)
     assert [line.status for line in lines] == [DONE, FAILED, DONE] and "no picture" in lines[1].reason
+
+
+class Twice(Here):
+    """A pool whose workers come late, in the wrong order and with what others had sent already."""
+
+    def results(self, works):
+        found = [result for work in works for result in super(Twice, self).results([work])]
+        yield from found[3:]
+        yield from found[::-1]
+
+
+def test_a_pool_may_send_in_any_order_and_twice(benchmark, unbroken, tmp_path):
+    seen = []
+    lines = run(benchmark, BOTH, Twice(StubEngine(), Extractors()), tmp_path, batch=2,
+                progress=lambda *a: seen.append(a[1]))
+    assert plain_values(lines) == unbroken[0] and results(tmp_path) == unbroken[1] and seen == list(range(11))
+    assert len((tmp_path / "manifest.jsonl").read_text().splitlines()) == 10
 
 
 def test_another_run_in_the_same_folder_is_refused(benchmark, tmp_path):
