@@ -23,6 +23,7 @@ FRONTIERS = {
     "... and blending": "self-guidance-replace-blend",
     "blending by attention": "attention-blend",
     "blending by difference": "difference-blend",
+    "recommended: that and self-attention guidance": "recommended",
 }
 
 

@@ -32,7 +32,7 @@ def test_the_grid_is_whole_and_the_frontier_has_every_way():
 
 
 def test_an_unknown_experiment_is_one_line_that_names_the_others():
-    with pytest.raises(SettingsError, match="no experiment is called 'tabel-1': there are table-1, table-6"):
+    with pytest.raises(SettingsError, match="no experiment is called 'tabel-1': there are table-1, table-1-strong"):
         experiment("tabel-1")
 
 
