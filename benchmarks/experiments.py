@@ -41,7 +41,7 @@ from matplotlib import pyplot as plt  # noqa: E402  the drawing without a screen
 SHOWN = ("outside_psnr", "inside_psnr", "asked", "kept", "structure", "prompt_whole")
 COMPARED = ("outside_psnr", "inside_psnr", "asked", "kept")
 BY_KEY = {m.key: m for m in METRICS}
-KEPT = "outside_psnr"
+KEPT = ("outside_psnr", "kept")  # the second where the edit is everywhere, and there is no outside
 CHANGED = ("asked", "inside_psnr")
 
 
@@ -153,25 +153,26 @@ def frontier(results: Results, out: Path) -> list[Path]:
 
 
 def _frontier(axis, results: Results, changed: str, kind: int | None) -> None:
+    keys = next((key for key in KEPT if results.mean("plain", key, kind)), KEPT[-1]), changed
     for number, (label, base) in enumerate(FRONTIERS.items()):
-        means = [[results.mean(name, key, kind) for name in sweep(base)] for key in (KEPT, changed)]
+        means = [[results.mean(name, key, kind) for name in sweep(base)] for key in keys]
         if any(v is None for row in means for v in row):
             continue
-        x, y = ([v.mean * BY_KEY[key].scale for v in row] for row, key in zip(means, (KEPT, changed), strict=True))
-        colour = f"C{number}"
+        x, y = ([v.mean * BY_KEY[key].scale for v in row] for row, key in zip(means, keys, strict=True))
+        colour = f"C{number}" if number < 10 else "black"
         axis.plot(x, y, "-", color=colour, label=label, linewidth=1.5)
         axis.plot(x[0], y[0], "o", color=colour, markersize=5)
         if kind is None:
             spans = [[np.abs([v.low - v.mean, v.high - v.mean]) * BY_KEY[key].scale for v in row]
-                     for row, key in zip(means, (KEPT, changed), strict=True)]
+                     for row, key in zip(means, keys, strict=True)]
             axis.errorbar(x, y, xerr=np.transpose(spans[0]), yerr=np.transpose(spans[1]), fmt="none", ecolor=colour,
                           alpha=0.25, linewidth=1)
     for bound, mark in (("plain", "k*"), ("autoencoder", "k^")):
-        place = [results.mean(bound, key, kind) for key in (KEPT, changed)]
+        place = [results.mean(bound, key, kind) for key in keys]
         if all(place):
-            axis.plot(*(v.mean * BY_KEY[key].scale for v, key in zip(place, (KEPT, changed), strict=True)), mark,
+            axis.plot(*(v.mean * BY_KEY[key].scale for v, key in zip(place, keys, strict=True)), mark,
                       markersize=9, label="plain, w = 1" if bound == "plain" else "true edit through the autoencoder")
-    axis.set_xlabel(f"kept: {BY_KEY[KEPT].title} (dB)")
+    axis.set_xlabel(f"kept: {BY_KEY[keys[0]].title}")
     axis.set_ylabel(f"changed: {BY_KEY[changed].title}")
     axis.grid(alpha=0.3)
 
