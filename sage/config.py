@@ -78,7 +78,7 @@ class EditConfig:
                            high=10)
     most_spread: float = setting(1.5, "oversaturated: deviation of the latents, relative to the source's, above this",
                                  "retry", low=0)
-    most_drift: float = setting(1.0, "drifted: change of the latents where the prompts differ least, in deviations of "
+    most_drift: float = setting(1.0, "drifted: change of the latents where the prompts do not differ, in deviations of "
                                 "the source, above this", "retry", low=0)
     encode: str = setting("mean", "latents of the picture: the mean of the autoencoder's posterior, or a sample",
                           "picture", ("mean", "sample"))

@@ -13,17 +13,19 @@ def spread(z: Tensor, source: Tensor) -> Tensor:
     return z.flatten(1).std(dim=1) / source.flatten(1).std(dim=1)
 
 
-def drift(z: Tensor, source: Tensor, difference: Tensor, share: float = 0.25) -> Tensor:
-    """(B,) how far edited latents have moved where they had the least reason to.
+def drift(z: Tensor, source: Tensor, difference: Tensor, share: float = 0.2, least: float = 0.05) -> Tensor:
+    """(B,) how far edited latents have moved where they had no reason to.
 
     Args:
         z, source: (B, 4, h, w), edited latents and those of the source.
         difference: (B, 1, h, w) >= 0, how much the predictions under the two prompts differed at each place.
-        share: of the places, those with the least difference.
+        share: of the greatest difference, up to which there was no reason to move.
+        least: share of the places that must be such; where the edit is everywhere, there is no drift.
     Returns:
         the mean |z - source| there, in standard deviations of the source.
     """
-    order = difference.flatten(1).argsort(dim=1)
-    still = order[:, :max(1, round(share * order.shape[1]))]
-    moved = (z - source).abs().mean(dim=1).flatten(1).gather(1, still).mean(dim=1)
-    return moved / source.flatten(1).std(dim=1)
+    difference = difference.flatten(1)
+    still = (difference <= share * difference.amax(dim=1, keepdim=True)).float()
+    moved = (z - source).abs().mean(dim=1).flatten(1)
+    mean = (moved * still).sum(dim=1) / still.sum(dim=1).clamp(min=1) / source.flatten(1).std(dim=1)
+    return mean * (still.mean(dim=1) >= least)

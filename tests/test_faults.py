@@ -37,6 +37,11 @@ def test_drift_looks_only_where_the_prompts_agree():
     assert faults.drift(2 * (z + left), 2 * z, difference).item() == pytest.approx(0.5, rel=1e-5)
 
 
+def test_an_edit_of_everything_does_not_drift():
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert faults.drift(z + 3, z, torch.full((1, 1, 8, 8), 0.7)).item() == 0
+
+
 def test_a_retry_is_the_edit_at_half_the_strength(model):
     result = edit(model, small.picture(), SOURCE, TARGET, CONFIG.but(most_spread=0.0, retries=2))
     gentler = CONFIG.but(guidance_scale=2.0, reconstruction_scale=2.0)
@@ -63,8 +68,7 @@ def test_only_what_looks_wrong_is_made_again(model):
 
 def test_without_retries_it_is_only_said(model):
     trajectory = invert(model, small.picture(), SOURCE, CONFIG)
-    result = edit(model, small.picture(), SOURCE, TARGET, CONFIG.but(most_drift=0.0), trajectory=trajectory)
+    result = edit(model, small.picture(), SOURCE, TARGET, CONFIG.but(most_spread=0.0), trajectory=trajectory)
     plain = edit(model, small.picture(), SOURCE, TARGET, CONFIG, trajectory=trajectory)
     assert torch.equal(result.latents, plain.latents) and plain.notes == ()
-    assert result.notes == ("the result looks far from the source where nothing was to change: try a smaller "
-                            "guidance_scale",)
+    assert result.notes == ("the result looks oversaturated: try a smaller guidance_scale",)
