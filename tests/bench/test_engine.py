@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import sage
 from sage import editing
@@ -140,6 +141,20 @@ def test_other_weights_are_another_engine(model):
     weight.data = kept
     assert {k for k in before if before[k] != after[k]} == {"weights"}
     assert fingerprint(model) == before["weights"]
+
+
+def test_other_threads_are_another_engine_on_a_cpu(model):
+    """They change the last bits."""
+    before = torch.get_num_threads()
+    try:
+        told = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            told.append(ModelEngine(model).describe())
+    finally:
+        torch.set_num_threads(before)
+    assert [t["threads"] for t in told] == [1, 2]
+    assert {k for k in told[0] if told[0][k] != told[1][k]} == {"threads"}
 
 
 # ---- configurations
