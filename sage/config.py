@@ -71,8 +71,8 @@ class EditConfig:
     mask_from: str = setting("attention", "what marks where the picture may change: attention to the phrases, or where "
                              "the predictions under the two prompts differ", "blending", ("attention", "difference"))
     blend_fraction: float = setting(0.8, "share of the steps, from the first, with blending", "blending", low=0, high=1)
-    blend_threshold: float = setting(0.3, "attention or difference, relative to its maximum, from which a place is part "
-                                     "of the mask", "blending", low=0, high=1)
+    blend_threshold: float = setting(0.3, "attention or difference, relative to its maximum, above which a place is "
+                                     "in the mask", "blending", low=0, high=1)
     retries: int = setting(0, "how often a result that looks oversaturated or drifted is made again, each time with "
                            "half of the guidance_scale above 1 and of the reconstruction_scale", "retry", low=0,
                            high=10)
