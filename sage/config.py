@@ -40,7 +40,7 @@ class EditConfig:
     reconstruction: str = setting("self", "what keeps the unmentioned: gradient of the loss on self-attention maps, on "
                                   "cross-attention maps, on the predicted clean latents; replacement of self-attention "
                                   "maps; or nothing", "reconstruction", ("self", "cross", "latent", "replace", "none"))
-    reconstruction_scale: float = setting(200.0, "step size of the reconstruction gradient, taken at every guided step: with "
+    reconstruction_scale: float = setting(200.0, "step size of the reconstruction gradient at every guided step: with "
                                           "more steps take less", "reconstruction", low=0)
     loss_gain: float = setting(500.0, "factor on the loss; with reconstruction_scale the whole step size",
                                "reconstruction", low=0)

@@ -6,6 +6,7 @@ the process that runs the benchmark writes, as it does alone.  A worker that is 
 
 import os
 import pickle
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -96,35 +97,34 @@ class RayPool:
     def results(self, works: Iterable[Work]) -> Iterator[Result]:
         """The results of works as they come; of a batch that ended each of its workers, failures."""
         import ray
-        works = list(works)
         rows = [{"number": i, "work": pickle.dumps(work)} for i, work in enumerate(works)]
+        tries = ray.remote(num_cpus=0)(_Tries).remote()
         data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            _Worker, fn_constructor_args=(self.make, self.about, self.identity), batch_size=1, batch_format="numpy",
-            # A worker that is lost takes only one batch with it, and is counted against no other.
-            compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(works)), max_tasks_in_flight_per_actor=1),
-            max_restarts=-1, max_task_retries=TRIES - 1, **self.needs)
+            _Worker, fn_constructor_args=(self.make, self.about, self.identity, tries), batch_size=1,
+            batch_format="numpy", **self.needs,
+            # A worker that is lost takes only one batch with it.
+            compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(rows)), max_tasks_in_flight_per_actor=1))
         data.context.enable_progress_bars = data.context.print_on_execution_start = False
-        data.context.max_errored_blocks = -1
-        came: set[tuple[str, str]] = set()
-        for block in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-            for packed in block["result"]:
-                result = pickle.loads(packed)
-                if isinstance(result, Exception):
-                    raise result
-                came.add((result.line.configuration, result.line.case))
-                yield result
-        yield from _lost(works, came)
+        try:
+            for block in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+                for packed in block["result"]:
+                    result = pickle.loads(packed)
+                    if isinstance(result, Exception):
+                        raise result
+                    yield result
+        except ray.exceptions.RayError as error:
+            raise BenchmarkError(f"the cluster failed: {_last_line(error)}") from error
 
 
-def _lost(works: Iterable[Work], came: set[tuple[str, str]]) -> Iterator[Result]:
-    """Failures for what never came; what was only to be judged anew stays as it was."""
-    for work in works:
-        for c, missing, stale in work.tasks:
-            yield from (Result(line) for line, _ in stale if (c.name, line.case) not in came)
-            for case in work.cases:
-                if case.name in missing and (c.name, case.name) not in came:
-                    yield Result(Line(c.name, case.name, case.kind, FAILED,
-                                      reason=f"the worker was lost, {TRIES} times"))
+class _Tries:
+    """An actor that counts the beginnings of each batch, which the workers that it ends cannot."""
+
+    def __init__(self):
+        self.begun: Counter[int] = Counter()
+
+    def begin(self, number: int) -> int:
+        self.begun[number] += 1
+        return self.begun[number]
 
 
 def _about(make: Make, configurations: list[Configuration]) -> bytes:
@@ -141,7 +141,8 @@ def _about(make: Make, configurations: list[Configuration]) -> bytes:
 class _Worker:
     """An actor of the pool.  Errors go back as rows: what it raised would be taken for a loss."""
 
-    def __init__(self, make: Make, about: dict[str, Any], identity: str):
+    def __init__(self, make: Make, about: dict[str, Any], identity: str, tries: Any):
+        self.tries = tries
         self.error: Exception | None = None
         try:
             self.engine, self.extractors = make()
@@ -155,13 +156,25 @@ class _Worker:
             self.error = _portable(error)
 
     def __call__(self, batch: Row) -> Iterator[Row]:
+        import ray
         try:
             if self.error:
                 raise self.error
-            for result in do(pickle.loads(batch["work"][0]), self.engine, self.extractors):
+            work = pickle.loads(batch["work"][0])
+            lost = ray.get(self.tries.begin.remote(int(batch["number"][0]))) > TRIES
+            for result in _failures(work) if lost else do(work, self.engine, self.extractors):
                 yield {"result": [pickle.dumps(result)]}
         except Exception as error:
             yield {"result": [pickle.dumps(_portable(error))]}
+
+
+def _failures(work: Work) -> Iterator[Result]:
+    """What is said of a batch that ends its workers; what was only to be judged anew stays as it was."""
+    for c, missing, stale in work.tasks:
+        yield from (Result(line) for line, _ in stale)
+        for case in work.cases:
+            if case.name in missing:
+                yield Result(Line(c.name, case.name, case.kind, FAILED, reason=f"the worker was lost, {TRIES} times"))
 
 
 def _portable(error: Exception) -> Exception:

@@ -147,7 +147,7 @@ def test_the_process_that_leads_is_killed(benchmark, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_TOKEN": TOKEN, "RAY_ADDRESS": "local"}
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, benchmark.folder, out, tmp_path], cwd=ROOT,
                                env=environment)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not (manifest.exists() and manifest.stat().st_size) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.01)
