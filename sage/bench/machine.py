@@ -6,7 +6,9 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "numpy", "pillow")
+from sage import __version__
+
+PACKAGES = ("torch", "transformers", "numpy", "pillow")  # besides sage
 
 
 def machine(device: str = "cpu") -> str:
@@ -29,7 +31,7 @@ def _cpu() -> str:
 def versions() -> str:
     """Of Python and of what the figures depend on."""
     packages = (f"{name} {metadata.version(name)}" for name in PACKAGES)
-    return ", ".join([f"Python {platform.python_version()}", *packages])
+    return ", ".join([f"sage {__version__}", f"Python {platform.python_version()}", *packages])
 
 
 def today() -> str:

@@ -60,7 +60,8 @@ def test_the_record_says_what_when_where_and_how(stubbed, benchmark, tmp_path, c
     facts = dict(re.findall(r"^- (.*?): (.*)$", text, re.MULTILINE))
     assert facts["date"] == datetime.now(UTC).date().isoformat()
     assert facts["machine"].endswith(f"{os.cpu_count()} cores, 1 threads") and platform.node() not in text
-    assert f"Python {platform.python_version()}, torch {metadata.version('torch')}" in facts["versions"]
+    assert facts["versions"].startswith(f"sage {sage.__version__}, Python {platform.python_version()}, torch "
+                                        f"{metadata.version('torch')}, transformers ")
     assert facts["cases"] == "4" and facts["command"] == (
         "sage bench piebench --quick --config plain guidance:steps=3 --model sd-1.4 --batch 1 --threads 1")
     assert str(tmp_path) not in text and str(benchmark.folder.parent) not in text
@@ -78,6 +79,8 @@ def test_a_second_run_gives_the_same_tables(benchmark, tmp_path):
                          "--model", str(tmp_path / "tiny"), "--batch", "3") == 0
     for name in ("tables.json", "report.html"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    record = (tmp_path / "one/tables.md").read_text()
+    assert "--model tiny --batch 3" in record and str(tmp_path) not in record and record.count("- versions: sage ") == 1
 
 
 def test_a_failure_is_exit_status_1(stubbed, benchmark, tmp_path, capsys):
