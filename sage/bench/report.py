@@ -28,7 +28,7 @@ from sage.errors import SageError
 REPORT = "report.html"
 EMBEDDED = 256  # pixels; larger pictures are reduced to this
 LOSSLESS = 4000  # pictures in a page; of more, each is compressed with some loss
-ROWS = 12  # configurations in the charts, and to compare with; the tables have all
+ROWS, BASELINES = 8, 12  # methods in the charts, and to compare with; the tables have all
 
 BOUND_NOTES = {"source": "the untouched picture", "autoencoder": "the true edit through the autoencoder",
                "plain": "the target prompt and nothing else"}
@@ -56,7 +56,7 @@ class Run:
     def baselines(self) -> list[str]:
         """What others may be compared with, the likeliest first."""
         plain = [c for c in self.bounds if c == "plain"]
-        return [*plain, *self.methods[:ROWS], *(c for c in self.bounds if c not in plain)]
+        return [*plain, *self.methods[:BASELINES], *(c for c in self.bounds if c not in plain)]
 
 
 def write_report(path: Path, title: str, benchmark: Benchmark, results: Results, roots: Mapping[str, Path],
@@ -121,7 +121,7 @@ def _chart(m: Metric, run: Run) -> str:
         place = [min(max(100 * (x - low) / span, 0), 100) for x in (v.low, v.mean, v.high)]
         kind = "bound" if c in bounds else "best" if c in best else ""
         kind += " beyond" if not low <= v.mean <= high else ""
-        return (f'<li class="{kind}"><span class="name" title="{escape(c)}">{escape(c)}</span>'
+        return (f'<li class="{kind}"><span class="name">{_name(c)}</span>'
                 f'<span class="track" title="{v.text(m)}">'
                 f'<i class="range" style="left:{place[0]:.1f}%;width:{place[2] - place[0]:.1f}%"></i>'
                 f'<i class="dot" style="left:{place[1]:.1f}%"></i></span>'
@@ -176,7 +176,7 @@ def _row(run: Run, c: str, kind: int | None) -> str:
                      f"{_number(found.mean, m)}<small>{_range(found, m)}</small></td>")
     failed = len(run.results.failed(c, kind))
     note = f"<small>{BOUND_NOTES[c]}</small>" if c in BOUND_NOTES else ""
-    return (f'<tr><th scope="row">{escape(c)}{note}</th>{"".join(cells)}<td data-value="{failed}">{failed or ""}</td>'
+    return (f'<tr><th scope="row">{_name(c)}{note}</th>{"".join(cells)}<td data-value="{failed}">{failed or ""}</td>'
             "</tr>")
 
 
@@ -199,7 +199,7 @@ def _comparisons(run: Run) -> str:
              'interval leaves out 0.</p><p class="script"><label>Compared with <select id="against">'
              f"{options}</select></label></p>"]
     for i, reference in enumerate(run.baselines):
-        rows = "".join(f'<tr><th scope="row">{escape(c)}</th>'
+        rows = "".join(f'<tr><th scope="row">{_name(c)}</th>'
                        f'{"".join(_difference(run.results, c, reference, m) for m in run.results.metrics)}</tr>'
                        for c in (*run.methods, *run.bounds) if c != reference)
         parts.append(f'<div class="wide against" data-index="{i}"{" hidden" if i else ""}><table><caption>minus '
@@ -225,6 +225,12 @@ def _legend(run: Run) -> str:
                         for m in members)
         parts.append(f"<h3>{escape(group)}</h3><p>{escape(GROUPS.get(group, ''))}</p><dl>{items}</dl>")
     return ('<details id="legend"><summary>Legend: what the figures mean</summary>' + "".join(parts) + "</details>")
+
+
+def _name(configuration: str) -> str:
+    """A configuration's name, with its settings smaller and below."""
+    name, _, settings = escape(configuration).partition(":")
+    return name + (f" <small>{settings.replace(',', ', ')}</small>" if settings else "")
 
 
 def _number(value: float, m: Metric, sign: str = "") -> str:
@@ -299,7 +305,7 @@ def _strip(case: Case, run: Run) -> str:
 
 
 def _figure(name: str, inner: str, kind: str, after: str = "") -> str:
-    return f'<figure class="{kind}">{inner}<figcaption>{escape(name)}{after}</figcaption></figure>'
+    return f'<figure class="{kind}">{inner}<figcaption>{after}{_name(name)}</figcaption></figure>'
 
 
 def _result(line: Line, name: str, run: Run) -> str:

@@ -20,7 +20,7 @@ from sage.bench.scoring import DONE, Line
 from sage.bench.tables import Results
 from tests.bench.world import StubEngine, make_benchmark, picture
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "wbr"}
 
 
 class Page(HTMLParser):
@@ -132,6 +132,11 @@ def test_the_best_method_is_marked_and_bounds_do_not_compete(benchmark, tmp_path
     assert found[-12:][:3] == [("good", ""), ("bad", "worse"), ("source", "better")]
     wins = [e["text"] for e in page.all("small", **{"class": "wins"})][:3]
     assert wins == ["better in 50%", "better in 0%", "better in 100%"]
+
+
+def test_settings_stand_below_a_name(benchmark, tmp_path):
+    found, _ = rows(tmp_path, benchmark, fake("plain:steps=3,guidance_scale=2", [1, 2]))
+    assert found == [("plain steps=3, guidance_scale=2", "")] * 3
 
 
 def test_less_is_better_where_it_is(benchmark, tmp_path):
