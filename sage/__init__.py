@@ -12,7 +12,7 @@ from sage.config import EditConfig
 from sage.errors import ModelError, NumericsError, PictureError, PromptError, SageError, SettingsError
 
 if TYPE_CHECKING:
-    from sage.editing import EditResult, edit
+    from sage.editing import EditResult, Moment, edit
     from sage.inversion import Trajectory, ddim_reconstruction, invert, vae_reconstruction
     from sage.models.fetch import fetch
     from sage.models.loading import load_model
@@ -22,11 +22,11 @@ __version__ = "0.1.0"
 
 # Imported when first used, so that the command line can check its arguments before torch is loaded.
 _LAZY = {"load_model": "sage.models.loading", "fetch": "sage.models.fetch", "check_prompts": "sage.plan",
-         "edit": "sage.editing", "EditResult": "sage.editing"} | dict.fromkeys(
+         "edit": "sage.editing", "EditResult": "sage.editing", "Moment": "sage.editing"} | dict.fromkeys(
     ("invert", "vae_reconstruction", "ddim_reconstruction", "Trajectory"), "sage.inversion")
 
 __all__ = ["EditConfig", "ModelError", "NumericsError", "PictureError", "PromptError", "SageError", "SettingsError",
-           "EditResult", "Trajectory", "check_prompts", "ddim_reconstruction", "edit", "fetch", "invert",
+           "EditResult", "Moment", "Trajectory", "check_prompts", "ddim_reconstruction", "edit", "fetch", "invert",
            "load_model", "vae_reconstruction"]
 
 

@@ -8,11 +8,12 @@
 Every picture of a batch is treated as if it were alone.  docs/method.md gives each line its place in the paper.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from sage.errors import NumericsError
 from sage.guidance import masks
 from sage.guidance.losses import gradient, limited, mean_distance
 from sage.guidance.rewrites import replacement, reweighted, rewrite_columns, rewrite_maps
-from sage.guidance.taps import record, select
+from sage.guidance.taps import Tap, record, select
 from sage.inversion import (
     Maps,
     Progress,
@@ -37,6 +38,41 @@ from sage.inversion import (
 from sage.models.backbone import Backbone
 from sage.plan import Plan, check_prompts, token_factors
 from sage.sampling.ddim import renoise
+from sage.sampling.schedule import Level
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One step of the guided way back, for those who want to look inside an edit; all tensors float32.
+
+    Attributes:
+        step: from 0 on; an edit that is made again by `retries` begins anew at 0.
+        level: the noise level from which the step started.
+        z: (B, 4, h, w) latents after the step.
+        x0_source, x0_target, x0: (B, 4, h, w) clean latents as predicted under each prompt, and by both with guidance.
+        difference: (B, 4, h, w) what the guidance scale multiplies, eps_target - eps_source.
+        gradient: (B, 4, h, w) what reconstruction guidance took out of the latents, None where it did nothing.
+        loss: a number a picture, None where there was no reconstruction guidance.
+        mask: (B, 1, h, w) in {0, 1}, where the picture could change; None without blending.
+        attention_source, attention_target: (B, M, h', w') how much each place looks at each token of that prompt, mean
+            over the heads and sites of the cross-attention level.
+    """
+
+    step: int
+    level: Level
+    z: Tensor
+    x0_source: Tensor
+    x0_target: Tensor
+    x0: Tensor
+    difference: Tensor
+    gradient: Tensor | None
+    loss: tuple[float, ...] | None
+    mask: Tensor | None
+    attention_source: Tensor
+    attention_target: Tensor
+
+
+Watch = Callable[[Moment], None]
 
 
 @dataclass(frozen=True)
@@ -70,7 +106,8 @@ class EditResult:
 
 
 def edit(model: Backbone, image: Image.Image, source: str, target: str, config: EditConfig | None = None,
-         progress: Progress | None = None, trajectory: Trajectory | None = None, truncate: bool = False) -> EditResult:
+         progress: Progress | None = None, trajectory: Trajectory | None = None, truncate: bool = False,
+         watch: Watch | None = None) -> EditResult:
     """Edit a picture so that it shows `target` where it now shows `source`.
 
     Args:
@@ -80,16 +117,18 @@ def edit(model: Backbone, image: Image.Image, source: str, target: str, config: 
         config: default: the model's recommended one.
         progress: called with (phase, steps done, steps in all).
         trajectory: of `invert` for the same picture, source prompt and inversion settings.
+        watch: called with every step as it is done; what it raises ends the edit.
     Raises:
         SageError: a picture, prompt, setting or trajectory that does not fit; NumericsError if numbers overflow.
     """
     config = config or model.recommended
     return edit_batch(model, [image], [check_prompts(model, source, target, config, truncate)], config, progress,
-                      trajectory)[0]
+                      trajectory, watch)[0]
 
 
 def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: EditConfig,
-               progress: Progress | None = None, trajectory: Trajectory | None = None) -> list[EditResult]:
+               progress: Progress | None = None, trajectory: Trajectory | None = None,
+               watch: Watch | None = None) -> list[EditResult]:
     """`edit` for several pictures at once, all worked at the size of the first."""
     report = progress or (lambda phase, done, total: None)
     images = [pictures.normalise(image) for image in images]
@@ -97,7 +136,7 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
         trajectory = invert_batch(model, images, plans, config, progress)
     else:
         check_trajectory(trajectory, plans, config, images)
-    results = _edited(model, images, plans, config, report, trajectory)
+    results = _edited(model, images, plans, config, report, trajectory, watch)
     gentler = config
     for _ in range(config.retries):
         bad = [i for i, result in enumerate(results) if result.faults(config)]
@@ -106,7 +145,7 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
         gentler = gentler.but(guidance_scale=(gentler.guidance_scale + min(gentler.guidance_scale, 1)) / 2,
                               reconstruction_scale=gentler.reconstruction_scale / 2)
         again = _edited(model, [images[i] for i in bad], [plans[i] for i in bad], gentler, report,
-                        trajectory.only(bad))
+                        trajectory.only(bad), watch)
         for i, result in zip(bad, again, strict=True):
             note = (f"the result looked {results[i].faults(config)}: it was made again with guidance_scale "
                     f"{gentler.guidance_scale:g} and reconstruction_scale {gentler.reconstruction_scale:g}")
@@ -116,9 +155,9 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
 
 
 def _edited(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: EditConfig,
-            report: Progress, trajectory: Trajectory) -> list[EditResult]:
+            report: Progress, trajectory: Trajectory, watch: Watch | None) -> list[EditResult]:
     """Every picture's result at these settings, however it looks."""
-    z, mask, losses = _sample(model, trajectory, plans, config, report)
+    z, mask, losses = _sample(model, trajectory, plans, config, report, watch)
     report("decode", 0, 1)
     x = model.decode(z)
     report("decode", 1, 1)
@@ -132,7 +171,7 @@ def _edited(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan
 
 
 def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], config: EditConfig,
-            report: Progress) -> tuple[Tensor, BlendingMask, list[list[float]]]:
+            report: Progress, watch: Watch | None) -> tuple[Tensor, BlendingMask, list[list[float]]]:
     """The guided way back from noise: latents, the blending mask, losses by guided step and picture."""
     steps, w = config.steps, config.guidance_scale
     target_text = torch.cat([model.encode_text(plan.target) for plan in plans])
@@ -146,6 +185,7 @@ def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], conf
         "self", "replace") else []
     cross_sites = select(model.sites(), "cross", config.cross_level) if (
         replaces or config.reconstruction == "cross") else []
+    watched = select(model.sites(), "cross", config.cross_level) if watch else []
 
     weights = _spared(trajectory, plans, config)
     z = _with_noise(trajectory.noise, config)
@@ -161,34 +201,35 @@ def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], conf
         with torch.no_grad(), ExitStack() as stack:
             if replaces and i < config.replace_steps:
                 stack.enter_context(rewrite_columns(cross_sites, undone.cross, carry, keep))
-            tap = mask.listen(stack, i)
+            tap, seen = mask.listen(stack, i), stack.enter_context(record(watched))
             if factors is not None:
                 stack.enter_context(reweighted(model.sites(), factors))
             x0_target, eps_target = model.denoise(z, start, target_text)
             mask.add_target(tap)
+            looks_target = _looks(seen, z, config)
 
         def source_pass(z=z, start=start, reference=reference, guided=guided, i=i):
             z = z.clone().requires_grad_(guided)
             with torch.set_grad_enabled(guided), ExitStack() as stack:
                 if config.reconstruction == "replace" and reference.self:
                     stack.enter_context(rewrite_maps(self_sites, reference.self))
-                tap = mask.listen(stack, i)
+                tap, seen = mask.listen(stack, i), stack.enter_context(record(watched))
                 compared = {"self": self_sites, "cross": cross_sites}.get(config.reconstruction, [])
                 current = stack.enter_context(record(compared)) if guided and compared else None
                 if everywhere:
                     stack.enter_context(reweighted(model.sites(), factors))
                 x0, eps = model.denoise(z, start, trajectory.text)
                 if not guided:
-                    return x0, eps, None, None, tap
+                    return x0, eps, None, None, tap, seen
                 maps, recorded = ([x0], [trajectory.latents[0]]) if current is None else (
                     current.pop(), getattr(reference, config.reconstruction))
                 loss, g = gradient(maps, z, lambda maps: _losses(maps, recorded, config.map_loss, weights))
-                return x0.detach(), eps.detach(), g, loss.tolist(), tap
+                return x0.detach(), eps.detach(), g, loss.tolist(), tap, seen
 
-        x0_source, eps_source, g, loss, tap = source_pass()
+        x0_source, eps_source, g, loss, tap, seen = source_pass()
         if g is not None and not torch.isfinite(g).all():
             with model.full_precision():
-                x0_source, eps_source, g, loss, tap = source_pass()
+                x0_source, eps_source, g, loss, tap, seen = source_pass()
             if not torch.isfinite(g).all():
                 raise NumericsError(f"the reconstruction gradient at step {i + 1} is not finite, in float32 too: "
                                     "nothing was written; try a smaller reconstruction_scale")
@@ -203,18 +244,31 @@ def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], conf
             if g is not None:
                 if config.reconstruction_mask_floor < 1:
                     g = g * mask.floored(config.reconstruction_mask_floor, z, inverse=True)
-                z = z - limited(strength * g, config.step_limit)
+                g = limited(strength * g, config.step_limit)
+                z = z - g
                 losses.append(loss)
+            m = None
             if mask.used and config.blends_at(i):
                 m = mask.at(z)
                 kept = trajectory.latents[steps - i if config.blend_latents == "noisier" else steps - 1 - i]
                 z = m * z + (1 - m) * kept
                 mask.history.append(m.cpu())
+            if watch:
+                watch(Moment(i, start, z, x0_source, x0_target, x0, eps_target - eps_source, g,
+                             None if loss is None else tuple(loss), m, _looks(seen, z, config), looks_target))
         report("edit", i + 1, steps)
     if not torch.isfinite(z).all():
         raise NumericsError("the edited latents are not finite: nothing was written; try smaller guidance_scale and "
                             "reconstruction_scale")
     return z, mask, losses
+
+
+def _looks(tap: Tap, z: Tensor, config: EditConfig) -> Tensor | None:
+    """(B, M, h', w') mean over the sites and heads of recorded cross-attention; None where nobody watches."""
+    if not tap.sites:
+        return None
+    maps = [m.detach().float().mean(dim=1) for m in tap.pop()]
+    return rearrange(sum(maps) / len(maps), "b (h w) m -> b m h w", h=-(-z.shape[-2] // 2**config.cross_level))
 
 
 def _losses(current: Sequence[Tensor], reference: Sequence[Tensor], kind: str, weights: Tensor | None) -> Tensor:
