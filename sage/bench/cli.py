@@ -133,7 +133,9 @@ def run_bench(args: argparse.Namespace) -> int:
             benchmark = (read_magicbrush if args.benchmark == "magicbrush" else read_benchmark)(args.data)
             benchmark = first_of_each_kind(benchmark, QUICK) if args.quick else benchmark
         threads = args.threads or (1 if args.engine == "ray" else None)
-        make = partial(make_engine, benchmark, args.model, args.device, args.dtype, threads, args.extractors)
+        # The networks depend on what sort of cases there are: to a cluster one of them is enough to send.
+        sort = replace(benchmark, cases=tuple(sorted(benchmark.cases, key=lambda case: not case.attributes)[:1]))
+        make = partial(make_engine, sort, args.model, args.device, args.dtype, threads, args.extractors)
         pool = _cluster(make, configurations, args, threads) if args.engine == "ray" else Here(*make())
         lines = run(benchmark, configurations, pool, out, batch=args.batch, shard=args.shard, progress=bar)
     everything = in_order(read_manifests(out).values(), benchmark, [c.name for c in configurations])

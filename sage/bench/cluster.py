@@ -4,6 +4,7 @@ The batches travel with their pictures and the results come back with theirs, so
 the process that runs the benchmark writes, as it does alone.  A worker that is lost is started again with its batch.
 """
 
+import logging
 import os
 import pickle
 from collections import Counter
@@ -37,6 +38,9 @@ def connect() -> None:
     except ImportError as error:
         raise BenchmarkError(f"the engine ray needs the extra cluster: pip install 'sage-edit[cluster]' ({error})") \
             from error
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # the run has its own bar; its logs are in Ray's folder
+            handler.setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     try:
