@@ -73,5 +73,6 @@ def test_everything_needed_is_pinned():
     lines = (ROOT / "constraints.txt").read_text().split()
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
     extras = project["optional-dependencies"]
-    for requirement in (*project["dependencies"], *extras["test"], *extras["lint"], *extras["cluster"]):
+    for requirement in (*project["dependencies"], *extras["test"], *extras["lint"], *extras["cluster"],
+                        *extras["ui"], *extras["browser"]):
         assert re.match(r"[\w-]+", requirement)[0].lower().replace("_", "-") in pinned
