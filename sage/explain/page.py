@@ -1,0 +1,228 @@
+"""What an explanation writes: PNG files, and one page that holds everything and loads nothing from anywhere."""
+
+import base64
+import io
+import json
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from sage import image as pictures
+from sage.editing import EditResult
+from sage.errors import PictureError
+from sage.explain import heat
+from sage.explain.watching import Explanation, Progress, WordMap
+from sage.files import written_whole
+
+PAGE = "index.html"
+LOSSLESS = 128  # pixels: larger predictions are embedded in the page with some loss
+ROW = 10  # steps side by side in a PNG
+
+
+def write(seen: Explanation, folder: Path, result: EditResult, progress: Progress | None = None) -> Path:
+    """`Explanation.write`."""
+    autoencoder, back = seen.reconstructions(result.trajectory, progress)
+    files = {"predictions.png": seen.strip(progress), "mask.png": _over_steps(seen, "mask"),
+             "difference.png": _over_steps(seen, "difference"), "gradient.png": _over_steps(seen, "gradient"),
+             "words-source.png": _words_sheet(seen.word_maps("source")),
+             "words-target.png": _words_sheet(seen.word_maps("target")), "curves.png": _curves(seen),
+             "reconstructions.png": pictures.sheet([[
+                 ("input", seen.picture), ("autoencoder alone", autoencoder), ("inversion and back", back),
+                 ("edit", result.image)]])}
+    page = _page(seen, result, autoencoder, back)
+    for name, picture in files.items():
+        if picture is not None:
+            pictures.save_picture(picture, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)  # of an earlier explanation, and not of this one
+    try:
+        with written_whole(folder / PAGE) as out:
+            out.write(page.encode())
+    except OSError as error:
+        raise PictureError(f"{folder / PAGE} cannot be written ({error.strerror or error})") from error
+    return folder / PAGE
+
+
+# ---- PNG files
+
+
+def _over_steps(seen: Explanation, quantity: str) -> Image.Image | None:
+    """A picture a step, and the scale where there is one; None if there is nothing at any step."""
+    cells = [(f"step {i + 1}", found) for i in seen.steps if (found := getattr(seen, quantity)(i)) is not None]
+    if not cells:
+        return None
+    if quantity != "mask":
+        cells.append(("scale", heat.bar(seen.scale(quantity), seen.picture.size)))
+    return pictures.sheet([cells[i:i + ROW] for i in range(0, len(cells), ROW)], side=128)
+
+
+def _words_sheet(maps: list[WordMap]) -> Image.Image:
+    cells = [(f"{m.word} (to {m.share:.2%})", m.picture) for m in maps]
+    return pictures.sheet([cells[i:i + ROW] for i in range(0, len(cells), ROW)], side=128)
+
+
+def _curves(seen: Explanation) -> Image.Image | None:
+    drawn = [chart.picture() for chart in seen.charts() if not chart.empty]
+    image = Image.new("RGB", (drawn[0].width, sum(d.height for d in drawn)), "white")
+    for i, d in enumerate(drawn):
+        image.paste(d, (0, i * d.height))
+    return image
+
+
+# ---- the page
+
+
+def _page(seen: Explanation, result: EditResult, autoencoder: Image.Image, back: Image.Image) -> str:
+    own = Path(__file__).parent
+    body = [_head(seen, result), _given(seen, result, autoencoder, back), _through(seen), _charts(seen),
+            _strip(seen), _words(seen), _settings(seen)]
+    return FRAME.format(title=escape(f"{seen.prompts['target'].text} - inside the edit"), body="\n".join(body),
+                        data=_data(seen), style=(own / "page.css").read_text(encoding="utf-8"),
+                        script=(own / "page.js").read_text(encoding="utf-8"))
+
+
+def _head(seen: Explanation, result: EditResult) -> str:
+    lines = "".join(f'<dt>{name}</dt><dd>{_prompt(seen, name)}</dd>' for name in ("source", "target"))
+    notes = [f"Note: {note}." for note in result.notes]
+    if seen.attempts > 1:
+        notes.append(f"The edit was made {seen.attempts} times; what follows is of the last one.")
+    return ('<header><p class="over">Inside the edit</p>'
+            f'<dl class="prompts">{lines}</dl>{"".join(f"<p class=note>{escape(n)}</p>" for n in notes)}'
+            '<nav><a href="#steps">Step by step</a><a href="#curves">Curves</a><a href="#strip">Predictions</a>'
+            '<a href="#words">Words</a><a href="#settings">Settings</a></nav></header>')
+
+
+def _prompt(seen: Explanation, name: str) -> str:
+    """A prompt whose edited words are marked."""
+    return " ".join(f"<mark>{escape(m.word)}</mark>" if m.edited else escape(m.word) for m in seen.word_maps(name))
+
+
+def _given(seen: Explanation, result: EditResult, autoencoder: Image.Image, back: Image.Image) -> str:
+    shown = [("input", "what was given", seen.picture), ("edit", "what came out", result.image),
+             ("autoencoder alone", "encoded and decoded: the best that any edit can keep", autoencoder),
+             ("inversion and back", "to noise and back under the source prompt, without any guidance", back)]
+    return f'<section class="row">{"".join(_figure(*one) for one in shown)}</section>'
+
+
+def _through(seen: Explanation) -> str:
+    """The slider, and what it moves."""
+    last = seen.steps[-1]
+    p = seen.predictions(last)
+    few = "" if len(seen.decoded) == len(seen.steps) else (
+        f" Decoding takes time: predictions are shown at {len(seen.decoded)} of the {len(seen.signal)} steps, the "
+        "nearest one each time.")
+    thin = "" if len(seen.steps) == len(seen.signal) else f" {len(seen.steps)} of {len(seen.signal)} steps are drawn."
+    figures = [_figure(f"prediction, {name}", text, getattr(p, name), f"predicted-{name}") for name, text in (
+        ("source", "the clean picture seen in the noise under the source prompt"),
+        ("target", "the same under the target prompt"), ("guided", "both, with the guidance scale"))]
+    for name, title, text in (("mask", "blending mask", "faded: held to the inversion, cannot change"),
+                              ("difference", "guidance difference", "where the prompts disagree"),
+                              ("gradient", "attention gradient", "what keeping the unmentioned took out")):
+        found = next((picture for i in reversed(seen.steps) if (picture := getattr(seen, name)(i))), None)
+        if found is not None:
+            scale = "" if name == "mask" else _scale(seen, name)
+            figures.append(_figure(title, text, found, name, scale))
+        else:
+            figures.append(f'<figure><div class="none">none in this edit</div><figcaption><b>{title}</b></figcaption>'
+                           "</figure>")
+    return (f'<h2 id="steps">Step by step</h2><p>From noise to the picture: {len(seen.signal)} steps of the guided way '
+            f"back.{few}{thin}</p>"
+            f'<div class="controls"><button id="play" type="button">Play</button><input id="step" type="range" min="0" '
+            f'max="{len(seen.steps) - 1}" value="{len(seen.steps) - 1}" aria-label="step">'
+            f'<output id="now">step {last + 1} of {len(seen.signal)}</output></div>'
+            f'<section class="grid">{"".join(figures)}</section>')
+
+
+def _scale(seen: Explanation, quantity: str) -> str:
+    top = heat.number(seen.scale(quantity))
+    title = "root mean square over the channels, in units of the latents; one place in 200 is beyond the scale"
+    return f'<span class="scale" title="{title}"><span>0</span><i></i><span>{top}</span></span>'
+
+
+def _charts(seen: Explanation) -> str:
+    drawn = []
+    for chart in seen.charts():
+        inner = '<div class="none">none in this edit</div>' if chart.empty else chart.svg()
+        drawn.append(f'<figure class="chart"><figcaption><b>{chart.title}</b> <span>{chart.unit}</span></figcaption>'
+                     f"{inner}</figure>")
+    return f'<h2 id="curves">Over the steps</h2><section class="charts">{"".join(drawn)}</section>'
+
+
+def _strip(seen: Explanation) -> str:
+    rows = []
+    for name in ("source", "target", "guided"):
+        cells = "".join(f'<td><img class="predicted-{name}" data-step="{i}" alt="{name}, step {i + 1}"></td>'
+                        for i in seen.decoded)
+        rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
+    heads = "".join(f'<th scope="col">{i + 1}</th>' for i in seen.decoded)
+    return ('<h2 id="strip">The predicted clean picture over the steps</h2><p>A click on a picture goes to its step.'
+            f'</p><div class="wide"><table><thead><tr><th>step</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody>'
+            "</table></div>")
+
+
+def _words(seen: Explanation) -> str:
+    parts = ['<h2 id="words">Words</h2><p>Where the picture looks at each word: cross-attention, mean over the steps '
+             f"and the sites of level {seen.config.cross_level}, sum over a word's tokens. Each map has its own scale, "
+             "from 0 to the share below it, the attention of the place that looks most. "
+             '<span class="scale"><span>0</span><i></i><span>share</span></span></p>']
+    for name in ("source", "target"):
+        cells = "".join(
+            f'<figure{" class=edited" if m.edited else ""}>{_img(m.picture, m.word)}<figcaption>'
+            f"<b>{escape(m.word)}</b> <span>{m.share:.2%}</span></figcaption></figure>" for m in seen.word_maps(name))
+        parts.append(f'<h3>{name}</h3><section class="words">{cells}</section>')
+    return "".join(parts)
+
+
+def _settings(seen: Explanation) -> str:
+    items = "".join(f"<dt>{name}</dt><dd>{escape(json.dumps(value, ensure_ascii=False))}</dd>"
+                    for name, value in seen.config.as_dict().items())
+    return f'<details id="settings"><summary>Settings</summary><dl class="settings">{items}</dl></details>'
+
+
+def _data(seen: Explanation) -> str:
+    """The frames of the slider, for the script."""
+    predicted = {name: {i: _uri(getattr(seen.predictions(i), name)) for i in seen.decoded}
+                 for name in ("source", "target", "guided")}
+    maps = {name: [None if (found := getattr(seen, name)(i)) is None else _uri(found) for i in seen.steps]
+            for name in ("mask", "difference", "gradient")}
+    frames = {"steps": seen.steps, "decoded": seen.decoded, "predicted": predicted, "maps": maps,
+              "signal": [seen.signal[i] for i in seen.steps], "total": len(seen.signal)}
+    return json.dumps(frames).replace("<", "\\u003c")
+
+
+def _figure(title: str, text: str, image: Image.Image, name: str = "", after: str = "") -> str:
+    id = f' id="{name}"' if name else ""
+    return (f'<figure{id}>{_img(image, title)}<figcaption><b>{escape(title)}</b> <span>{escape(text)}</span>{after}'
+            "</figcaption></figure>")
+
+
+def _img(image: Image.Image, alt: str) -> str:
+    return f'<img alt="{escape(alt, quote=True)}" src="{_uri(image)}">'
+
+
+def _uri(image: Image.Image) -> str:
+    data = io.BytesIO()
+    few = image.getcolors(256) is not None
+    small = max(image.size) <= LOSSLESS
+    image.save(data, "WEBP", method=4, **({"lossless": True} if few or small else {"quality": 88}))
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+FRAME = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+      content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>
+{style}</style>
+<body>
+{body}
+<script type="application/json" id="data">{data}</script>
+<script>
+{script}</script>
+</html>
+"""
