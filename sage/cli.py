@@ -6,7 +6,6 @@ one line on stderr and exit status 2; Ctrl-C leaves no half-written file and exi
 """
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -15,7 +14,6 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from importlib import metadata
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,12 +27,11 @@ from sage.config import AUTO, EditConfig, Phrases
 from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError
 from sage.models.known import KNOWN, find_model, installed, known_model, unknown
 from sage.progress import Progress
+from sage.record import PREDICTIONS, check_prompt, identity, made_by, make_record, read_record, versions
 
 DEFAULT_MODEL = "sd-1.4"
 OUT = Path("out")
 DTYPES = ("float32", "float16", "bfloat16")
-PREDICTIONS = ("epsilon", "v_prediction")
-MAX_PROMPT = 4096
 SD_MULTIPLE, SD_WORDS = 64, 75
 
 EXAMPLES = """
@@ -236,14 +233,14 @@ def plan_edit(args: argparse.Namespace) -> Job:
 
     truncate = args.truncate or old.get("truncate", False)
 
-    source = _prompt("source", args.source if args.source is not None else old.get("source"))
+    source = check_prompt("source", args.source if args.source is not None else old.get("source"))
     targets = args.target or [old.get("target")]
-    targets = tuple(_prompt("target", target) for target in targets)
+    targets = tuple(check_prompt("target", target) for target in targets)
     _check_phrases(source, targets, (base or EditConfig()).but(**changes))
 
     path = Path(args.picture)
     image = pictures.open_picture(path)
-    picture = {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    picture = identity(path)
     notes = []
     if old and old["picture"]["sha256"] != picture["sha256"]:
         notes.append(f"{path} is not the picture that {args.config_from} was made from ({old['picture']['name']})")
@@ -271,18 +268,6 @@ def plan_edit(args: argparse.Namespace) -> Job:
     prediction = args.prediction_type or old.get("prediction_type")
     return Job(image, picture, source, targets, model, prediction, base, changes, truncate, fetch, outs, sheet,
                old.get("made", {}), tuple(notes))
-
-
-def _prompt(name: str, text: str | None) -> str:
-    if text is None:
-        raise PromptError(f"--{name} is missing: say what the picture {'shows' if name == 'source' else 'shall show'}")
-    if not text.strip():
-        raise PromptError(f"the {name} prompt is empty: describe the picture in a few words")
-    if len(text) > MAX_PROMPT:
-        raise PromptError(f"the {name} prompt has {len(text)} characters; models read a few dozen words")
-    if any("\ud800" <= c <= "\udfff" for c in text):
-        raise PromptError(f"the {name} prompt is not valid UTF-8 text")
-    return text
 
 
 def _check_phrases(source: str, targets: Sequence[str], config: EditConfig) -> None:
@@ -351,7 +336,7 @@ def run_edit(args: argparse.Namespace) -> None:
         report = _edit_all(job, model, progress, note, print_paths=not args.json)
     if args.json:
         report["notes"] = [*job.notes, *messages, *report["notes"]]
-        print(json.dumps({**report, "seconds": round(time.monotonic() - began, 2), "versions": _versions()}))
+        print(json.dumps({**report, "seconds": round(time.monotonic() - began, 2), "versions": versions()}))
 
 
 def _fetch(job: Job, args: argparse.Namespace) -> None:
@@ -376,16 +361,13 @@ def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: 
     config = (job.base or model.recommended).but(**job.changes)
     for target in job.targets:
         sage.check_prompts(model, job.source, target, config, truncate=job.truncate)
-    made = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch."), "versions": _versions()}
-    notes = _warnings(job, config, made)
+    notes = _warnings(job, config, made_by(model))
 
     trajectory, rebuilt, rows, settings = None, [], [], []
     for target, out in zip(job.targets, job.outs, strict=True):
         result = sage.edit(model, job.image, source=job.source, target=target, config=config, progress=progress,
                            trajectory=trajectory, truncate=job.truncate)
-        record = {"source": job.source, "target": target, "model": model.name, "config": config.as_dict(),
-                  "prediction_type": job.prediction_type, "truncate": job.truncate, "picture": job.picture,
-                  "made": made}
+        record = make_record(model, job.source, target, config, job.picture, job.truncate, job.prediction_type)
         pictures.save_picture(result.image, out, record)
         if print_paths:
             print(out, flush=True)
@@ -419,27 +401,6 @@ def _warnings(job: Job, config: EditConfig, made: dict[str, Any]) -> list[str]:
     if differ:
         notes.append(f"the result may differ a little from the earlier one: {'; '.join(differ)}")
     return notes
-
-
-# ---- settings in a picture
-
-
-def read_record(path: str | Path) -> dict[str, Any]:
-    """The settings that `sage edit` stored in a picture, their types checked.
-
-    Raises:
-        PictureError: none there, or not what `sage edit` writes.
-    """
-    record = pictures.read_settings(path)
-    types = {"source": str, "target": str, "model": str, "config": dict, "picture": dict, "made": dict,
-             "truncate": bool}
-    picture = record.get("picture")
-    wrong = [name for name, kind in types.items() if not isinstance(record.get(name), kind)]
-    wrong += ["picture"] if not wrong and not all(isinstance(picture.get(k), str) for k in ("name", "sha256")) else []
-    wrong += ["prediction_type"] if record.get("prediction_type") not in (None, *PREDICTIONS) else []
-    if wrong:
-        raise PictureError(f"{path}: the settings of the edit in it are damaged ({', '.join(wrong)})")
-    return record
 
 
 # ---- the other commands
@@ -513,7 +474,3 @@ def run_fetch(args: argparse.Namespace) -> None:
         from sage.models.fetch import fetch
         path = fetch(known.name, progress=not args.quiet)
     print(path)
-
-
-def _versions() -> dict[str, str]:
-    return {"sage": __version__, "torch": metadata.version("torch")}

@@ -186,6 +186,17 @@ def maps_needed(config: EditConfig, k: int) -> tuple[bool, bool]:
             or (config.replace is not None and undone_by < config.replace_steps))
 
 
+def recording_key(config: EditConfig, plans: Sequence[Plan]) -> tuple:
+    """Edits of the same picture with equal keys record the very same inversion, to the last bit.
+
+    More than `check_trajectory` asks for: what else is recorded changes the last bits of the rest.
+    """
+    return (tuple(getattr(config, name) for name in INVERSION_FIELDS), config.seed, config.self_level,
+            config.cross_level, config.spare != "none", tuple(maps_needed(config, k) for k in range(config.steps)),
+            config.reweight_passes == "all" and tuple(plan.factors for plan in plans),
+            tuple(plan.source for plan in plans))
+
+
 def check_trajectory(trajectory: Trajectory, plans: Sequence[Plan], config: EditConfig,
                       images: Sequence[Image.Image]) -> None:
     """SettingsError unless the trajectory is of these prompts and holds what the configuration needs."""

@@ -17,7 +17,7 @@ from sage.bench.runner import Outcome
 from sage.config import AUTO, EditConfig
 from sage.editing import edit_batch
 from sage.errors import PromptError, SageError
-from sage.inversion import INVERSION_FIELDS, Trajectory, invert_batch, maps_needed
+from sage.inversion import Trajectory, invert_batch, recording_key
 from sage.models.backbone import StableDiffusion
 from sage.plan import Plan, check_prompts
 
@@ -102,12 +102,8 @@ class ModelEngine:
                 for (case, _, _), result in zip(jobs, results, strict=True)]
 
     def _inverted(self, config: EditConfig, images: Sequence[Image.Image], plans: Sequence[Plan]) -> Trajectory:
-        """The inversion, from memory if it is just the same: what is recorded changes the last bits of the rest."""
-        settings = tuple(getattr(config, name) for name in INVERSION_FIELDS)
-        recorded = tuple(maps_needed(config, k) for k in range(config.steps))
-        key = (settings, config.seed, config.self_level, config.cross_level, config.spare != "none", recorded,
-               config.reweight_passes == "all" and plans, [plan.source for plan in plans],
-               [image.tobytes() for image in images])
+        """The inversion, from memory if it is just the same."""
+        key = recording_key(config, plans), [image.tobytes() for image in images]
         if self._inversion is None or self._inversion[0] != key:
             self._inversion = None  # the maps of two would be a lot
             self._inversion = key, invert_batch(self.model, images, plans, config)
