@@ -50,7 +50,7 @@ class Chart:
         n = len(self.values)
         every = max(1, math.ceil(n / 10))
         every = next(e for e in (1, 2, 5, 10, 20, 50, 100, 200) if e >= every or e == 200)
-        return [0, *(i - 1 for i in range(every, n + 1, every) if i > 1)]
+        return [0, *(i - 1 for i in range(every, n + 1, every) if i - 1 > every / 2)]
 
     def svg(self) -> str:
         """An element of its own size, with a line `.cursor` for whoever moves it."""

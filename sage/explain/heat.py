@@ -32,14 +32,13 @@ def over(picture: Image.Image, values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint((1 - glow) * ground + glow * colours(amount)).astype(np.uint8))
 
 
-def bar(top: float, size: tuple[int, int]) -> Image.Image:
-    """The scale from 0 to `top` as an upright bar with its two ends written, in a picture of `size` (W, H)."""
-    width, height = max(size[0], 96), max(size[1], 96)
-    image = Image.new("RGB", (width, height), "white")
-    image.paste(heat(np.linspace(1, 0, height)[:, None], (width // 4, height)), (0, 0))
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(max(10, height // 9))
-    draw.text((width // 4 + 6, 0), number(top), "black", font)
-    draw.text((width // 4 + 6, height - 2), "0", "black", font, anchor="lb")
+def bar(top: float, side: int) -> Image.Image:
+    """The scale from 0 to `top` as an upright bar with its two ends written, in a square of `side` pixels."""
+    image, width = Image.new("RGB", (side, side), "white"), side // 6
+    image.paste(heat(np.linspace(1, 0, side)[:, None], (width, side)), (0, 0))
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(side // 10)
+    draw.text((width + 6, 0), number(top), "black", font)
+    draw.text((width + 6, side - 2), "0", "black", font, anchor="lb")
     return image
 
 

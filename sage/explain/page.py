@@ -17,7 +17,7 @@ from sage.files import written_whole
 
 PAGE = "index.html"
 LOSSLESS = 128  # pixels: larger predictions are embedded in the page with some loss
-ROW = 10  # steps side by side in a PNG
+ROW, SMALL = 10, 128  # steps side by side in a PNG, and their size in pixels
 
 
 def write(seen: Explanation, folder: Path, result: EditResult, progress: Progress | None = None) -> Path:
@@ -53,13 +53,13 @@ def _over_steps(seen: Explanation, quantity: str) -> Image.Image | None:
     if not cells:
         return None
     if quantity != "mask":
-        cells.append(("scale", heat.bar(seen.scale(quantity), seen.picture.size)))
-    return pictures.sheet([cells[i:i + ROW] for i in range(0, len(cells), ROW)], side=128)
+        cells.append(("scale", heat.bar(seen.scale(quantity), SMALL)))
+    return pictures.sheet([cells[i:i + ROW] for i in range(0, len(cells), ROW)], side=SMALL)
 
 
 def _words_sheet(maps: list[WordMap]) -> Image.Image:
     cells = [(f"{m.word} (to {m.share:.2%})", m.picture) for m in maps]
-    return pictures.sheet([cells[i:i + ROW] for i in range(0, len(cells), ROW)], side=128)
+    return pictures.sheet([cells[i:i + ROW] for i in range(0, len(cells), ROW)], side=SMALL)
 
 
 def _curves(seen: Explanation) -> Image.Image | None:
@@ -78,7 +78,7 @@ def _page(seen: Explanation, result: EditResult, autoencoder: Image.Image, back:
     body = [_head(seen, result), _given(seen, result, autoencoder, back), _through(seen), _charts(seen),
             _strip(seen), _words(seen), _settings(seen)]
     return FRAME.format(title=escape(f"{seen.prompts['target'].text} - inside the edit"), body="\n".join(body),
-                        data=_data(seen), style=(own / "page.css").read_text(encoding="utf-8"),
+                        data=_data(seen), style=(own / "page.css").read_text(encoding="utf-8") + SCALE,
                         script=(own / "page.js").read_text(encoding="utf-8"))
 
 
@@ -107,8 +107,8 @@ def _given(seen: Explanation, result: EditResult, autoencoder: Image.Image, back
 
 def _through(seen: Explanation) -> str:
     """The slider, and what it moves."""
-    last = seen.steps[-1]
-    p = seen.predictions(last)
+    at = len(seen.steps) // 2  # where there is most to see
+    p = seen.predictions(seen.steps[at])
     few = "" if len(seen.decoded) == len(seen.steps) else (
         f" Decoding takes time: predictions are shown at {len(seen.decoded)} of the {len(seen.signal)} steps, the "
         "nearest one each time.")
@@ -119,7 +119,7 @@ def _through(seen: Explanation) -> str:
     for name, title, text in (("mask", "blending mask", "faded: held to the inversion, cannot change"),
                               ("difference", "guidance difference", "where the prompts disagree"),
                               ("gradient", "attention gradient", "what keeping the unmentioned took out")):
-        found = next((picture for i in reversed(seen.steps) if (picture := getattr(seen, name)(i))), None)
+        found = next((picture for i in (*seen.steps[at:], *seen.steps) if (picture := getattr(seen, name)(i))), None)
         if found is not None:
             scale = "" if name == "mask" else _scale(seen, name)
             figures.append(_figure(title, text, found, name, scale))
@@ -129,8 +129,8 @@ def _through(seen: Explanation) -> str:
     return (f'<h2 id="steps">Step by step</h2><p>From noise to the picture: {len(seen.signal)} steps of the guided way '
             f"back.{few}{thin}</p>"
             f'<div class="controls"><button id="play" type="button">Play</button><input id="step" type="range" min="0" '
-            f'max="{len(seen.steps) - 1}" value="{len(seen.steps) - 1}" aria-label="step">'
-            f'<output id="now">step {last + 1} of {len(seen.signal)}</output></div>'
+            f'max="{len(seen.steps) - 1}" value="{at}" aria-label="step">'
+            f'<output id="now">step {seen.steps[at] + 1} of {len(seen.signal)}</output></div>'
             f'<section class="grid">{"".join(figures)}</section>')
 
 
@@ -208,6 +208,8 @@ def _uri(image: Image.Image) -> str:
     image.save(data, "WEBP", method=4, **({"lossless": True} if few or small else {"quality": 88}))
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
+
+SCALE = f".scale i {{ background: linear-gradient(90deg, {heat.CSS}); }}\n"
 
 FRAME = """<!doctype html>
 <html lang="en">

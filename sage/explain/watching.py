@@ -97,12 +97,14 @@ class Explanation:
         self._wanted, self._seen = decoded, []
         self._attention: dict[str, np.ndarray | float] = {}
         self._pictures: dict[int, Predictions] = {}
+        self._scales: dict[str, float] = {}
         self._rebuilt: tuple[Image.Image, Image.Image] | None = None
 
     def __call__(self, moment: Moment) -> None:
         """Keep what can be drawn of a step, on the CPU; of a batch, of its first picture."""
         if moment.step == 0:
             self._begin(moment)
+        self._scales.clear()
         for name, maps in (("source", moment.attention_source), ("target", moment.attention_target)):
             self._attention[name] = self._attention[name] + maps[0].float().cpu().numpy()
         difference, gradient = _norms(moment.difference), None if moment.gradient is None else _norms(moment.gradient)
@@ -163,9 +165,10 @@ class Explanation:
 
         One value in 200 is greater, so that a single odd place does not darken all others.
         """
-        found = [maps for s in self._seen if (maps := getattr(s, quantity)) is not None]
-        top = float(np.quantile(np.concatenate([m.ravel() for m in found]), MOST)) if found else 0.0
-        return top or 1.0
+        if quantity not in self._scales:
+            found = [maps.ravel() for s in self._seen if (maps := getattr(s, quantity)) is not None]
+            self._scales[quantity] = float(np.quantile(np.concatenate(found), MOST)) if found else 0.0
+        return self._scales[quantity] or 1.0
 
     def difference(self, step: int) -> Image.Image:
         """Heat map of the guidance difference at a step of `steps`."""
@@ -229,9 +232,12 @@ class Explanation:
     def charts(self) -> "list[Chart]":
         """The curves over the steps, as pictures and for a page."""
         from sage.explain.charts import Chart
-        return [Chart("Reconstruction loss", "mean distance of attention maps", self.losses),
-                Chart("Guidance difference", "root mean square", self.difference_norms),
-                Chart("Attention gradient", "root mean square, taken out of the latents", self.gradient_norms)]
+        distance = {"l1": "mean distance", "l2": "mean squared distance"}[self.config.map_loss]
+        compared = "predicted clean latents" if self.config.reconstruction == "latent" else (
+            f"{self.config.reconstruction}-attention maps")
+        return [Chart("Reconstruction loss", f"{distance} of {compared} from those recorded", self.losses),
+                Chart("Guidance difference", "root mean square, in units of the noise", self.difference_norms),
+                Chart("Attention gradient", "root mean square, in units of the latents", self.gradient_norms)]
 
     def write(self, folder: str | Path, result: EditResult, progress: Progress | None = None) -> Path:
         """Write PNG files and one page, index.html, that holds everything and opens without a network.
