@@ -23,9 +23,10 @@ from PIL import Image
 from sage import __version__
 from sage import image as pictures
 from sage.bench.cli import add_commands as add_bench_commands
-from sage.config import AUTO, EditConfig, Phrases
+from sage.config import EditConfig, Phrases
 from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError
 from sage.models.known import KNOWN, find_model, installed, known_model, unknown
+from sage.phrases import read_factors, read_phrases
 from sage.progress import Progress
 from sage.record import PREDICTIONS, check_prompt, identity, made_by, make_record, read_record, versions
 
@@ -166,25 +167,17 @@ def flag(field: str) -> str:
 
 
 def _phrases(text: str) -> Phrases:
-    if text in (AUTO, "none"):
-        return None if text == "none" else AUTO
-    parts = tuple(part.strip() for part in text.split(","))
-    if len(parts) != 2:
-        raise argparse.ArgumentTypeError(f"{text!r} must be auto, none or SOURCE,TARGET")
-    return parts
+    try:
+        return read_phrases(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _factors(text: str) -> dict[str, float]:
-    factors = {}
-    for part in [] if text == "none" else text.split(","):
-        phrase, colon, factor = part.rpartition(":")
-        try:
-            factors[phrase.strip()] = float(factor)
-        except ValueError:
-            colon = ""
-        if not colon or not phrase.strip():
-            raise argparse.ArgumentTypeError(f"{part!r} must be PHRASE:FACTOR, such as fluffy:2") from None
-    return factors
+    try:
+        return read_factors(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 # ---- sage edit
