@@ -46,30 +46,34 @@ def _readable() -> tuple[str, ...]:
 # ---- reading
 
 
-def open_picture(path: str | Path) -> Image.Image:
+def open_picture(path: str | Path, most: int = MAX_PIXELS) -> Image.Image:
     """Read a picture file as it is meant to be seen: RGB, upright, on white; the first frame of an animation.
 
+    Args:
+        most: pixels; a picture of more is refused before it is decoded.
     Raises:
-        PictureError: missing, not a picture of an allowed format, damaged, or of more than 50 million pixels.
+        PictureError: missing, not a picture of an allowed format, damaged, or too large.
     """
     with _opened(Path(path), _readable()) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd EXIF and the like, which changes nothing
         try:
-            return normalise(image)
+            return normalise(image, most)
         except PictureError as error:
             raise PictureError(f"{path}: {error}") from error
 
 
-def normalise(image: Image.Image) -> Image.Image:
+def normalise(image: Image.Image, most: int = MAX_PIXELS) -> Image.Image:
     """Any Pillow picture -> RGB: EXIF orientation applied, colours in sRGB, 16-bit grey scaled, alpha on white.
 
+    Args:
+        most: pixels.
     Raises:
         PictureError: damaged, too large, or of a mode that has no plain meaning as a picture.
     """
     width, height = image.size
-    if width < 1 or height < 1 or width * height > MAX_PIXELS:
+    if width < 1 or height < 1 or width * height > most:
         raise PictureError(f"the picture has {width} x {height} pixels, and must have from 1 to "
-                           f"{MAX_PIXELS // 10**6} million; scale it down")
+                           f"{most // 10**6} million; scale it down")
     try:
         image.load()
         profile, image = image.info.get("icc_profile"), _upright(image)
