@@ -25,6 +25,7 @@ from sage import image as pictures
 from sage.bench.cli import add_commands as add_bench_commands
 from sage.config import EditConfig, Phrases
 from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError
+from sage.explain import FILES as EXPLAINED
 from sage.models.known import KNOWN, find_model, installed, known_model, unknown
 from sage.phrases import read_factors, read_phrases
 from sage.progress import Progress
@@ -128,6 +129,8 @@ def _add_edit(parser: Parser) -> None:
                                       f"[{OUT}/NAME-edit.png, numbered if that exists]")
     add("--sheet", metavar="PATH", nargs="?", const="", help="also write one picture of input, edit, reconstructions "
                                                              "and blending mask [beside the edit]")
+    add("--explain", metavar="DIR", help="also write what happened inside the edit: PNG files and a page, index.html; "
+                                         "of several edits, in folders 1, 2, ...")
     add("--config-from", metavar="OLD.png", help="prompts, model and settings of an earlier edit; other flags win")
     add("--published", action="store_true", help="start from the settings of the released SAGE code")
     add("--truncate", action="store_true", help="cut prompts that are too long for the model")
@@ -191,6 +194,7 @@ class Job:
         base: the settings to start from, None for the model's own.
         changes: the settings that were given as flags.
         fetch: the model must be downloaded first.
+        inside: the folders that explain the edits, if that is wanted.
         notes: what the user should know beforehand.
     """
 
@@ -206,6 +210,7 @@ class Job:
     fetch: bool
     outs: tuple[Path, ...]
     sheet: Path | None
+    inside: tuple[Path, ...]
     made: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -252,15 +257,24 @@ def plan_edit(args: argparse.Namespace) -> Job:
     sheet = None
     if args.sheet is not None:
         sheet = Path(args.sheet) if args.sheet else outs[0].with_name(f"{outs[0].stem}-sheet.png")
-    for out in (*outs, *([sheet] if sheet else [])):
+    inside = _insides(args.explain, len(targets))
+    for folder in inside:
+        pictures.check_writable(folder / EXPLAINED[0])
+    explained = {(folder / name).absolute() for folder in inside for name in EXPLAINED}
+    written = [*outs, *([sheet] if sheet else [])]
+    for out in written:
         pictures.check_writable(out)
+    for out in (*written, *explained):
         if out.exists() and out.samefile(path):
-            raise PictureError(f"{out} is the picture to edit, and would be overwritten: give another --out or --sheet")
+            raise PictureError(f"{out} is the picture to edit, and would be overwritten: give another --out, --sheet "
+                               "or --explain")
     if sheet in outs:
         raise PictureError(f"{sheet} cannot hold both the edit and the sheet")
+    if twice := explained.intersection(out.absolute() for out in written):
+        raise PictureError(f"{min(twice)} belongs to the explanation too: give another --out, --sheet or --explain")
     prediction = args.prediction_type or old.get("prediction_type")
     return Job(image, picture, source, targets, model, prediction, base, changes, truncate, fetch, outs, sheet,
-               old.get("made", {}), tuple(notes))
+               inside, old.get("made", {}), tuple(notes))
 
 
 def _check_phrases(source: str, targets: Sequence[str], config: EditConfig) -> None:
@@ -306,6 +320,15 @@ def _outs(out: str | None, picture: Path, number: int) -> tuple[Path, ...]:
     if number == 1:
         return (path,)
     return tuple(path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, number + 1))
+
+
+def _insides(folder: str | None, number: int) -> tuple[Path, ...]:
+    """The folders that explain the edits: the one given, or in it one for each of several edits."""
+    if folder is None:
+        return ()
+    if not folder:
+        raise PictureError("--explain has no folder: give one")
+    return (Path(folder),) if number == 1 else tuple(Path(folder) / str(i) for i in range(1, number + 1))
 
 
 def _numbered(path: Path) -> Iterator[Path]:
@@ -357,31 +380,39 @@ def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: 
     notes = _warnings(job, config, made_by(model))
 
     trajectory, rebuilt, rows, settings = None, [], [], []
-    for target, out in zip(job.targets, job.outs, strict=True):
+    for i, (target, out) in enumerate(zip(job.targets, job.outs, strict=True)):
+        watch = None
+        if job.inside:
+            from sage.explain import Explanation
+            watch = Explanation(model, job.image, job.source, target, config, truncate=job.truncate)
         result = sage.edit(model, job.image, source=job.source, target=target, config=config, progress=progress,
-                           trajectory=trajectory, truncate=job.truncate)
+                           trajectory=trajectory, truncate=job.truncate, watch=watch)
         record = make_record(model, job.source, target, config, job.picture, job.truncate, job.prediction_type)
         pictures.save_picture(result.image, out, record)
         if print_paths:
             print(out, flush=True)
         notes += [n for n in result.notes if n not in notes]
         settings.append(record)
+        if (job.sheet or watch) and trajectory is None:
+            rebuilt = [("autoencoder alone", sage.vae_reconstruction(model, result.trajectory)),
+                       ("inversion and back", sage.ddim_reconstruction(model, result.trajectory, progress))]
         if job.sheet:
-            if trajectory is None:
-                rebuilt = [("autoencoder alone", sage.vae_reconstruction(model, result.trajectory)),
-                           ("inversion and back", sage.ddim_reconstruction(model, result.trajectory, progress))]
             mask = [("may change", pictures.show_mask(job.image, result.masks[-1]))] if result.masks else []
             rows.append([("input", job.image), (target, result.image), *rebuilt, *mask])
         if not (config.reweight and config.reweight_passes == "all"):  # otherwise the target shapes its inversion
             trajectory = result.trajectory
+        if watch:
+            page = watch.write(job.inside[i], result, progress, tuple(picture for _, picture in rebuilt))
+            if print_paths:
+                print(page, flush=True)
     if job.sheet:
         pictures.save_picture(pictures.sheet(rows), job.sheet)
         if print_paths:
             print(job.sheet, flush=True)
     for message in notes:
         note(message)
-    return {"out": [str(out) for out in job.outs], "sheet": str(job.sheet) if job.sheet else None, "settings": settings,
-            "notes": notes}
+    return {"out": [str(out) for out in job.outs], "sheet": str(job.sheet) if job.sheet else None,
+            "explain": [str(folder) for folder in job.inside], "settings": settings, "notes": notes}
 
 
 def _warnings(job: Job, config: EditConfig, made: dict[str, Any]) -> list[str]:

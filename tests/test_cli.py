@@ -46,7 +46,7 @@ class Engine:
     def check_prompts(self, model, source, target, config, truncate=False):
         self.checks.append(target)
 
-    def edit(self, model, image, source, target, config, progress, trajectory, truncate):
+    def edit(self, model, image, source, target, config, progress, trajectory, truncate, watch=None):
         self.edits.append(SimpleNamespace(**{k: v for k, v in locals().items() if k != "self"}))
         for done in range(config.steps + 1):
             progress("edit", done, config.steps)
@@ -87,7 +87,7 @@ def test_every_setting_is_a_flag_and_no_other():
     sub = next(iter(parser._subparsers._group_actions)).choices["edit"]
     flags = {option: action for action in sub._actions for option in action.option_strings}
     own = {"-h", "--help", "--source", "--target", "--model", "--out", "--sheet", "--config-from", "--published",
-           "--truncate", "--json", "--quiet", "--device", "--dtype", "--prediction-type", "--tokenizer"}
+           "--explain", "--truncate", "--json", "--quiet", "--device", "--dtype", "--prediction-type", "--tokenizer"}
     assert flags.keys() - own == {cli.flag(f.name) for f in fields(EditConfig)}
     for f in fields(EditConfig):
         action = flags[cli.flag(f.name)]

@@ -1,5 +1,20 @@
 """Look inside an edit: `Explanation`, for the command line, the studio and notebooks."""
 
-from sage.explain.watching import Explanation, Predictions, WordMap
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = ["Explanation", "Predictions", "WordMap"]
+if TYPE_CHECKING:
+    from sage.explain.watching import Explanation, Predictions, WordMap
+
+PAGE = "index.html"
+FILES = ("reconstructions.png", "predictions.png", "mask.png", "difference.png", "gradient.png", "words-source.png",
+         "words-target.png", "curves.png", PAGE)  # all that `Explanation.write` writes into its folder
+
+__all__ = ["FILES", "PAGE", "Explanation", "Predictions", "WordMap"]
+
+
+def __getattr__(name: str):
+    """Imported when first used: the command line has need of the names of the files before that of torch."""
+    if name not in ("Explanation", "Predictions", "WordMap"):
+        raise AttributeError(f"module 'sage.explain' has no attribute {name!r}")
+    return getattr(import_module("sage.explain.watching"), name)

@@ -11,18 +11,18 @@ from PIL import Image
 from sage import image as pictures
 from sage.editing import EditResult
 from sage.errors import PictureError
-from sage.explain import heat
+from sage.explain import PAGE, heat
 from sage.explain.watching import Explanation, Progress, WordMap
 from sage.files import written_whole
 
-PAGE = "index.html"
 LOSSLESS = 128  # pixels: larger predictions are embedded in the page with some loss
 ROW, SMALL = 10, 128  # steps side by side in a PNG, and their size in pixels
 
 
-def write(seen: Explanation, folder: Path, result: EditResult, progress: Progress | None = None) -> Path:
+def write(seen: Explanation, folder: Path, result: EditResult, rebuilt: tuple[Image.Image, Image.Image],
+          progress: Progress | None = None) -> Path:
     """`Explanation.write`."""
-    autoencoder, back = seen.reconstructions(result.trajectory, progress)
+    autoencoder, back = rebuilt
     files = {"predictions.png": seen.strip(progress), "mask.png": _over_steps(seen, "mask"),
              "difference.png": _over_steps(seen, "difference"), "gradient.png": _over_steps(seen, "gradient"),
              "words-source.png": _words_sheet(seen.word_maps("source")),

@@ -239,18 +239,20 @@ class Explanation:
                 Chart("Guidance difference", "root mean square, in units of the noise", self.difference_norms),
                 Chart("Attention gradient", "root mean square, in units of the latents", self.gradient_norms)]
 
-    def write(self, folder: str | Path, result: EditResult, progress: Progress | None = None) -> Path:
+    def write(self, folder: str | Path, result: EditResult, progress: Progress | None = None,
+              rebuilt: tuple[Image.Image, Image.Image] | None = None) -> Path:
         """Write PNG files and one page, index.html, that holds everything and opens without a network.
 
         Args:
             progress: called with (phase, steps done, steps in all).
+            rebuilt: what `reconstructions` would give, if that is known.
         Returns:
             The page, which is written last; every file is written whole or not at all.
         Raises:
             PictureError: a place that cannot be written to.
         """
         from sage.explain.page import write
-        return write(self, Path(folder), result, progress)
+        return write(self, Path(folder), result, rebuilt or self.reconstructions(result.trajectory, progress), progress)
 
 
 def _norms(x: Tensor) -> np.ndarray:
