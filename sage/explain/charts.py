@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sage.explain.heat import number
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 210, 58, 12, 12, 40  # of the drawing, and its margins
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 190, 52, 12, 12, 40  # of the drawing, and its margins
 
 
 @dataclass(frozen=True)
