@@ -86,5 +86,5 @@ experiments: $(READY)  ## every experiment of docs/experiments.md; hours on two 
 bench: $(READY)  ## measure the bundled model on 40 still lifes, and write a report: [OUT=runs/bench/quick] [ARGS=]
 	@$(BIN)/sage bench stilllife --quick --out="$${SAGE_OUT:-runs/bench/quick}" $(ARGS)
 
-bench-speed: $(READY)  ## time and memory of an edit at full size, with random weights
-	$(BIN)/python -m benchmarks.full_size $(ARGS)
+bench-speed: $(READY)  ## seconds and memory of an edit beside the released way, some 25 minutes: [ARGS="--only ..."]
+	$(BIN)/python -m benchmarks.speed $(ARGS)

@@ -59,7 +59,7 @@ def test_make_bench_measures_the_quick_set(make):
     assert make("bench") == ["bench", "stilllife", "--quick", "--out=runs/bench/quick"]
     assert make("bench", "OUT=my runs", "ARGS=--config plain") == [
         "bench", "stilllife", "--quick", "--out=my runs", "--config", "plain"]
-    assert make("bench-speed", "ARGS=--steps 4") == ["-m", "benchmarks.full_size", "--steps", "4"]
+    assert make("bench-speed", "ARGS=--rounds 4") == ["-m", "benchmarks.speed", "--rounds", "4"]
 
 
 def test_help_lists_every_target(make):
