@@ -83,7 +83,11 @@ def summed(events: Iterable[Any], device: str) -> dict[str, dict[str, dict[str, 
         if event.name.startswith(MARK):
             step = event.name.removeprefix(MARK)
             continue
-        own = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
+        # A device's kernels hang at the operation that launched them; those listed for themselves are the same again.
+        if device == "cuda":
+            own = sum(k.duration for k in event.kernels if not k.name.startswith((PART, MARK)))
+        else:
+            own = event.self_cpu_time_total
         network, operation = place(event)
         seconds[step][network][operation] += own / 1e6
     return {step: {n: dict(ops) for n, ops in networks.items()} for step, networks in seconds.items()}

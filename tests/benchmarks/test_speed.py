@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from benchmarks.speed import __main__ as command
 from benchmarks.speed import baseline, count, floor, parts, table
 from benchmarks.speed.cells import BASELINE, CELLS, GUIDED, OURS, UNASKED, WHOLE, Cell
-from benchmarks.speed.measure import Clock, Host, bytes_of, held, measure
+from benchmarks.speed.measure import IMPLEMENTATIONS, Clock, Host, Ours, bytes_of, held, measure
 from benchmarks.speed.memory import slope
 from tests import released, small
 
@@ -85,6 +85,35 @@ def test_a_measured_row(rows):
         assert min(row["invert"] + row["guided"]) > 0 and row["peak"] >= max(row["peaks"].values())
         maps = 3 * 2 * 64 * 64 * 4  # sites, heads, (N, N), bytes
         assert row["reference_bytes_a_step"] == pytest.approx(maps, rel=0.3)  # and latents, masks, text
+
+
+@pytest.mark.parametrize("name", (OURS, BASELINE))
+def test_the_way_of_a_gpu_as_far_as_a_cpu_can_go_it(folder, monkeypatch, name):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("wait"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: calls.append("reset"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 9)
+    kind = IMPLEMENTATIONS[name]
+    monkeypatch.setitem(IMPLEMENTATIONS, name, lambda model, folder, device, dtype: kind(model, folder, "cpu", dtype))
+    row = measure(replace(TINY, device="cuda", dtype="float16"), name, folder)
+    assert calls.count("reset") == 1 and calls.count("wait") > 10
+    assert (row["device_peak"], row["device_reserved"]) == (7, 9)
+    assert row["weights"]["unet"] < 0.6 * count.counted("tiny", 64, 1)["unet_weights"] * 4
+    assert table.Summary(replace(TINY, device="cuda"), name, [row]).line(None, 1.0)[-1] == "0.00"
+
+
+def test_several_pictures_at_once(folder):
+    row = measure(replace(TINY, batch=2), OURS, folder)
+    assert row["reference_bytes_a_step"] == pytest.approx(2 * 3 * 2 * 64 * 64 * 4, rel=0.3)
+
+
+def test_a_whole_edit_is_timed_whole(folder, monkeypatch):
+    monkeypatch.setattr("benchmarks.speed.measure.WHOLE", 5)
+    monkeypatch.setattr(Ours, "guided_of_whole", 4)
+    row = measure(replace(TINY, whole=True), OURS, folder)
+    assert (len(row["invert"]), len(row["guided"]), len(row["unguided"])) == (5, 3, 1)
+    assert row["whole"] >= sum(row["invert"]) + sum(row["guided"])
 
 
 def test_tensors_are_found_wherever_they_hang():
