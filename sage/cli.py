@@ -11,29 +11,34 @@ import os
 import sys
 import time
 import unicodedata
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from sage import __version__
+from sage import __version__, console
 from sage import image as pictures
 from sage.bench.cli import add_commands as add_bench_commands
-from sage.config import EditConfig, Phrases
+from sage.config import EditConfig
 from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError
 from sage.explain import FILES as EXPLAINED
-from sage.models.known import KNOWN, find_model, installed, known_model, unknown
-from sage.phrases import read_factors, read_phrases
+from sage.flags import (
+    DEFAULT_MODEL,
+    add_model,
+    add_settings,
+    fetch_model,
+    given_settings,
+    load,
+    must_fetch,
+)
+from sage.models.known import KNOWN, installed, known_model, unknown
 from sage.progress import Progress
-from sage.record import PREDICTIONS, check_prompt, identity, made_by, make_record, read_record, versions
+from sage.record import check_prompt, identity, made_by, make_record, read_record, versions
 
-DEFAULT_MODEL = "sd-1.4"
 OUT = Path("out")
-DTYPES = ("float32", "float16", "bfloat16")
 SD_MULTIPLE, SD_WORDS = 64, 75
 
 EXAMPLES = """
@@ -56,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except SageError as error:
-        return _fail(str(error))
+        return console.fail(str(error))
     except KeyboardInterrupt:
         print("sage: interrupted", file=sys.stderr)
         return 130
@@ -66,28 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
             raise
-        return _fail("out of memory: try a smaller --size, --dtype float16 on a GPU, or --device cpu")
+        return console.fail("out of memory: try a smaller --size, --dtype float16 on a GPU, or --device cpu")
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line."""
 
     def error(self, message: str):
-        sys.exit(_fail(f"{message} (see {self.prog} --help)"))
-
-
-def _fail(message: str) -> int:
-    print(f"sage: error: {_printable(message)}", file=sys.stderr)
-    return 2
-
-
-def _note(message: str) -> None:
-    print(f"sage: note: {_printable(message)}", file=sys.stderr)
-
-
-def _printable(text: str) -> str:
-    """One line without control characters, whatever a file name or the settings in a stranger's picture say."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+        sys.exit(console.fail(f"{message} (see {self.prog} --help)"))
 
 
 # ---- arguments
@@ -124,7 +115,6 @@ def _add_edit(parser: Parser) -> None:
     add("picture", metavar="IMG", help="the picture to edit")
     add("--source", metavar="PROMPT", help="what the picture shows")
     add("--target", metavar="PROMPT", action="append", help="what it shall show; several share one inversion")
-    add("--model", help=f"a name ({', '.join(KNOWN)}), a diffusers folder or a .safetensors file [{DEFAULT_MODEL}]")
     add("--out", metavar="PATH", help="the picture to write (.png, .jpg, .webp), or a folder "
                                       f"[{OUT}/NAME-edit.png, numbered if that exists]")
     add("--sheet", metavar="PATH", nargs="?", const="", help="also write one picture of input, edit, reconstructions "
@@ -137,50 +127,8 @@ def _add_edit(parser: Parser) -> None:
     add("--json", action="store_true", help="one JSON object on stdout: paths, settings, notes, seconds, versions")
     add("--quiet", action="store_true", help="no progress, no notes")
 
-    model = parser.add_argument_group("model")
-    model.add_argument("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one]")
-    model.add_argument("--dtype", choices=DTYPES, help="precision [float16 on cuda, else float32]")
-    model.add_argument("--prediction-type", choices=PREDICTIONS, help="where the checkpoint's own word is missing or "
-                                                                      "wrong")
-    model.add_argument("--tokenizer", metavar="FOLDER", help="vocab.json and merges.txt, for a single-file model")
-
-    groups: dict[str, Any] = {"model": model}
-    for f in fields(EditConfig):
-        name = f.metadata["group"]
-        if name not in groups:
-            groups[name] = parser.add_argument_group(name)
-        _add_setting(groups[name], f)
-
-
-def _add_setting(group: Any, f: Any) -> None:
-    """One field as a flag, absent from the parsed arguments unless given."""
-    kind, choices = EditConfig.__annotations__[f.name], f.metadata["choices"]
-    parse, metavar = {int: (int, "N"), int | None: (int, "N"), float: (float, "X"), str: (str, None),
-                      Phrases: (_phrases, "PHRASES")}.get(kind, (_factors, "PHRASES"))
-    default = {} if kind not in (int, int | None, float, str, Phrases) else f.default
-    shown = "" if default in (None, {}) else f" [{default}]"
-    options = {"choices": choices} if choices else {"metavar": metavar}
-    group.add_argument(flag(f.name), dest=f.name, type=parse, default=argparse.SUPPRESS,
-                       help=(f.metadata["help"] + shown).replace("%", "%%"), **options)
-
-
-def flag(field: str) -> str:
-    """The flag of a setting."""
-    return "--" + field.replace("_", "-")
-
-
-def _phrases(text: str) -> Phrases:
-    try:
-        return read_phrases(text)
-    except SettingsError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _factors(text: str) -> dict[str, float]:
-    try:
-        return read_factors(text)
-    except SettingsError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    add_model(parser)
+    add_settings(parser)
 
 
 # ---- sage edit
@@ -221,9 +169,7 @@ def plan_edit(args: argparse.Namespace) -> Job:
     Raises:
         SageError: whatever is wrong with it.
     """
-    given = vars(args)
-    changes = {f.name: given[f.name] for f in fields(EditConfig) if f.name in given}
-    EditConfig().but(**changes)
+    changes = given_settings(args)
     old = read_record(args.config_from) if args.config_from else {}
     if old and args.published:
         raise SettingsError("--published and --config-from are two sets of settings: give one of them")
@@ -244,10 +190,7 @@ def plan_edit(args: argparse.Namespace) -> Job:
         notes.append(f"{path} is not the picture that {args.config_from} was made from ({old['picture']['name']})")
 
     model = args.model or _model_of(old, args.config_from)
-    known = known_model(model)
-    fetch = known is not None and bool(known.repo) and installed(known.name) is None
-    if not fetch:
-        find_model(model)
+    fetch, known = must_fetch(model), known_model(model)
     if known and known.repo:
         _check_known(image, (source, *targets), changes, truncate)
     if args.tokenizer and not Path(args.tokenizer).is_dir():
@@ -340,12 +283,12 @@ def _numbered(path: Path) -> Iterator[Path]:
 def run_edit(args: argparse.Namespace) -> None:
     """Edit, write, and say where."""
     job, began = plan_edit(args), time.monotonic()
-    note = (lambda message: None) if args.quiet else _note
+    note = (lambda message: None) if args.quiet else console.note
     for message in job.notes:
         note(message)
     if job.fetch:
-        _fetch(job, args)
-    model, messages = _load(job, args)
+        fetch_model(job.model, args)
+    model, messages = load(job.model, job.prediction_type, args)
     for message in messages:
         note(message)
     with Progress(shown=sys.stderr.isatty() and not args.quiet) as progress:
@@ -353,23 +296,6 @@ def run_edit(args: argparse.Namespace) -> None:
     if args.json:
         report["notes"] = [*job.notes, *messages, *report["notes"]]
         print(json.dumps({**report, "seconds": round(time.monotonic() - began, 2), "versions": versions()}))
-
-
-def _fetch(job: Job, args: argparse.Namespace) -> None:
-    from sage.models.fetch import fetch
-    from sage.models.loading import choose_device
-    choose_device(args.device)  # before gigabytes are fetched for a device that is not there
-    fetch(job.model, progress=not args.quiet)
-
-
-def _load(job: Job, args: argparse.Namespace) -> tuple[Any, list[str]]:
-    """The model, and what its loading warned of."""
-    import sage
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
-        model = sage.load_model(job.model, device=args.device, dtype=args.dtype, prediction_type=job.prediction_type,
-                                tokenizer=args.tokenizer)
-    return model, [str(w.message) for w in caught if w.category is UserWarning]
 
 
 def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: bool) -> dict[str, Any]:
@@ -454,7 +380,7 @@ def run_info(args: argparse.Namespace) -> None:
 def _shown(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}".replace(",", " ") if value > 9999 else str(value)
-    return _printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return console.printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _model_facts(model: str) -> dict[str, Any]:

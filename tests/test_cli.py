@@ -22,6 +22,7 @@ from sage import cli
 from sage import image as pictures
 from sage.config import EditConfig
 from sage.errors import PromptError
+from sage.flags import flag
 from sage.models.known import KNOWN
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,9 +89,9 @@ def test_every_setting_is_a_flag_and_no_other():
     flags = {option: action for action in sub._actions for option in action.option_strings}
     own = {"-h", "--help", "--source", "--target", "--model", "--out", "--sheet", "--config-from", "--published",
            "--explain", "--truncate", "--json", "--quiet", "--device", "--dtype", "--prediction-type", "--tokenizer"}
-    assert flags.keys() - own == {cli.flag(f.name) for f in fields(EditConfig)}
+    assert flags.keys() - own == {flag(f.name) for f in fields(EditConfig)}
     for f in fields(EditConfig):
-        action = flags[cli.flag(f.name)]
+        action = flags[flag(f.name)]
         assert f.metadata["help"].replace("%", "%%") in action.help
         assert tuple(action.choices or ()) == f.metadata["choices"]
 
@@ -109,7 +110,7 @@ def as_flags(config: EditConfig) -> list[str]:
             return ",".join(f"{k}:{v!r}" for k, v in value.items()) or "none"
         return ",".join(value) if isinstance(value, tuple) else str(value)
 
-    return [f"{cli.flag(f.name)}={text(getattr(config, f.name))}" for f in fields(EditConfig)
+    return [f"{flag(f.name)}={text(getattr(config, f.name))}" for f in fields(EditConfig)
             if not (f.name == "size" and config.size is None)]
 
 
