@@ -1,11 +1,14 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and JSON that strangers wrote."""
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+DEEPEST = 50
 
 
 @contextmanager
@@ -26,3 +29,22 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text, nested no deeper than anything that is meant to be read here.
+
+    Raises:
+        ValueError: no JSON, or nested too deeply: printing such a value can exhaust the stack that parsing it did not.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level if isinstance(outer, (dict, list))
+                 for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        if not level:
+            return value
+    raise ValueError("nested too deeply")

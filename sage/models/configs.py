@@ -4,10 +4,12 @@ A key that is absent has the default of the library that defines the format.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from sage.errors import ModelError
+from sage.files import parse_json
 from sage.models.clip import ACTIVATIONS, CLIPTextParams
 from sage.models.unet import UNetParams
 from sage.models.vae import VAEParams
@@ -29,6 +31,9 @@ VAE_FIXED = {
     "latents_std": None, "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
 SCHEDULER_FIXED = {"trained_betas": None, "thresholding": False}
 
+MAX_BYTES = 2**23  # of a file: a thousand times what any needs, but for the index of many shards
+MAX_WIDTH, MAX_LAYERS, MAX_LEVELS, MAX_SIDE, MAX_STEPS = 2**20, 100, 8, 1024, 10_000
+
 UNET_DOWN = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
 UNET_UP = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
 
@@ -43,7 +48,9 @@ class Config:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self.values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if path.stat().st_size > MAX_BYTES:
+                raise ModelError(f"{path} has more than {MAX_BYTES // 2**20} MB and was not read")
+            self.values: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ModelError(f"{path} is missing") from error
         except (OSError, ValueError) as error:
@@ -52,16 +59,25 @@ class Config:
             raise ModelError(f"{path} does not hold a JSON object")
 
     def fail(self, key: str, wanted: str) -> ModelError:
-        return ModelError(f"{self.path}: {key} is {self.values.get(key)!r}, {wanted}")
+        return ModelError(f"{self.path}: {key} is {json.dumps(self.values.get(key))[:200]}, {wanted}")
 
     def get(self, key: str, default: Any, kind: type) -> Any:
         value = self.values.get(key)
         if value is None:
             return default
-        if kind is float and type(value) is int:
-            return float(value)
+        if kind is float and type(value) is int and abs(value) < 2**53:
+            value = float(value)
         if type(value) is not kind:
             raise self.fail(key, f"where {kind.__name__} is expected")
+        if kind is float and not math.isfinite(value):
+            raise self.fail(key, "which is no finite number")
+        return value
+
+    def within(self, key: str, default: Any, low: float, high: float) -> Any:
+        """A number of the default's type, from `low` to `high`."""
+        value = self.get(key, default, type(default))
+        if not low <= value <= high:
+            raise self.fail(key, f"where from {low:g} to {high:g} is expected")
         return value
 
     def several(self, key: str, default: Any, kind: type, length: int | None = None) -> tuple:
@@ -105,6 +121,8 @@ def unet_params(path: Path) -> tuple[UNetParams, int]:
     # The format's `attention_head_dim` is the number of heads, unless `num_attention_heads` says so itself.
     heads = "attention_head_dim" if c.values.get("num_attention_heads") is None else "num_attention_heads"
     side = c.several("sample_size", 64, int)
+    if not 1 <= min(side) <= max(side) <= MAX_SIDE:
+        raise c.fail("sample_size", f"where from 1 to {MAX_SIDE} is expected")
     return UNetParams(
         in_channels=c.get("in_channels", 4, int),
         out_channels=c.get("out_channels", 4, int),
@@ -115,7 +133,7 @@ def unet_params(path: Path) -> tuple[UNetParams, int]:
         transformer_depth=c.uniform("transformer_layers_per_block", 1),
         context_width=c.uniform("cross_attention_dim", 1280),
         groups=c.get("norm_num_groups", 32, int),
-        norm_eps=c.get("norm_eps", 1e-5, float),
+        norm_eps=c.within("norm_eps", 1e-5, 0, 1),
         linear_projection=c.get("use_linear_projection", False, bool),
         upcast_attention=c.get("upcast_attention", False, bool)), max(side)
 
@@ -133,7 +151,7 @@ def vae_params(path: Path) -> VAEParams:
         layers_per_block=c.uniform("layers_per_block", 1),
         latent_channels=c.get("latent_channels", 4, int),
         groups=c.get("norm_num_groups", 32, int),
-        scaling=c.get("scaling_factor", 0.18215, float))
+        scaling=c.within("scaling_factor", 0.18215, 1e-4, 1e4))
 
 
 def text_params(path: Path) -> CLIPTextParams:
@@ -168,10 +186,10 @@ def schedule_params(path: Path) -> tuple[ScheduleParams, str]:
     if betas not in ("linear", "scaled_linear"):
         raise c.fail("beta_schedule", "which is not supported: linear or scaled_linear")
     return ScheduleParams(
-        train_steps=c.get("num_train_timesteps", d.train_steps, int),
-        beta_start=c.get("beta_start", d.beta_start, float),
-        beta_end=c.get("beta_end", d.beta_end, float),
+        train_steps=c.within("num_train_timesteps", d.train_steps, 1, MAX_STEPS),
+        beta_start=c.within("beta_start", d.beta_start, 0, 1),
+        beta_end=c.within("beta_end", d.beta_end, 0, 1),
         beta_schedule=betas,
-        steps_offset=c.get("steps_offset", d.steps_offset, int),
+        steps_offset=c.within("steps_offset", d.steps_offset, 0, MAX_STEPS),
         set_alpha_to_one=c.get("set_alpha_to_one", d.set_alpha_to_one, bool),
         zero_terminal_snr=c.get("rescale_betas_zero_snr", d.zero_terminal_snr, bool)), prediction

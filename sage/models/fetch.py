@@ -25,6 +25,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import build_hf_headers, tqdm
 
 from sage.errors import ModelError
+from sage.files import parse_json, written_whole
 from sage.models.known import KnownModel, installed, known_model, unknown, weights_dir
 
 RECORD = "fetched.json"
@@ -112,10 +113,10 @@ def choose_files(listed: dict[str, RepoSibling], model: KnownModel) -> dict[str,
 def _begin(partial: Path, model: KnownModel) -> None:
     """Empty the folder if what it holds is of another commit."""
     try:
-        begun = json.loads((partial / RECORD).read_text())
+        begun = parse_json((partial / RECORD).read_text())
     except (OSError, ValueError):
         begun = {}
-    if begun.get("revision") != model.revision:
+    if not isinstance(begun, dict) or begun.get("revision") != model.revision:
         shutil.rmtree(partial)
         partial.mkdir()
         _write_record(partial, model, {})
@@ -124,7 +125,8 @@ def _begin(partial: Path, model: KnownModel) -> None:
 def _write_record(folder: Path, model: KnownModel, files: dict[str, dict]) -> None:
     record = {"name": model.name, "repo": model.repo, "revision": model.revision, "licence": model.licence,
               "licence_url": model.licence_url, "files": files}
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    with written_whole(folder / RECORD) as out:  # half a record would lose everything fetched so far
+        out.write((json.dumps(record, indent=2) + "\n").encode())
 
 
 def _download(model: KnownModel, partial: Path, name: str, file: RepoSibling, endpoint: str, progress: bool) -> None:

@@ -65,9 +65,10 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either, by how it was built
-        raise SettingsError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+        torch.zeros(1, device=device).item()  # which "meta" cannot give
+    except Exception as error:  # torch raises nearly anything, by how it was built
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise SettingsError(f"device {str(device)!r} cannot be used: {reason}") from error
     return device
 
 
@@ -137,12 +138,17 @@ def _check_kin(unet: UNetParams, vae: VAEParams, text: CLIPTextParams, where: Pa
     if unet.context_width != text.width:
         raise ModelError(f"{where}: the UNet expects text {unet.context_width} wide, the text encoder gives "
                          f"{text.width}")
-    numbers = (*unet.channels, *unet.heads, unet.layers_per_block, unet.transformer_depth, unet.groups, *vae.channels,
-               vae.layers_per_block, vae.groups, text.width, text.mlp_width, text.heads, text.layers, text.vocabulary,
-               text.max_length)
+    widths = (*unet.channels, *unet.heads, unet.in_channels, unet.groups, *vae.channels, vae.groups, text.width,
+              text.mlp_width, text.heads, text.vocabulary, text.max_length)
+    depths = (unet.layers_per_block, unet.transformer_depth, vae.layers_per_block, text.layers)
+    # Building a network takes time and memory before any weight is found missing.
+    if (max(widths) > configs.MAX_WIDTH or max(depths) > configs.MAX_LAYERS
+            or max(len(unet.channels), len(vae.channels)) > configs.MAX_LEVELS):
+        raise ModelError(f"{where}: a network wider than {configs.MAX_WIDTH}, or of more than {configs.MAX_LAYERS} "
+                         f"layers or {configs.MAX_LEVELS} levels, is not built")
     whole = [*zip(unet.channels, unet.heads, strict=True), *((c, unet.groups) for c in unet.channels),
              *((c, vae.groups) for c in vae.channels), (text.width, text.heads)]
-    if min(numbers) < 1 or any(a % b for a, b in whole):
+    if min(*widths, *depths) < 1 or any(a % b for a, b in whole):
         raise ModelError(f"{where}: channels, heads and groups that do not divide each other")
 
 
@@ -190,7 +196,8 @@ def load_tokenizer(folder: Path, text: CLIPTextParams, pad: str | None = None) -
         options = {} if pad is None else {"pad_token": pad}
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True, **options)
     except Exception as error:  # the library raises bare Exception on a damaged vocabulary
-        raise ModelError(f"{folder} holds no readable tokenizer ({str(error).splitlines()[0]})") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(f"{folder} holds no readable tokenizer ({reason})") from error
     if len(tokenizer) > text.vocabulary:
         raise ModelError(f"{folder} has {len(tokenizer)} tokens, the text encoder {text.vocabulary}")
     tokenizer.model_max_length = min(tokenizer.model_max_length, text.max_length)

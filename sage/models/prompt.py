@@ -5,6 +5,8 @@ from difflib import SequenceMatcher
 
 from sage.errors import PromptError
 
+MAX_PROMPT = 4096
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -37,8 +39,9 @@ class Prompts:
         """Tokenize, with runs of blanks made one.
 
         Raises:
-            PromptError: longer than the model takes, naming what would be cut; unless `truncate`.
+            PromptError: longer than the model takes, naming what would be cut, unless `truncate`; or no prompt at all.
         """
+        check_text(text)
         text = " ".join(text.split())
         body = self._body(text)
         room = self.max_length - 2
@@ -56,6 +59,7 @@ class Prompts:
         Raises:
             PromptError: the phrase is empty or not in the prompt.
         """
+        check_text(phrase, "phrase")
         wanted, found = self._body(phrase), []
         if wanted:
             # Between the marks: SD 2.x pads with "!".
@@ -115,6 +119,19 @@ class Prompts:
     def _body(self, text: str) -> list[int]:
         # Marks spelt out in a prompt are words to a user; cutting them off by position keeps them so.
         return self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+
+
+def check_text(text: str, name: str = "prompt") -> str:
+    """The text itself, if it may be a prompt or phrase.
+
+    Raises:
+        PromptError: far too long, or not valid Unicode.
+    """
+    if len(text) > MAX_PROMPT:
+        raise PromptError(f"the {name} has {len(text)} characters; models read a few dozen words")
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise PromptError(f"the {name} is not valid UTF-8 text")
+    return text
 
 
 def _positions(pieces: list[tuple[str, tuple[int, ...]]]) -> tuple[int, ...]:

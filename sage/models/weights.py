@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sage.errors import ModelError
 from sage.models.renames import Rename
 
+MAX_HEADER = 2**23  # bytes; that of Stable Diffusion in one file has a fiftieth
 FLOATS = {"F64", "F32", "F16", "BF16"}
 # Norms stay in float32: they are small, and their sums are where half precision goes wrong.
 CAST = (nn.Conv2d, nn.Linear, nn.Embedding)
@@ -58,6 +59,10 @@ def open_weights(paths: Iterable[Path]) -> dict[str, Stored]:
     tensors: dict[str, Stored] = {}
     for path in paths:
         try:
+            with path.open("rb") as start:
+                header = int.from_bytes(start.read(8), "little")
+            if MAX_HEADER < header < path.stat().st_size:
+                raise ModelError(f"{path} lists its weights in more than {MAX_HEADER // 2**20} MB and was not read")
             file = safe_open(path, framework="pt", backend="pread")
         except FileNotFoundError as error:
             raise ModelError(f"{path} is missing") from error
