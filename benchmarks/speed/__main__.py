@@ -115,7 +115,7 @@ def carry_out(jobs: Sequence[Job], run: Path, fresh: bool = False) -> list[dict[
     rows, started = [], time.monotonic()
     for i, job in enumerate(jobs, start=1):
         key = json.dumps(job, sort_keys=True)
-        row = done.get(key)
+        row = done.pop(key, None)
         if row is None:
             print(f"[{i}/{len(jobs)}, {(time.monotonic() - started) / 60:.1f} min] {job['name']}", file=sys.stderr,
                   flush=True)
@@ -123,8 +123,9 @@ def carry_out(jobs: Sequence[Job], run: Path, fresh: bool = False) -> list[dict[
             with kept.open("a") as out:
                 out.write(json.dumps(row) + "\n")
         rows.append({"job": job, "result": row["result"]})
-    # A run that came to its end is not gone on with.
-    kept.rename(run / f"rows-{datetime.now(UTC):%Y%m%d-%H%M%S}.jsonl")
+    # A run that came to its end is not gone on with; what another one left is.
+    with written_whole(kept) as out:
+        out.write("".join(json.dumps(row) + "\n" for row in done.values()).encode())
     return rows
 
 
@@ -159,7 +160,7 @@ def result_of(job: Job, cache: Path) -> dict[str, Any]:
     if ran.returncode < 0:
         return {"failed": "the process was killed, as when memory runs out"}
     last = [line for line in ran.stderr.splitlines() if line.strip()][-1:]
-    return {"failed": last[0][:120] if last else "no word"}
+    return {"failed": last[0].replace(str(ROOT), "")[:120] if last else "no word"}
 
 
 def available() -> float:

@@ -45,7 +45,7 @@ def this_machine() -> dict[str, Any]:
     from sage.bench.machine import machine
     info = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     flags = next((line.split() for line in info if line.startswith("flags")), [])
-    found = {"cpu": machine(), "cores": os.cpu_count(), "instructions": [f for f in FLAGS if f in flags],
+    found = {"cpu": machine(), "instructions": [f for f in FLAGS if f in flags],
              "python": platform.python_version(), "sage": __version__}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found["memory_GiB"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB, 1)
