@@ -6,6 +6,8 @@ one line on stderr and exit status 2; Ctrl-C leaves no half-written file and exi
 """
 
 import argparse
+import errno
+import io
 import json
 import os
 import sys
@@ -23,7 +25,7 @@ from sage import __version__, console
 from sage import image as pictures
 from sage.bench.cli import add_commands as add_bench_commands
 from sage.config import EditConfig
-from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError
+from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError, out_of_memory
 from sage.explain import FILES as EXPLAINED
 from sage.flags import (
     DEFAULT_MODEL,
@@ -55,10 +57,13 @@ possible.  The defaults in brackets are those for Stable Diffusion 1.x; each mod
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # any file name can be printed: as its bytes, or escaped
+        sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding == "utf-8" else "backslashreplace")
     try:
         args = make_parser().parse_args(argv)
         status = args.run(args) or 0
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
         return status
     except SageError as error:
         return console.fail(str(error))
@@ -66,12 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("sage: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `sage info ... | head`: whoever read has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_stdout()
         return 141
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _abandon_stdout()
+            return console.fail(f"the disk is full ({error.strerror}): not all of the output could be written")
+        if not out_of_memory(error):
             raise
         return console.fail("out of memory: try a smaller --size, --dtype float16 on a GPU, or --device cpu")
+
+
+def _abandon_stdout() -> None:
+    """Let the interpreter's last flush go nowhere, and fail no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Parser(argparse.ArgumentParser):
@@ -206,7 +219,10 @@ def plan_edit(args: argparse.Namespace) -> Job:
     explained = {(folder / name).absolute() for folder in inside for name in EXPLAINED}
     written = [*outs, *([sheet] if sheet else [])]
     for out in written:
-        pictures.check_writable(out)
+        pictures.check_writable(out, image.size if out in outs else (1, 1))
+    for target in targets:
+        pictures.settings_text({"source": source, "target": target, "picture": picture,
+                                "config": (base or EditConfig()).but(**changes).as_dict()})
     for out in (*written, *explained):
         if out.exists() and out.samefile(path):
             raise PictureError(f"{out} is the picture to edit, and would be overwritten: give another --out, --sheet "

@@ -2,17 +2,24 @@
 
 import sys
 
+LONGEST = 1000
+
 
 def printable(text: str) -> str:
     """One line without control characters, whatever a file name or the settings in a stranger's picture say."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
+def one_line(text: str) -> str:
+    """The same, cut in the middle if it is very long: a stranger's file may hold a value of megabytes."""
+    return printable(text if len(text) <= LONGEST else f"{text[:LONGEST - 200]} ... {text[-195:]}")
+
+
 def note(message: str) -> None:
-    print(f"sage: note: {printable(message)}", file=sys.stderr)
+    print(f"sage: note: {one_line(message)}", file=sys.stderr)
 
 
 def fail(message: str) -> int:
     """Say what is wrong; returns the exit status for that."""
-    print(f"sage: error: {printable(message)}", file=sys.stderr)
+    print(f"sage: error: {one_line(message)}", file=sys.stderr)
     return 2

@@ -1,12 +1,12 @@
 """What a user can get wrong.  Each carries one clear line that says what to do; the command line exits with 2."""
 
-LONGEST = 1000
+from sage.console import one_line
 
 
-def one_line(text: str) -> str:
-    """Text on one line without control characters, whatever a file name or a stranger's file says; cut if very long."""
-    text = text if len(text) <= LONGEST else f"{text[:LONGEST - 200]} ... {text[-195:]}"
-    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out: Python's, torch's on a GPU, or torch's on a CPU."""
+    return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+            or isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
 class SageError(Exception):

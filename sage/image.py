@@ -16,15 +16,18 @@ import numpy as np
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin, features
 
 from sage.errors import NumericsError, PictureError, SettingsError
-from sage.files import written_whole
+from sage.files import parse_json, written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAX_BYTES = 2**29  # of a file: 50 million pixels of four times 16 bits, not compressed, are less
 MAX_PIXELS = 50_000_000
+MAX_SIDE = 65_500  # a JPEG's; of a picture of one column, 50 million rows would take gigabytes to scale
 MAX_ASPECT = 4.0
-MAX_SETTINGS = 65_536
+MAX_SETTINGS = 60_000  # bytes: a JPEG has room for 64 kB beside the picture
 WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+LARGEST = {"JPEG": MAX_SIDE, "WEBP": 16_383}
 TEXT_KEY = "sage"
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 ASCII = b"ASCII\0\0\0"
@@ -74,6 +77,9 @@ def normalise(image: Image.Image, most: int = MAX_PIXELS) -> Image.Image:
     if width < 1 or height < 1 or width * height > most:
         raise PictureError(f"the picture has {width} x {height} pixels, and must have from 1 to "
                            f"{most // 10**6} million; scale it down")
+    if max(width, height) > MAX_SIDE:
+        raise PictureError(f"the picture has {width} x {height} pixels, and no side may have more than {MAX_SIDE}; "
+                           "cut it")
     try:
         image.load()
         profile, image = image.info.get("icc_profile"), _upright(image)
@@ -91,6 +97,8 @@ def normalise(image: Image.Image, most: int = MAX_PIXELS) -> Image.Image:
         return _bare(image.convert("RGB"))
     except PictureError:
         raise
+    except MemoryError as error:
+        raise PictureError("the picture takes more memory than there is; scale it down") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         raise PictureError(f"the picture is damaged or cut short ({_line(error)})") from error
 
@@ -101,6 +109,8 @@ def _opened(path: Path, formats: Sequence[str]) -> Image.Image:
         if not path.is_file():
             kind = "is a folder" if path.is_dir() else "is no plain file" if path.exists() else "does not exist"
             raise PictureError(f"{path} {kind}: give the path of a picture")
+        if path.stat().st_size > MAX_BYTES:
+            raise PictureError(f"{path} has more than {MAX_BYTES // 2**20} MB and was not read")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -135,12 +145,13 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def _grey16(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
+    values = np.array(image)
     if values.min() < 0 or values.max() > 65535:
         raise PictureError("the picture's grey values go beyond 16 bits; save it with 8 or 16 bits")
     if isinstance(clear := image.info.get("transparency"), int):
         values[values == clear] = 65535
-    return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
+    eight = np.round(np.arange(65536) / 257).astype(np.uint8)
+    return Image.fromarray(eight[values]).convert("RGB")
 
 
 def _bare(image: Image.Image) -> Image.Image:
@@ -223,11 +234,17 @@ def show_mask(image: Image.Image, mask: "Tensor") -> Image.Image:
 # ---- writing
 
 
-def check_writable(path: str | Path) -> None:
-    """Raise PictureError now for what `save_picture` would refuse after minutes of work."""
+def check_writable(path: str | Path, size: tuple[int, int] = (1, 1)) -> None:
+    """Raise PictureError now for what `save_picture` would refuse after minutes of work.
+
+    Args:
+        size: of the picture.
+    """
     path = Path(path)
     if path.suffix.lower() not in WRITTEN:
         raise PictureError(f"{path}: pictures are written as {', '.join(WRITTEN)}")
+    if max(size) > (most := LARGEST.get(WRITTEN[path.suffix.lower()], math.inf)):
+        raise PictureError(f"{path} cannot hold {size[0]} x {size[1]} pixels, only {most} a side: write a .png")
     try:
         if path.is_dir():
             raise PictureError(f"{path} is a folder")
@@ -245,24 +262,39 @@ def save_picture(image: Image.Image, path: str | Path, settings: dict[str, Any] 
         path: its ending is the format: .png (settings as text "sage"), .jpg or .webp (settings as EXIF comment).
         settings: JSON values.
     Raises:
-        PictureError: another ending, or a place that cannot be written to.
+        PictureError: another ending, a place that cannot be written to, or more than the format can hold.
     """
     path = Path(path)
-    check_writable(path)
-    options = _options(WRITTEN[path.suffix.lower()], None if settings is None else json.dumps(settings))
+    check_writable(path, image.size)
+    options = _options(WRITTEN[path.suffix.lower()], None if settings is None else settings_text(settings))
     try:
         with written_whole(path) as out:
             image.save(out, **options)
-    except OSError as error:
-        raise PictureError(f"{path} cannot be written ({error.strerror or _line(error)})") from error
+    except (OSError, ValueError) as error:  # ValueError: what an encoder thinks impossible
+        reason = getattr(error, "strerror", None) or _line(error)
+        raise PictureError(f"{path} cannot be written ({reason})") from error
     return path
+
+
+def settings_text(settings: dict[str, Any]) -> str:
+    """Settings as they are stored in a picture.
+
+    Raises:
+        PictureError: too long.
+    """
+    # Half of a character, as file names may hold, becomes the escape that JSON has for it.
+    text = json.dumps(settings, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+    if len(text.encode()) > MAX_SETTINGS:
+        raise PictureError(f"the prompts and settings are more than the {MAX_SETTINGS // 1000} kB that a picture can "
+                           "carry: shorten them")
+    return text
 
 
 def _options(kind: str, text: str | None) -> dict[str, Any]:
     if kind == "PNG":
         info = PngImagePlugin.PngInfo()
         if text is not None:
-            info.add_text(TEXT_KEY, text)  # json.dumps gives ASCII, and any prompt back
+            info.add_text(TEXT_KEY, text)
         return {"format": kind, "pnginfo": info}
     exif = Image.Exif()
     if text is not None:
@@ -283,8 +315,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     if text is None:
         raise PictureError(f"{path} holds no settings of an edit; many programs drop them when they save a picture")
     try:
-        settings = json.loads(text) if isinstance(text, str) and len(text) <= MAX_SETTINGS else None
-    except (ValueError, RecursionError):
+        settings = parse_json(text) if isinstance(text, str) and len(text) <= MAX_SETTINGS else None
+    except ValueError:
         settings = None
     if not isinstance(settings, dict):
         raise PictureError(f"{path}: the settings of the edit in it are damaged")
@@ -298,7 +330,7 @@ def _comment(image: Image.Image) -> str | None:
         return None
     if not isinstance(raw, bytes) or not raw.startswith(ASCII + b"{"):
         return None
-    return raw.removeprefix(ASCII).decode("ascii", "replace")
+    return raw.removeprefix(ASCII).decode("utf-8", "replace")
 
 
 # ---- sheets
@@ -337,7 +369,8 @@ def _fitted(picture: Image.Image, side: int) -> Image.Image:
     if longer < side:
         return ImageOps.scale(picture, -(-side // longer), Image.Resampling.NEAREST)
     if longer > 2 * side:
-        return ImageOps.contain(picture, (2 * side, 2 * side), Image.Resampling.LANCZOS)
+        width, height = (max(1, round(s * 2 * side / longer)) for s in picture.size)
+        return picture.resize((width, height), Image.Resampling.LANCZOS)
     return picture
 
 

@@ -12,12 +12,12 @@ from sage import __version__
 from sage import image as pictures
 from sage.config import EditConfig
 from sage.errors import PictureError, PromptError
+from sage.models.prompt import check_text
 
 if TYPE_CHECKING:
     from sage.models.backbone import StableDiffusion
 
 PREDICTIONS = ("epsilon", "v_prediction")
-MAX_PROMPT = 4096
 
 
 def make_record(model: "StableDiffusion", source: str, target: str, config: EditConfig, picture: dict[str, str],
@@ -43,7 +43,8 @@ def versions() -> dict[str, str]:
 
 def identity(path: Path, name: str | None = None) -> dict[str, str]:
     """What a picture file is known by: its name, or `name` instead, and the hash of its bytes."""
-    return {"name": name or path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    with path.open("rb") as file:
+        return {"name": name or path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -74,8 +75,4 @@ def check_prompt(name: str, text: str | None) -> str:
         raise PromptError(f"--{name} is missing: say what the picture {'shows' if name == 'source' else 'shall show'}")
     if not text.strip():
         raise PromptError(f"the {name} prompt is empty: describe the picture in a few words")
-    if len(text) > MAX_PROMPT:
-        raise PromptError(f"the {name} prompt has {len(text)} characters; models read a few dozen words")
-    if any("\ud800" <= c <= "\udfff" for c in text):
-        raise PromptError(f"the {name} prompt is not valid UTF-8 text")
-    return text
+    return check_text(text, f"{name} prompt")
