@@ -1,8 +1,8 @@
 """`sage edit`, `sage info`, `sage models`, `sage fetch`: arguments -> EditConfig -> files.  No tensors.
 
 Whatever the user gave is checked before torch is even imported, so that a mistake is answered at once.  A mistake is
-one line on stderr and exit status 2; Ctrl-C leaves no half-written file and exits with 130.  `sage bench` and
-`sage score` are in sage/bench/cli.py.
+one line on stderr and exit status 2; Ctrl-C leaves no half-written file and exits with 130.  `sage batch` is
+in sage/batch/cli.py, `sage bench` and `sage score` are in sage/bench/cli.py.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from PIL import Image
 
 from sage import __version__, console
 from sage import image as pictures
+from sage.batch.cli import add_command as add_batch_command
 from sage.bench.cli import add_commands as add_bench_commands
 from sage.config import EditConfig
 from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError, out_of_memory
@@ -111,6 +112,7 @@ def make_parser() -> Parser:
 
     _add_edit(command("edit", run_edit, "edit a picture", epilog=EXAMPLES,
                       formatter_class=argparse.RawDescriptionHelpFormatter))
+    add_batch_command(command)
     info = command("info", run_info, "tell what made a picture, or what a model is")
     info.add_argument("what", metavar="PICTURE-or-MODEL", help="an edited picture, a model's name, folder or file")
     info.add_argument("--json", action="store_true", help="one JSON object on stdout")

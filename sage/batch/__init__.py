@@ -1,0 +1,1 @@
+"""Many edits by a table: `sage batch`."""

@@ -1,0 +1,229 @@
+"""The table of a batch: CSV or JSON lines -> rows, each checked as far as it can be without its picture and a model."""
+
+import csv
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from sage.config import EditConfig
+from sage.errors import SageError, SettingsError
+from sage.flags import reader
+from sage.image import WRITTEN
+from sage.record import check_prompt
+
+REQUIRED, NAMES = ("picture", "source", "target"), ("out", "name", "id")
+SETTINGS = tuple(f.name for f in fields(EditConfig))
+COLUMNS = (*REQUIRED, *NAMES, *SETTINGS)
+SHEET = re.compile(r"contact-sheet(-\d+)?\.png", re.IGNORECASE)
+MAX_TABLE, MAX_CELL, MAX_NAME = 256 * 2**20, 2**16, 120  # bytes of a file; characters of a cell; bytes of a name
+
+
+class TableError(SageError):
+    """A table that is wrong as a whole."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """An edit that a table asks for.
+
+    Attributes:
+        number: 1 is the first one below the header.
+        line: of the file, on which it begins or ends.
+        out: where the edit goes, below the folder of the batch.
+        settings: those that the row has of its own.
+        wrong: why it cannot be made, "" if nothing is known to be wrong; the other values are then not to be used.
+    """
+
+    number: int
+    line: int
+    picture: Path = Path()
+    source: str = ""
+    target: str = ""
+    out: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    wrong: str = ""
+
+
+def read_table(path: Path) -> list[Row]:
+    """Rows of a .csv or .tsv file with a header, or of a .jsonl file with an object a line; blank ones are left out.
+
+    Columns are picture, source and target; out, name or id for the file to write; and any setting.  Those that begin
+    with # are comments.  Pictures are found from the table's folder.
+
+    Raises:
+        TableError: missing, too large, not UTF-8, empty, or without the columns it needs.
+    """
+    cells = list((_json_lines if path.suffix.lower() in (".jsonl", ".ndjson") else _csv)(path, _text(path)))
+    if not cells:
+        raise TableError(f"{path} has no rows")
+    columns = {_column(name) for _, found in cells if not isinstance(found, str) for name in found}
+    if missing := [name for name in REQUIRED if name not in columns]:
+        if not columns:
+            raise TableError(f"{path}, line {cells[0][0]}: {cells[0][1]}")
+        raise TableError(f"{path} has no column {' and no column '.join(missing)}; it needs {', '.join(REQUIRED)}, and "
+                         f"may have {', '.join(NAMES)} or any setting")
+    rows, taken = [], {}
+    for number, (line, found) in enumerate(cells, start=1):
+        row = _row(number, line, found, path.parent)
+        if not row.wrong:
+            key = unicodedata.normalize("NFC", row.out).casefold()  # as the least exact of file systems compares
+            if key in taken:
+                row = Row(number, line, wrong=f"{row.out} is also the name of row {taken[key]}")
+            taken.setdefault(key, number)
+        rows.append(row)
+    return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        if not path.is_file():
+            raise TableError(f"{path} {'is no plain file' if path.exists() else 'does not exist'}: give a .csv or "
+                             ".jsonl table")
+        if path.stat().st_size > MAX_TABLE:
+            raise TableError(f"{path} has more than {MAX_TABLE // 2**20} MB and was not read")
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TableError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+    except OSError as error:
+        raise TableError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+# ---- lines -> cells by column, or what is wrong with them
+
+
+Cells = Iterator[tuple[int, dict[str, Any] | str]]
+
+
+def _csv(path: Path, text: str) -> Cells:
+    """Cells as texts, empty ones left out; with the delimiter that parts the header into what it needs."""
+    head = text.lstrip().partition("\n")[0].lower()
+    delimiter = max(",;\t", key=lambda d: len({*REQUIRED} & {_column(name.strip(' "\r')) for name in head.split(d)}))
+    limit = csv.field_size_limit(MAX_TABLE)
+    try:
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        header = next((cells for cells in lines if any(cells)), [])
+        names = [_column(cell) for cell in header]
+        if strange := [name for name in names if name not in COLUMNS and not name.startswith("#")]:
+            raise TableError(f"{path}: there is no column {strange[0][:40]!r}: there are {', '.join(COLUMNS)}; those "
+                             "that begin with # are left alone")
+        if twice := [name for name in names if names.count(name) > 1 and not name.startswith("#")]:
+            raise TableError(f"{path} has the column {twice[0]} twice")
+        missing = {name: "" for name in names}
+        for cells in lines:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) > len(names):
+                yield lines.line_num, f"it has {len(cells)} cells, and the header {len(names)}"
+            else:
+                row = missing | dict(zip(names, cells, strict=False))
+                yield lines.line_num, {k: v for k, v in row.items() if not k.startswith("#")}
+    except csv.Error as error:
+        raise TableError(f"{path}, line {lines.line_num}: no CSV ({error}); text with quotes in it is written "
+                         '"in quotes, with each "" of its own doubled"') from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _json_lines(path: Path, text: str) -> Cells:
+    for line, words in enumerate(text.split("\n"), start=1):
+        if words.strip():
+            try:
+                found = json.loads(words, object_pairs_hook=_object)
+            except (ValueError, RecursionError) as error:
+                yield line, f"it is no JSON object ({getattr(error, 'msg', None) or str(error)[:80]})"
+                continue
+            yield line, found if isinstance(found, dict) else "it is no JSON object"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError("a name stands in it twice")
+    return dict(pairs)
+
+
+def _column(name: str) -> str:
+    return name.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+# ---- cells -> a row
+
+
+def _row(number: int, line: int, found: dict[str, Any] | str, folder: Path) -> Row:
+    try:
+        if isinstance(found, str):
+            raise TableError(found)
+        cells = {}
+        for name, value in found.items():
+            column = _column(name)
+            if column not in COLUMNS and not column.startswith("#"):
+                raise TableError(f"there is no column {name[:40]!r}")
+            if column in cells:
+                raise TableError(f"it has {column} twice")
+            cells[column] = value
+        texts = {name: _plain(name, cells.get(name)) for name in (*REQUIRED, *NAMES)}
+        if not texts["picture"]:
+            raise TableError("picture is empty: give the path of one")
+        settings = {name: _setting(name, value) for name, value in cells.items()
+                    if name in SETTINGS and _says(name, value)}
+        EditConfig().but(**settings)
+        return Row(number, line, folder / texts["picture"], check_prompt("source", texts["source"]),
+                   check_prompt("target", texts["target"]), _out(number, texts), settings)
+    except SageError as error:
+        return Row(number, line, wrong=str(error))
+
+
+def _plain(name: str, value: Any) -> str:
+    """A cell that holds a text of one line; numbers are good for names."""
+    if name in NAMES and type(value) is int:
+        value = str(value)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TableError(f"{name} is {str(value)[:40]}: must be a text")
+    if len(value) > MAX_CELL:
+        raise TableError(f"{name} has {len(value)} characters")
+    if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r" for c in value):
+        raise TableError(f"{name} holds a control character")
+    return value if name in ("source", "target") else value.strip()
+
+
+def _says(name: str, value: Any) -> bool:
+    """An empty cell says nothing, and null only where it is what none is."""
+    if isinstance(value, str):
+        return bool(value.strip())
+    return value is not None or name in ("replace", "blend")
+
+
+def _setting(name: str, value: Any) -> Any:
+    """A text as its flag reads it, any other JSON value as it is."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    try:
+        return reader(name)(text[:MAX_CELL])
+    except SettingsError as error:
+        raise TableError(f"{name}: {str(error)[:200]}") from error
+    except ValueError as error:
+        raise TableError(f"{name} is {text[:40]!r}: must be a number") from error
+
+
+def _out(number: int, texts: Mapping[str, str]) -> str:
+    """The name below the folder: as the row says, or of the row's number and its picture's name."""
+    name = next((texts[column] for column in NAMES if texts[column]), "")
+    if not name:
+        stem = Path(texts["picture"]).stem
+        stem = "".join(c if c.isalnum() or c in "-_. " else "_" for c in stem).strip(" .")
+        name = f"{number:04d}-{stem.encode()[:MAX_NAME - 12].decode(errors='ignore')}"
+    if not name.lower().endswith(tuple(WRITTEN)):
+        name += ".png"
+    if SHEET.fullmatch(name):
+        raise TableError(f"{name} is the name of the contact sheet")
+    if any(len(part.encode()) > MAX_NAME or part.strip(" .") != part for part in name.split("/")):
+        raise TableError(f"{name[:60]!r} is no usable name for a file: it is too long, or has blanks or dots at an end")
+    return name
