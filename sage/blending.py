@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sage.config import EditConfig
 from sage.guidance import masks
-from sage.guidance.taps import record, select
+from sage.guidance.taps import Tap, record, select
 from sage.models.backbone import Backbone
 from sage.models.prompt import Span
 from sage.plan import Plan
@@ -44,21 +44,20 @@ class BlendingMask:
                 tokens[row, list(positions)] = 1.0
         self.attention = [torch.zeros(len(plans), 1, *self.side, device=z.device) for _ in range(2)]
 
-    def listen(self, stack: ExitStack, step: int):
+    def listen(self, stack: ExitStack, step: int) -> Tap | None:
+        """Record, inside `stack`, the attention of the pass that follows, if the mask has need of it at this step."""
         if self.used and self.listens and (self.always or self.config.blends_at(step)):
             return stack.enter_context(record(self.sites))
         return None
 
-    def add_source(self, tap) -> None:
-        self._add(0, tap)
-
-    def add_target(self, tap) -> None:
-        self._add(1, tap)
-
-    def _add(self, side: int, tap) -> None:
-        if tap is not None:
-            maps = [m.detach() for m in tap.pop()]
-            self.attention[side] += masks.token_attention(maps, self.tokens[side], *self.side)
+    def add(self, side: int | None, tap: Tap | None) -> None:
+        """Add the attention of a pass under the source prompt, 0, or the target prompt, 1, or of both in one batch."""
+        if tap is None:
+            return
+        maps = [m.detach() for m in tap.pop()]
+        for i in (0, 1) if side is None else (side,):
+            of_side = [m.chunk(2)[i] for m in maps] if side is None else maps
+            self.attention[i] += masks.token_attention(of_side, self.tokens[i], *self.side)
 
     def add_difference(self, eps: Tensor) -> None:
         """Add what the two prompts' predictions eps (B, 4, h, w) differ by (Couairon et al. 2022)."""

@@ -40,6 +40,7 @@ from sage.flags import (
 from sage.models.known import KNOWN, installed, known_model, unknown
 from sage.progress import Progress
 from sage.record import check_prompt, identity, made_by, make_record, read_record, versions
+from sage.studio.cli import add_command as add_ui_command
 
 OUT = Path("out")
 SD_MULTIPLE, SD_WORDS = 64, 75
@@ -122,6 +123,7 @@ def make_parser() -> Parser:
     fetch.add_argument("name", metavar="NAME", help=", ".join(name for name, m in KNOWN.items() if m.repo))
     fetch.add_argument("--quiet", action="store_true", help="no progress bar")
     add_bench_commands(command)
+    add_ui_command(command)
     return parser
 
 

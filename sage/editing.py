@@ -9,11 +9,9 @@ Every picture of a batch is treated as if it were alone.  docs/method.md gives e
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
-from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -22,21 +20,11 @@ from sage import image as pictures
 from sage.blending import BlendingMask
 from sage.config import EditConfig
 from sage.errors import NumericsError
-from sage.guidance import masks
-from sage.guidance.losses import gradient, limited, mean_distance
-from sage.guidance.rewrites import replacement, reweighted, rewrite_columns, rewrite_maps
-from sage.guidance.taps import Tap, record, select
-from sage.inversion import (
-    Maps,
-    Progress,
-    Trajectory,
-    check_trajectory,
-    compared_with,
-    generator,
-    invert_batch,
-)
+from sage.guidance.losses import limited
+from sage.inversion import Progress, Trajectory, check_trajectory, generator, invert_batch
 from sage.models.backbone import Backbone
-from sage.plan import Plan, check_prompts, token_factors
+from sage.passes import Passes
+from sage.plan import Plan, check_prompts
 from sage.sampling.ddim import renoise
 from sage.sampling.schedule import Level
 
@@ -171,124 +159,40 @@ def _edited(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan
 
 
 def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], config: EditConfig,
-            report: Progress, watch: Watch | None) -> tuple[Tensor, BlendingMask, list[list[float]]]:
+            report: Progress, watch: Watch | None) -> tuple[Tensor, BlendingMask, list[tuple[float, ...]]]:
     """The guided way back from noise: latents, the blending mask, losses by guided step and picture."""
     steps, w = config.steps, config.guidance_scale
-    target_text = torch.cat([model.encode_text(plan.target) for plan in plans])
-    factors = token_factors(plans, target_text)
-    everywhere = factors is not None and config.reweight_passes == "all"
-    carry, keep = (torch.stack(t).to(target_text.device) for t in zip(
-        *(replacement(plan.replace, target_text.shape[1]) for plan in plans), strict=True))
-    replaces = any(plan.replace for plan in plans)
     mask = BlendingMask(model, plans, config, trajectory.noise)
-    self_sites = select(model.sites(), "self", config.self_level) if config.reconstruction in (
-        "self", "replace") else []
-    cross_sites = select(model.sites(), "cross", config.cross_level) if (
-        replaces or config.reconstruction == "cross") else []
-    watched = select(model.sites(), "cross", config.cross_level) if watch else []
-
-    weights = _spared(trajectory, plans, config)
+    passes = Passes(model, trajectory, plans, config, mask, watched=watch is not None)
     z = _with_noise(trajectory.noise, config)
-    losses: list[list[float]] = []
+    losses: list[tuple[float, ...]] = []
     for i, (start, end) in enumerate(model.schedule(steps, config.spacing, config.grid).sampling):
-        undone, held = trajectory.maps[steps - 1 - i], compared_with(config, i)
-        reference = Maps() if held is None else trajectory.maps[held]
-        strength = config.reconstruction_scale * config.loss_gain * config.decay_weight(i)
-        guided = config.reconstruction in ("self", "cross", "latent") and strength > 0 and (
-            held is not None)
-        z = z.detach()
+        source, target = passes.at(i, z, start)
+        difference, g, m = target.eps - source.eps, source.gradient, None
+        mask.add_difference(difference)
 
-        with torch.no_grad(), ExitStack() as stack:
-            if replaces and i < config.replace_steps:
-                stack.enter_context(rewrite_columns(cross_sites, undone.cross, carry, keep))
-            tap, seen = mask.listen(stack, i), stack.enter_context(record(watched))
-            if factors is not None:
-                stack.enter_context(reweighted(model.sites(), factors))
-            x0_target, eps_target = model.denoise(z, start, target_text)
-            mask.add_target(tap)
-            looks_target = _looks(seen, z, config)
-
-        def source_pass(z=z, start=start, reference=reference, guided=guided, i=i):
-            z = z.clone().requires_grad_(guided)
-            with torch.set_grad_enabled(guided), ExitStack() as stack:
-                if config.reconstruction == "replace" and reference.self:
-                    stack.enter_context(rewrite_maps(self_sites, reference.self))
-                tap, seen = mask.listen(stack, i), stack.enter_context(record(watched))
-                compared = {"self": self_sites, "cross": cross_sites}.get(config.reconstruction, [])
-                current = stack.enter_context(record(compared)) if guided and compared else None
-                if everywhere:
-                    stack.enter_context(reweighted(model.sites(), factors))
-                x0, eps = model.denoise(z, start, trajectory.text)
-                if not guided:
-                    return x0, eps, None, None, tap, seen
-                maps, recorded = ([x0], [trajectory.latents[0]]) if current is None else (
-                    current.pop(), getattr(reference, config.reconstruction))
-                loss, g = gradient(maps, z, lambda maps: _losses(maps, recorded, config.map_loss, weights))
-                return x0.detach(), eps.detach(), g, loss.tolist(), tap, seen
-
-        x0_source, eps_source, g, loss, tap, seen = source_pass()
-        if g is not None and not torch.isfinite(g).all():
-            with model.full_precision():
-                x0_source, eps_source, g, loss, tap, seen = source_pass()
-            if not torch.isfinite(g).all():
-                raise NumericsError(f"the reconstruction gradient at step {i + 1} is not finite, in float32 too: "
-                                    "nothing was written; try a smaller reconstruction_scale")
-        mask.add_source(tap)
-        mask.add_difference(eps_target - eps_source)
-
-        with torch.no_grad():
-            scale = w * mask.floored(config.guidance_mask_floor, z) if config.guidance_mask_floor < 1 else w
-            x0 = x0_source + scale * (x0_target - x0_source)
-            eps = eps_source + scale * (eps_target - eps_source)
-            z = renoise(x0, eps, end.alpha)
-            if g is not None:
-                if config.reconstruction_mask_floor < 1:
-                    g = g * mask.floored(config.reconstruction_mask_floor, z, inverse=True)
-                g = limited(strength * g, config.step_limit)
-                z = z - g
-                losses.append(loss)
-            m = None
-            if mask.used and config.blends_at(i):
-                m = mask.at(z)
-                kept = trajectory.latents[steps - i if config.blend_latents == "noisier" else steps - 1 - i]
-                z = m * z + (1 - m) * kept
-                mask.history.append(m.cpu())
-            if watch:
-                watch(Moment(i, start, z, x0_source, x0_target, x0, eps_target - eps_source, g,
-                             None if loss is None else tuple(loss), m, _looks(seen, z, config), looks_target))
+        scale = w * mask.floored(config.guidance_mask_floor, z) if config.guidance_mask_floor < 1 else w
+        x0 = source.x0 + scale * (target.x0 - source.x0)
+        z = renoise(x0, source.eps + scale * difference, end.alpha)
+        if g is not None:
+            if config.reconstruction_mask_floor < 1:
+                g = g * mask.floored(config.reconstruction_mask_floor, z, inverse=True)
+            g = limited(passes.strength(i) * g, config.step_limit)
+            z = z - g
+            losses.append(source.loss)
+        if mask.used and config.blends_at(i):
+            m = mask.at(z)
+            kept = trajectory.latents[steps - i if config.blend_latents == "noisier" else steps - 1 - i]
+            z = m * z + (1 - m) * kept
+            mask.history.append(m.cpu())
+        if watch:
+            watch(Moment(i, start, z, source.x0, target.x0, x0, difference, g, source.loss, m, source.attention,
+                         target.attention))
         report("edit", i + 1, steps)
     if not torch.isfinite(z).all():
         raise NumericsError("the edited latents are not finite: nothing was written; try smaller guidance_scale and "
                             "reconstruction_scale")
     return z, mask, losses
-
-
-def _looks(tap: Tap, z: Tensor, config: EditConfig) -> Tensor | None:
-    """(B, M, h', w') mean over the sites and heads of recorded cross-attention; None where nobody watches."""
-    if not tap.sites:
-        return None
-    maps = [m.detach().float().mean(dim=1) for m in tap.pop()]
-    return rearrange(sum(maps) / len(maps), "b (h w) m -> b m h w", h=-(-z.shape[-2] // 2**config.cross_level))
-
-
-def _losses(current: Sequence[Tensor], reference: Sequence[Tensor], kind: str, weights: Tensor | None) -> Tensor:
-    """(B,) each the mean over one picture, so that a picture's gradient does not depend on its batch."""
-    return torch.stack([mean_distance([m[i] for m in current], [m[i] for m in reference], kind,
-                                      None if weights is None else weights[i]) for i in range(len(current[0]))])
-
-
-def _spared(trajectory: Trajectory, plans: Sequence[Plan], config: EditConfig) -> Tensor | None:
-    """(B, N, N) weights of the entries of self-attention maps: 0 where either place is left out of the loss."""
-    if config.spare == "none" or config.reconstruction != "self":
-        return None
-    tokens = torch.zeros(trajectory.attention.shape[:2], device=trajectory.noise.device)
-    for row, plan in enumerate(plans):
-        tokens[row, [p for span in plan.edited if config.spare == "edited" or not span.target for p in span.source]] = 1
-    attention = (trajectory.attention * tokens[:, :, None, None]).sum(dim=1, keepdim=True)
-    spared = masks.threshold(attention, config.blend_threshold)
-    size = (-(-s // 2**config.self_level) for s in trajectory.noise.shape[-2:])
-    kept = 1 - masks.resize(spared, *size).flatten(1)  # (B, N)
-    return kept[:, :, None] * kept[:, None]
 
 
 def _with_noise(z: Tensor, config: EditConfig) -> Tensor:

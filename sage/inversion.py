@@ -13,7 +13,8 @@ from sage import image as pictures
 from sage.config import EditConfig
 from sage.errors import SettingsError
 from sage.guidance.rewrites import reweighted
-from sage.guidance.taps import record, select
+from sage.guidance.taps import listen, select
+from sage.models.attention import QueriesKeys
 from sage.models.backbone import Backbone
 from sage.models.prompt import Prompt
 from sage.plan import Plan, check_prompts, token_factors
@@ -28,10 +29,11 @@ INVERSION_FIELDS = ("steps", "spacing", "grid", "encode", "size", "fit")
 
 @dataclass(frozen=True)
 class Maps:
-    """The attention recorded at one inversion step: (B, H, N, M) a site, empty where no edit asked for them."""
+    """The attention recorded at one inversion step, as the queries and keys of its maps: a pair a site, none where no
+    edit asked for them."""
 
-    self: tuple[Tensor, ...] = ()
-    cross: tuple[Tensor, ...] = ()
+    self: tuple[QueriesKeys, ...] = ()
+    cross: tuple[QueriesKeys, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,20 @@ class Trajectory:
         """The trajectory of some of the pictures."""
         rows = list(rows)
 
-        def of(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            return tuple(t[rows] for t in tensors)
+        def of(sites: Sequence[QueriesKeys]) -> tuple[QueriesKeys, ...]:
+            return tuple(QueriesKeys(*(t[rows] for t in site)) for site in sites)
 
-        return replace(self, source=tuple(self.source[row] for row in rows), latents=of(self.latents),
+        return replace(self, source=tuple(self.source[row] for row in rows),
+                       latents=tuple(t[rows] for t in self.latents),
                        maps=tuple(Maps(of(m.self), of(m.cross)) for m in self.maps), text=self.text[rows],
                        factors=None if self.factors is None else self.factors[rows],
                        attention=None if self.attention is None else self.attention[rows])
+
+    @property
+    def nbytes(self) -> int:
+        """What the recorded latents and attention take, in bytes; keys that are the same at all steps count once."""
+        tensors = [*self.latents, *(t for m in self.maps for site in (*m.self, *m.cross) for t in site)]
+        return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
     @property
     def noise(self) -> Tensor:
@@ -113,13 +122,13 @@ def invert_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence
     report("encode", 1, 1)
 
     edges = model.schedule(config.steps, config.spacing, config.grid).inversion
-    latents = [z]
+    latents, conditioning = [z], model.prepare(text)
 
     def denoise(z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         with recorder, ExitStack() as stack:
             if factors is not None:
                 stack.enter_context(reweighted(model.sites(), factors))
-            return model.denoise(z, level, text)
+            return model.denoise(z, level, conditioning)
 
     with torch.no_grad():
         for done, reached in enumerate(walk(denoise, z, edges), start=1):
@@ -144,9 +153,9 @@ class _Recording:
         """Listen to one pass."""
         self._stack = ExitStack()
         wants_self, self._wants_cross = self.wanted[len(self.maps)]
-        self._self = self._stack.enter_context(record(self.self_sites if wants_self else []))
+        self._self = self._stack.enter_context(listen(self.self_sites if wants_self else []))
         self._cross = self._stack.enter_context(
-            record(self.cross_sites if self._wants_cross or self.config.spare != "none" else []))
+            listen(self.cross_sites if self._wants_cross or self.config.spare != "none" else []))
 
     def __exit__(self, *error) -> None:
         self._stack.close()
@@ -155,7 +164,7 @@ class _Recording:
         cross = self._cross.pop()
         self.maps.append(Maps(tuple(self._self.pop()), tuple(cross) if self._wants_cross else ()))
         if self.config.spare != "none":
-            self._attention = self._attention + sum(m.float().mean(dim=1) for m in cross)  # (B, N, M)
+            self._attention = self._attention + sum(site.map().mean(dim=1) for site in cross)  # (B, N, M)
 
     def attention(self, z: Tensor) -> Tensor | None:
         """(B, M, h, w) of latents z, mean over the steps; None if nobody asked."""
@@ -187,10 +196,7 @@ def maps_needed(config: EditConfig, k: int) -> tuple[bool, bool]:
 
 
 def recording_key(config: EditConfig, plans: Sequence[Plan]) -> tuple:
-    """Edits of the same picture with equal keys record the very same inversion, to the last bit.
-
-    More than `check_trajectory` asks for: what else is recorded changes the last bits of the rest.
-    """
+    """Edits of the same picture with equal keys record the very same inversion, to the last bit."""
     return (tuple(getattr(config, name) for name in INVERSION_FIELDS), config.seed, config.self_level,
             config.cross_level, config.spare != "none", tuple(maps_needed(config, k) for k in range(config.steps)),
             config.reweight_passes == "all" and tuple(plan.factors for plan in plans),
@@ -236,9 +242,10 @@ def ddim_reconstruction(model: Backbone, trajectory: Trajectory, progress: Progr
     c, z = trajectory.config, trajectory.noise
     edges = model.schedule(c.steps, c.spacing, c.grid).sampling
     with torch.no_grad(), ExitStack() as stack:
+        conditioning = model.prepare(trajectory.text)
         if trajectory.factors is not None:
             stack.enter_context(reweighted(model.sites(), trajectory.factors))
-        steps = walk(lambda z, level: model.denoise(z, level, trajectory.text), trajectory.noise, edges)
+        steps = walk(lambda z, level: model.denoise(z, level, conditioning), trajectory.noise, edges)
         for done, reached in enumerate(steps, start=1):
             z = reached
             if progress:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sage.errors import PromptError
 from sage.guidance.taps import rewrite
-from sage.models.attention import AttentionMap
+from sage.models.attention import AttentionMap, QueriesKeys
 from sage.models.prompt import Span
 
 
@@ -63,17 +63,17 @@ def reweight(map: Tensor, factors: Tensor) -> Tensor:
 # ---- contexts
 
 
-def rewrite_columns(sites: Sequence[AttentionMap], reference: Sequence[Tensor], carry: Tensor,
+def rewrite_columns(sites: Sequence[AttentionMap], reference: Sequence[QueriesKeys], carry: Tensor,
                     keep: Tensor) -> AbstractContextManager[None]:
     """Context in which the maps at `sites` take columns of the recorded ones."""
-    by_path = {site.path: map for site, map in zip(sites, reference, strict=True)}
-    return rewrite(list(sites), lambda map, site: replace_columns(map, by_path[site.path], carry, keep))
+    recorded = {site.path: pair for site, pair in zip(sites, reference, strict=True)}
+    return rewrite(list(sites), lambda map, site: replace_columns(map, recorded[site.path].map(), carry, keep))
 
 
-def rewrite_maps(sites: Sequence[AttentionMap], reference: Sequence[Tensor]) -> AbstractContextManager[None]:
+def rewrite_maps(sites: Sequence[AttentionMap], reference: Sequence[QueriesKeys]) -> AbstractContextManager[None]:
     """Context in which the maps at `sites` are the recorded ones."""
-    by_path = {site.path: map for site, map in zip(sites, reference, strict=True)}
-    return rewrite(list(sites), lambda map, site: by_path[site.path].to(map))
+    recorded = {site.path: pair for site, pair in zip(sites, reference, strict=True)}
+    return rewrite(list(sites), lambda map, site: recorded[site.path].map().to(map))
 
 
 def reweighted(sites: Iterable[AttentionMap], factors: Tensor) -> AbstractContextManager[None]:

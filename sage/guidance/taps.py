@@ -1,4 +1,4 @@
-"""Context managers over forward hooks on attention maps: listen to them, or rewrite them.  No arithmetic.
+"""Context managers over forward hooks on attention maps: hear them, record them, or rewrite them.  No arithmetic.
 
 Hooks live only inside a `with`; they know no time, prompt or phase.  Contexts nest, and a map passes through them in
 the order in which they were entered.
@@ -7,10 +7,11 @@ the order in which they were entered.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from sage.errors import SettingsError
-from sage.models.attention import AttentionMap
+from sage.models.attention import AttentionMap, QueriesKeys
 
 Rewrite = Callable[[Tensor, AttentionMap], Tensor]
 
@@ -30,46 +31,70 @@ def select(sites: Iterable[AttentionMap], kind: str, level: int) -> list[Attenti
 
 
 class Tap:
-    """Holds the maps of one forward pass until they are taken."""
+    """Holds what was heard in one forward pass until it is taken."""
 
     def __init__(self, sites: list[AttentionMap]):
-        self.sites, self._maps = sites, {}
+        self.sites, self._heard = sites, {}
 
-    def pop(self) -> list[Tensor]:
-        """The maps (B, H, N, M) of the latest pass, in the order of the sites, each handed over once.
+    def pop(self) -> list:
+        """What the latest pass had at the sites, in their order, each handed over once.
 
         Raises:
             LookupError: a site was not visited since the last `pop`.
         """
-        maps, self._maps = self._maps, {}
-        missing = [s.path for s in self.sites if s.path not in maps]
+        heard, self._heard = self._heard, {}
+        missing = [s.path for s in self.sites if s.path not in heard]
         if missing:
             raise LookupError(f"no map was recorded at {', '.join(missing)}")
-        return [maps[s.path] for s in self.sites]
+        return [heard[s.path] for s in self.sites]
+
+
+@contextmanager
+def listen(sites: list[AttentionMap], last: bool = False) -> Iterator[Tap]:
+    """Keep the queries and keys at `sites` inside the context; no map is formed.
+
+    Args:
+        last: nothing after the last of the sites needs a gradient: from there to the end of the context there is none,
+            and no memory goes into one.
+    """
+    tap, with_gradient = Tap(sites), torch.is_grad_enabled()
+
+    def hear(site: AttentionMap) -> Callable:
+        def hook(module: nn.Module, inputs: tuple, output: QueriesKeys) -> None:
+            tap._heard[site.path] = output
+            if last and site is sites[-1]:
+                torch.set_grad_enabled(False)
+        return hook
+
+    try:
+        with _hooked((site.projected, hear(site)) for site in sites):
+            yield tap
+    finally:
+        torch.set_grad_enabled(with_gradient)
 
 
 @contextmanager
 def record(sites: list[AttentionMap]) -> Iterator[Tap]:
-    """Keep the maps at `sites`, as they are when they pass, inside the context."""
+    """Keep the maps (B, H, N, M) at `sites`, as they are when they pass, inside the context."""
     tap = Tap(sites)
 
     def keep(site: AttentionMap, inputs: tuple, output: Tensor) -> None:
-        tap._maps[site.path] = output
+        tap._heard[site.path] = output
 
-    with _hooked(sites, keep):
+    with _hooked((site, keep) for site in sites):
         yield tap
 
 
 @contextmanager
 def rewrite(sites: list[AttentionMap], function: Rewrite) -> Iterator[None]:
     """Let every map at `sites` pass through `function(map, site)` inside the context."""
-    with _hooked(sites, lambda site, inputs, output: function(output, site)):
+    with _hooked((site, lambda site, inputs, output: function(output, site)) for site in sites):
         yield
 
 
 @contextmanager
-def _hooked(sites: list[AttentionMap], hook: Callable) -> Iterator[None]:
-    handles = [site.register_forward_hook(hook) for site in sites]
+def _hooked(hooks: Iterable[tuple[nn.Module, Callable]]) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
     try:
         yield
     finally:

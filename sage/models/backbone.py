@@ -1,22 +1,23 @@
-"""The seam between the method and a network: encode, decode, encode_text, denoise, schedule, sites.
+"""The seam between the method and a network: encode, decode, encode_text, prepare, denoise, schedule, sites.
 
-Whatever implements these six can be edited with (docs/porting.md).  `denoise` returns (x0, eps): nobody past this file
-knows whether the network predicts the noise, v or a flow.
+Whatever implements these seven can be edited with (docs/porting.md).  `denoise` returns (x0, eps): nobody past this
+file knows whether the network predicts the noise, v or a flow.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sage.config import EditConfig
 from sage.errors import NumericsError
-from sage.models.attention import AttentionMap
+from sage.models.attention import AttentionMap, Text
 from sage.models.clip import CLIPText
 from sage.models.prompt import Prompt, Prompts
-from sage.models.unet import UNet
+from sage.models.unet import Time, UNet
 from sage.models.vae import VAE
 from sage.sampling.ddim import from_prediction
 from sage.sampling.schedule import Level, Schedule, ScheduleParams, make_schedule
@@ -35,10 +36,20 @@ class Backbone(Protocol):
     def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
     def decode(self, z: Tensor) -> Tensor: ...
     def encode_text(self, prompt: Prompt) -> Tensor: ...
-    def denoise(self, z: Tensor, level: Level, text: Tensor) -> tuple[Tensor, Tensor]: ...
+    def prepare(self, text: Tensor) -> Any: ...
+    def denoise(self, z: Tensor, level: Level, text: Any) -> tuple[Tensor, Tensor]: ...
     def schedule(self, steps: int, spacing: str, grid: str) -> Schedule: ...
     def sites(self) -> list[AttentionMap]: ...
     def full_precision(self): ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Embedded prompts (B, M, width), and what the UNet makes of them in `dtype`, the same at every step."""
+
+    embedding: Tensor
+    text: Text
+    dtype: torch.dtype
 
 
 class StableDiffusion:
@@ -61,6 +72,7 @@ class StableDiffusion:
         self.schedule_params, self.prediction_type = schedule, prediction_type
         self.name, self.sample_size, self.device, self.dtype = name, sample_size, torch.device(device), dtype
         self.recommended = recommended or recommend(unet, sample_size)
+        self._times: dict[tuple[int, torch.dtype], Time] = {}  # the same in every pass and edit
 
     @property
     def pixel_multiple(self) -> int:
@@ -97,22 +109,35 @@ class StableDiffusion:
         ids = torch.tensor([prompt.ids], device=self.device)
         return self._finite("encoding the prompt", self.text, lambda: self.text(ids).float())
 
-    def denoise(self, z: Tensor, level: Level, text: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def prepare(self, text: Tensor) -> Prepared:
+        """What `denoise` needs of embedded prompts (B, M, width), for as often as they are used."""
+        return Prepared(text, self._autocast(lambda: self.unet.text(text)), self.dtype)
+
+    def denoise(self, z: Tensor, level: Level, text: Tensor | Prepared) -> tuple[Tensor, Tensor]:
         """Predict what `z`, at `level`, is made of.
 
         Args:
             z: (B, 4, h, w) float32, with gradient if one is wanted.
-            text: (1 or B, M, width) of `encode_text`.
+            text: (1 or B, M, width) of `encode_text`, or B of them prepared.
         Returns:
             x0 and eps, each (B, 4, h, w) float32; z = sqrt(alpha) x0 + sqrt(1 - alpha) eps.
         """
-        text = text.expand(z.shape[0], -1, -1)
-
         def run() -> Tensor:
-            return self.unet(z, level.t, text).float()
+            if isinstance(text, Prepared):
+                context = text.text if text.dtype == self.dtype else text.embedding
+            else:
+                context = text.expand(z.shape[0], -1, -1)
+            return self.unet(z, self._time(level.t), context).float()
 
         output = self._finite(f"the UNet at timestep {level.t}", self.unet, run)
         return from_prediction(z, output, level.alpha, self.prediction_type)
+
+    @torch.no_grad()
+    def _time(self, t: int) -> Time:
+        if (t, self.dtype) not in self._times:
+            self._times[t, self.dtype] = self.unet.time(t)
+        return self._times[t, self.dtype]
 
     @contextmanager
     def full_precision(self, *modules: nn.Module) -> Iterator[None]:
@@ -132,9 +157,10 @@ class StableDiffusion:
 
     def _finite(self, stage: str, module: nn.Module, run: Callable[[], Tensor]) -> Tensor:
         """`run()` in the model's dtype; if that is not finite, once more in float32; then NumericsError."""
+        with_gradient = torch.is_grad_enabled()  # a listener may have ended it on the way
         out = self._autocast(run)
         if not torch.isfinite(out).all() and self.dtype != torch.float32:
-            with self.full_precision(module):
+            with self.full_precision(module), torch.set_grad_enabled(with_gradient):
                 out = self._autocast(run)
         if not torch.isfinite(out).all():
             raise NumericsError(f"{stage} gave numbers that are not finite, in float32 too: nothing was written; "

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from sage.models.layers import Linear
+
 
 @dataclass(frozen=True)
 class CLIPTextParams:
@@ -51,10 +53,10 @@ class CLIPAttention(nn.Module):
     def __init__(self, p: CLIPTextParams):
         super().__init__()
         self.heads = p.heads
-        self.q_proj = nn.Linear(p.width, p.width)
-        self.k_proj = nn.Linear(p.width, p.width)
-        self.v_proj = nn.Linear(p.width, p.width)
-        self.out_proj = nn.Linear(p.width, p.width)
+        self.q_proj = Linear(p.width, p.width)
+        self.k_proj = Linear(p.width, p.width)
+        self.v_proj = Linear(p.width, p.width)
+        self.out_proj = Linear(p.width, p.width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (rearrange(f(x), "b n (h d) -> b h n d", h=self.heads)
@@ -67,8 +69,8 @@ class CLIPMLP(nn.Module):
     def __init__(self, p: CLIPTextParams):
         super().__init__()
         self.activation = ACTIVATIONS[p.activation]
-        self.fc1 = nn.Linear(p.width, p.mlp_width)
-        self.fc2 = nn.Linear(p.mlp_width, p.width)
+        self.fc1 = Linear(p.width, p.mlp_width)
+        self.fc2 = Linear(p.mlp_width, p.width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.activation(self.fc1(x)))

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sage.models.attention import AttentionMap, SpatialTransformer
+from sage.models.attention import AttentionMap, SpatialTransformer, Text, TransformerBlock
+from sage.models.layers import Conv2d, Linear
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
 class TimestepEmbedding(nn.Module):
     def __init__(self, width: int, out: int):
         super().__init__()
-        self.linear_1 = nn.Linear(width, out)
-        self.linear_2 = nn.Linear(out, out)
+        self.linear_1 = Linear(width, out)
+        self.linear_2 = Linear(out, out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(x)))
@@ -62,25 +63,29 @@ class ResBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, time_width: int, p: UNetParams):
         super().__init__()
         self.norm1 = nn.GroupNorm(p.groups, c_in, eps=p.norm_eps)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time_width, c_out)
+        self.conv1 = Conv2d(c_in, c_out, 3, padding=1)
+        self.time_emb_proj = Linear(time_width, c_out)
         self.norm2 = nn.GroupNorm(p.groups, c_out, eps=p.norm_eps)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv2 = Conv2d(c_out, c_out, 3, padding=1)
         if c_in != c_out:
-            self.conv_shortcut = nn.Conv2d(c_in, c_out, 1)
+            self.conv_shortcut = Conv2d(c_in, c_out, 1)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """(B, C, H, W) features and (B, T) time embedding -> (B, C', H, W)."""
+    def forward(self, x: Tensor, time: "Time") -> Tensor:
+        """(B, C, H, W) features -> (B, C', H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        h = h + time[self]
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
+
+
+# What each ResBlock adds, (B or 1, C', 1, 1): it depends on the timestep alone.
+Time = dict[ResBlock, Tensor]
 
 
 class Downsample(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv = Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -89,7 +94,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -108,12 +113,12 @@ class DownBlock(nn.Module):
         if downsample:
             self.downsamplers = nn.ModuleList([Downsample(c_out)])
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, time: Time, text: Text) -> tuple[Tensor, list[Tensor]]:
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, time)
             if hasattr(self, "attentions"):
-                x = self.attentions[i](x, context)
+                x = self.attentions[i](x, text)
             skips.append(x)
         if hasattr(self, "downsamplers"):
             x = self.downsamplers[0](x)
@@ -127,9 +132,9 @@ class MidBlock(nn.Module):
         self.attentions = nn.ModuleList([attention])
         self.resnets = nn.ModuleList(ResBlock(channels, channels, time_width, p) for _ in range(2))
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Time, text: Text) -> Tensor:
         x = self.resnets[0](x, time)
-        return self.resnets[1](self.attentions[0](x, context), time)
+        return self.resnets[1](self.attentions[0](x, text), time)
 
 
 class UpBlock(nn.Module):
@@ -144,11 +149,11 @@ class UpBlock(nn.Module):
         if upsample:
             self.upsamplers = nn.ModuleList([Upsample(c_out)])
 
-    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], time: Time, text: Text) -> Tensor:
         for i, resnet in enumerate(self.resnets):
             x = resnet(torch.cat([x, skips.pop()], dim=1), time)
             if hasattr(self, "attentions"):
-                x = self.attentions[i](x, context)
+                x = self.attentions[i](x, text)
         return self.upsamplers[0](x) if hasattr(self, "upsamplers") else x
 
 
@@ -165,7 +170,7 @@ class UNet(nn.Module):
                 p.channels[level], p.context_width, p.heads[level], p.transformer_depth, p.groups,
                 p.linear_projection, path, level, path.partition("_")[0], p.upcast_attention)
 
-        self.conv_in = nn.Conv2d(p.in_channels, p.channels[0], 3, padding=1)
+        self.conv_in = Conv2d(p.in_channels, p.channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(p.channels[0], time_width)
 
         self.down_blocks = nn.ModuleList()
@@ -191,7 +196,7 @@ class UNet(nn.Module):
             self.up_blocks.append(UpBlock(widths, c, time_width, attentions, level > 0, p))
 
         self.conv_norm_out = nn.GroupNorm(p.groups, p.channels[0], eps=p.norm_eps)
-        self.conv_out = nn.Conv2d(p.channels[0], p.out_channels, 3, padding=1)
+        self.conv_out = Conv2d(p.channels[0], p.out_channels, 3, padding=1)
 
     @property
     def side_multiple(self) -> int:
@@ -203,25 +208,35 @@ class UNet(nn.Module):
         blocks = (*self.down_blocks, self.mid_block, *self.up_blocks)
         return (m for block in blocks for m in block.modules() if isinstance(m, AttentionMap))
 
-    def forward(self, z: Tensor, t: Tensor | float, context: Tensor) -> Tensor:
+    def time(self, t: Tensor | float) -> Time:
+        """What the network makes of timesteps in [0, 1000), a number or (B,)."""
+        weight = self.time_embedding.linear_1.weight
+        t = torch.as_tensor(t, device=weight.device).reshape(-1)
+        embedding = F.silu(self.time_embedding(timestep_embedding(t, self.params.channels[0]).to(weight.dtype)))
+        return {m: m.time_emb_proj(embedding)[:, :, None, None] for m in self.modules() if isinstance(m, ResBlock)}
+
+    def text(self, context: Tensor) -> Text:
+        """What the network makes of (B, M, context_width) embedded prompts."""
+        return {m.attn2: m.attn2.keys_values(context) for m in self.modules() if isinstance(m, TransformerBlock)}
+
+    def forward(self, z: Tensor, t: Tensor | float | Time, context: Tensor | Text) -> Tensor:
         """Predict the noise, or v, in `z`.
 
         Args:
             z: (B, 4, h, w) latents, h and w multiples of `side_multiple`.
-            t: timestep in [0, 1000), a number or (B,).
-            context: (B, M, context_width) text embedding.
+            t: timestep in [0, 1000), a number or (B,); or `time` of it, to be used again.
+            context: (B, M, context_width) text embedding; or `text` of it, to be used again.
         Returns:
             (B, 4, h, w), in the dtype the last convolution gives.
         """
-        t = torch.as_tensor(t, device=z.device).expand(z.shape[0])
-        time = timestep_embedding(t, self.params.channels[0]).to(self.time_embedding.linear_1.weight.dtype)
-        time = self.time_embedding(time)
+        time = t if isinstance(t, dict) else self.time(t)
+        text = context if isinstance(context, dict) else self.text(context)
         x = self.conv_in(z)
         skips = [x]
         for block in self.down_blocks:
-            x, more = block(x, time, context)
+            x, more = block(x, time, text)
             skips += more
-        x = self.mid_block(x, time, context)
+        x = self.mid_block(x, time, text)
         for block in self.up_blocks:
-            x = block(x, skips, time, context)
+            x = block(x, skips, time, text)
         return self.conv_out(F.silu(self.conv_norm_out(x)))

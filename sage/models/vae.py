@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sage.models.layers import Conv2d, Linear
 from sage.models.unet import Upsample
 
 
@@ -27,11 +28,11 @@ class VAEResBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, groups: int):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, c_in, eps=1e-6)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.conv1 = Conv2d(c_in, c_out, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, c_out, eps=1e-6)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv2 = Conv2d(c_out, c_out, 3, padding=1)
         if c_in != c_out:
-            self.conv_shortcut = nn.Conv2d(c_in, c_out, 1)
+            self.conv_shortcut = Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -45,10 +46,10 @@ class VAEAttention(nn.Module):
     def __init__(self, channels: int, groups: int):
         super().__init__()
         self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.to_q = Linear(channels, channels)
+        self.to_k = Linear(channels, channels)
+        self.to_v = Linear(channels, channels)
+        self.to_out = nn.ModuleList([Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)[:, None]  # (B, 1, H W, C)
@@ -61,7 +62,7 @@ class VAEDownsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
@@ -99,13 +100,13 @@ class Encoder(nn.Module):
     def __init__(self, p: VAEParams):
         super().__init__()
         c, last = p.channels, len(p.channels) - 1
-        self.conv_in = nn.Conv2d(3, c[0], 3, padding=1)
+        self.conv_in = Conv2d(3, c[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             VAEBlock(c[max(i - 1, 0)], c[i], p.layers_per_block, p.groups, "down" if i < last else None)
             for i in range(len(c)))
         self.mid_block = VAEMidBlock(c[-1], p.groups)
         self.conv_norm_out = nn.GroupNorm(p.groups, c[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(c[-1], 2 * p.latent_channels, 3, padding=1)
+        self.conv_out = Conv2d(c[-1], 2 * p.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -118,13 +119,13 @@ class Decoder(nn.Module):
     def __init__(self, p: VAEParams):
         super().__init__()
         c, last = p.channels[::-1], len(p.channels) - 1
-        self.conv_in = nn.Conv2d(p.latent_channels, c[0], 3, padding=1)
+        self.conv_in = Conv2d(p.latent_channels, c[0], 3, padding=1)
         self.mid_block = VAEMidBlock(c[0], p.groups)
         self.up_blocks = nn.ModuleList(
             VAEBlock(c[max(i - 1, 0)], c[i], p.layers_per_block + 1, p.groups, "up" if i < last else None)
             for i in range(len(c)))
         self.conv_norm_out = nn.GroupNorm(p.groups, c[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(c[-1], 3, 3, padding=1)
+        self.conv_out = Conv2d(c[-1], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         z = self.mid_block(self.conv_in(z))
@@ -141,8 +142,8 @@ class VAE(nn.Module):
         self.params = params
         self.encoder = Encoder(params)
         self.decoder = Decoder(params)
-        self.quant_conv = nn.Conv2d(2 * params.latent_channels, 2 * params.latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(params.latent_channels, params.latent_channels, 1)
+        self.quant_conv = Conv2d(2 * params.latent_channels, 2 * params.latent_channels, 1)
+        self.post_quant_conv = Conv2d(params.latent_channels, params.latent_channels, 1)
 
     @property
     def factor(self) -> int:

@@ -25,7 +25,7 @@ from sage.plan import Plan, check_prompts
 from sage.record import check_prompt, identity, make_record, read_record
 from sage.studio.clock import Cancelled, Clock, Pace
 from sage.studio.shelf import Shelf
-from sage.studio.visit import Entry, Picture, Visit
+from sage.studio.visit import Entry, Picture, Visit, for_eyes
 from sage.studio.words import compare
 
 T = TypeVar("T")
@@ -139,7 +139,7 @@ class Desk:
             PictureError: no picture, damaged, or too large; the visitor's picture is then as before.
         """
         name = "".join(c for c in name.replace("\\", "/").rpartition("/")[2] if c.isprintable())[-LONGEST_NAME:]
-        name = name or "picture.png"
+        name = name if name.strip(". ") else "picture.png"
         try:
             image = pictures.open_picture(path, self.limits.pixels)
             record = self._record_in(path)
@@ -192,13 +192,12 @@ class Desk:
         clock = visit.clock = Clock([("invert", asked.config.steps), ("edit", asked.config.steps)])
         return (yield from self._watched(clock, self._edit, who, visit, picture, asked, clock))
 
-    def look_inside(self, who: str, index: int) -> Generator[Clock, None, str]:
+    def look_inside(self, who: str, entry: Entry) -> Generator[Clock, None, str]:
         """Make one of the visitor's edits again, watched: a page that shows what happened, as `sage edit --explain`.
 
         Watching changes the last bits of an edit, which is why none is watched that was not asked to be.
         """
         visit = self.visit(who)
-        entry = self.restore(who, index)
         picture = self.pictures.get((who, entry.record["picture"]["sha256"]))
         if picture is None:
             raise PictureError(f"{entry.record['picture']['name']} is not remembered any more: drop it again")
@@ -266,6 +265,8 @@ class Desk:
         pictures.save_picture(result.image, path, record)
         saved = None if trajectory is None else clock.pace.seconds.get("invert", 0.0) * asked.config.steps
         entry = Entry(record, path, clock.elapsed, saved, result.notes)
+        for image, eye in zip((picture.image, result.image), entry.eyes, strict=True):
+            pictures.save_picture(for_eyes(image), eye)
         visit.remember(entry)
         return entry
 

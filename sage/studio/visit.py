@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
+from sage.image import save_picture
 from sage.studio.clock import Clock
+
+LEAST, MOST = 384, 1024  # pixels of the longer side of what is shown
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Entry:
 
     Attributes:
         record: the settings that stand in the file too.
-        path: the edited picture.
+        path: the edited picture, alone in its folder with what is made of it for the eye.
         took, saved: seconds of this edit, and what reusing an inversion spared; None where none was reused.
         notes: for people to read.
     """
@@ -44,6 +47,11 @@ class Entry:
     took: float
     saved: float | None
     notes: tuple[str, ...]
+
+    @property
+    def eyes(self) -> tuple[Path, Path]:
+        """Before and after, for the eye."""
+        return self.path.parent / "before.png", self.path.parent / "after.png"
 
 
 @dataclass
@@ -60,6 +68,7 @@ class Visit:
     picture: Picture | None = None
     entries: list[Entry] = field(default_factory=list)
     clock: Clock | None = None
+    shown: Entry | None = None
 
     def new_file(self, name: str) -> Path:
         """The path for a file of this name, in a folder of its own."""
@@ -81,3 +90,18 @@ class Visit:
         """Forget everything."""
         self.cancel()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def show(self, picture: Picture) -> Path:
+        """A file of the picture for the page, in the place of the last one."""
+        folder = self.folder / "shown"
+        shutil.rmtree(folder, ignore_errors=True)
+        path = folder / secrets.token_hex(4) / f"{Path(picture.identity['name']).stem}.png"
+        return save_picture(for_eyes(picture.image), path)
+
+
+def for_eyes(image: Image.Image) -> Image.Image:
+    """Neither too small, whole pixels as squares, nor too large for a page."""
+    longer = max(image.size)
+    if longer < LEAST:
+        return ImageOps.scale(image, -(-LEAST // longer), Image.Resampling.NEAREST)
+    return ImageOps.contain(image, (MOST, MOST), Image.Resampling.LANCZOS) if longer > MOST else image

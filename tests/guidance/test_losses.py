@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sage.guidance.losses import gradient, limited, mean_distance
+from sage.guidance.losses import gradient, latent_slopes, limited, map_slopes, mean_distance
+from sage.models.attention import QueriesKeys
 
 
 def maps(seed: int = 0, batch: int = 2, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -44,18 +45,12 @@ def test_maps_that_do_not_match_are_refused():
         mean_distance(maps(1, batch=1), maps(2, batch=2))
 
 
-def losses(kind: str, reference: list[Tensor]):
-    return lambda now: torch.stack([mean_distance([m[i] for m in now], [m[i] for m in reference], kind)
-                                    for i in range(len(now[0]))])
-
-
-def made_from(z: Tensor, dtype: torch.dtype = torch.float32, size: int = 8) -> list[Tensor]:
-    """Three maps in a row, each also depending on the one before, as those of a network do."""
+def made_from(z: Tensor, dtype: torch.dtype = torch.float32, size: int = 8) -> list[QueriesKeys]:
+    """Three sites in a row, each also depending on the one before, as those of a network do."""
     x, out = z.to(dtype), []
     for _ in range(3):
-        map = (x @ x.transpose(-1, -2) * size**-0.5).softmax(-1).to(dtype)
-        out.append(map)
-        x = x + map @ x
+        out.append(QueriesKeys(x, 0.7 * x.flip(-1)))
+        x = x + out[-1].map().to(dtype) @ x
     return out
 
 
@@ -63,35 +58,77 @@ def start(batch: int = 2, size: int = 8, seed: int = 0) -> Tensor:
     return torch.randn(batch, 2, size, size, generator=torch.Generator().manual_seed(seed))
 
 
+def distances(now: list[QueriesKeys], then: list[QueriesKeys], kind: str, weight: Tensor | None = None) -> Tensor:
+    """Each picture's, with every map formed at once."""
+    return torch.stack([mean_distance([pair.map()[i] for pair in now], [pair.map()[i] for pair in then], kind,
+                                      None if weight is None else weight[i]) for i in range(len(now[0].queries))])
+
+
+def recorded(seed: int = 1, batch: int = 2) -> list[QueriesKeys]:
+    return [QueriesKeys(*(t.detach() for t in pair)) for pair in made_from(start(batch, seed=seed))]
+
+
+def led_back(z: Tensor, then: list[QueriesKeys], kind: str, largest: float = 1.0) -> Tensor:
+    now = made_from(z)
+    return gradient([t for pair in now for t in pair], map_slopes(now, then, kind)[1], z, largest)
+
+
+@pytest.mark.parametrize("weighted", (False, True))
+@pytest.mark.parametrize("entries", (2**25, 64))
+@pytest.mark.parametrize("kind", ("l1", "l2"))
+def test_slopes_are_those_of_the_plain_mean(kind, entries, weighted, monkeypatch):
+    monkeypatch.setattr("sage.guidance.losses.ENTRIES", entries)  # the smaller one takes a head at a time
+    now = [QueriesKeys(*(t.detach().requires_grad_() for t in pair)) for pair in made_from(start())]
+    weight = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(5)) if weighted else None
+    losses, slopes = map_slopes(now, recorded(), kind, weight)
+    plain = distances(now, recorded(), kind, weight)
+    true = torch.autograd.grad(plain.sum(), [t for pair in now for t in pair])
+    assert torch.allclose(losses, plain) and not losses.requires_grad
+    for ours, theirs in zip(slopes, true, strict=True):
+        assert theirs.abs().max() > 0 and torch.allclose(ours, theirs, rtol=1e-4, atol=1e-8)
+
+
+def test_sites_that_do_not_match_are_refused():
+    with pytest.raises(ValueError, match="cannot compare"):
+        map_slopes(made_from(start()), recorded()[:2])
+    with pytest.raises(ValueError, match="cannot compare"):
+        map_slopes(made_from(start()), recorded(batch=1))
+
+
 @pytest.mark.parametrize("kind", ("l1", "l2"))
 def test_gradient_is_the_true_one(kind):
     z = start().requires_grad_()
-    reference = [m.detach() for m in made_from(start(seed=1))]
-    loss, g = gradient(made_from(z), z, losses(kind, reference))
-    plain = losses(kind, reference)(made_from(z))
-    (true,) = torch.autograd.grad(plain.sum(), z)
-    assert torch.allclose(loss, plain) and not loss.requires_grad
-    assert g.abs().max() > 0 and torch.allclose(g, true, rtol=1e-4, atol=1e-9)
+    g = led_back(z, recorded(), kind)
+    (true,) = torch.autograd.grad(distances(made_from(z), recorded(), kind).sum(), z)
+    assert g.abs().max() > 0 and torch.allclose(g, true, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ("l1", "l2"))
+def test_gradient_of_latents_is_the_true_one(kind):
+    z = start().requires_grad_()
+    x, reference = (3 * z).sigmoid(), start(seed=1)
+    losses, slopes = latent_slopes(x, reference, kind)
+    plain = torch.stack([mean_distance([a], [b], kind) for a, b in zip(x, reference, strict=True)])
+    (true,) = torch.autograd.grad(plain.sum(), z, retain_graph=True)
+    assert torch.allclose(losses, plain) and torch.allclose(gradient([x], slopes, z), true, rtol=1e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize("largest", (2.0**-20, 1.0, 2.0**14, 3.0))
 def test_the_scale_divides_out_exactly(largest):
     z = start().requires_grad_()
-    reference = [m.detach() for m in made_from(start(seed=1))]
-    g = [gradient(made_from(z), z, losses("l1", reference), by)[1] for by in (1.0, largest)]
-    assert torch.equal(*g)
+    assert torch.equal(led_back(z, recorded(), "l1"), led_back(z, recorded(), "l1", largest))
 
 
 def test_a_picture_s_gradient_is_its_own():
     z = start(3).requires_grad_()
     with torch.no_grad():
-        z[1] *= 100  # of quite another size
-    reference = [m.detach() for m in made_from(start(3, seed=1))]
-    _, together = gradient(made_from(z), z, losses("l2", reference))
+        z[1] *= 3  # of quite another size
+    then = recorded(batch=3)
+    together = led_back(z, then, "l2")
     for i in range(3):
         one = z[i:i + 1].detach().requires_grad_()
-        _, alone = gradient(made_from(one), one, losses("l2", [m[i:i + 1] for m in reference]))
-        assert torch.allclose(together[i:i + 1], alone, rtol=1e-5, atol=0)
+        alone = led_back(one, [QueriesKeys(*(t[i:i + 1] for t in pair)) for pair in then], "l2")
+        assert torch.allclose(together[i:i + 1], alone, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
@@ -99,31 +136,33 @@ def test_a_picture_s_gradient_is_its_own():
 def test_half_precision_does_not_underflow(kind, dtype):
     """Four million entries, a tenth of those of Stable Diffusion, 0.05 from their reference."""
     z = start(1, 1448).requires_grad_()
-    reference = [(z.sigmoid() + 0.05 * start(1, 1448, seed=1).sign()).detach()]
-    (true,) = torch.autograd.grad(losses(kind, reference)([z.sigmoid()]).sum(), z)
-    _, ours = gradient([z.to(dtype).sigmoid()], z, losses(kind, reference))
-    (naive,) = torch.autograd.grad(losses(kind, reference)([z.to(dtype).sigmoid()]).sum(), z)
+    reference = (z.sigmoid() + 0.05 * start(1, 1448, seed=1).sign()).detach()
+
+    def naive(x: Tensor) -> Tensor:
+        return torch.autograd.grad(mean_distance([x], [reference], kind), z)[0]
+
+    true, x = naive(z.sigmoid()), z.to(dtype).sigmoid()
+    ours = gradient([x], latent_slopes(x, reference, kind)[1], z)
 
     def error(g: Tensor) -> float:
         return ((g - true).norm() / true.norm()).item()
 
     assert error(ours) < (0.03 if dtype == torch.bfloat16 else 0.01)
     if dtype == torch.float16:  # bfloat16 has the range of float32
-        assert error(naive) > 0.1
+        assert error(naive(z.to(dtype).sigmoid())) > 0.1
 
 
 def test_nothing_to_correct_gives_zero():
-    z = start().requires_grad_()
-    reference = [m.detach() for m in made_from(z)]
-    loss, g = gradient(made_from(z), z, losses("l2", reference))
-    assert (loss == 0).all() and (g == 0).all()
+    now = made_from(start())
+    losses, slopes = map_slopes(now, now, "l2")
+    assert (losses == 0).all() and all((s == 0).all() for s in slopes)
 
 
 def test_non_finite_maps_give_a_gradient_that_shows_it():
     z = start().requires_grad_()
-    reference = [m.detach() for m in made_from(start(seed=1))]
-    broken = [m * torch.tensor(float("nan")) for m in made_from(z)]
-    assert not torch.isfinite(gradient(broken, z, losses("l1", reference))[1]).all()
+    broken = made_from(z * torch.tensor(float("nan")))
+    _, slopes = map_slopes(broken, recorded())
+    assert not torch.isfinite(gradient([t for pair in broken for t in pair], slopes, z)).all()
 
 
 def test_a_step_is_shortened_a_picture_at_a_time():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sage.errors import SettingsError
-from sage.guidance.taps import record, rewrite, select
+from sage.guidance.taps import listen, record, rewrite, select
 from sage.models.attention import AttentionMap
 from sage.models.unet import UNet
 from tests import small
@@ -131,3 +131,29 @@ def test_gradients_pass_through_recorded_maps(unet):
         loss = sum(m.square().mean() for m in tap.pop())
     (g,) = torch.autograd.grad(loss, z)
     assert torch.isfinite(g).all() and g.abs().max() > 0
+
+
+def test_listening_changes_nothing_and_tells_what_a_map_is_made_of(unet):
+    sites = [*select(unet.sites(), "self", 1), *select(unet.sites(), "cross", 0)]
+    plain = run(unet)
+    with listen(sites) as heard:
+        assert torch.equal(run(unet), plain) and not any(site.tapped for site in sites)
+    with record(sites) as tap:
+        run(unet)
+        for pair, map in zip(heard.pop(), tap.pop(), strict=True):
+            assert torch.allclose(pair.map(), map, atol=1e-6) and pair.queries.shape[2] == map.shape[2]
+
+
+def test_nothing_after_the_last_site_keeps_a_graph(unet):
+    sites = select(unet.sites(), "self", 1)
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with listen(sites) as heard:
+        whole = unet(z, 500, torch.zeros(1, 7, 32))
+        g = torch.autograd.grad(sum(t.square().sum() for pair in heard.pop() for t in pair), z)[0]
+    with listen(sites, last=True) as heard:
+        out = unet(z, 500, torch.zeros(1, 7, 32))
+        assert not torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+    cut = torch.autograd.grad(sum(t.square().sum() for pair in heard.pop() for t in pair), z)[0]
+    assert whole.requires_grad and not out.requires_grad
+    assert torch.equal(out, whole) and torch.equal(cut, g)

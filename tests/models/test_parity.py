@@ -73,7 +73,9 @@ def test_unet_with_every_map_tapped(unets, batch):
 def test_unet_takes_one_number_for_the_whole_batch(unets):
     ours, _ = unets
     z, _, context = unet_inputs(ours, 3)
-    assert torch.equal(ours(z, 500, context), ours(z, torch.full((3,), 500), context))
+    each = ours(z, torch.full((3,), 500), context)
+    assert_same(ours(z, 500, context), each)
+    assert torch.equal(ours(z, ours.time(500), ours.text(context)), ours(z, 500, context))
 
 
 def test_unet_gradient(unets):

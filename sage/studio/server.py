@@ -1,0 +1,147 @@
+"""How the studio is reached: from this machine alone, unless it is told otherwise in so many words."""
+
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sage.errors import ModelError, SageError, SettingsError
+from sage.models.known import KNOWN, installed
+from sage.studio.desk import Desk, Limits
+
+UPLOAD = 20_000_000  # bytes of a picture file
+MESSAGE = 1_000_000  # bytes of any other request
+POLICY = ("default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
+          "form-action 'self'")
+
+
+def choose_models(wanted: Sequence[str] | None) -> list[str]:
+    """The models that were named, or all known ones that are on this disk."""
+    found = list(wanted or [name for name in KNOWN if installed(name)])
+    if not found:
+        raise ModelError("no model is on this disk: sage fetch sd-1.4, or name one with --model")
+    return found
+
+
+def prepare(folder: Path) -> list[str]:
+    """Take Gradio's settings out of the environment, where they could open the studio unseen, and give it a folder.
+
+    Returns:
+        The names of those that were there.
+    Raises:
+        SettingsError: Gradio is not installed.
+    """
+    ignored = sorted(name for name in os.environ if name.startswith("GRADIO_"))
+    for name in ignored:
+        del os.environ[name]
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise SettingsError("the studio needs Gradio: pip install 'sage-edit[ui]'") from error
+    return ignored
+
+
+def launch(desk: Desk, host: str = "127.0.0.1", port: int = 7860, queue: int = 16, share: bool = False,
+           root_path: str = "") -> tuple[Any, str]:
+    """Serve the studio from threads of this process.
+
+    Args:
+        desk: whose folder is that of `prepare`.
+        port: 0 for any free one.
+        queue: how many may wait; others are told that it is full.
+    Returns:
+        The gr.Blocks, to be closed, and the address.
+    Raises:
+        SettingsError: the address cannot be had.
+    """
+    from starlette.middleware import Middleware
+
+    from sage.studio.page import CSS, THEME, build
+    page = build(desk)
+    page.queue(max_size=queue, default_concurrency_limit=1, api_open=False)
+    port = port or _free_port(host)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            _, local, shared = page.launch(
+                server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True, inbrowser=False,
+                show_error=False, max_file_size=UPLOAD, allowed_paths=[], blocked_paths=[], root_path=root_path,
+                enable_monitoring=False, run_history=False, mcp_server=False, ssr_mode=False, pwa=False,
+                footer_links=[], state_session_capacity=desk.limits.visits, strict_cors=True, theme=THEME, css=CSS,
+                app_kwargs={"middleware": [Middleware(Guard)], "docs_url": None, "redoc_url": None})
+        except OSError as error:
+            raise SettingsError(f"{host}:{port} cannot be served at: {str(error).splitlines()[0]}") from error
+    return page, shared or local
+
+
+def serve(models: Sequence[str] | None, limits: Limits, host: str, port: int, queue: int, share: bool) -> None:
+    """Serve until Ctrl-C; everything that visitors left is deleted then."""
+    import tempfile
+    with tempfile.TemporaryDirectory(prefix="sage-studio-", ignore_cleanup_errors=True) as folder:
+        if ignored := prepare(Path(folder)):
+            print(f"sage: note: {', '.join(ignored)} ignored: the studio is opened by its own arguments alone",
+                  file=sys.stderr)
+        print("sage: loading the model", file=sys.stderr)
+        desk = Desk(choose_models(models), limits, Path(folder) / "desk")
+        page, address = launch(desk, host, port, queue, share)
+        print(f"the studio is at {address} (Ctrl-C ends it)", flush=True)
+        ended = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: ended.set())
+        try:
+            while not ended.wait(1):
+                pass
+        except KeyboardInterrupt:
+            pass
+        finally:
+            page.close(verbose=False)
+            desk.close()
+
+
+def _free_port(host: str) -> int:
+    import socket
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise SettingsError(f"{host} is no address of this machine: {error.strerror}") from error
+        return probe.getsockname()[1]
+
+
+class Guard:
+    """Refuses requests that are too long before they are read, and lets a page load nothing from elsewhere."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        most = UPLOAD + MESSAGE if scope["path"].rstrip("/").endswith("/upload") else MESSAGE
+        headers = dict(scope["headers"])
+        if int(headers.get(b"content-length", b"0") or 0) > most:
+            await send({"type": "http.response.start", "status": 413, "headers": [(b"content-type", b"text/plain")]})
+            return await send({"type": "http.response.body", "body": f"at most {most} bytes".encode()})
+        read = 0
+
+        async def counted() -> Any:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > most:
+                raise SageError(f"a request of more than {most} bytes was ended")
+            return message
+
+        async def guarded(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode()),
+                                      (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+            await send(message)
+
+        await self.app(scope, counted, guarded)

@@ -1,0 +1,139 @@
+"""The studio's small parts: the shelf, the clock, the form."""
+
+import pytest
+
+from sage.config import EditConfig
+from sage.errors import SettingsError
+from sage.studio import form
+from sage.studio.clock import Cancelled, Clock, Pace, seconds
+from sage.studio.shelf import Shelf
+from sage.studio.words import compare
+
+
+def test_the_shelf_keeps_what_was_used_last():
+    shelf = Shelf(10, len)
+    for key, value in (("a", "1234"), ("b", "1234")):
+        shelf.put(key, value)
+    assert shelf.get("a") == "1234" and shelf.used == 8
+    shelf.put("c", "1234")  # b was not asked for
+    assert shelf.get("b") is None and shelf.get("a") and shelf.get("c") and shelf.used <= 10
+
+
+def test_one_value_is_kept_however_large():
+    shelf = Shelf(10, len)
+    shelf.put("a", "1")
+    shelf.put("b", "x" * 100)
+    assert shelf.get("a") is None and shelf.get("b") and len(shelf) == 1 and shelf.largest == 100
+    shelf.spare(shelf.largest)
+    assert len(shelf) == 0
+
+
+def test_the_shelf_drops_what_is_unwanted():
+    shelf = Shelf(10, len)
+    shelf.put(("a", 1), "x")
+    shelf.put(("b", 1), "x")
+    shelf.drop(lambda key: key[0] == "a")
+    assert shelf.get(("a", 1)) is None and shelf.get(("b", 1)) == "x"
+
+
+class Hands:
+    """A clock for clocks."""
+
+    def __init__(self):
+        self.time = 100.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+def test_time_left_is_foreseen_from_what_was_measured():
+    hands = Hands()
+    clock = Clock([("invert", 10), ("edit", 10)], Pace(), hands)
+    assert clock.left is None and str(clock) == "Starting"
+    clock("encode", 1, 1)
+    for done in range(1, 6):
+        hands.time += 2
+        clock("invert", done, 10)
+    assert clock.left == pytest.approx(5 * 2 + 10 * 4)  # an editing step was not seen yet: twice as long
+    assert str(clock) == "Inverting, step 5 of 10, 50 s left"
+    for done in range(6, 11):
+        hands.time += 2
+        clock("invert", done, 10)
+    for done in range(1, 6):
+        hands.time += 6
+        clock("edit", done, 10)
+    assert clock.left == pytest.approx(30) and clock.share == pytest.approx(50 / 80)
+    hands.time += 3
+    assert clock.left == pytest.approx(27)
+    clock("decode", 0, 1)
+    assert clock.left == 0
+
+    again = Clock([("edit", 10)], clock.pace, hands)
+    assert again.left == pytest.approx(60)
+
+
+def test_an_edit_made_again_says_so():
+    clock = Clock([("edit", 2)])
+    for done in (1, 2, 1):
+        clock("edit", done, 2)
+    assert "again" in str(clock)
+
+
+def test_a_cancelled_clock_ends_the_work():
+    clock = Clock()
+    clock("encode", 0, 1)
+    clock.cancel()
+    with pytest.raises(Cancelled):
+        clock("encode", 1, 1)
+
+
+def test_seconds_for_people():
+    assert [seconds(s) for s in (0.04, 9.94, 12.3, 61, 3599)] == ["0.0 s", "9.9 s", "12 s", "1 min 1 s", "59 min 59 s"]
+
+
+CONFIGS = [EditConfig(), EditConfig.published(), EditConfig(
+    replace=("cat", "dog"), blend=("", "dog"), reweight={"grumpy": 2.5, "old man": 0.1 + 0.2}, size=128,
+    seed=2**60 + 1, blend_threshold=0.1234567890123, replace_fraction=1 / 3), EditConfig(replace=None, blend=None)]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_form_gives_back_what_it_was_given(config):
+    assert form.config(form.values(config)) == config
+
+
+def test_numbers_as_browsers_send_them():
+    given = [float(v) if type(v) is int and name != "size" else v
+             for name, v in zip(form.NAMES, form.values(EditConfig()), strict=True)]
+    assert form.config(given) == EditConfig()
+
+
+@pytest.mark.parametrize("name, value", [
+    ("steps", None), ("steps", "7"), ("steps", 2.5), ("seed", "-1"), ("seed", "9" * 50), ("seed", 5), ("replace", "a"),
+    ("replace", ["a", "b"]), ("reweight", "cat"), ("reweight", "cat:9999"), ("decay", "sideways"),
+    ("guidance_scale", float("nan")), ("blend_threshold", 2)])
+def test_wrong_values_are_one_line(name, value):
+    given = form.values(EditConfig())
+    given[form.NAMES.index(name)] = value
+    with pytest.raises(SettingsError) as caught:
+        form.config(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_few_values():
+    with pytest.raises(SettingsError, match="settings were sent"):
+        form.config([1])
+
+
+def test_every_field_has_a_place_and_help():
+    for f in form.FIELDS:
+        assert form.kind(f) in ("choice", "number", "whole", "phrases", "factors", "digits")
+        assert f.metadata["help"] and f.metadata["group"]
+
+
+def test_nothing_to_compare_yet():
+    from sage.models.known import installed
+    from sage.models.loading import load_model
+    if not installed("stilllife"):
+        pytest.skip("the bundled model is missing")
+    find = load_model("stilllife").prompts
+    assert compare(find, "", "a cat", EditConfig())["target"] == []
