@@ -18,7 +18,7 @@ export SAGE_OUT := $(value OUT)
 unexport IMG SRC TGT MODEL OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup edit demo weights train train-encoder train-report test test-slow test-cluster lint bench bench-speed experiments
+.PHONY: help setup edit demo ui weights train train-encoder train-report test test-slow test-cluster test-ui lint bench bench-speed load experiments
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,11 @@ edit: $(READY)  ## edit a picture: IMG=cat.jpg SRC="a cat" TGT="a dog" [MODEL=sd
 demo: $(READY)  ## several edits by the bundled model, on one sheet
 	$(BIN)/python examples/demo.py $(ARGS)
 
+ui: $(READY)  ## install Gradio, and edit in a browser: [MODEL=] [ARGS="--host 0.0.0.0 --port 8000"]
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui]'
+	@set -- ; [ -z "$$SAGE_MODEL" ] || set -- --model="$$SAGE_MODEL"; \
+	$(BIN)/sage ui "$$@" $(ARGS)
+
 weights: $(READY)  ## download a known model: MODEL=sd-1.4 (sage models lists them)
 	$(BIN)/sage fetch "$${SAGE_MODEL:-sd-1.4}"
 
@@ -77,6 +82,10 @@ test-cluster: $(READY)  ## install Ray, and test the benchmark on a cluster of t
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/bench/test_cluster.py $(ARGS)
 
+test-ui: $(READY)  ## install Gradio and Playwright, and test the studio in a real browser (needs Chromium)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui,browser]'
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/studio $(ARGS)
+
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
 
@@ -85,6 +94,10 @@ experiments: $(READY)  ## every experiment of docs/experiments.md; hours on two 
 
 bench: $(READY)  ## measure the bundled model on 40 still lifes, and write a report: [OUT=runs/bench/quick] [ARGS=]
 	@$(BIN)/sage bench stilllife --quick --out="$${SAGE_OUT:-runs/bench/quick}" $(ARGS)
+
+load: $(READY)  ## 50 clients for a minute against the studio, each checking its own results
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui]'
+	$(BIN)/python -m benchmarks.studio_load $(ARGS)
 
 bench-speed: $(READY)  ## seconds and memory of an edit beside the released way, some 25 minutes: [ARGS="--only ..."]
 	$(BIN)/python -m benchmarks.speed $(ARGS)

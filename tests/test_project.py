@@ -62,6 +62,13 @@ def test_make_bench_measures_the_quick_set(make):
     assert make("bench-speed", "ARGS=--rounds 4") == ["-m", "benchmarks.speed", "--rounds", "4"]
 
 
+def test_make_ui_serves_the_studio(make, tmp_path):
+    (tmp_path / "pip").write_text("#!/bin/sh\n")
+    (tmp_path / "pip").chmod(0o755)
+    assert make("ui") == ["ui"]
+    assert make("ui", "MODEL=sd-2.1", "ARGS=--port 80") == ["ui", "--model=sd-2.1", "--port", "80"]
+
+
 def test_help_lists_every_target(make):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {line.split()[1] for line in make()} == targets

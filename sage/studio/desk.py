@@ -81,7 +81,7 @@ class Desk:
         if not self.places:
             raise ModelError("no model is here: name one with --model")
         self.folder = folder or Path(tempfile.mkdtemp(prefix="sage-studio-"))
-        self.trajectories: Shelf[Trajectory] = Shelf(self.limits.memory, _bytes_of)
+        self.trajectories: Shelf[Trajectory] = Shelf(self.limits.memory, lambda trajectory: trajectory.nbytes)
         self.pictures: Shelf[Picture] = Shelf(self.limits.memory // 4, lambda picture: picture.size)
         self.paces: dict[tuple, Pace] = {}
         self._visits: OrderedDict[str, Visit] = OrderedDict()
@@ -306,8 +306,3 @@ class Desk:
                 self.model = load_model(self.places[name])
             self.recommended[name] = self.model.recommended
         return self.model.recommended
-
-
-def _bytes_of(trajectory: Trajectory) -> int:
-    tensors = [*trajectory.latents, *(t for m in trajectory.maps for t in (*m.self, *m.cross))]
-    return sum(t.numel() * t.element_size() for t in tensors)

@@ -1,0 +1,209 @@
+"""The studio under load: many clients on loopback, a short queue, and every result checked by who asked for it.
+
+    python -m benchmarks.studio_load [--clients 50] [--seconds 60] [--queue 16]
+
+Each client is a visitor of its own with its own picture and its own words.  It knows beforehand, byte for byte, what
+its edit must be.  Refused clients are told so and come again.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import numpy as np
+from PIL import Image
+
+import sage
+from sage.image import from_pixels, save_picture
+from sage.record import identity, make_record
+from sage.stilllife.render import render
+from sage.stilllife.scenes import sample_scene
+from sage.studio import form
+
+SOURCE = "a photograph of a small red mug on grass"
+COLOURS = ("blue", "green", "yellow", "orange", "purple", "pink", "white")
+STEPS = 2  # of each edit: it is the queue that is measured, not the model
+PATIENCE = 180.0  # seconds that a client waits for a result before it is counted as lost
+
+
+@dataclass
+class Client:
+    """One visitor.
+
+    Attributes:
+        expected: the bytes of the file that the studio must hand over.
+    """
+
+    number: int
+    picture: Path
+    target: str
+    expected: bytes
+
+
+@dataclass
+class Tally:
+    """What came of the requests."""
+
+    answered: int = 0
+    refused: int = 0
+    swapped: int = 0
+    lost: list[str] = field(default_factory=list)
+    untold: int = 0
+    waits: list[float] = field(default_factory=list)
+    positions: set[int] = field(default_factory=set)
+
+
+def make_clients(number: int, folder: Path, config: sage.EditConfig) -> list[Client]:
+    """Pictures no two of which are alike, and the right edit of each."""
+    model, clients = sage.load_model("stilllife"), []
+    for i in range(number):
+        path = save_picture(from_pixels(render(sample_scene(np.random.default_rng(i)), 64)), folder / f"{i}.png")
+        target = SOURCE.replace("red", COLOURS[i % len(COLOURS)])
+        result = sage.edit(model, Image.open(path), SOURCE, target, config)
+        record = make_record(model, SOURCE, target, config, identity(path))
+        clients.append(Client(i, path, target, save_picture(result.image, folder / "edit.png", record).read_bytes()))
+    assert len({client.expected for client in clients}) == number
+    return clients
+
+
+class Studio:
+    """A running studio as its page speaks to it."""
+
+    def __init__(self, http: httpx.AsyncClient, config: dict):
+        self.http = http
+        ids = {c["props"].get("elem_id"): c["id"] for c in config["components"]}
+        self.dropped = self._event(config, ids["picture"], "upload")
+        self.edited = self._event(config, ids["edit"], "click")
+        outputs = next(d for d in config["dependencies"] if d["id"] == self.edited)["outputs"]
+        self.download = outputs.index(ids["download"])
+
+    @staticmethod
+    def _event(config: dict, component: int, event: str) -> int:
+        return next(d["id"] for d in config["dependencies"] if [component, event] in [list(t) for t in d["targets"]])
+
+    async def drop(self, session: str, picture: Path) -> None:
+        sent = await self.http.post("/gradio_api/upload", files={"files": (picture.name, picture.read_bytes())})
+        sent.raise_for_status()
+        file = {"path": sent.json()[0], "orig_name": picture.name, "meta": {"_type": "gradio.FileData"}}
+        got = await self.http.post("/gradio_api/run/predict", json={
+            "data": [file], "fn_index": self.dropped, "session_hash": session})
+        got.raise_for_status()
+
+    async def edit(self, session: str, values: list, tally: Tally) -> bytes | None:
+        """The edited file; None when the queue was full."""
+        joined = await self.http.post("/gradio_api/queue/join", json={
+            "data": values, "fn_index": self.edited, "session_hash": session})
+        if joined.status_code == 503:
+            tally.refused += 1
+            tally.untold += "full" not in joined.text
+            return None
+        joined.raise_for_status()
+        event, data = joined.json()["event_id"], None
+        async with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
+            async for line in stream.aiter_lines():
+                if not line.startswith("data:"):
+                    continue
+                message = json.loads(line[5:])
+                if message["msg"] == "estimation" and message.get("rank") is not None:
+                    tally.positions.add(message["rank"])
+                if message["msg"] == "process_completed" and message.get("event_id") == event:
+                    data = message["output"]["data"]
+                    break
+        update = data[self.download]
+        file = update.get("value") or update
+        got = await self.http.get(file["url"])
+        got.raise_for_status()
+        return got.content
+
+
+async def be(client: Client, studio: Studio, settings: list, until: float, tally: Tally) -> None:
+    """One client's minute."""
+    session, dice = f"client{client.number}", random.Random(client.number)
+    await studio.drop(session, client.picture)
+    while time.monotonic() < until:
+        began = time.monotonic()
+        try:
+            got = await asyncio.wait_for(studio.edit(session, [SOURCE, client.target, "stilllife", False, *settings],
+                                                     tally), PATIENCE)
+        except Exception as error:
+            tally.lost.append(f"client {client.number}: {type(error).__name__}: {error}")
+            continue
+        if got is None:
+            await asyncio.sleep(dice.uniform(0.5, 2.0))
+        elif got != client.expected:
+            tally.swapped += 1
+        else:
+            tally.answered += 1
+            tally.waits.append(time.monotonic() - began)
+
+
+async def watch(pid: int, curve: list[float], done: asyncio.Event) -> None:
+    """Resident memory of the server in MB, once a second."""
+    while not done.is_set():
+        status = Path(f"/proc/{pid}/status").read_text()
+        curve.append(int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024)
+        await asyncio.sleep(1)
+
+
+async def load(address: str, pid: int, clients: list[Client], settings: list, seconds: float) -> tuple[Tally, list]:
+    """All clients at once."""
+    tally, curve, done = Tally(), [], asyncio.Event()
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=address, timeout=PATIENCE, limits=limits, trust_env=False) as http:
+        studio = Studio(http, (await http.get("/config")).json())
+        watching = asyncio.create_task(watch(pid, curve, done))
+        until = time.monotonic() + seconds
+        await asyncio.gather(*(be(client, studio, settings, until, tally) for client in clients))
+        done.set()
+        await watching
+        after = Tally()
+        last = await studio.edit("client0", [SOURCE, clients[0].target, "stilllife", False, *settings], after)
+        assert last == clients[0].expected, "the studio does not work any more after the load"
+    return tally, curve
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=50, help="[%(default)s]")
+    parser.add_argument("--seconds", type=float, default=60, help="[%(default)s]")
+    parser.add_argument("--queue", type=int, default=16, help="[%(default)s]")
+    args = parser.parse_args()
+    config = sage.load_model("stilllife").recommended.but(steps=STEPS, guided_steps=1, retries=0)
+    with tempfile.TemporaryDirectory() as folder:
+        clients = make_clients(args.clients, Path(folder), config)
+        server = subprocess.Popen([sys.executable, "-m", "sage", "ui", "--port", "0", "--model", "stilllife", "--queue",
+                                   str(args.queue)], stdout=subprocess.PIPE, text=True, env=os.environ.copy())
+        try:
+            address = re.search(r"http://\S+", server.stdout.readline())[0].rstrip("/")
+            tally, curve = asyncio.run(load(address, server.pid, clients, form.values(config), args.seconds))
+            crashed = server.poll() is not None
+        finally:
+            server.terminate()
+            server.wait(60)
+    waits = sorted(tally.waits)
+    print(f"{args.clients} clients for {args.seconds:g} s against a queue of {args.queue}: {tally.answered} answered, "
+          f"{tally.refused} refused and told so, {tally.swapped} swapped, {len(tally.lost)} lost, "
+          f"{'crashed' if crashed else 'no crash'}")
+    if waits:
+        print(f"answered in {statistics.median(waits):.1f} s (median), {waits[int(0.95 * (len(waits) - 1))]:.1f} s "
+              f"(95 %); positions told: {min(tally.positions)} to {max(tally.positions)}")
+    shown = curve[::max(1, len(curve) // 12)]
+    print(f"memory of the server in MB, start to end: {', '.join(f'{v:.0f}' for v in shown)}; most {max(curve):.0f}")
+    for line in tally.lost[:5]:
+        print(line)
+    return int(crashed or tally.swapped > 0 or bool(tally.lost) or tally.untold > 0 or tally.answered == 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
