@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.speed import table
 from benchmarks.speed.cells import CELLS, UNASKED, Cell
 from benchmarks.speed.memory import EDITS, STEPS
-from benchmarks.speed.models import ROOT
+from benchmarks.speed.models import MODELS, ROOT
 from sage.files import written_whole
 
 RESULTS = Path("benchmarks/results/speed.md")
@@ -145,12 +145,11 @@ def result_of(job: Job, cache: Path) -> dict[str, Any]:
     needs = job["cell"]["needs"] / (1 if job["implementation"] == "baseline" else 2) if "implementation" in job else 0
     if available() < needs:
         return {"failed": f"not tried: it needs about {needs:g} GiB of memory"}
-    if "cell" in job and job["kind"] != "count":
-        prepared = subprocess.run([sys.executable, "-c", "import sys; from pathlib import Path\n"
-                                   "from benchmarks.speed.models import MODELS\n"
-                                   "MODELS[sys.argv[1]].folder(Path(sys.argv[2]))", job["cell"]["model"], cache],
-                                  cwd=ROOT)
-        if prepared.returncode:
+    about = MODELS[job["cell"]["model"]] if job["kind"] in ("edit", "profile") else None
+    if about and about.unet and not (cache / about.name).exists():
+        write = ("import sys; from pathlib import Path; from benchmarks.speed.models import MODELS; "
+                 "MODELS[sys.argv[1]].folder(Path(sys.argv[2]))")
+        if subprocess.run([sys.executable, "-c", write, about.name, cache.resolve()], cwd=ROOT).returncode:
             return {"failed": "its weights could not be written"}
     ran = subprocess.run([sys.executable, "-m", "benchmarks.speed.measure",
                           json.dumps(job | {"cache": str(cache.resolve())})], cwd=ROOT, capture_output=True, text=True)

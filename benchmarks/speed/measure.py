@@ -210,17 +210,15 @@ def measure(cell: Cell, implementation: str, cache: Path) -> dict[str, Any]:
     about, dtype = MODELS[cell.model], DTYPES[cell.dtype]
     folder = about.folder(cache)
     clock = Clock(cell.device)
-    start = time.perf_counter()
     if implementation == OURS:
         import sage.editing
         import sage.models.loading  # noqa: F401  the first use imports them
     else:
         import benchmarks.speed.baseline  # noqa: F401
-    imported, interpreter = clock.time(), Host.now()
+    interpreter, start = Host.now(), clock.time()
     Host.forget()
     runs = IMPLEMENTATIONS[implementation](about, folder, cell.device, dtype)
-    row = {"import": imported - start, "load": clock.time() - imported, "threads": torch.get_num_threads(),
-           "interpreter": interpreter,
+    row = {"load": clock.time() - start, "threads": torch.get_num_threads(), "interpreter": interpreter,
            "weights": weights(runs.modules()), "loading_peak": Host.peak()}
 
     warm = runs.invert(cell.batch, cell.size, 2)

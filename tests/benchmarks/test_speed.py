@@ -84,8 +84,9 @@ def test_a_measured_row(rows):
     assert ours["weights"]["unet"] == theirs["weights"]["unet"] > 0
     for row in rows.values():
         assert min(row["invert"] + row["guided"]) > 0 and row["peak"] >= max(row["peaks"].values())
-        maps = 3 * 2 * 64 * 64 * 4  # sites, heads, (N, N), bytes
-        assert row["reference_bytes_a_step"] == pytest.approx(maps, rel=0.3)  # and latents, masks, text
+    maps = 3 * 2 * 64 * 64 * 4  # sites, heads, (N, N), bytes
+    assert theirs["reference_bytes_a_step"] == pytest.approx(maps, rel=0.3)  # and latents, masks, text
+    assert 0 < ours["reference_bytes_a_step"] < 1.3 * maps  # however it keeps them
 
 
 @pytest.mark.parametrize("name, dtype, width", ((OURS, "float32", 4), (BASELINE, "float16", 2)))
@@ -104,9 +105,9 @@ def test_the_way_of_a_gpu_as_far_as_a_cpu_can_go_it(folder, monkeypatch, name, d
     assert table.Summary(replace(TINY, device="cuda"), name, [row]).line(None, 1.0)[-1] == "0.00"
 
 
-def test_several_pictures_at_once(folder):
+def test_several_pictures_at_once(folder, rows):
     row = measure(replace(TINY, batch=2), OURS, folder)
-    assert row["reference_bytes_a_step"] == pytest.approx(2 * 3 * 2 * 64 * 64 * 4, rel=0.3)
+    assert row["reference_bytes_a_step"] == pytest.approx(2 * rows[OURS]["reference_bytes_a_step"], rel=0.3)
 
 
 def test_a_whole_edit_is_timed_whole(folder, monkeypatch):
@@ -164,8 +165,9 @@ def test_operations_by_kind(name, kind):
 def test_the_profile_finds_every_part(folder, name):
     seconds = parts.measure(TINY, name, folder)["seconds"]
     assert {"UNet, forward", "UNet, backward", "VAE", "text", "sampling"} <= set(seconds)
-    for part, operation in (("UNet, forward", "maps"), ("UNet, backward", "convolution"), ("VAE", "convolution")):
+    for part, operation in (("UNet, forward", "linear"), ("UNet, backward", "convolution"), ("VAE", "convolution")):
         assert seconds[part][operation] > 0
+    assert any(operations.get("maps") for operations in seconds.values())
     assert ("attention, fused" in seconds["UNet, forward"]) == (name == OURS)
 
 
@@ -176,7 +178,7 @@ def test_growth_with_its_interval():
 
 
 def fake(seconds: float, peak: float, name: str) -> dict:
-    return {"import": 1.0, "load": 3.0, "threads": 2, "interpreter": 2**28, "weights": {"unet": 2**30}, "whole": None,
+    return {"load": 3.0, "threads": 2, "interpreter": 2**28, "weights": {"unet": 2**30}, "whole": None,
             "loading_peak": 0, "encode": 1.0, "invert": [seconds, seconds * 1.1, seconds * 0.9],
             "guided": [3 * seconds] * 2, "unguided": [2 * seconds] if name == OURS else [], "decode": 2.0,
             "finish": 0.5, "text": 0.25, "peak": round(peak * 2**30), "peaks": {}, "first": 1.0}
