@@ -38,6 +38,8 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if PRODUCT is None or x.numel() * self.out_features < LARGE or not _plain_float32(x, self.weight):
             return super().forward(x)
+        if not (x.requires_grad and torch.is_grad_enabled()):  # a function of autograd's costs time to enter
+            return PRODUCT(x, self.weight, self.bias, "none", [], "")
         return _Product.apply(x, self.weight, self.bias)
 
 
@@ -77,6 +79,8 @@ class Conv2d(nn.Conv2d):
         if self._packed is None or self._packed[0] is not self.weight or not _plain_float32(x, self.weight):
             return super().forward(x)
         _, forth, back = self._packed
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return _convolve(x, forth, self.bias, self.padding)
         return _PackedConvolution.apply(x, forth, back, self.bias, self.padding)
 
 

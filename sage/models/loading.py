@@ -15,6 +15,8 @@ from sage.models import configs, renames
 from sage.models.backbone import StableDiffusion
 from sage.models.clip import CLIPText, CLIPTextParams
 from sage.models.known import KNOWN, PICKLES, find_model, installed, pickled
+from sage.models.layers import pack
+from sage.models.memory import keep_freed_memory
 from sage.models.singlefile import guess_prediction, take_apart
 from sage.models.unet import UNet, UNetParams
 from sage.models.vae import VAE, VAEParams
@@ -23,6 +25,9 @@ from sage.sampling.schedule import ScheduleParams
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PREDICTIONS = ("epsilon", "v_prediction")
+
+# Models up to this many bytes may hold their convolutions three times.
+SMALL = 2**28
 
 
 def load_model(model: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
@@ -39,7 +44,25 @@ def load_model(model: str | Path, device: str | torch.device | None = None, dtyp
         ModelError: nothing there, not whole, not supported, damaged, or a pickle.
         SettingsError: a device or dtype that cannot be had.
     """
-    return StableDiffusion(**_load_parts(model, device, dtype, prediction_type, tokenizer))
+    loaded = StableDiffusion(**_load_parts(model, device, dtype, prediction_type, tokenizer))
+    make_fast(loaded)
+    return loaded
+
+
+def make_fast(model: StableDiffusion) -> None:
+    """Lay weights and memory out as the device likes them; what the model computes stays the same, to rounding.
+
+    Decided by the device and the model alone, never by what is free: the same machine shall give the same bytes.
+    """
+    networks = model.unet, model.vae, model.text
+    if model.device.type == "cuda":
+        for network in networks:
+            network.to(memory_format=torch.channels_last)
+    elif model.device.type == "cpu":
+        keep_freed_memory()
+        if model.dtype == torch.float32 and sum(p.nbytes for n in networks for p in n.parameters()) <= SMALL:
+            pack(model.unet, model.sample_size // model.vae.factor)
+            pack(model.vae, model.sample_size)
 
 
 def _load_parts(model: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
