@@ -76,14 +76,15 @@ class Chart:
 
     def picture(self, scale: int = 2) -> Image.Image:
         """The same on white."""
-        head = 24
+        head = 38
         image = Image.new("RGB", (WIDTH * scale, (HEIGHT + head) * scale), "white")
         draw, font = ImageDraw.Draw(image), ImageFont.load_default(12 * scale)
 
         def at(x: float, y: float) -> tuple[float, float]:
             return x * scale, (y + head) * scale
 
-        draw.text((LEFT * scale, 6 * scale), f"{self.title} ({self.unit})", "black", font)
+        draw.text((8 * scale, 4 * scale), self.title, "black", font)
+        draw.text((8 * scale, 20 * scale), self.unit, "#555555", ImageFont.load_default(11 * scale))
         for value in ticks(self.top):
             draw.line([at(LEFT, self.y(value)), at(WIDTH - RIGHT, self.y(value))], "#dddddd", scale)
             draw.text(at(LEFT - 7, self.y(value)), number(value), "#555555", font, anchor="rm")

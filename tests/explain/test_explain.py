@@ -154,6 +154,12 @@ def test_axes_end_above_the_greatest_value_in_round_steps(top):
     assert top == 0 or found[-1] <= 2 * top
 
 
+def test_titles_of_curves_fit(seen):
+    for chart in seen[0].charts():
+        right = np.asarray(chart.picture())[:70, -8:]
+        assert chart.picture().width == charts.WIDTH * 2 and (right == 255).all(), chart.unit
+
+
 def test_a_curve_has_gaps_where_there_is_no_number():
     chart = Chart("Loss", "units", [None, 1.0, 2.0, None, 4.0])
     assert [len(run) for run in chart.runs()] == [2, 1] and chart.y(0) > chart.y(4.0) >= charts.TOP
