@@ -240,9 +240,10 @@ def measure(cell: Cell, implementation: str, cache: Path) -> dict[str, Any]:
     Host.forget()
     if cell.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    before = clock.time()
+    before, worked = clock.time(), time.process_time()
     result = runs.edit(cell.batch, cell.size, steps, guided, clock)
     end = clock.time()
+    row["busy"] = (time.process_time() - worked) / (end - before) / row["threads"]
     clock.peaks["end"] = Host.peak()
     back = clock.steps("edit")
     row |= {

@@ -12,6 +12,7 @@ from benchmarks.speed.cells import BASELINE, GUIDED, OURS, UNASKED, WHOLE, Cell
 
 GIB = 2**30
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+SHARED = 0.6  # of the time of its threads, below which a process did not have the machine to itself
 PACKAGES = ("torch", "diffusers", "transformers", "numpy")
 STEPS_OF = {OURS: {"guided": GUIDED, "unguided": WHOLE - GUIDED}, BASELINE: {"guided": WHOLE, "unguided": 0}}
 
@@ -167,6 +168,10 @@ class Page:
                     lines.append(row([*where, self.why_not(cell, name), *[""] * (len(HEAD) - 5)]))
                 elif cell.why_not != UNASKED:
                     left.setdefault(self.why_not(cell, name), []).append(f"{cell.name} {name}")
+        shared = [f"{cell} {name}" for (cell, name), s in self.summaries.items() if s.cell.device == "cpu"
+                  and min(row["busy"] for row in s.rows) < SHARED]
+        if shared:
+            lines += ["", f"Something else was at work on this machine, and these are too slow: {', '.join(shared)}."]
         return [*lines, "", *(f"Not measured ({why}): {', '.join(names)}." for why, names in left.items())]
 
     def targets(self) -> list[str]:

@@ -178,7 +178,7 @@ def test_growth_with_its_interval():
 
 
 def fake(seconds: float, peak: float, name: str) -> dict:
-    return {"load": 3.0, "threads": 2, "interpreter": 2**28, "weights": {"unet": 2**30}, "whole": None,
+    return {"busy": 0.9, "load": 3.0, "threads": 2, "interpreter": 2**28, "weights": {"unet": 2**30}, "whole": None,
             "loading_peak": 0, "encode": 1.0, "invert": [seconds, seconds * 1.1, seconds * 0.9],
             "guided": [3 * seconds] * 2, "unguided": [2 * seconds] if name == OURS else [], "decode": 2.0,
             "finish": 0.5, "text": 0.25, "peak": round(peak * 2**30), "peaks": {}, "first": 1.0}
@@ -218,6 +218,10 @@ def test_the_table():
     assert "not yet measured: no GPU here" in text
     assert "Not measured (it was too much): sd14-256-cpu-bfloat16-b1 ours." in text
     assert UNASKED not in text and "sd21" not in text
+    assert "Something else" not in text
+    slowed = results()
+    slowed["rows"][0]["result"]["busy"] = 0.3
+    assert "too slow: sd14-256-cpu-float32-b1 ours." in table.render(slowed)
     header, *lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert all(line.count("|") in (5, len(table.HEAD) + 1, 6) for line in (header, *lines))
 
