@@ -1,0 +1,225 @@
+"""A full disk, a read-only folder, weights that change and a network that is lost: one line, and nothing half."""
+
+import errno
+import os
+import shutil
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import sage
+from sage import cli
+from sage import image as pictures
+from sage.batch.manifest import Line, Manifest
+from sage.bench.files import BenchmarkError, write_text
+from sage.errors import ModelError, PictureError
+from sage.models import known, loading, renames
+from sage.models.clip import CLIPText
+from sage.models.fetch import fetch
+from sage.models.weights import fill, open_weights, renamed
+from tests import small
+from tests.models import hub as hubs
+from tests.models import tiny
+
+SIZE = 512 << 10
+PROMPTS = ["--source", "a cat on a mat", "--target", "a dog on a mat", "--steps", "1", "--cross-level", "1"]
+
+
+def mount(*arguments) -> bool:
+    return subprocess.run(["mount", *arguments], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A real disk of half a megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if not shutil.which("mount") or not mount("-t", "tmpfs", "-o", f"size={SIZE}", "none", str(place)):
+        pytest.skip("mounting a file system is not permitted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@contextmanager
+def only(disk: Path, free: int):
+    """Leave so many bytes of a disk free."""
+    filler = disk / "filler"
+    with filler.open("wb") as file:
+        file.write(bytes(max(0, shutil.disk_usage(disk).free - free)))
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return small.make(tmp_path_factory.mktemp("disk") / "tokenizer").model
+
+
+@pytest.fixture
+def editing(model, tmp_path, monkeypatch):
+    """`sage edit` with a model that is there, to a place of the test's choosing."""
+    monkeypatch.setattr(sage, "load_model", lambda *_, **__: model, raising=False)
+    small.picture().save(tmp_path / "p.png")
+    (tmp_path / "m.safetensors").touch()
+    return lambda out: cli.main(["edit", str(tmp_path / "p.png"), *PROMPTS, "--model", str(tmp_path / "m.safetensors"),
+                                 "--out", str(out)])
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("ending", (".png", ".jpg", ".webp"))
+def test_a_full_disk_leaves_the_old_picture(disk, ending):
+    path = pictures.save_picture(Image.new("RGB", (8, 8)), disk / f"e{ending}", {"old": 1})
+    old = path.read_bytes()
+    for free in range(0, 24 << 10, 4096):
+        with only(disk, free):
+            with pytest.raises(PictureError, match="No space left|cannot be written"):
+                pictures.save_picture(NOISE, path, {"new": 1})
+            assert path.read_bytes() == old and {p.name for p in disk.iterdir()} == {path.name, "filler"}
+    assert pictures.read_settings(pictures.save_picture(NOISE, path, {"new": 1})) == {"new": 1}
+
+
+def test_an_edit_to_a_full_disk_is_one_line(disk, editing, capsys):
+    with only(disk, 4096):
+        assert editing(disk / "e.png") == 2
+        assert "No space left" in (error := capsys.readouterr().err) and error.count("\n") == 1
+        assert not (disk / "e.png").exists() and len(list(disk.iterdir())) == 1
+    assert editing(disk / "e.png") == 0
+
+
+def test_manifests_on_a_full_disk_go_on_when_there_is_room(disk):
+    with Manifest(disk) as manifest, only(disk, 0):
+        with pytest.raises(PictureError, match="No space left"):
+            for i in range(1000):
+                manifest.append(Line(i, i, "done", f"{i}.png"))
+    with Manifest(disk) as manifest:
+        made = len(manifest.done)
+        manifest.append(Line(7, 7, "done", "last.png"))
+    with Manifest(disk) as manifest:
+        assert len(manifest.done) == made + 1 and "last.png" in manifest.done
+    with only(disk, 0), pytest.raises(BenchmarkError, match="No space left"):
+        write_text(disk / "tables.json", "x" * 9000)
+    assert not (disk / "tables.json").exists()
+
+
+@pytest.mark.parametrize("fails", ("write", "fsync", "replace"))
+@pytest.mark.parametrize("code", (errno.ENOSPC, errno.EIO, errno.EDQUOT))
+def test_a_disk_that_fails_at_the_last_moment(tmp_path, monkeypatch, fails, code):
+    path = pictures.save_picture(Image.new("RGB", (8, 8)), tmp_path / "e.png", {"old": 1})
+
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    target = (Image.Image, "save") if fails == "write" else (os, fails)
+    with monkeypatch.context() as patch, pytest.raises(PictureError, match=os.strerror(code)):
+        patch.setattr(*target, fail)
+        pictures.save_picture(NOISE, path, {"new": 1})
+    assert pictures.read_settings(path) == {"old": 1} and [p.name for p in tmp_path.iterdir()] == ["e.png"]
+
+
+def test_a_read_only_folder(disk, editing, capsys):
+    (disk / "old.png").write_bytes(b"old")
+    assert mount("-o", "remount,ro", str(disk))
+    for out in ("e.png", "old.png", "new/e.png"):
+        assert editing(disk / out) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and ("Read-only" in error or "written" in error)
+    with pytest.raises(PictureError, match="cannot be written"):
+        Manifest(disk)
+    with pytest.raises(BenchmarkError, match="cannot be written"):
+        write_text(disk / "tables.json", "{}")
+    with pytest.raises(ModelError, match="cannot be fetched"):
+        fetch("sd-1.5", disk, "http://127.0.0.1:9", progress=False)
+    assert [p.name for p in disk.iterdir()] == ["old.png"]
+
+
+# ---- weights that change under the program
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return tiny.make(tmp_path / "model").folder / "text_encoder" / "model.safetensors"
+
+
+def swapped(path: Path) -> None:
+    new = path.with_name("new")
+    new.write_bytes(path.read_bytes()[:-1000])
+    new.replace(path)
+
+
+@pytest.mark.parametrize("change", (
+    lambda path: os.truncate(path, 5000), lambda path: os.truncate(path, 0), lambda path: path.unlink(), swapped,
+    lambda path: path.write_bytes(b"\xff" * path.stat().st_size)))
+def test_weights_that_change_while_they_are_read(weights, change):
+    """What was opened is read on, or refused: never a crash, never weights that are no numbers."""
+    tensors = open_weights([weights])
+    change(weights)
+    try:
+        network = fill(lambda: CLIPText(tiny.TEXTS["1.x"]), renamed(tensors, renames.folder_text), "it",
+                       torch.device("cpu"), torch.float32)
+    except ModelError as error:
+        assert str(weights) in str(error)
+    else:
+        assert all(p.isfinite().all() for p in network.parameters())
+
+
+def test_weights_that_change_after_loading_change_nothing(weights):
+    folder = weights.parents[1]
+    model = loading.load_model(folder, device="cpu")
+    before = model.encode_text(model.prompts.parse("a cat"))
+    weights.write_bytes(b"")
+    assert torch.equal(model.encode_text(model.prompts.parse("a cat")), before)
+
+
+# ---- a network that is lost
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    import huggingface_hub.file_download
+    monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda _: None)
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)  # what a broken transfer may lose
+    for name in ("HF_ENDPOINT", "HF_TOKEN", "SAGE_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tiny.make(tmp_path / "hub").folder
+    for part in tiny.BASES:
+        save_file({k: v.half() for k, v in load_file(tiny.weights(folder, part)).items()},
+                  tiny.weights(folder, part, ".fp16"))
+    model = known.KNOWN["sd-1.5"]
+    hub = hubs.Hub(folder, model.repo, model.revision)
+    yield hub
+    hub.close()
+
+
+class Always(set):
+    """A set that keeps what is taken out of it."""
+
+    def discard(self, name):
+        pass
+
+
+def test_a_network_that_is_lost_for_good_and_comes_back(hub, tmp_path):
+    name = "unet/diffusion_pytorch_model.fp16.safetensors"
+    hub.cut = Always({name})
+    with pytest.raises(ModelError, match="what has been fetched is kept|cannot be fetched") as caught:
+        fetch("sd-1.5", tmp_path / "weights", hub.url, progress=False)
+    assert "\n" not in str(caught.value) and known.installed("sd-1.5", tmp_path / "weights") is None
+    before, size = hub.served[name], len(hub.files()[name])
+    hub.cut = set()
+    folder = fetch("sd-1.5", tmp_path / "weights", hub.url, progress=False)
+    assert (folder / name).read_bytes() == hub.files()[name] and hub.served[name] - before < size / 2
+
+
+def test_a_full_disk_during_a_download(hub, disk):
+    with only(disk, SIZE // 4), pytest.raises(ModelError, match="needs .* GB more|is full"):
+        fetch("sd-1.5", disk, hub.url, progress=False)
+    assert not [p for p in disk.iterdir() if not p.name.startswith(".")]

@@ -1,0 +1,143 @@
+"""Killed at any moment, an edit, a batch, a benchmark and a download leave no half file, and end with the same result.
+
+Three moments of each, twenty in the slow run.
+"""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import sage
+from sage import cli
+from sage import image as pictures
+from sage.bench.configs import configuration
+from sage.bench.engine import ModelEngine
+from sage.bench.runner import run
+from sage.config import EditConfig
+from sage.models import known
+from sage.models.fetch import fetch
+from tests import small
+from tests.bench.world import make_benchmark
+from tests.hardening.faults.killing import ended, killed, moments, started, timed, visible
+from tests.models import hub as hubs
+from tests.models import tiny
+
+TIMES = [3, pytest.param(20, marks=pytest.mark.slow)]
+SETTINGS = ["--steps", "6", "--cross-level", "1"]
+PROMPTS = ["--source", "a cat on a mat", "--target", "a dog on a mat"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    model = small.make(tmp_path_factory.mktemp("killed") / "tokenizer").model
+    # So that what is loaded on first use is there already, and the moments fall into the work.
+    sage.edit(model, small.picture(), "a cat", "a dog", EditConfig(steps=1, cross_level=1))
+    return model
+
+
+@pytest.fixture
+def place(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sage, "load_model", lambda *_, **__: model, raising=False)
+    for i in range(3):
+        small.picture(seed=i).save(f"p{i}.png")
+    return tmp_path
+
+
+def whole(path, raw: bytes) -> None:
+    """Every file that can be seen is one that was written to its end."""
+    if path.endswith(".png"):
+        pictures.open_picture(path)
+        Image.open(path).verify()
+    elif path.endswith(".jsonl"):
+        lines = raw.split(b"\n")  # of a line being written, a piece may stand at the end, and is cut off later
+        assert all(json.loads(line) for line in lines[:-1])
+    elif path.endswith(".json"):
+        json.loads(raw)
+
+
+def survives(work, place, times: int, seed: int, same=lambda files: files) -> int:
+    """Kill `work`, which writes below out/, at random moments, and let it end each time; how often it was at work."""
+    out, wanted, hits = place / "out", place / "wanted", 0
+    length = timed(work)
+    out.rename(wanted)
+    result = same(visible(wanted))
+    for after in moments(seed, times, length):
+        hits += killed(work, after)
+        for name, raw in visible(out).items() if out.exists() else ():
+            whole(str(out / name), raw)
+        assert ended(started(work)) == 0
+        assert same(visible(out)) == result
+        shutil.rmtree(out)
+    return hits
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_an_edit(place, times):
+    (place / "m.safetensors").touch()
+    arguments = ["edit", "p0.png", *PROMPTS, *SETTINGS, "--out", "out/e.png", "--sheet", "--model",
+                 str(place / "m.safetensors")]
+    assert survives(lambda: cli.main(arguments), place, times, 1) >= times - 2
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_a_batch(place, times):
+    (place / "m.safetensors").touch()
+    (place / "t.csv").write_text("picture,source,target,name\n" + "".join(
+        f"p{i}.png,a cat on a mat,a {thing} on a mat,{i}-{thing}\n" for i in range(2) for thing in ("dog", "fox")))
+    arguments = ["batch", "t.csv", *SETTINGS, "--out", "out", "--model", str(place / "m.safetensors")]
+
+    def same(files):
+        """A kill between an edit and its line has the edit made again: the lines of what is done are the same."""
+        lines = {}
+        for line in map(json.loads, files.pop("manifest.jsonl").splitlines()):
+            lines[line["row"]] = {k: v for k, v in line.items() if k not in ("time", "seconds")}
+        return files, lines
+
+    assert survives(lambda: cli.main(arguments), place, times, 2, same) >= times - 2
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_a_benchmark(place, model, times):
+    benchmark = make_benchmark(place / "benchmark", count=4)
+    configurations = [configuration(f"{name}:steps=3,cross_level=1") for name in ("plain", "recommended")]
+
+    def same(files):
+        files.pop("manifest.jsonl")
+        return files
+
+    def work():
+        lines = run(benchmark, configurations, ModelEngine(model), place / "out", batch=2)
+        return any(line.status != "done" for line in lines)
+
+    assert survives(work, place, times, 3, same) >= times - 2
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_a_download(tmp_path, monkeypatch, times):
+    import huggingface_hub.constants
+    known_model = dataclasses.replace(known.KNOWN["sd-1.5"], revision="0123456789abcdef" * 2 + "01234567")
+    monkeypatch.setitem(known.KNOWN, "sd-1.5", known_model)
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1 << 14)
+    for name in ("HF_ENDPOINT", "HF_TOKEN", "SAGE_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tiny.make(tmp_path / "hub").folder
+    for part in tiny.BASES:
+        state = {key: value.half() for key, value in load_file(tiny.weights(folder, part)).items()}
+        save_file(state, tiny.weights(folder, part, ".fp16"))
+    hub = hubs.Hub(folder, known_model.repo, known_model.revision)
+    try:
+        def work():
+            fetch("sd-1.5", tmp_path / "out", hub.url, progress=False)
+
+        def same(files):
+            assert all(name.startswith("sd-1.5/") for name in files)
+            return files
+
+        assert survives(work, tmp_path, times, 4, same) >= times - 2
+    finally:
+        hub.close()
