@@ -156,8 +156,10 @@ def test_what_is_done_is_kept_and_what_has_changed_is_made_again(engine, capsys)
     assert batch("--steps=2") == 0 and len(engine) == 5
     Path("out/r.png").unlink()
     assert batch("--steps=2") == 0 and [e.target for e in engine[5:]] == [RED]
+    Path("out/r.png").write_bytes(Path("out/y.png").read_bytes())
+    assert batch("--steps=2") == 0 and [e.target for e in engine[6:]] == [RED]
     Image.new("RGB", (9, 9), "red").save("mug.png")
-    assert batch("--steps=2") == 0 and len(engine) == 8
+    assert batch("--steps=2") == 0 and len(engine) == 9
 
 
 def test_failures_are_tried_again(engine):
