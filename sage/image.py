@@ -3,6 +3,7 @@
 The only user of Pillow.  Imports no torch before a tensor is asked for.
 """
 
+import hashlib
 import io
 import json
 import math
@@ -163,6 +164,11 @@ def _bare(image: Image.Image) -> Image.Image:
 
 def _line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")[:120] or type(error).__name__
+
+
+def digest(image: Image.Image) -> str:
+    """What a `normalise`d picture is known by, whatever file it came from: SHA-256 of its size and pixels, in hex."""
+    return hashlib.sha256(b"%d x %d " % image.size + image.tobytes()).hexdigest()
 
 
 # ---- pictures and tensors

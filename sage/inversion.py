@@ -47,6 +47,7 @@ class Trajectory:
         maps: N entries; entry k was recorded on the way from latents[k] to latents[k + 1].
         text: (B, M, width), the embedded source prompts.
         picture_size: (width, height) of the picture as it was given.
+        pictures: what the pictures are known by, one each: `sage.image.digest`.
         factors: (B, M) the reweighting it was recorded under, None for the usual: no reweighting.
         attention: (B, M, h, w) how much each place looks at each token of the source prompt, mean over the inversion;
             None where nothing asked for it.
@@ -58,6 +59,7 @@ class Trajectory:
     maps: tuple[Maps, ...]
     text: Tensor
     picture_size: tuple[int, int]
+    pictures: tuple[str, ...]
     factors: Tensor | None = None
     attention: Tensor | None = None
 
@@ -69,6 +71,7 @@ class Trajectory:
             return tuple(QueriesKeys(*(t[rows] for t in site)) for site in sites)
 
         return replace(self, source=tuple(self.source[row] for row in rows),
+                       pictures=tuple(self.pictures[row] for row in rows),
                        latents=tuple(t[rows] for t in self.latents),
                        maps=tuple(Maps(of(m.self), of(m.cross)) for m in self.maps), text=self.text[rows],
                        factors=None if self.factors is None else self.factors[rows],
@@ -135,7 +138,7 @@ def invert_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence
             latents.append(reached)
             report("invert", done, len(edges))
     return Trajectory(tuple(p.source for p in plans), config, tuple(latents), tuple(recorder.maps), text,
-                      images[0].size, factors, recorder.attention(z))
+                      images[0].size, tuple(map(pictures.digest, images)), factors, recorder.attention(z))
 
 
 class _Recording:
@@ -210,6 +213,8 @@ def check_trajectory(trajectory: Trajectory, plans: Sequence[Plan], config: Edit
         raise SettingsError(f"the trajectory is of another source prompt: {trajectory.source[0].text!r}")
     if trajectory.picture_size != images[0].size:
         raise SettingsError(f"the trajectory is of a picture of {trajectory.picture_size}, not {images[0].size}")
+    if trajectory.pictures != tuple(map(pictures.digest, images)):
+        raise SettingsError("the trajectory is of another picture of the same size: invert this one")
     for f in fields(EditConfig):
         a, b = getattr(trajectory.config, f.name), getattr(config, f.name)
         if f.name in INVERSION_FIELDS and a != b:

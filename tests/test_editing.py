@@ -250,6 +250,16 @@ def test_a_trajectory_that_does_not_fit_is_refused_in_one_line(model, inverted, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_trajectory_of_another_picture_of_the_same_size_is_refused(model, inverted):
+    with pytest.raises(SettingsError, match="another picture of the same size"):
+        edit(model, small.picture(seed=1), SOURCE, TARGET, FULL, trajectory=inverted)
+    plan = check_prompts(model, SOURCE, TARGET, PLAIN)
+    both = invert_batch(model, [small.picture(), small.picture(seed=1)], [plan, plan], PLAIN)
+    assert edit_batch(model, [small.picture(seed=1)], [plan], PLAIN, trajectory=both.only([1]))
+    with pytest.raises(SettingsError, match="another picture"):
+        edit_batch(model, [small.picture(seed=1)], [plan], PLAIN, trajectory=both.only([0]))
+
+
 def test_fewer_maps_than_recorded_are_enough(model, inverted):
     for change in (dict(reconstruction="none"), dict(guided_steps=1), dict(replace=None), dict(replace_fraction=0.25)):
         edit(model, small.picture(), SOURCE, TARGET, FULL.but(**change), trajectory=inverted)
