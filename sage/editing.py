@@ -21,12 +21,13 @@ from sage.blending import BlendingMask
 from sage.config import EditConfig
 from sage.errors import NumericsError
 from sage.guidance.losses import limited
-from sage.inversion import Progress, Trajectory, check_trajectory, generator, invert_batch
+from sage.inversion import Progress, Trajectory, check_trajectory, generator, invert_batch, task_of
 from sage.models.backbone import Backbone
 from sage.passes import Passes
 from sage.plan import Plan, check_prompts
 from sage.sampling.ddim import renoise
 from sage.sampling.schedule import Level
+from sage.thrift import Task, settle, stepping_down
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,14 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
     """`edit` for several pictures at once, all worked at the size of the first."""
     report = progress or (lambda phase, done, total: None)
     images = [pictures.normalise(image) for image in images]
+    task, notes = task_of(model, images, config), []
     if trajectory is None:
         trajectory = invert_batch(model, images, plans, config, progress)
+        notes += trajectory.notes
     else:
         check_trajectory(trajectory, plans, config, images)
-    results = _edited(model, images, plans, config, report, trajectory, watch)
+        notes += settle(task)
+    results = _edited(task, images, plans, config, report, trajectory, watch, notes)
     gentler = config
     for _ in range(config.retries):
         bad = [i for i, result in enumerate(results) if result.faults(config)]
@@ -132,22 +136,29 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
             break
         gentler = gentler.but(guidance_scale=(gentler.guidance_scale + min(gentler.guidance_scale, 1)) / 2,
                               reconstruction_scale=gentler.reconstruction_scale / 2)
-        again = _edited(model, [images[i] for i in bad], [plans[i] for i in bad], gentler, report,
-                        trajectory.only(bad), watch)
+        again = _edited(task, [images[i] for i in bad], [plans[i] for i in bad], gentler, report,
+                        trajectory.only(bad), watch, notes)
         for i, result in zip(bad, again, strict=True):
             note = (f"the result looked {results[i].faults(config)}: it was made again with guidance_scale "
                     f"{gentler.guidance_scale:g} and reconstruction_scale {gentler.reconstruction_scale:g}")
             results[i] = replace(result, trajectory=trajectory, notes=(*results[i].notes, note))
-    return [replace(result, notes=(*result.notes, f"the result looks {seen}: try a smaller guidance_scale"))
-            if (seen := result.faults(config)) else result for result in results]
+    return [replace(result, notes=(*result.notes, *notes, *(
+        [f"the result looks {seen}: try a smaller guidance_scale"] if (seen := result.faults(config)) else [])))
+            for result in results]
 
 
-def _edited(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: EditConfig,
-            report: Progress, trajectory: Trajectory, watch: Watch | None) -> list[EditResult]:
+def _edited(task: Task, images: Sequence[Image.Image], plans: Sequence[Plan], config: EditConfig, report: Progress,
+            trajectory: Trajectory, watch: Watch | None, notes: list[str]) -> list[EditResult]:
     """Every picture's result at these settings, however it looks."""
-    z, mask, losses = _sample(model, trajectory, plans, config, report, watch)
+    model = task.model
+
+    def sampled() -> tuple[Tensor, BlendingMask, list[tuple[float, ...]]]:
+        trajectory.keep(model.savings)
+        return _sample(model, trajectory, plans, config, report, watch)
+
+    z, mask, losses = stepping_down(task, "sampling", sampled, notes)
     report("decode", 0, 1)
-    x = model.decode(z)
+    x = stepping_down(task, "decoding the picture", lambda: model.decode(z), notes)
     report("decode", 1, 1)
     source = trajectory.latents[0]
     spread, drift = faults.spread(z, source).tolist(), faults.drift(z, source, mask.difference).tolist()

@@ -34,3 +34,7 @@ class SettingsError(SageError):
 
 class NumericsError(SageError):
     """A stage that gave non-finite numbers even in float32."""
+
+
+class MemoryRunOut(SageError):
+    """An edit that does not fit into memory, however much of it is saved."""

@@ -16,10 +16,12 @@ from sage.guidance.rewrites import reweighted
 from sage.guidance.taps import listen, select
 from sage.models.attention import QueriesKeys
 from sage.models.backbone import Backbone
+from sage.models.memory import Savings, on_host
 from sage.models.prompt import Prompt
 from sage.plan import Plan, check_prompts, token_factors
 from sage.sampling.ddim import walk
 from sage.sampling.schedule import Level
+from sage.thrift import Task, settle, stepping_down
 
 Progress = Callable[[str, int, int], None]
 
@@ -34,6 +36,12 @@ class Maps:
 
     self: tuple[QueriesKeys, ...] = ()
     cross: tuple[QueriesKeys, ...] = ()
+
+    def kept(self, savings: Savings) -> "Maps":
+        """Where they shall lie: as they are, or on the host, from where a GPU takes them without waiting."""
+        if not savings.references:
+            return self
+        return Maps(*(tuple(QueriesKeys(*map(on_host, pair)) for pair in sites) for sites in (self.self, self.cross)))
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ class Trajectory:
         factors: (B, M) the reweighting it was recorded under, None for the usual: no reweighting.
         attention: (B, M, h, w) how much each place looks at each token of the source prompt, mean over the inversion;
             None where nothing asked for it.
+        notes: what was done to make it fit into memory.
     """
 
     source: tuple[Prompt, ...]
@@ -62,6 +71,12 @@ class Trajectory:
     pictures: tuple[str, ...]
     factors: Tensor | None = None
     attention: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+    def keep(self, savings: Savings) -> None:
+        """Move the recorded attention to where it shall lie: no copy, which would free nothing."""
+        if savings.references:
+            object.__setattr__(self, "maps", tuple(m.kept(savings) for m in self.maps))
 
     def only(self, rows: Sequence[int]) -> "Trajectory":
         """The trajectory of some of the pictures."""
@@ -112,10 +127,26 @@ def invert(model: Backbone, image: Image.Image, source: str, config: EditConfig 
 def invert_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: EditConfig,
                  progress: Progress | None = None) -> Trajectory:
     """`invert` for several pictures at once, all worked at the size of the first."""
+    images = [pictures.normalise(image) for image in images]
+    task = task_of(model, images, config)
+    notes = [*settle(task)]
+    trajectory = stepping_down(task, "inverting the picture",
+                               lambda: _inverted(model, images, plans, config, task.size, progress), notes)
+    return replace(trajectory, notes=tuple(notes))
+
+
+def task_of(model: Backbone, images: Sequence[Image.Image], config: EditConfig) -> Task:
+    """What an edit of these pictures, upright RGB, asks of memory."""
+    size = pictures.working_size(*images[0].size, config.size or model.sample_size, model.pixel_multiple, config.fit)
+    for_self, for_cross = (sum(c) for c in zip(*(maps_needed(config, k) for k in range(config.steps)), strict=True))
+    return Task(model, size, len(images),
+                (("self", config.self_level, for_self), ("cross", config.cross_level, for_cross)))
+
+
+def _inverted(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: EditConfig,
+              size: tuple[int, int], progress: Progress | None) -> Trajectory:
     report = progress or (lambda phase, done, total: None)
     recorder = _Recording(model, config)
-    images = [pictures.normalise(image) for image in images]
-    size = pictures.working_size(*images[0].size, config.size or model.sample_size, model.pixel_multiple, config.fit)
     report("encode", 0, 1)
     sample = config.encode == "sample"  # each picture with the noise that it would have alone
     z = torch.cat([model.encode(pictures.to_tensor(image, size), generator(config) if sample else None)
@@ -145,7 +176,7 @@ class _Recording:
     """Keeps, inversion step by inversion step, the maps of which sampling has need."""
 
     def __init__(self, model: Backbone, config: EditConfig):
-        self.config, self.maps, self._attention = config, [], 0.0
+        self.config, self.savings, self.maps, self._attention = config, model.savings, [], 0.0
         self.wanted = [maps_needed(config, k) for k in range(config.steps)]
         for_self, for_cross = (any(column) for column in zip(*self.wanted, strict=True))
         self.self_sites = select(model.sites(), "self", config.self_level) if for_self else []
@@ -165,7 +196,7 @@ class _Recording:
         if error[0] is not None:
             return
         cross = self._cross.pop()
-        self.maps.append(Maps(tuple(self._self.pop()), tuple(cross) if self._wants_cross else ()))
+        self.maps.append(Maps(tuple(self._self.pop()), tuple(cross) if self._wants_cross else ()).kept(self.savings))
         if self.config.spare != "none":
             self._attention = self._attention + sum(site.map().mean(dim=1) for site in cross)  # (B, N, M)
 

@@ -65,7 +65,8 @@ def map_slopes(current: Sequence[QueriesKeys], reference: Sequence[QueriesKeys],
         heads = max(1, ENTRIES // (len(now.keys) * now.queries.shape[2] * now.keys.shape[2]))
         parts = [_slopes(QueriesKeys(*a), QueriesKeys(*b), kind, weight) for a, b in zip(
             zip(*(t.detach().float().split(heads, dim=1) for t in now), strict=True),
-            zip(*(t.to(now.queries.device).float().split(heads, dim=1) for t in then), strict=True), strict=True)]
+            zip(*(t.to(now.queries.device, non_blocking=True).float().split(heads, dim=1) for t in then), strict=True),
+            strict=True)]
         loss, *of_site = zip(*parts, strict=True)
         losses = losses + sum(loss) / entries
         slopes += [torch.cat(part, dim=1) / entries for part in of_site]

@@ -4,6 +4,7 @@ Whatever implements these seven can be edited with (docs/porting.md).  `denoise`
 file knows whether the network predicts the noise, v or a flow.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from sage.config import EditConfig
 from sage.errors import NumericsError
 from sage.models.attention import AttentionMap, Text
 from sage.models.clip import CLIPText
+from sage.models.memory import Needs, Savings
 from sage.models.prompt import Prompt, Prompts
+from sage.models.tiles import SIDE
 from sage.models.unet import Time, UNet
 from sage.models.vae import VAE
 from sage.sampling.ddim import from_prediction
@@ -30,6 +33,7 @@ class Backbone(Protocol):
     device: torch.device
     recommended: EditConfig
     prompts: Prompts
+    savings: Savings
 
     @property
     def pixel_multiple(self) -> int: ...
@@ -41,6 +45,8 @@ class Backbone(Protocol):
     def schedule(self, steps: int, spacing: str, grid: str) -> Schedule: ...
     def sites(self) -> list[AttentionMap]: ...
     def full_precision(self): ...
+    def needs(self, width: int, height: int) -> Needs: ...
+    def save(self, savings: Savings) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class StableDiffusion:
         self.schedule_params, self.prediction_type = schedule, prediction_type
         self.name, self.sample_size, self.device, self.dtype = name, sample_size, torch.device(device), dtype
         self.recommended = recommended or recommend(unet, sample_size)
+        self.savings = Savings()
         self._times: dict[tuple[int, torch.dtype], Time] = {}  # the same in every pass and edit
 
     @property
@@ -94,20 +101,44 @@ class StableDiffusion:
         def run() -> Tensor:
             if generator is not None:
                 generator.set_state(state)
-            return self.vae.encode(x.to(self.device), generator).float()
+            return self.vae.encode(x.to(self.device), generator, self.savings.tiles).float()
 
         return self._finite("encoding the picture", self.vae, run)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """(B, 4, h, w) latents -> (B, 3, H, W) float32 in about [-1, 1]."""
-        return self._finite("decoding the latents", self.vae, lambda: self.vae.decode(z.to(self.device)).float())
+        def run() -> Tensor:
+            return self.vae.decode(z.to(self.device), self.savings.tiles).float()
+
+        return self._finite("decoding the latents", self.vae, run)
 
     @torch.no_grad()
     def encode_text(self, prompt: Prompt) -> Tensor:
         """A prompt -> (1, max_length, width) float32."""
-        ids = torch.tensor([prompt.ids], device=self.device)
-        return self._finite("encoding the prompt", self.text, lambda: self.text(ids).float())
+        place = next(self.text.parameters()).device
+        ids = torch.tensor([prompt.ids], device=place)
+        return self._finite("encoding the prompt", self.text, lambda: self.text(ids).float()).to(self.device)
+
+    def needs(self, width: int, height: int) -> Needs:
+        """What a picture of a size in pixels takes beyond the weights; measured on Stable Diffusion's networks."""
+        size, wide = width * height, self.dtype == torch.float32
+        tile = min(size, SIDE**2) if self.savings.tiles else size
+        value, places, channels = 4 if wide else 2, size // self.vae.factor**2, self.unet.params.channels
+        attention: Counter[tuple[str, int]] = Counter()
+        for site in self.sites():
+            if site.place != "mid":  # queries of every place; as many keys, or a text's
+                of_site = (2 if site.kind == "self" else 1) * places // 4**site.level * channels[site.level] * value
+                attention[site.kind, site.level] += of_site
+        return Needs(attention=attention, autoencoder=13 * tile * self.vae.params.channels[0] * value,
+                     # Below float32 the norms' inputs are float32 all the same.
+                     network=(650 if wide else 1000) * places * channels[0] * value)
+
+    def save(self, savings: Savings) -> None:
+        """Need less memory from now on."""
+        if savings.text and not self.savings.text:
+            self.text.to("cpu", torch.float32)
+        self.savings = savings
 
     @torch.no_grad()
     def prepare(self, text: Tensor) -> Prepared:

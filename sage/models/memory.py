@@ -2,7 +2,12 @@
 
 import ctypes
 import sys
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 # From glibc's malloc.h: no allocation by mmap, and no memory given back below this many free bytes.
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
@@ -23,3 +28,79 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, KEPT))
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What is done to need less memory; each costs some time, and tiles change the picture a little.
+
+    Attributes:
+        references: recorded attention lies on the host, and comes to the device a step at a time.
+        text: the text encoder stays on the host, in float32.
+        tiles: the autoencoder works at a tile at a time.
+    """
+
+    references: bool = False
+    text: bool = False
+    tiles: bool = False
+
+    def __str__(self) -> str:
+        said = {"references": "recorded attention is kept on the host", "text": "the text encoder works on the host",
+                "tiles": "the autoencoder works in tiles, which changes the picture a little"}
+        return "; ".join(words for name, words in said.items() if getattr(self, name))
+
+    def next(self, device: torch.device) -> "Savings | None":
+        """The next rung down; None at the last.  On a CPU all is on the host already."""
+        for name in ("references", "text", "tiles"):
+            if not getattr(self, name) and (name == "tiles" or device.type != "cpu"):
+                return replace(self, **{name: True})
+        return None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that one picture takes on the device, beyond the weights.
+
+    Attributes:
+        autoencoder: to encode or decode it.
+        network: for a denoising pass, and the way back of its gradient.
+        attention: what is recorded at one step, of a kind and level.
+    """
+
+    autoencoder: int
+    network: int
+    attention: dict[tuple[str, int], int]
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had on a device, None where that cannot be told."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    limits = [_number(Path("/proc/meminfo"), "MemAvailable:", 1024)]
+    group = Path("/sys/fs/cgroup")
+    most, used = _number(group / "memory.max"), _number(group / "memory.current")
+    if most is not None and used is not None:
+        limits.append(max(0, most - used))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _number(path: Path, key: str = "", unit: int = 1) -> int | None:
+    try:
+        text = path.read_text().partition(key)[2] if key else path.read_text()
+        return int(text.split()[0]) * unit
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def on_host(t: Tensor) -> Tensor:
+    """A copy on the host, which a GPU can read while the host goes on; what lies there already is left."""
+    if t.device.type == "cpu":
+        return t
+    return torch.empty(t.shape, dtype=t.dtype, pin_memory=t.is_cuda).copy_(t)
+
+
+def release(device: torch.device) -> None:
+    """Give memory that nothing holds back to the device."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -4,12 +4,14 @@ The scale between the encoder's numbers and the diffusion's latents lives inside
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sage.models.layers import Conv2d, Linear
+from sage.models.tiles import OVERLAP, SIDE, by_tiles
 from sage.models.unet import Upsample
 
 
@@ -150,19 +152,33 @@ class VAE(nn.Module):
         """Pixels per latent, along each side."""
         return 2 ** (len(self.params.channels) - 1)
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior(self, x: Tensor, tiled: bool = False) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) in [-1, 1] -> mean and log-variance, each (B, 4, H / factor, W / factor), unscaled."""
-        mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
+        def moments(x: Tensor) -> Tensor:
+            return self.quant_conv(self.encoder(x))
+
+        m = by_tiles(moments, x, SIDE, OVERLAP, Fraction(1, self.factor)) if tiled else moments(x)
+        mean, logvar = m.chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
-    def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> scaled latents: the mean, or a sample when a CPU `generator` is given."""
-        mean, logvar = self.posterior(x)
+    def encode(self, x: Tensor, generator: torch.Generator | None = None, tiled: bool = False) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> scaled latents: the mean, or a sample when a CPU `generator` is given.
+
+        Args:
+            tiled: a tile at a time, in less memory and a little otherwise; so in `decode`.
+        """
+        mean, logvar = self.posterior(x, tiled)
         if generator is not None:
             noise = torch.randn(mean.shape, generator=generator).to(mean)
             mean = mean + torch.exp(0.5 * logvar) * noise
         return mean * self.params.scaling
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, tiled: bool = False) -> Tensor:
         """Scaled latents (B, 4, h, w) -> (B, 3, h * factor, w * factor), about [-1, 1], not clamped."""
-        return self.decoder(self.post_quant_conv(z / self.params.scaling))
+        def pixels(z: Tensor) -> Tensor:
+            return self.decoder(self.post_quant_conv(z))
+
+        z = z / self.params.scaling
+        if not tiled:
+            return pixels(z)
+        return by_tiles(pixels, z, SIDE // self.factor, OVERLAP // self.factor, Fraction(self.factor))
