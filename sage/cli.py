@@ -390,7 +390,7 @@ def run_info(args: argparse.Namespace) -> None:
         return
     for name, value in facts.items():
         if isinstance(value, dict):
-            print(f"{name}:")
+            print(f"{_shown(name)}:")
             for key, inner in value.items():
                 print(f"  {_shown(key)}: {_shown(inner)}")
         else:

@@ -9,7 +9,8 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,8 +105,14 @@ def normalise(image: Image.Image, most: int = MAX_PIXELS) -> Image.Image:
         raise PictureError(f"the picture is damaged or cut short ({_line(error)})") from error
 
 
-def _opened(path: Path, formats: Sequence[str]) -> Image.Image:
-    """The file's header, read."""
+@contextmanager
+def _opened(path: Path, formats: Sequence[str]) -> Iterator[Image.Image]:
+    """The file, its header read."""
+    with ExitStack() as stack:
+        yield _header(path, formats, stack)
+
+
+def _header(path: Path, formats: Sequence[str], stack: ExitStack) -> Image.Image:
     try:
         if not path.is_file():
             kind = "is a folder" if path.is_dir() else "is no plain file" if path.exists() else "does not exist"
@@ -115,7 +122,9 @@ def _opened(path: Path, formats: Sequence[str]) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(path, formats=formats)
+            # Given a path, Pillow maps files that are not compressed: one cut short meanwhile would end the process,
+            # and a TIFF that is to be turned comes out wrong.
+            return Image.open(stack.enter_context(path.open("rb")), formats=formats)
     except PictureError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

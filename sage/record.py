@@ -42,9 +42,16 @@ def versions() -> dict[str, str]:
 
 
 def identity(path: Path, name: str | None = None) -> dict[str, str]:
-    """What a picture file is known by: its name, or `name` instead, and the hash of its bytes."""
-    with path.open("rb") as file:
-        return {"name": name or path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    """What a picture file is known by: its name, or `name` instead, and the hash of its bytes.
+
+    Raises:
+        PictureError: it cannot be read, though it may have been a moment ago.
+    """
+    try:
+        with path.open("rb") as file:
+            return {"name": name or path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    except OSError as error:
+        raise PictureError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

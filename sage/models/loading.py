@@ -195,7 +195,8 @@ def weight_files(folder: Path, base: str, half: bool) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     names = configs.Config(index).get("weight_map", {}, dict).values()
     for name in names:
-        if not isinstance(name, str) or not name.endswith(".safetensors") or set("/\\") & set(name):
+        if not isinstance(name, str) or not name.endswith(".safetensors") or set("/\\") & set(name) or (
+                not name.isprintable()):
             raise ModelError(f"{index} names {name!r}, which is no .safetensors file beside it")
     if not names:
         raise ModelError(f"{index} names no files")

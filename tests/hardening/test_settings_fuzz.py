@@ -70,6 +70,12 @@ def test_info_says_what_it_finds_on_plain_lines(folder, capsys, text, as_json):
     assert all(c.isprintable() or c == "\n" for c in out + err)
 
 
+def test_a_name_cannot_speak_to_the_terminal(folder, capsys):
+    path = folder / "escape.png"
+    path.write_bytes(files.with_settings(json.dumps(RECORD | {"\x1b[31mred": {"\x1b[2J": "\x1b]0;title\x07"}})))
+    assert cli.main(["info", str(path)]) == 0 and "\x1b" not in capsys.readouterr().out
+
+
 @tries(30, 1000)
 @given(st.text(max_size=200), st.sampled_from(("x", "é", "猫", "😀", "\0", '"', "\\", "\udcff")), st.integers(0, 4096),
        st.sampled_from((".png", ".jpg", ".webp")))

@@ -6,6 +6,7 @@ Three moments of each, twenty in the slow run.
 import dataclasses
 import json
 import shutil
+from collections import Counter
 
 import pytest
 from PIL import Image
@@ -22,6 +23,7 @@ from sage.models import known
 from sage.models.fetch import fetch
 from tests import small
 from tests.bench.world import make_benchmark
+from tests.hardening.ends import SEEN
 from tests.hardening.faults.killing import ended, killed, moments, started, timed, visible
 from tests.models import hub as hubs
 from tests.models import tiny
@@ -60,20 +62,21 @@ def whole(path, raw: bytes) -> None:
         json.loads(raw)
 
 
-def survives(work, place, times: int, seed: int, same=lambda files: files) -> int:
+def survives(kind, work, place, times: int, seed: int, same=lambda files: files) -> int:
     """Kill `work`, which writes below out/, at random moments, and let it end each time; how often it was at work."""
-    out, wanted, hits = place / "out", place / "wanted", 0
+    out, wanted, seen = place / "out", place / "wanted", SEEN.setdefault(f"kills, {kind}", Counter())
     length = timed(work)
     out.rename(wanted)
     result = same(visible(wanted))
     for after in moments(seed, times, length):
-        hits += killed(work, after)
+        seen["at work" if killed(work, after) else "done already"] += 1
+        seen["hidden remainders"] += len(list(out.rglob(".sage-*.part")))
         for name, raw in visible(out).items() if out.exists() else ():
             whole(str(out / name), raw)
         assert ended(started(work)) == 0
         assert same(visible(out)) == result
         shutil.rmtree(out)
-    return hits
+    return seen["at work"]
 
 
 @pytest.mark.parametrize("times", TIMES)
@@ -81,7 +84,7 @@ def test_an_edit(place, times):
     (place / "m.safetensors").touch()
     arguments = ["edit", "p0.png", *PROMPTS, *SETTINGS, "--out", "out/e.png", "--sheet", "--model",
                  str(place / "m.safetensors")]
-    assert survives(lambda: cli.main(arguments), place, times, 1) >= times - 2
+    assert survives("edit", lambda: cli.main(arguments), place, times, 1) >= times - 2
 
 
 @pytest.mark.parametrize("times", TIMES)
@@ -98,7 +101,7 @@ def test_a_batch(place, times):
             lines[line["row"]] = {k: v for k, v in line.items() if k not in ("time", "seconds")}
         return files, lines
 
-    assert survives(lambda: cli.main(arguments), place, times, 2, same) >= times - 2
+    assert survives("batch", lambda: cli.main(arguments), place, times, 2, same) >= times - 2
 
 
 @pytest.mark.parametrize("times", TIMES)
@@ -114,7 +117,7 @@ def test_a_benchmark(place, model, times):
         lines = run(benchmark, configurations, ModelEngine(model), place / "out", batch=2)
         return any(line.status != "done" for line in lines)
 
-    assert survives(work, place, times, 3, same) >= times - 2
+    assert survives("benchmark", work, place, times, 3, same) >= times - 2
 
 
 @pytest.mark.parametrize("times", TIMES)
@@ -138,6 +141,6 @@ def test_a_download(tmp_path, monkeypatch, times):
             assert all(name.startswith("sd-1.5/") for name in files)
             return files
 
-        assert survives(work, tmp_path, times, 4, same) >= times - 2
+        assert survives("download", work, tmp_path, times, 4, same) >= times - 2
     finally:
         hub.close()
