@@ -17,17 +17,19 @@ if TYPE_CHECKING:
     from sage.models.fetch import fetch
     from sage.models.loading import load_model
     from sage.plan import check_prompts
+    from sage.trajectory.disk import load_trajectory, save_trajectory
 
 __version__ = "0.1.0"
 
 # Imported when first used, so that the command line can check its arguments before torch is loaded.
 _LAZY = {"load_model": "sage.models.loading", "fetch": "sage.models.fetch", "check_prompts": "sage.plan",
          "edit": "sage.editing", "EditResult": "sage.editing", "Moment": "sage.editing"} | dict.fromkeys(
-    ("invert", "vae_reconstruction", "ddim_reconstruction", "Trajectory"), "sage.inversion")
+    ("invert", "vae_reconstruction", "ddim_reconstruction", "Trajectory"), "sage.inversion") | dict.fromkeys(
+    ("save_trajectory", "load_trajectory"), "sage.trajectory.disk")
 
 __all__ = ["EditConfig", "ModelError", "NumericsError", "PictureError", "PromptError", "SageError", "SettingsError",
            "EditResult", "Moment", "Trajectory", "check_prompts", "ddim_reconstruction", "edit", "fetch", "invert",
-           "load_model", "vae_reconstruction"]
+           "load_model", "load_trajectory", "save_trajectory", "vae_reconstruction"]
 
 
 def __getattr__(name: str):

@@ -1,8 +1,8 @@
 """`sage edit`, `sage info`, `sage models`, `sage fetch`: arguments -> EditConfig -> files.  No tensors.
 
 Whatever the user gave is checked before torch is even imported, so that a mistake is answered at once.  A mistake is
-one line on stderr and exit status 2; Ctrl-C leaves no half-written file and exits with 130.  `sage batch` is
-in sage/batch/cli.py, `sage bench` and `sage score` are in sage/bench/cli.py.
+one line on stderr and exit status 2; Ctrl-C leaves no half-written file and exits with 130.  `sage invert` is
+in sage/trajectory/cli.py, `sage batch` in sage/batch/cli.py, `sage bench` and `sage score` are in sage/bench/cli.py.
 """
 
 import argparse
@@ -12,10 +12,8 @@ import json
 import os
 import sys
 import time
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,13 @@ from PIL import Image
 
 from sage import __version__, console
 from sage import image as pictures
+from sage.asked import OUT, check_known, check_phrases
 from sage.batch.cli import add_command as add_batch_command
 from sage.bench.cli import add_commands as add_bench_commands
 from sage.config import EditConfig
-from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError, out_of_memory
+from sage.errors import ModelError, PictureError, SageError, SettingsError, out_of_memory
 from sage.explain import FILES as EXPLAINED
+from sage.files import numbered
 from sage.flags import (
     DEFAULT_MODEL,
     add_model,
@@ -41,9 +41,8 @@ from sage.models.known import KNOWN, installed, known_model, unknown
 from sage.progress import Progress
 from sage.record import check_prompt, identity, made_by, make_record, read_record, versions
 from sage.studio.cli import add_command as add_ui_command
-
-OUT = Path("out")
-SD_MULTIPLE, SD_WORDS = 64, 75
+from sage.trajectory.cli import add_command as add_invert_command
+from sage.trajectory.label import check_label, is_trajectory, read_label
 
 EXAMPLES = """
 examples:
@@ -51,6 +50,7 @@ examples:
   sage edit cat.jpg --source "a cat on a sofa" --target "a dog on a sofa" --target "a fox on a sofa" --sheet
   sage edit cat.jpg --source "a cat on a sofa" --target "a grumpy cat on a sofa" --reweight grumpy:3 --out grumpy.png
   sage edit cat.jpg --config-from out/cat-edit.png --steps 100
+  sage edit cat.jpg --trajectory out/cat-trajectory.safetensors --target "a dog on a sofa"    # made by sage invert
 
 The source prompt describes the picture as it is, the target prompt as it shall be, with as few words changed as
 possible.  The defaults in brackets are those for Stable Diffusion 1.x; each model brings its own.
@@ -113,9 +113,11 @@ def make_parser() -> Parser:
 
     _add_edit(command("edit", run_edit, "edit a picture", epilog=EXAMPLES,
                       formatter_class=argparse.RawDescriptionHelpFormatter))
+    add_invert_command(command)
     add_batch_command(command)
-    info = command("info", run_info, "tell what made a picture, or what a model is")
-    info.add_argument("what", metavar="PICTURE-or-MODEL", help="an edited picture, a model's name, folder or file")
+    info = command("info", run_info, "tell what made a picture, or what a model or a trajectory is")
+    info.add_argument("what", metavar="PICTURE-or-MODEL", help="an edited picture, a trajectory, or a model's name, "
+                                                               "folder or file")
     info.add_argument("--json", action="store_true", help="one JSON object on stdout")
     models = command("models", run_models, "list the models known by name")
     models.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -139,6 +141,8 @@ def _add_edit(parser: Parser) -> None:
     add("--explain", metavar="DIR", help="also write what happened inside the edit: PNG files and a page, index.html; "
                                          "of several edits, in folders 1, 2, ...")
     add("--config-from", metavar="OLD.png", help="prompts, model and settings of an earlier edit; other flags win")
+    add("--trajectory", metavar="T.safetensors", help="start from what `sage invert` wrote of this picture: its model, "
+                                                      "source prompt and settings hold; other flags win")
     add("--published", action="store_true", help="start from the settings of the released SAGE code")
     add("--truncate", action="store_true", help="cut prompts that are too long for the model")
     add("--json", action="store_true", help="one JSON object on stdout: paths, settings, notes, seconds, versions")
@@ -156,6 +160,7 @@ class Job:
     """What one `sage edit` shall do, checked as far as it can be without the model.
 
     Attributes:
+        trajectory: to start from, None to invert first.
         base: the settings to start from, None for the model's own.
         changes: the settings that were given as flags.
         fetch: the model must be downloaded first.
@@ -164,6 +169,7 @@ class Job:
     """
 
     image: Image.Image
+    trajectory: Path | None
     picture: dict[str, str]
     source: str
     targets: tuple[str, ...]
@@ -188,8 +194,12 @@ def plan_edit(args: argparse.Namespace) -> Job:
     """
     changes = given_settings(args)
     old = read_record(args.config_from) if args.config_from else {}
-    if old and args.published:
-        raise SettingsError("--published and --config-from are two sets of settings: give one of them")
+    bases = [f for f in ("--published", "--config-from", "--trajectory") if vars(args)[f.strip("-").replace("-", "_")]]
+    if len(bases) > 1:
+        raise SettingsError(f"{bases[0]} and {bases[1]} are two sets of settings: give one of them")
+    label = read_label(args.trajectory) if args.trajectory else None
+    if label:
+        old = label.settings()
     base = EditConfig.published() if args.published else EditConfig.from_dict(old["config"]) if old else None
 
     truncate = args.truncate or old.get("truncate", False)
@@ -197,19 +207,21 @@ def plan_edit(args: argparse.Namespace) -> Job:
     source = check_prompt("source", args.source if args.source is not None else old.get("source"))
     targets = args.target or [old.get("target")]
     targets = tuple(check_prompt("target", target) for target in targets)
-    _check_phrases(source, targets, (base or EditConfig()).but(**changes))
+    check_phrases(source, targets, (base or EditConfig()).but(**changes))
 
     path = Path(args.picture)
     image = pictures.open_picture(path)
     picture = identity(path)
     notes = []
-    if old and old["picture"]["sha256"] != picture["sha256"]:
+    if label:
+        check_label(label, args.trajectory, image, source, changes)
+    elif old and old["picture"]["sha256"] != picture["sha256"]:
         notes.append(f"{path} is not the picture that {args.config_from} was made from ({old['picture']['name']})")
 
-    model = args.model or _model_of(old, args.config_from)
+    model = args.model or _model_of(old, args.config_from or args.trajectory)
     fetch, known = must_fetch(model), known_model(model)
     if known and known.repo:
-        _check_known(image, (source, *targets), changes, truncate)
+        check_known(image, (source, *targets), changes, truncate)
     if args.tokenizer and not Path(args.tokenizer).is_dir():
         raise ModelError(f"--tokenizer {args.tokenizer} is no folder")
 
@@ -236,32 +248,8 @@ def plan_edit(args: argparse.Namespace) -> Job:
     if twice := explained.intersection(out.absolute() for out in written):
         raise PictureError(f"{min(twice)} belongs to the explanation too: give another --out, --sheet or --explain")
     prediction = args.prediction_type or old.get("prediction_type")
-    return Job(image, picture, source, targets, model, prediction, base, changes, truncate, fetch, outs, sheet,
-               inside, old.get("made", {}), tuple(notes))
-
-
-def _check_phrases(source: str, targets: Sequence[str], config: EditConfig) -> None:
-    """PromptError for a phrase that cannot be in its prompt, whatever the model's tokenizer makes of it."""
-    def squeezed(text: str) -> str:
-        return "".join(unicodedata.normalize("NFC", text).lower().split())
-
-    pairs = [p for p in (config.replace, config.blend if config.blend_match == "phrase" else None)
-             if isinstance(p, tuple)]
-    wanted = [(source, a) for a, _ in pairs]
-    wanted += [(target, b) for target in targets for b in (*(b for _, b in pairs), *config.reweight)]
-    for prompt, phrase in wanted:
-        if squeezed(phrase) not in squeezed(prompt):
-            raise PromptError(f"the phrase {phrase!r} is not in the prompt {prompt!r}")
-
-
-def _check_known(image: Image.Image, prompts: Sequence[str], changes: dict[str, Any], truncate: bool) -> None:
-    """What holds for every Stable Diffusion, told before gigabytes are fetched for nothing."""
-    if size := changes.get("size"):
-        pictures.working_size(*image.size, size, SD_MULTIPLE)
-    for prompt in prompts:
-        if len(prompt.split()) > SD_WORDS and not truncate:
-            raise PromptError(f"the prompt has {len(prompt.split())} words, more than the {SD_WORDS} tokens that this "
-                              "model takes: shorten it, or have it cut with --truncate")
+    return Job(image, Path(args.trajectory) if label else None, picture, source, targets, model, prediction, base,
+               changes, truncate, fetch, outs, sheet, inside, old.get("made", {}), tuple(notes))
 
 
 def _model_of(old: dict[str, Any], where: str | None) -> str:
@@ -277,7 +265,7 @@ def _outs(out: str | None, picture: Path, number: int) -> tuple[Path, ...]:
     """Where the edits go: names of our own are never those of files that exist, the user's are taken as given."""
     if out is None or out.endswith(("/", os.sep)) or Path(out).is_dir():
         folder = OUT if out is None else Path(out)
-        free = (path for path in _numbered(folder / f"{picture.stem}-edit.png") if not path.exists())
+        free = (path for path in numbered(folder / f"{picture.stem}-edit.png") if not path.exists())
         return tuple(next(free) for _ in range(number))
     path = Path(out)
     if number == 1:
@@ -292,12 +280,6 @@ def _insides(folder: str | None, number: int) -> tuple[Path, ...]:
     if not folder:
         raise PictureError("--explain has no folder: give one")
     return (Path(folder),) if number == 1 else tuple(Path(folder) / str(i) for i in range(1, number + 1))
-
-
-def _numbered(path: Path) -> Iterator[Path]:
-    yield path
-    for i in count(2):
-        yield path.with_name(f"{path.stem}-{i}{path.suffix}")
 
 
 def run_edit(args: argparse.Namespace) -> None:
@@ -321,11 +303,15 @@ def run_edit(args: argparse.Namespace) -> None:
 def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: bool) -> dict[str, Any]:
     import sage
     config = (job.base or model.recommended).but(**job.changes)
-    for target in job.targets:
-        sage.check_prompts(model, job.source, target, config, truncate=job.truncate)
+    plans = [sage.check_prompts(model, job.source, target, config, truncate=job.truncate) for target in job.targets]
     notes = _warnings(job, config, made_by(model))
 
     trajectory, rebuilt, rows, settings = None, [], [], []
+    if job.trajectory:
+        from sage.inversion import check_trajectory
+        trajectory = sage.load_trajectory(job.trajectory, model)
+        for plan in plans:  # before the first edit of several is made
+            check_trajectory(trajectory, [plan], config, [job.image])
     for i, (target, out) in enumerate(zip(job.targets, job.outs, strict=True)):
         watch = None
         if job.inside:
@@ -339,7 +325,7 @@ def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: 
             print(out, flush=True)
         notes += [n for n in result.notes if n not in notes]
         settings.append(record)
-        if (job.sheet or watch) and trajectory is None:
+        if (job.sheet or watch) and not (rebuilt and trajectory is result.trajectory):
             rebuilt = [("autoencoder alone", sage.vae_reconstruction(model, result.trajectory)),
                        ("inversion and back", sage.ddim_reconstruction(model, result.trajectory, progress))]
         if job.sheet:
@@ -377,9 +363,11 @@ def _warnings(job: Job, config: EditConfig, made: dict[str, Any]) -> list[str]:
 
 
 def run_info(args: argparse.Namespace) -> None:
-    """What made a picture, or what a model is."""
+    """What made a picture, or what a model or a trajectory is."""
     path = Path(args.what)
-    if known_model(args.what) or path.is_dir() or path.suffix.lower() in (".safetensors", ".ckpt", ".pt", ".bin"):
+    if path.suffix.lower() == ".safetensors" and is_trajectory(path):
+        facts = read_label(path).facts(path)
+    elif known_model(args.what) or path.is_dir() or path.suffix.lower() in (".safetensors", ".ckpt", ".pt", ".bin"):
         facts = _model_facts(args.what)
     elif path.exists() or path.suffix:
         facts = read_record(path)

@@ -13,6 +13,9 @@ from sage.errors import SettingsError
 AUTO = "auto"
 Phrases = str | tuple[str, str] | None
 
+# What an inversion depends on: an edit may differ from its trajectory's configuration in everything else.
+INVERSION_FIELDS = ("steps", "spacing", "grid", "encode", "size", "fit")
+
 
 def setting(default: Any, help: str, group: str, choices: tuple[str, ...] = (), low: float = -math.inf,
             high: float = math.inf) -> Any:

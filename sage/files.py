@@ -5,6 +5,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +30,26 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def unwritable(path: Path) -> str:
+    """Why no file can be written there, in one line; "" if nothing is known against it."""
+    try:
+        if path.is_dir():
+            return f"{path} is a folder"
+        folder = next(p for p in path.absolute().parents if p.exists())
+    except OSError as error:
+        return f"{path} cannot be written ({error.strerror})"
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        return f"{path} cannot be written: {folder} is not a folder that may be written to"
+    return ""
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """The path itself, then NAME-2, NAME-3, ..."""
+    yield path
+    for i in count(2):
+        yield path.with_name(f"{path.stem}-{i}{path.suffix}")
 
 
 def parse_json(text: str) -> Any:

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin, features
 
 from sage.errors import NumericsError, PictureError, SettingsError
-from sage.files import parse_json, written_whole
+from sage.files import parse_json, unwritable, written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -260,14 +259,8 @@ def check_writable(path: str | Path, size: tuple[int, int] = (1, 1)) -> None:
         raise PictureError(f"{path}: pictures are written as {', '.join(WRITTEN)}")
     if max(size) > (most := LARGEST.get(WRITTEN[path.suffix.lower()], math.inf)):
         raise PictureError(f"{path} cannot hold {size[0]} x {size[1]} pixels, only {most} a side: write a .png")
-    try:
-        if path.is_dir():
-            raise PictureError(f"{path} is a folder")
-        folder = next(p for p in path.absolute().parents if p.exists())
-    except OSError as error:
-        raise PictureError(f"{path} cannot be written ({error.strerror})") from error
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise PictureError(f"{path} cannot be written: {folder} is not a folder that may be written to")
+    if why := unwritable(path):
+        raise PictureError(why)
 
 
 def save_picture(image: Image.Image, path: str | Path, settings: dict[str, Any] | None = None) -> Path:

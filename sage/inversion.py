@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from sage import image as pictures
-from sage.config import EditConfig
+from sage.config import INVERSION_FIELDS, EditConfig
 from sage.errors import SettingsError
 from sage.guidance.rewrites import reweighted
 from sage.guidance.taps import listen, select
@@ -24,10 +24,6 @@ from sage.sampling.schedule import Level
 from sage.thrift import Task, settle, stepping_down
 
 Progress = Callable[[str, int, int], None]
-
-# What an inversion depends on: an edit may differ from its trajectory's configuration in everything else.
-INVERSION_FIELDS = ("steps", "spacing", "grid", "encode", "size", "fit")
-
 
 @dataclass(frozen=True)
 class Maps:
