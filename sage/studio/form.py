@@ -14,9 +14,10 @@ NAMES = tuple(f.name for f in FIELDS)
 
 
 def kind(f: Field) -> str:
-    """How a field is given: "choice", "number", "whole", "phrases", "factors" or "digits".
+    """How a field is given: "choice", "number", "whole", "phrases", "factors", "digits" or "perhaps".
 
-    A seed has more digits than a browser's numbers, and is given as text.
+    Digits are text: a seed has more of them than a browser's numbers.  So is "perhaps" a number, which a browser would
+    take for 0 where there is none.
     """
     annotation = EditConfig.__annotations__[f.name]
     if f.metadata["choices"]:
@@ -27,12 +28,15 @@ def kind(f: Field) -> str:
         return "factors"
     if f.metadata["high"] > 2**53 and annotation is int:
         return "digits"
+    if annotation == int | None:
+        return "perhaps"
     return "number" if annotation is float else "whole"
 
 
 def values(config: EditConfig) -> list[Any]:
     """What the form shows of a configuration; `config` takes it back without loss."""
-    shown = {"phrases": phrases_text, "factors": factors_text, "digits": str}
+    shown = {"phrases": phrases_text, "factors": factors_text, "digits": str,
+             "perhaps": lambda value: "" if value is None else str(value)}
     return [shown.get(kind(f), lambda value: value)(getattr(config, f.name)) for f in FIELDS]
 
 
@@ -49,16 +53,18 @@ def config(given: Sequence[Any]) -> EditConfig:
 
 def _read(f: Field, value: Any) -> Any:
     how = kind(f)
-    if how in ("phrases", "factors", "digits") and not isinstance(value, str):
+    if how in ("phrases", "factors", "digits", "perhaps") and not isinstance(value, str):
         raise SettingsError(f"{f.name} must be text")
+    if how == "perhaps" and not value.strip():
+        return None
     if how == "phrases":
         return read_phrases(value.strip())
     if how == "factors":
         return read_factors(value.strip() or "none")
-    if how == "digits":
+    if how in ("digits", "perhaps"):
         if not value.strip().isdecimal():
             raise SettingsError(f"{f.name} is {value[:40]!r}: must be a whole number")
         return int(value.strip()[:40])
-    if value is None and f.name != "size":
+    if value is None:
         raise SettingsError(f"{f.name} is empty: give a number, or take back the model's own settings")
     return value

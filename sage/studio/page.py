@@ -19,10 +19,10 @@ AGE = 24 * 3600  # seconds that uploaded files are kept
 
 def build(desk: Desk) -> gr.Blocks:
     """The page, ready to be launched."""
+    refuse_addresses()
     with gr.Blocks(title="SAGE studio", analytics_enabled=False, delete_cache=(3600, AGE), fill_width=False) as page:
         ui = lay_out(desk)
         _wire(page, desk, ui)
-    refuse_addresses(page)
     return page
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 from gradio import component_meta
+from gradio.blocks import Block
 from gradio.context import LocalContext
 from gradio.data_classes import ImageData
 
@@ -41,17 +42,17 @@ class Words(gr.HTML):
         return {"type": "object"}
 
 
-def refuse_addresses(page: gr.Blocks) -> None:
+def refuse_addresses() -> None:
     """Let no component fetch what a client sends the address of, which Gradio would do for any of them."""
-    def refusing(move: Any) -> Any:
-        async def moved(where: str | Path | None) -> str | None:
-            if where is not None and "://" in str(where):
-                raise gr.Error(NOT_OURS, print_exception=False)
-            return await move(where)
-        return moved
+    move = Block.async_move_resource_to_block_cache
 
-    for block in page.blocks.values():
-        block.async_move_resource_to_block_cache = refusing(block.async_move_resource_to_block_cache)
+    async def moved(self: Block, where: str | Path | None) -> str | None:
+        if where is not None and "://" in str(where):
+            raise gr.Error(NOT_OURS, print_exception=False)
+        return await move(self, where)
+
+    if move.__name__ != moved.__name__:
+        Block.async_move_resource_to_block_cache = moved
 
 
 def running(clock: Clock) -> str:

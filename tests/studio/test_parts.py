@@ -102,15 +102,14 @@ def test_the_form_gives_back_what_it_was_given(config):
 
 
 def test_numbers_as_browsers_send_them():
-    given = [float(v) if type(v) is int and name != "size" else v
-             for name, v in zip(form.NAMES, form.values(EditConfig()), strict=True)]
+    given = [float(v) if type(v) is int else v for v in form.values(EditConfig())]
     assert form.config(given) == EditConfig()
 
 
 @pytest.mark.parametrize("name, value", [
-    ("steps", None), ("steps", "7"), ("steps", 2.5), ("seed", "-1"), ("seed", "9" * 50), ("seed", 5), ("replace", "a"),
-    ("replace", ["a", "b"]), ("reweight", "cat"), ("reweight", "cat:9999"), ("decay", "sideways"),
-    ("guidance_scale", float("nan")), ("blend_threshold", 2)])
+    ("steps", None), ("steps", "7"), ("steps", 2.5), ("seed", "-1"), ("seed", "9" * 50), ("seed", 5), ("size", None),
+    ("size", 64), ("size", "0"), ("replace", "a"), ("replace", ["a", "b"]), ("reweight", "cat"),
+    ("reweight", "cat:9999"), ("decay", "sideways"), ("guidance_scale", float("nan")), ("blend_threshold", 2)])
 def test_wrong_values_are_one_line(name, value):
     given = form.values(EditConfig())
     given[form.NAMES.index(name)] = value
@@ -126,7 +125,7 @@ def test_too_few_values():
 
 def test_every_field_has_a_place_and_help():
     for f in form.FIELDS:
-        assert form.kind(f) in ("choice", "number", "whole", "phrases", "factors", "digits")
+        assert form.kind(f) in ("choice", "number", "whole", "phrases", "factors", "digits", "perhaps")
         assert f.metadata["help"] and f.metadata["group"]
 
 
