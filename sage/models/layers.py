@@ -58,30 +58,26 @@ class _Product(Function):
 class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d`, undilated and in one group."""
 
+    packs = False
     _packed: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def pack(self, side: int) -> None:
-        """Keep the weights in oneDNN's layout too, best for inputs of `side` x `side`; nothing where that cannot be.
-
-        Only for stride 1 with as many numbers out as in, whose gradient is a convolution of the same kind.
-        """
-        same = all(s == 1 and 2 * p == k - 1
-                   for s, p, k in zip(self.stride, self.padding, self.kernel_size, strict=True))
-        weight = self.weight.detach()
-        if None in (PACK, CONVOLUTION) or not same or weight.dtype != torch.float32 or weight.device.type != "cpu":
-            return
-        forth, back = weight, weight.flip(2, 3).transpose(0, 1).contiguous()
-        self._packed = (self.weight, *(
-            PACK(w, self.padding, self.stride, (1, 1), 1, (1, w.shape[1], side, side)) for w in (forth, back)))
-
     def forward(self, x: Tensor) -> Tensor:
-        # Packed weights are those of one very tensor: others may have taken its place.
-        if self._packed is None or self._packed[0] is not self.weight or not _plain_float32(x, self.weight):
+        if not self.packs or not _plain_float32(x, self.weight):
             return super().forward(x)
+        # Packed weights are those of one very tensor: others may have taken its place.
+        if self._packed is None or self._packed[0] is not self.weight:
+            self._packed = self._pack(x)
         _, forth, back = self._packed
         if not (x.requires_grad and torch.is_grad_enabled()):
             return _convolve(x, forth, self.bias, self.padding)
         return _PackedConvolution.apply(x, forth, back, self.bias, self.padding)
+
+    def _pack(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The weights, and both packed, in the layouts that are best for inputs of the size of `x`."""
+        weight = self.weight.detach()
+        both = weight, weight.flip(2, 3).transpose(0, 1).contiguous()
+        return (self.weight, *(PACK(w, self.padding, self.stride, (1, 1), 1, (len(x), w.shape[1], *x.shape[2:]))
+                               for w in both))
 
 
 class _PackedConvolution(Function):
@@ -101,8 +97,12 @@ def _convolve(x: Tensor, packed: Tensor, bias: Tensor | None, padding: tuple[int
     return CONVOLUTION(x, packed, bias, padding, (1, 1), (1, 1), 1, "none", [], "")
 
 
-def pack(network: nn.Module, side: int) -> None:
-    """Pack every convolution of a frozen network whose inputs are about `side` x `side`."""
+def pack(network: nn.Module) -> None:
+    """Let the convolutions of a frozen network pack their weights when they are first used.
+
+    Only those of 3 x 3 with as many places out as in, whose gradient is one of them too; those of 1 x 1 gain nothing.
+    """
     for module in network.modules():
         if isinstance(module, Conv2d):
-            module.pack(side)
+            shape = module.kernel_size, module.stride, module.padding
+            module.packs = None not in (PACK, CONVOLUTION) and shape == ((3, 3), (1, 1), (1, 1))

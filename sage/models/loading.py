@@ -61,8 +61,8 @@ def make_fast(model: StableDiffusion) -> None:
     elif model.device.type == "cpu":
         keep_freed_memory()
         if model.dtype == torch.float32 and sum(p.nbytes for n in networks for p in n.parameters()) <= SMALL:
-            pack(model.unet, model.sample_size // model.vae.factor)
-            pack(model.vae, model.sample_size)
+            pack(model.unet)
+            pack(model.vae)
 
 
 def _load_parts(model: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,

@@ -44,13 +44,14 @@ def test_packed_convolutions(kernel, bias):
     layer = Conv2d(32, 48, kernel, padding=kernel // 2, bias=bias).requires_grad_(False)
     expected = {shape: with_gradient(lambda x: F.conv2d(x, layer.weight, layer.bias, padding=layer.padding), x)
                 for shape in ((1, 32, 8, 8), (3, 32, 16, 4)) for x in (draw(shape),)}
-    pack(nn.Sequential(layer), 8)
-    assert (layer._packed is not None) == (layers.PACK is not None)
+    pack(nn.Sequential(layer))
+    assert layer.packs == (kernel == 3 and layers.PACK is not None)
     for shape, true in expected.items():  # also of other sizes than it was packed for
         ours = with_gradient(layer, draw(shape))
         assert all(close(a, b) for a, b in zip(ours, true, strict=True))
         with torch.no_grad():
             assert close(layer(draw(shape)), true[0])
+    assert (layer._packed is not None) == layer.packs
 
 
 def draw(shape: tuple[int, ...]) -> torch.Tensor:
@@ -59,7 +60,7 @@ def draw(shape: tuple[int, ...]) -> torch.Tensor:
 
 def test_packed_weights_are_those_of_one_tensor():
     layer = Conv2d(32, 32, 3, padding=1).requires_grad_(False)
-    pack(layer, 8)
+    pack(layer)
     before = layer(draw((1, 32, 8, 8)))
     layer.weight = nn.Parameter(layer.weight * 2, requires_grad=False)
     layer.bias = nn.Parameter(layer.bias * 2, requires_grad=False)
@@ -67,19 +68,21 @@ def test_packed_weights_are_those_of_one_tensor():
 
 
 @pytest.mark.parametrize("layer", (Conv2d(32, 32, 3, stride=2, padding=1), Conv2d(32, 32, 3),
-                                   Conv2d(32, 32, 3, padding=1).bfloat16()), ids=("stride", "valid", "bfloat16"))
-def test_what_cannot_be_packed_is_left_alone(layer):
-    pack(layer, 8)
+                                   Conv2d(32, 32, 3, padding=1).bfloat16(), Conv2d(32, 32, 3, padding=1)),
+                         ids=("stride", "valid", "bfloat16", "trained"))
+def test_what_cannot_be_packed_is_left_alone(layer, request):
+    layer.requires_grad_("trained" in request.node.name)
+    pack(layer)
+    layer(draw((1, 32, 8, 8)).to(layer.weight.dtype))
     assert layer._packed is None
 
 
 def test_the_bundled_model_is_packed_and_the_same_without(monkeypatch):
     packed = load_model("stilllife", device="cpu")
-    assert any(isinstance(m, Conv2d) and m._packed is not None for m in packed.unet.modules()) == (
-        layers.PACK is not None)
+    assert any(m.packs for m in packed.unet.modules() if isinstance(m, Conv2d)) == (layers.PACK is not None)
     monkeypatch.setattr("sage.models.loading.SMALL", 0)
     plain = load_model("stilllife", device="cpu")
-    assert all(m._packed is None for m in plain.unet.modules() if isinstance(m, Conv2d))
+    assert not any(m.packs for m in plain.unet.modules() if isinstance(m, Conv2d))
     z, text = draw((2, 4, 16, 24)), torch.randn(2, 64, plain.unet.params.context_width)
     with torch.no_grad():
         assert close(packed.unet(z, 500, text), plain.unet(z, 500, text), 1e-5)

@@ -1,0 +1,75 @@
+"""Every short cut together changes an edit by rounding only: the same latents to 1e-4 as by the plain way."""
+
+import pytest
+import torch
+
+from sage import passes
+from sage.config import EditConfig
+from sage.editing import edit
+from sage.guidance import taps
+from sage.image import open_picture
+from sage.models import attention, layers
+from sage.models.backbone import StableDiffusion
+from sage.models.loading import load_model
+from tests import small
+
+SOURCE = "a photograph of a big shiny blue mug in the centre, with a tiny green cone next to it, on stone tiles"
+TARGET = SOURCE.replace("blue", "yellow")
+SETTINGS = {
+    "recommended": {},
+    "attention mask, replacement": dict(mask_from="attention", replace="auto", replace_fraction=0.5),
+    "reweighted everywhere": dict(reweight={"yellow": 1.5}, reweight_passes="all"),
+    "cross": dict(reconstruction="cross"),
+    "latent": dict(reconstruction="latent"),
+    "replaced maps": dict(reconstruction="replace"),
+    "l2": dict(map_loss="l2", reconstruction_scale=200.0),
+}
+
+
+@pytest.fixture
+def plainly(monkeypatch):
+    """Everything the long way: torch's own layers, maps at every site, keys and time anew in every pass, two passes."""
+    monkeypatch.setattr("sage.models.loading.make_fast", lambda model: None)
+    monkeypatch.setattr(layers, "PRODUCT", None)
+    monkeypatch.setattr(attention.AttentionMap, "tapped", property(lambda site: True))
+    monkeypatch.setattr(StableDiffusion, "prepare", lambda model, text: text)
+    monkeypatch.setattr(StableDiffusion, "_time", lambda model, t: torch.tensor(float(t)))
+    monkeypatch.setattr(passes, "listen", lambda sites, last=False: taps.listen(sites))
+
+    def one_by_one(self, step, z, level):
+        target = self._target(step, z, level)
+        source, tap = self._source(step, z, level)
+        self.mask.add(0, tap)
+        return source, target
+
+    monkeypatch.setattr(passes.Passes, "_in_one", one_by_one)
+
+
+@pytest.fixture(scope="module")
+def fast():
+    """The bundled model, with large products from small ones on, so that they are tried too."""
+    model, kept = load_model("stilllife", device="cpu"), layers.LARGE
+    layers.LARGE = 2**20
+    configs = {name: model.recommended.but(**dict(steps=5, guided_steps=3, retries=0) | change)
+               for name, change in SETTINGS.items()}
+    yield {name: (config, edit(model, open_picture("examples/mug.png"), SOURCE, TARGET, config))
+           for name, config in configs.items()}
+    layers.LARGE = kept
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_bundled_model_s_edit(fast, plainly, name):
+    config, result = fast[name]
+    plain = edit(load_model("stilllife", device="cpu"), open_picture("examples/mug.png"), SOURCE, TARGET, config)
+    assert not torch.equal(result.latents, plain.latents)  # they did go different ways
+    assert ((result.latents - plain.latents).norm() / plain.latents.norm()).item() < 1e-4
+    assert result.losses == pytest.approx(plain.losses, rel=1e-3)
+
+
+def test_an_edit_by_a_random_network_of_stable_diffusion_s_build(tmp_path, request):
+    config = EditConfig(steps=4, guidance_scale=2.0, reconstruction_scale=1.0, guided_steps=2)
+    model = small.make(tmp_path / "tokenizer").model
+    result = edit(model, small.picture(), "a cat on a mat", "a dog on a mat", config)
+    request.getfixturevalue("plainly")
+    plain = edit(model, small.picture(), "a cat on a mat", "a dog on a mat", config)
+    assert ((result.latents - plain.latents).norm() / plain.latents.norm()).item() < 1e-4
