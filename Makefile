@@ -18,7 +18,7 @@ export SAGE_OUT := $(value OUT)
 unexport IMG SRC TGT MODEL OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup edit demo ui weights train train-encoder train-report test test-slow test-cluster test-ui lint bench bench-speed load experiments
+.PHONY: help setup edit demo ui weights train train-encoder train-report test test-slow test-fuzz test-cluster test-ui lint audit bench bench-speed load experiments
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ test: $(READY)  ## the tests
 test-slow: $(READY)  ## the tests that take minutes or gigabytes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+test-fuzz: $(READY)  ## thousands of hostile inputs, others each time, and how they ended
+	SAGE_FUZZ=1 $(BIN)/python -m pytest -q tests/hardening --ignore tests/hardening/faults $(ARGS)
+
 test-cluster: $(READY)  ## install Ray, and test the benchmark on a cluster of this machine
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/bench/test_cluster.py $(ARGS)
@@ -88,6 +91,11 @@ test-ui: $(READY)  ## install Gradio and Playwright, and test the studio in a re
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
+
+audit: $(READY)  ## look up what is pinned in the advisory databases; fails too where they cannot be reached
+	$(BIN)/python -m venv .venv/audit
+	.venv/audit/bin/pip install --quiet pip-audit
+	.venv/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt $(ARGS)
 
 experiments: $(READY)  ## every experiment of docs/experiments.md; hours on two cores, goes on where it stopped
 	$(BIN)/python -m benchmarks.experiments $(ARGS)

@@ -62,21 +62,26 @@ def whole(path, raw: bytes) -> None:
         json.loads(raw)
 
 
-def survives(kind, work, place, times: int, seed: int, same=lambda files: files) -> int:
-    """Kill `work`, which writes below out/, at random moments, and let it end each time; how often it was at work."""
+def survives(kind, work, place, times: int, seed: int, same=lambda files: files) -> None:
+    """Kill `work`, which writes below out/, at random moments while it is at it, and let it end each time."""
     out, wanted, seen = place / "out", place / "wanted", SEEN.setdefault(f"kills, {kind}", Counter())
     length = timed(work)
     out.rename(wanted)
     result = same(visible(wanted))
-    for after in moments(seed, times, length):
-        seen["at work" if killed(work, after) else "done already"] += 1
+    waiting = moments(seed, times, length)
+    while waiting:
+        after = waiting.pop(0)
+        if killed(work, after):
+            seen["at work"] += 1
+        else:  # the machine has less to do than when the time was taken
+            seen["done already"] += 1
+            waiting = [moment * 0.8 for moment in (after, *waiting)]
         seen["hidden remainders"] += len(list(out.rglob(".sage-*.part")))
         for name, raw in visible(out).items() if out.exists() else ():
             whole(str(out / name), raw)
         assert ended(started(work)) == 0
         assert same(visible(out)) == result
         shutil.rmtree(out)
-    return seen["at work"]
 
 
 @pytest.mark.parametrize("times", TIMES)
@@ -84,7 +89,7 @@ def test_an_edit(place, times):
     (place / "m.safetensors").touch()
     arguments = ["edit", "p0.png", *PROMPTS, *SETTINGS, "--out", "out/e.png", "--sheet", "--model",
                  str(place / "m.safetensors")]
-    assert survives("edit", lambda: cli.main(arguments), place, times, 1) >= times - 2
+    survives("edit", lambda: cli.main(arguments), place, times, 1)
 
 
 @pytest.mark.parametrize("times", TIMES)
@@ -101,7 +106,7 @@ def test_a_batch(place, times):
             lines[line["row"]] = {k: v for k, v in line.items() if k not in ("time", "seconds")}
         return files, lines
 
-    assert survives("batch", lambda: cli.main(arguments), place, times, 2, same) >= times - 2
+    survives("batch", lambda: cli.main(arguments), place, times, 2, same)
 
 
 @pytest.mark.parametrize("times", TIMES)
@@ -117,7 +122,7 @@ def test_a_benchmark(place, model, times):
         lines = run(benchmark, configurations, ModelEngine(model), place / "out", batch=2)
         return any(line.status != "done" for line in lines)
 
-    assert survives("benchmark", work, place, times, 3, same) >= times - 2
+    survives("benchmark", work, place, times, 3, same)
 
 
 @pytest.mark.parametrize("times", TIMES)
@@ -141,6 +146,6 @@ def test_a_download(tmp_path, monkeypatch, times):
             assert all(name.startswith("sd-1.5/") for name in files)
             return files
 
-        assert survives("download", work, tmp_path, times, 4, same) >= times - 2
+        survives("download", work, tmp_path, times, 4, same)
     finally:
         hub.close()
