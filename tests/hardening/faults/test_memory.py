@@ -46,7 +46,8 @@ def test_it_is_one_line_and_no_file(model, stage, kind, tmp_path, monkeypatch, c
     if status == 0:
         assert pictures.open_picture("out/e.png").size == (64, 64)
     else:
-        assert status == 2 and error.count("\n") == 1 and "out of memory" in error and "try a smaller" in error and not out
+        assert status == 2 and error.count("\n") == 1 and not out
+        assert "out of memory" in error and "try a smaller" in error
         assert not (tmp_path / "out").exists()
 
 
