@@ -98,7 +98,12 @@ def plan(cells: Sequence[Cell], only: Sequence[str] | None, quick: bool, cuda: b
             for name in cell.implementations:
                 yield {"name": f"profile {cell.name} {name}", "kind": "profile", "cell": asdict(cell),
                        "implementation": name}
-    for job in (*({"name": f"command {turn + 1}", "kind": "command", "turn": turn} for turn in range(3)),
+    from benchmarks.speed.ablation import PLAIN, SHORT_CUTS
+    for job in (*({"name": f"short cuts of {model}: {upto}", "kind": "ablation", "model": model, "size": size,
+                   "upto": upto} for model, size in (("sd14", 256), ("stilllife", 64)) for upto in (PLAIN, *SHORT_CUTS)
+                  if model == "stilllife" or "small" not in upto),
+                *({"name": f"recommended {turn + 1}", "kind": "recommended", "turn": turn} for turn in range(3)),
+                *({"name": f"command {turn + 1}", "kind": "command", "turn": turn} for turn in range(3)),
                 {"name": "memory of many edits", "kind": "many", "edits": EDITS},
                 *({"name": f"memory of {n} steps", "kind": "steps", "steps": n} for n in STEPS)):
         if wanted(job["name"], only):

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.speed.cells import GUIDED, WHOLE, Cell
+from benchmarks.speed.cells import WHOLE, Cell
 from benchmarks.speed.models import MODELS, ROOT
 
 Job = dict[str, Any]
@@ -50,13 +50,30 @@ def steps(job: Job) -> Any:
     return one("stilllife", 64, Path(job["cache"]), job["steps"])
 
 
+def ablation(job: Job) -> Any:
+    from benchmarks.speed.ablation import measure
+    return measure(job["model"], job["size"], Path(job["cache"]), job["upto"])
+
+
+def recommended(job: Job) -> Any:
+    """Edits of 50 steps by the miniature as it recommends, once loaded."""
+    import sage
+    about = MODELS["stilllife"]
+    model = sage.load_model("stilllife", device="cpu")
+    config, seconds = model.recommended.but(steps=WHOLE, retries=0), []
+    for _ in range(6):
+        start = time.perf_counter()
+        sage.edit(model, about.picture(64), about.source, about.target, config)
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": seconds[1:], "guided": config.guided_steps}
+
+
 def command(job: Job) -> Any:
     """The whole of an edit by the miniature from the shell."""
     about = MODELS["stilllife"]
     with TemporaryDirectory() as folder:
         arguments = ["edit", "examples/mug.png", "--source", about.source, "--target", about.target, "--model",
-                     "stilllife", "--steps", str(WHOLE), "--guided-steps", str(GUIDED), "--retries", "0", "--out",
-                     f"{folder}/out.png"]
+                     "stilllife", "--steps", str(WHOLE), "--retries", "0", "--out", f"{folder}/out.png"]
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", "sage", *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
                        stderr=subprocess.DEVNULL)
@@ -64,4 +81,4 @@ def command(job: Job) -> Any:
 
 
 KINDS = {"edit": edit, "floor": floor, "count": count, "profile": profile, "many": many, "steps": steps,
-         "command": command}
+         "command": command, "ablation": ablation, "recommended": recommended}

@@ -211,13 +211,27 @@ class Page:
         rate = 8 * a.edit / many.edit if a and many else None
         add("the same: pictures a second of 8 at once against 1", "at least 2.5", rate, bool(rate and rate >= 2.5))
         a, _ = pair("stilllife-64-cpu-float32-b1")
-        at_most("miniature, CPU: an edit once loaded, seconds", 2.5, a.edit if a else None)
+        at_most("miniature, CPU: an edit once loaded, seconds, 41 guided steps", 2.5, a.edit if a else None)
+        known = [s for r in self.of("recommended") for s in r["result"]["seconds"]]
+        at_most("the same as it recommends, 17 guided steps", 2.5, median(known) if known else None)
         commands = [r["result"]["seconds"] for r in self.of("command")]
         at_most("miniature, CPU: the whole command, seconds", 8, median(commands) if commands else None)
         for r in self.of("many"):
             g = r["result"]["growth"]
             add("memory grows by an edit, KiB", "nothing", g["slope"], g["low"] <= 0 or g["slope"] < 1024,
                 growth(g))
+        return lines
+
+    def ablation(self) -> list[str]:
+        lines = []
+        for model in dict.fromkeys(r["job"]["model"] for r in self.of("ablation")):
+            head = ("and now", "inversion step s", "guided step s", "unguided step s", "50 + 41 + 9 steps s",
+                    "beyond the weights GiB")
+            lines += ["", f"{model}, float32, one picture, on the CPU:", "", row(head), row(["---"] * len(head))]
+            for r in (r for r in self.of("ablation") if r["job"]["model"] == model):
+                i, g, u = (r["result"][k] for k in ("invert", "guided", "unguided"))
+                whole = WHOLE * i + GUIDED * g + (WHOLE - GUIDED) * u
+                lines.append(row((r["job"]["upto"], *map(digits, (i, g, u, whole)), gib(r["result"]["beyond"]))))
         return lines
 
     def profile(self) -> list[str]:
@@ -271,6 +285,9 @@ def render(results: Mapping[str, Any]) -> str:
                   row(["---"] * 5)]
         lines += [row((device, dtype, f"{m['flops'] / 1e9:.0f}", m["by"], f"{m['bytes'] / 1e9:.1f}"))
                   for (device, dtype), m in page.machines.items()]
+    if page.of("ablation"):
+        lines += ["", "## What each short cut is worth", "", "One more a line, each a process of its own, 6 steps.",
+                  *page.ablation()]
     if page.of("profile"):
         lines += ["", f"## Where the time goes, of an edit of {WHOLE} steps", "",
                   "Per cent of the whole, by network and operation; maps are those that are materialised.",
