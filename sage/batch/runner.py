@@ -16,7 +16,7 @@ from sage.batch.manifest import DONE, FAILED, Line, Manifest, failed, now
 from sage.batch.table import Row
 from sage.bench.files import inside
 from sage.config import EditConfig
-from sage.errors import PictureError, SageError
+from sage.errors import PictureError, SageError, out_of_memory
 from sage.inversion import recording_key
 from sage.models.backbone import StableDiffusion
 from sage.plan import Plan
@@ -171,7 +171,7 @@ def _made(model: StableDiffusion, group: Sequence[Task], prediction_type: str | 
             yield task.line(FAILED, reason=str(error), seconds=_since(began))
             continue
         except Exception as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU
+            if not out_of_memory(error):
                 raise
             yield task.line(FAILED, reason="out of memory: try a smaller size", seconds=_since(began))
             continue

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from sage import image as pictures
 from sage.config import EditConfig
 from sage.editing import EditResult, edit_batch
-from sage.errors import ModelError, PictureError, SageError, SettingsError
+from sage.errors import ModelError, PictureError, SageError, SettingsError, out_of_memory
 from sage.explain import Explanation
 from sage.inversion import Trajectory, recording_key
 from sage.models.known import find_model
@@ -228,7 +228,7 @@ class Desk:
         except (SageError, Cancelled):
             raise
         except Exception as error:
-            if type(error).__name__ == "OutOfMemoryError":
+            if out_of_memory(error):
                 raise SettingsError("out of memory: try a smaller size") from None
             traceback.print_exception(error, file=sys.stderr)
             raise SageError("something went wrong on the server, and was written to its log") from None
