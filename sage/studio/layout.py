@@ -92,9 +92,14 @@ def _settings(config: EditConfig) -> list[Any]:
     return [made[name] for name in form.NAMES]
 
 
+def sentence(text: str) -> str:
+    """A help text of EditConfig as a sentence; the w of the paper stays a w."""
+    return f"{text}." if text[1] == ":" else f"{text[0].upper()}{text[1:]}."
+
+
 def _setting(f: Any, value: Any) -> Any:
     text = f.metadata["help"]
-    common = {"label": f.name, "info": text[0].upper() + text[1:] + ".", "min_width": 260, "elem_id": f"set-{f.name}"}
+    common = {"label": f.name, "info": sentence(text), "min_width": 260, "elem_id": f"set-{f.name}"}
     kind = form.kind(f)
     if kind == "choice":
         return gr.Dropdown(list(f.metadata["choices"]), value=value, filterable=False, **common)

@@ -39,12 +39,10 @@ def _wire(page: gr.Blocks, desk: Desk, ui) -> None:
 
     ui.picture.upload(on.dropped, ui.picture, form, **at_once)
     ui.picture.clear(on.cleared, None, None, **at_once)
-    for box in (ui.source, ui.target):
-        box.change(on.compared, [ui.source, ui.target, *ui.settings], ui.words, trigger_mode="always_last", **at_once)
     by_name = {box.label: box for box in ui.settings}
     phrases = [by_name[name] for name in ("replace", "blend", "reweight")]
-    for box in phrases:
-        box.input(on.compared, [ui.source, ui.target, *ui.settings], ui.words, trigger_mode="always_last", **at_once)
+    for box in (ui.source, ui.target, *phrases):
+        box.change(on.compared, [ui.source, ui.target, *ui.settings], ui.words, trigger_mode="always_last", **at_once)
     ui.words.input(on.corrected, ui.words, phrases, **at_once)
     for happens in (ui.model.input, ui.recommended.click):
         happens(on.recommended, ui.model, [ui.model, ui.status, *ui.settings], show_progress_on=ui.status, **queued)
