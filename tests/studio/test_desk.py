@@ -59,6 +59,16 @@ def test_an_edit_is_byte_for_byte_that_of_sage_edit(desk, asked, who, tmp_path):
     assert read_settings(entry.path) == entry.record
 
 
+def test_prompts_are_cut_only_on_request(desk, asked, who):
+    desk.take(who, MUG, "mug.png")
+    long = TARGET + " and more" * 60
+    with pytest.raises(PromptError, match="too many"):
+        ended(desk.edit(who, Asked(asked.model, SOURCE, long, asked.config)))
+    cut = ended(desk.edit(who, Asked(asked.model, SOURCE, long, asked.config, truncate=True)))
+    assert cut.record["truncate"] is True
+    assert ended(desk.edit(who, asked)).record["truncate"] is False
+
+
 def test_a_second_edit_reuses_the_inversion_and_is_still_the_same(desk, asked, who):
     desk.take(who, MUG, "mug.png")
     first = ended(desk.edit(who, asked))

@@ -70,6 +70,11 @@ def test_a_path_that_was_not_uploaded_is_not_opened(http, path):
     assert answer.status_code >= 400 and "root:" not in answer.text and "Traceback" not in answer.text
 
 
+def test_a_file_of_the_studio_that_was_not_uploaded_is_not_opened(http):
+    example = next(Path(os.environ["GRADIO_TEMP_DIR"]).rglob("still-life-*.png"))
+    assert drop(http, str(example)).status_code >= 400
+
+
 @pytest.fixture
 def elsewhere():
     """The address of another server, and who asked it for what."""
