@@ -174,7 +174,7 @@ def test_a_folder_is_read(folder):
     ({"text_layers": 4000}, "too many layers"),
     ({"groups": 3}, "do not divide"),
     ({"heads": 0}, "heads is 0"),
-    ({"width": None}, "width is None"),
+    ({"width": None}, "width is null"),
     ({"width": 16}, "of another shape"),
     ({"vocabulary": 10}, "of another shape"),
     ({"accuracy": {}}, "accuracy is"),
