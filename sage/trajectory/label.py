@@ -106,7 +106,7 @@ def read_label(path: str | Path) -> Label:
     if (version := values.get("version")) != VERSION:
         raise SettingsError(f"{path} is a trajectory of kind {str(version)[:20]}, which this version of SAGE does not "
                             "know: invert again")
-    if wrong := [name for name, fits in FITS.items() if not fits(values.get(name))]:
+    if wrong := [name for name, fits in FITS.items() if name not in values or not fits(values[name])]:
         raise SettingsError(f"{path}: what the trajectory says about itself is damaged ({', '.join(wrong)})")
     try:
         config = EditConfig.from_dict(values["config"])

@@ -87,6 +87,7 @@ def test_a_label_that_lies(model, raw, tmp_path_factory, data):
 
 LIES = {
     "no label": lambda label: label.clear(),
+    "nothing about the prediction": lambda label: label.pop("prediction_type"),
     "a version to come": lambda label: label.update(version=2),
     "more steps": lambda label: label["config"].update(steps=1000),
     "more steps, with latents": lambda label: (label["config"].update(steps=3), label["channels_last"].append(False)),
