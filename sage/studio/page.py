@@ -41,9 +41,11 @@ def _wire(page: gr.Blocks, desk: Desk, ui) -> None:
     ui.picture.clear(on.cleared, None, None, **at_once)
     by_name = {box.label: box for box in ui.settings}
     phrases = [by_name[name] for name in ("replace", "blend", "reweight")]
-    for box in (ui.source, ui.target, *phrases):
-        box.change(on.compared, [ui.source, ui.target, *ui.settings], ui.words, trigger_mode="always_last", **at_once)
-    ui.words.input(on.corrected, ui.words, phrases, **at_once)
+    # One event, so that the last change is answered last; and none when a box was filled in from the panel, whose
+    # sliders may have moved on meanwhile.
+    typed = [ui.source.change, ui.target.change, *(happens for box in phrases for happens in (box.input, box.blur))]
+    gr.on(typed, on.compared, [ui.source, ui.target, *ui.settings], ui.words, trigger_mode="always_last", **at_once)
+    ui.words.input(on.corrected, ui.words, phrases, trigger_mode="always_last", **at_once)
     for happens in (ui.model.input, ui.recommended.click):
         happens(on.recommended, ui.model, [ui.model, ui.status, *ui.settings], show_progress_on=ui.status, **queued)
 

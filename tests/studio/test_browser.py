@@ -151,9 +151,9 @@ def test_from_dropped_picture_to_a_file_that_repeats_the_edit(visitor, tmp_path)
     me.page.wait_for_selector("#words .prompt button.differs:has-text('yellow')")
     me.page.click("#edit")
     me.page.wait_for_selector("#status:has-text('left')")  # progress with phase and time left
-    assert re.search(r"(Inverting|Editing), step \d+ of 20, [\d.]+ s left", me.said())
+    assert re.search(r"(Inverting|Editing), step \d+ of 20, [\d. min]+ s left", me.said())
     me.shot("running")
-    assert re.fullmatch(r"Done in [\d.]+ s\.", me.ended())
+    assert re.fullmatch(r"Done in [\d. min]+ s\.", me.ended())
     me.shot("done")
 
     first = me.download(tmp_path / "mug-edit.png")
@@ -304,7 +304,8 @@ def test_phrases_are_corrected_in_the_words_panel(visitor):
     slider = me.page.locator("#words .weight:has-text('sofa') input")
     slider.fill("0.5")
     me.wait_setting("reweight", "sofa:0.5")
-    me.setting("reweight").fill("dog:3")
+    me.setting("reweight").fill("")
+    me.setting("reweight").press_sequentially("dog:3")
     me.page.wait_for_selector("#words .weight:has-text('dog') output:has-text('3')")
 
 
