@@ -452,7 +452,9 @@ def test_signals_in_a_real_process(engine, where, sent, status, left):
     pictures.save_picture(Image.new("RGB", (4, 4)), "out/e.png", {"old": 1})
     run = subprocess.Popen([sys.executable, "-c", STUB.format(where=where), "edit", "mug.png", *PROMPTS, "--out",
                             "out/e.png"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                           env=os.environ | {"PYTHONPATH": str(ROOT)})
+                           env=os.environ | {"PYTHONPATH": str(ROOT)},
+                           # Where the tests run in the background, SIGINT may be ignored, and that is inherited.
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     assert run.stdout.readline() == "ready\n"
     time.sleep(0.05)
     run.send_signal(sent)
