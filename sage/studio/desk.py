@@ -195,7 +195,7 @@ class Desk:
     def look_inside(self, who: str, entry: Entry) -> Generator[Clock, None, str]:
         """Make one of the visitor's edits again, watched: a page that shows what happened, as `sage edit --explain`.
 
-        Watching changes the last bits of an edit, which is why none is watched that was not asked to be.
+        Watching changes nothing, but keeps and decodes every step: none is watched that was not asked to be.
         """
         visit = self.visit(who)
         picture = self.pictures.get((who, entry.record["picture"]["sha256"]))

@@ -156,7 +156,7 @@ class Handlers:
                 yield {ui.status: running(next(work))}
         except StopIteration as done:
             yield {**ready, ui.inside: inside(done.value), ui.status: said(
-                "What happened inside is shown below. The edit was made again for it, which may change its last bits.")}
+                "What happened inside is shown below. The edit was made again for it.")}
         except Cancelled:
             yield {**ready, ui.status: said("Cancelled.", "note")}
         except SageError as error:
