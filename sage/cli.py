@@ -32,6 +32,7 @@ from sage.flags import (
     DEFAULT_MODEL,
     add_model,
     add_settings,
+    add_ways,
     fetch_model,
     given_settings,
     load,
@@ -143,11 +144,7 @@ def _add_edit(parser: Parser) -> None:
     add("--config-from", metavar="OLD.png", help="prompts, model and settings of an earlier edit; other flags win")
     add("--trajectory", metavar="T.safetensors", help="start from what `sage invert` wrote of this picture: its model, "
                                                       "source prompt and settings hold; other flags win")
-    add("--published", action="store_true", help="start from the settings of the released SAGE code")
-    add("--truncate", action="store_true", help="cut prompts that are too long for the model")
-    add("--json", action="store_true", help="one JSON object on stdout: paths, settings, notes, seconds, versions")
-    add("--quiet", action="store_true", help="no progress, no notes")
-
+    add_ways(parser, "paths, settings, notes, seconds, versions")
     add_model(parser)
     add_settings(parser)
 

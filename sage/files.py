@@ -9,6 +9,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
+from sage.errors import SageError
+
 DEEPEST = 50
 
 
@@ -69,3 +73,50 @@ def parse_json(text: str) -> Any:
         if not level:
             return value
     raise ValueError("nested too deeply")
+
+
+class Journal:
+    """A file of JSON objects, one a line, each on the disk before the next is begun; open for one process at a time.
+
+    What a killed process left of a line is cut off when the next one opens it.  The lock goes with the process, however
+    it ends.
+
+    Args:
+        path: in a folder that is made if it is not there.
+        lock: the file to lock.
+        error: what is raised when it cannot be written to, or when another process has it.
+        busy: what is said of the latter.
+    Attributes:
+        text: what it held when it was opened.
+    """
+
+    def __init__(self, path: Path, lock: Path, error: type[SageError], busy: str):
+        self.path, self._lock, self._error = path, FileLock(lock), error
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            text = path.read_bytes()
+            whole = text.rfind(b"\n") + 1
+            if whole < len(text):
+                os.ftruncate(self._file, whole)
+        except Timeout as other:
+            raise error(busy) from other
+        except OSError as fault:
+            raise self._unwritable(fault) from fault
+        self.text = text[:whole]
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write a line, for good."""
+        try:
+            os.write(self._file, (json.dumps(line) + "\n").encode())
+            os.fsync(self._file)
+        except OSError as fault:
+            raise self._unwritable(fault) from fault
+
+    def close(self) -> None:
+        os.close(self._file)
+        self._lock.release()
+
+    def _unwritable(self, fault: OSError) -> SageError:
+        return self._error(f"{self.path} cannot be written ({fault.strerror or fault})")

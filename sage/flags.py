@@ -29,6 +29,19 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", metavar="FOLDER", help="vocab.json and merges.txt, for a single-file model")
 
 
+def add_ways(parser: argparse.ArgumentParser, reported: str) -> None:
+    """How to go about it, and what to say of it.
+
+    Args:
+        reported: what the JSON object tells.
+    """
+    add = parser.add_argument
+    add("--published", action="store_true", help="start from the settings of the released SAGE code")
+    add("--truncate", action="store_true", help="cut prompts that are too long for the model")
+    add("--json", action="store_true", help=f"one JSON object on stdout: {reported}")
+    add("--quiet", action="store_true", help="no progress, no notes")
+
+
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Every field of EditConfig, absent from the parsed arguments unless given."""
     groups: dict[str, Any] = {}

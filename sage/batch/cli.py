@@ -17,7 +17,7 @@ from sage.batch.manifest import DONE, MANIFEST, Line, Manifest, failed
 from sage.batch.table import Row, read_table
 from sage.config import EditConfig
 from sage.errors import ModelError
-from sage.flags import DEFAULT_MODEL, add_model, add_settings, fetch_model, given_settings, load, must_fetch
+from sage.flags import DEFAULT_MODEL, add_model, add_settings, add_ways, fetch_model, given_settings, load, must_fetch
 from sage.record import versions
 
 EPILOG = """
@@ -43,10 +43,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
     add = parser.add_argument
     add("table", metavar="TABLE", help="a .csv or .jsonl file")
     add("--out", metavar="DIR", required=True, help="the folder for the edits, manifest.jsonl and the contact sheets")
-    add("--published", action="store_true", help="start from the settings of the released SAGE code")
-    add("--truncate", action="store_true", help="cut prompts that are too long for the model")
-    add("--json", action="store_true", help="one JSON object on stdout: what became of every row")
-    add("--quiet", action="store_true", help="no progress, no notes")
+    add_ways(parser, "what became of every row")
     add_model(parser)
     add_settings(parser)
 

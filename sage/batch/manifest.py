@@ -1,16 +1,14 @@
 """What became of each row, a JSON object a line: `manifest.jsonl` in the folder of a batch."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from sage.batch.table import Row
 from sage.errors import PictureError
+from sage.files import Journal
 
 MANIFEST = "manifest.jsonl"
 DONE, FAILED = "done", "failed"
@@ -69,30 +67,16 @@ class Manifest:
     """
 
     def __init__(self, folder: Path):
-        self.path, self.lock = folder / MANIFEST, FileLock(folder / f".{MANIFEST}.lock")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.lock.acquire(timeout=0)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            text = self.path.read_bytes()
-            if not text.endswith(b"\n"):
-                os.ftruncate(self._file, text.rfind(b"\n") + 1)
-        except Timeout as error:
-            raise PictureError(f"another sage batch is at work in {folder}: let it finish") from error
-        except OSError as error:
-            raise PictureError(f"{self.path} cannot be written ({error.strerror or error})") from error
+        self._journal = Journal(folder / MANIFEST, folder / f".{MANIFEST}.lock", PictureError,
+                                f"another sage batch is at work in {folder}: let it finish")
         self.done: dict[str, Line] = {}
-        for words in text.split(b"\n"):
+        for words in self._journal.text.split(b"\n"):
             if (line := _parse(words)) and line.out:
                 self._count(line)
 
     def append(self, line: Line) -> None:
         """Write a line, for good."""
-        try:
-            os.write(self._file, (json.dumps(line.as_dict()) + "\n").encode())
-            os.fsync(self._file)
-        except OSError as error:
-            raise PictureError(f"{self.path} cannot be written ({error.strerror or error})") from error
+        self._journal.append(line.as_dict())
         self._count(line)
 
     def _count(self, line: Line) -> None:
@@ -105,8 +89,7 @@ class Manifest:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        os.close(self._file)
-        self.lock.release()
+        self._journal.close()
 
 
 def _parse(words: bytes) -> Line | None:

@@ -24,6 +24,7 @@ from sage.bench.metrics import METRICS, Metric
 from sage.bench.scoring import DONE, Line
 from sage.bench.tables import Interval, Results
 from sage.errors import SageError
+from sage.html import page
 
 REPORT = "report.html"
 EMBEDDED = 256  # pixels; larger pictures are reduced to this
@@ -71,9 +72,9 @@ def write_report(path: Path, title: str, benchmark: Benchmark, results: Results,
     run = Run(benchmark, results, roots, len(shown) * (len(results.configurations) + 2) <= LOSSLESS)
     body = [_head(title, facts or {}, run, len(shown)), _charts(run), _tables(run), _comparisons(run), _legend(run),
             _controls(run), '<div id="cases">', *(_strip(case, run) for case in shown), "</div>"]
-    page = Path(__file__).parent
-    write_text(path, PAGE.format(title=escape(title), body="\n".join(body), data=_data(run, shown),
-                                 style=(page / "report.css").read_text(), script=(page / "report.js").read_text()))
+    own = Path(__file__).parent
+    write_text(path, page(title, "\n".join(body), (own / "report.css").read_text(), (own / "report.js").read_text(),
+                          _data(run, shown)))
     return path
 
 
@@ -345,23 +346,4 @@ def _data(run: Run, cases: Iterable[Case]) -> str:
     metrics = [{"key": m.key, "scale": m.scale, "decimals": m.decimals, "up": m.higher_is_better}
                for m in METRICS if m in results.metrics]
     scores = {case.name: [row(case, c) for c in results.configurations] for case in cases}
-    # As text in a page: no "</script>" or comment may begin in it.
-    return json.dumps({"metrics": metrics, "scores": scores}).replace("<", "\\u003c")
-
-
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
-      content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-{style}</style>
-{body}
-<script type="application/json" id="data">{data}</script>
-<script>
-{script}</script>
-</html>
-"""
+    return json.dumps({"metrics": metrics, "scores": scores})

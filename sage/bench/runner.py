@@ -12,7 +12,6 @@ judged by other networks than those at hand are judged anew, and not made again.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -20,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from sage import image as pictures
@@ -31,6 +29,7 @@ from sage.bench.machine import machine
 from sage.bench.metrics import Extractors
 from sage.bench.scoring import DONE, FAILED, Line, score
 from sage.errors import SageError, SettingsError
+from sage.files import Journal
 
 RUN, CONFIGURATION, MANIFEST = "run.json", "configuration.json", "manifest"
 
@@ -158,7 +157,9 @@ def run(benchmark: Benchmark, configurations: Sequence[Configuration], engine: E
 
     starts = range(0, len(benchmark.cases), batch)
     batches = [benchmark.cases[i:i + batch] for i in starts][part - 1::parts]
-    with closing(_Log(out / (f"{MANIFEST}.jsonl" if parts == 1 else f"{MANIFEST}-{part}-of-{parts}.jsonl"))) as log:
+    path = out / (f"{MANIFEST}.jsonl" if parts == 1 else f"{MANIFEST}-{part}-of-{parts}.jsonl")
+    with closing(Journal(path, path.with_suffix(".lock"), BenchmarkError,
+                         f"another process is at work on {path}: let it finish, or do another shard")) as log:
         done = {key: line for key, line in read_manifests(out).items() if _whole(out, line)}
         wanted = [(c.name, case.name) for c in configurations for cases in batches for case in cases]
         judges = pool.judges()
@@ -173,7 +174,7 @@ def run(benchmark: Benchmark, configurations: Sequence[Configuration], engine: E
                     continue
                 if result.picture is not None:
                     pictures.save_picture(result.picture, out / result.line.picture, result.settings)
-                log.append(result.line)
+                log.append(result.line.as_dict())
                 done[key] = result.line
                 left.remove(key)
                 report("bench", len(wanted) - len(left), len(wanted))
@@ -300,38 +301,6 @@ def _differ(found: Any, wanted: dict[str, Any], within: str = "") -> list[str]:
 
 
 # ---- the manifest
-
-
-class _Log:
-    """Lines that are each written at once, after what an earlier, killed run left unfinished is cut off.
-
-    One process may write; the lock goes with it, however it ends.
-    """
-
-    def __init__(self, path: Path):
-        self.lock = FileLock(path.with_suffix(".lock"))
-        try:
-            self.lock.acquire(timeout=0)
-            self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            text = path.read_bytes()
-            if not text.endswith(b"\n"):
-                os.ftruncate(self.file, text.rfind(b"\n") + 1)
-        except Timeout as error:
-            raise BenchmarkError(f"another process is at work on {path}: let it finish, or do another shard") from error
-        except OSError as error:
-            raise BenchmarkError(f"{path} cannot be written ({error.strerror or error})") from error
-        self.path = path
-
-    def append(self, line: Line) -> None:
-        try:
-            os.write(self.file, (json.dumps(line.as_dict()) + "\n").encode())
-            os.fsync(self.file)
-        except OSError as error:
-            raise BenchmarkError(f"{self.path} cannot be written ({error.strerror or error})") from error
-
-    def close(self) -> None:
-        os.close(self.file)
-        self.lock.release()
 
 
 def read_manifests(out: Path) -> dict[tuple[str, str], Line]:

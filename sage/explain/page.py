@@ -14,6 +14,7 @@ from sage.errors import PictureError
 from sage.explain import PAGE, heat
 from sage.explain.watching import Explanation, Progress, WordMap
 from sage.files import written_whole
+from sage.html import page
 
 LOSSLESS = 128  # pixels: larger predictions are embedded in the page with some loss
 ROW, SMALL = 10, 128  # steps side by side in a PNG, and their size in pixels
@@ -77,9 +78,9 @@ def _page(seen: Explanation, result: EditResult, autoencoder: Image.Image, back:
     own = Path(__file__).parent
     body = [_head(seen, result), _given(seen, result, autoencoder, back), _through(seen), _charts(seen),
             _strip(seen), _words(seen), _settings(seen)]
-    return FRAME.format(title=escape(f"{seen.prompts['target'].text} - inside the edit"), body="\n".join(body),
-                        data=_data(seen), style=(own / "page.css").read_text(encoding="utf-8") + SCALE,
-                        script=(own / "page.js").read_text(encoding="utf-8"))
+    return page(f"{seen.prompts['target'].text} - inside the edit", "\n".join(body),
+                (own / "page.css").read_text(encoding="utf-8") + SCALE, (own / "page.js").read_text(encoding="utf-8"),
+                _data(seen))
 
 
 def _head(seen: Explanation, result: EditResult) -> str:
@@ -188,7 +189,7 @@ def _data(seen: Explanation) -> str:
             for name in ("mask", "difference", "gradient")}
     frames = {"steps": seen.steps, "decoded": seen.decoded, "predicted": predicted, "maps": maps,
               "signal": [seen.signal[i] for i in seen.steps], "total": len(seen.signal)}
-    return json.dumps(frames)  # numbers and base64: nothing in it could end the script
+    return json.dumps(frames)
 
 
 def _figure(title: str, text: str, image: Image.Image, name: str = "", after: str = "") -> str:
@@ -210,21 +211,3 @@ def _uri(image: Image.Image) -> str:
 
 
 SCALE = f".scale i {{ background: linear-gradient(90deg, {heat.CSS}); }}\n"
-
-FRAME = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
-      content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-{style}</style>
-<body>
-{body}
-<script type="application/json" id="data">{data}</script>
-<script>
-{script}</script>
-</html>
-"""

@@ -23,23 +23,6 @@ DISTANCES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
 ENTRIES = 2**25
 
 
-def mean_distance(current: Sequence[Tensor], reference: Sequence[Tensor], kind: str = "l1",
-                  weight: Tensor | None = None) -> Tensor:
-    """Mean of |A - A_ref| or its square over all entries of all maps (SAGE eq. 3), in float32.
-
-    Args:
-        current, reference: equally many tensors of pairwise equal shapes.
-        kind: "l1" or "l2".
-        weight: factor on the entries, broadcast to every map; what it leaves out still counts in the mean.
-    Raises:
-        ValueError: the counts or shapes differ.
-    """
-    _check([t.shape for t in current], [t.shape for t in reference])
-    total = sum(((DISTANCES[kind](a.float() - b.to(a.device).float())[0]) * (1 if weight is None else weight)).sum()
-                for a, b in zip(current, reference, strict=True))
-    return total / sum(t.numel() for t in current)
-
-
 def latent_slopes(x: Tensor, reference: Tensor, kind: str = "l1") -> tuple[Tensor, list[Tensor]]:
     """Each picture's mean distance of latents (B, ...), (B,), and its derivative with respect to `x`, in a list."""
     value, slope = DISTANCES[kind](x.detach().float() - reference.to(x.device).float())
@@ -48,11 +31,13 @@ def latent_slopes(x: Tensor, reference: Tensor, kind: str = "l1") -> tuple[Tenso
 
 def map_slopes(current: Sequence[QueriesKeys], reference: Sequence[QueriesKeys], kind: str = "l1",
                weight: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-    """`mean_distance` of maps, a picture at a time, and its derivatives with respect to what the maps are made of.
+    """Mean of |A - A_ref| or its square over all entries of a picture's maps (SAGE eq. 3), and its derivatives with
+    respect to what the maps are made of.
 
     Args:
         current, reference: equally many sites.
-        weight: (B, N, M) factor on the entries of every map.
+        kind: "l1" or "l2".
+        weight: (B, N, M) factor on the entries of every map; what it leaves out still counts in the mean.
     Returns:
         (B,), and float32 derivatives with respect to the queries and keys of each site of `current` in turn.
     Raises:

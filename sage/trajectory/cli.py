@@ -17,7 +17,7 @@ from sage.asked import OUT, check_known, check_phrases
 from sage.config import EditConfig
 from sage.errors import ModelError, SettingsError
 from sage.files import numbered
-from sage.flags import DEFAULT_MODEL, add_model, add_settings, fetch_model, given_settings, load, must_fetch
+from sage.flags import DEFAULT_MODEL, add_model, add_settings, add_ways, fetch_model, given_settings, load, must_fetch
 from sage.models.known import known_model
 from sage.progress import Progress
 from sage.record import check_prompt, versions
@@ -66,10 +66,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
                                            "the edit reaches into the inversion")
     add("--out", metavar="PATH", help="the .safetensors file to write, or a folder "
                                       f"[{OUT}/NAME-trajectory.safetensors, numbered if that exists]")
-    add("--published", action="store_true", help="start from the settings of the released SAGE code")
-    add("--truncate", action="store_true", help="cut prompts that are too long for the model")
-    add("--json", action="store_true", help="one JSON object on stdout: path, size, settings, notes, seconds, versions")
-    add("--quiet", action="store_true", help="no progress, no notes")
+    add_ways(parser, "path, size, settings, notes, seconds, versions")
     add_model(parser)
     add_settings(parser)
 

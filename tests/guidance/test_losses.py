@@ -4,45 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sage.guidance.losses import gradient, latent_slopes, limited, map_slopes, mean_distance
+from sage.guidance.losses import gradient, latent_slopes, limited, map_slopes
 from sage.models.attention import QueriesKeys
 
 
-def maps(seed: int = 0, batch: int = 2, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    return [torch.randn(batch, 2, n, n, generator=g).softmax(-1).to(dtype) for n in (4, 4, 6)]
-
-
-@pytest.mark.parametrize("kind", ("l1", "l2"))
-def test_distance_is_the_mean_over_all_entries(kind):
-    a, b = maps(1), maps(2)
-    flat = torch.cat([x.flatten() for x in a]) - torch.cat([x.flatten() for x in b])
-    plain = flat.abs().mean() if kind == "l1" else flat.square().mean()
-    assert mean_distance(a, b, kind).item() == pytest.approx(plain.item(), rel=1e-6)
-    assert mean_distance(a, a, kind) == 0
-
-
-@pytest.mark.parametrize("kind", ("l1", "l2"))
-def test_entries_that_are_left_out_are_as_if_equal(kind):
-    a, b = maps(1)[:2], maps(2)[:2]
-    keep = torch.tensor([1.0, 1.0, 0.0, 1.0])
-    b_equal = [torch.where(keep[:, None] * keep[None] == 1, y, x) for x, y in zip(a, b, strict=True)]
-    left_out = mean_distance(a, b, kind, keep[:, None] * keep[None])
-    assert left_out.item() == pytest.approx(mean_distance(a, b_equal, kind).item(), rel=1e-6)
-    assert 0 < left_out < mean_distance(a, b, kind)
-
-
-def test_distance_is_taken_in_float32():
-    a, b = maps(1, dtype=torch.float16), maps(2, dtype=torch.bfloat16)
-    assert mean_distance(a, b).dtype == torch.float32
-    assert mean_distance(a, b) == mean_distance([x.float() for x in a], [x.float() for x in b])
-
-
-def test_maps_that_do_not_match_are_refused():
-    with pytest.raises(ValueError, match="cannot compare"):
-        mean_distance(maps(1), maps(2)[:2])
-    with pytest.raises(ValueError, match="cannot compare"):
-        mean_distance(maps(1, batch=1), maps(2, batch=2))
+def mean_distance(current: list[Tensor], reference: list[Tensor], kind: str, weight: Tensor | None = None) -> Tensor:
+    """The definition: over all entries of all tensors at once."""
+    d = torch.cat([((a.float() - b.float()) ** (2 if kind == "l2" else 1)).abs().mul(1 if weight is None else weight)
+                   .flatten() for a, b in zip(current, reference, strict=True)])
+    return d.mean()
 
 
 def made_from(z: Tensor, dtype: torch.dtype = torch.float32, size: int = 8) -> list[QueriesKeys]:
@@ -86,6 +56,26 @@ def test_slopes_are_those_of_the_plain_mean(kind, entries, weighted, monkeypatch
     assert torch.allclose(losses, plain) and not losses.requires_grad
     for ours, theirs in zip(slopes, true, strict=True):
         assert theirs.abs().max() > 0 and torch.allclose(ours, theirs, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ("l1", "l2"))
+def test_entries_that_are_left_out_are_as_if_equal(kind):
+    now, then = made_from(start()), recorded()
+    nothing = torch.zeros(2, 8, 8)
+    losses, slopes = map_slopes(now, then, kind, nothing)
+    assert (losses == 0).all() and all((s == 0).all() for s in slopes)
+    keep = torch.ones(2, 8, 8)
+    keep[:, 2], keep[:, :, 2] = 0, 0
+    assert (0 < map_slopes(now, then, kind, keep)[0]).all()
+    assert (map_slopes(now, then, kind, keep)[0] < map_slopes(now, then, kind)[0]).all()
+
+
+def test_distance_is_taken_in_float32():
+    now, then = made_from(start(), torch.bfloat16), made_from(start(seed=1), torch.float16)
+    losses, slopes = map_slopes(now, then)
+    wide = map_slopes(*([QueriesKeys(*(t.float() for t in pair)) for pair in pairs] for pairs in (now, then)))
+    assert losses.dtype == torch.float32 and torch.equal(losses, wide[0])
+    assert all(s.dtype == torch.float32 and torch.equal(s, w) for s, w in zip(slopes, wide[1], strict=True))
 
 
 def test_sites_that_do_not_match_are_refused():
