@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 # Below this many multiplications the call itself costs more than the better product saves.
 LARGE = 2**25
 
-# Up to this many numbers a picture, a norm is fastest made accurate in float64.
-FEW = 2**16
+# Up to this many numbers a picture, a norm is fastest in contiguous memory, in which torch's is accurate.
+FEW = 2**15
 
 # Places whose sum float32 takes in one run.
 PART = 2**10
@@ -117,7 +117,8 @@ class GroupNorm(nn.GroupNorm):
         if x.dtype != torch.float32 or x.device.type != "cpu" or x.ndim != 4 or x.is_contiguous():
             return torch.group_norm(x, self.num_groups, w, b, self.eps)
         if x.shape[1:].numel() <= FEW:
-            return torch.group_norm(x.double(), self.num_groups, w.double(), b.double(), self.eps).float()
+            y = torch.group_norm(x.contiguous(), self.num_groups, w, b, self.eps)
+            return y.contiguous(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
         if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
             return _GroupNorm.apply(x, self.num_groups, w, b, self.eps)
