@@ -41,13 +41,16 @@ class ScheduleParams:
             raise SettingsError(f"beta schedule {self.beta_schedule!r} is not known: scaled_linear or linear")
 
 
-def alphas_cumprod(params: ScheduleParams) -> Tensor:
-    """(train_steps,) float64: the share of signal a_t left at each timestep, falling from near 1."""
+def alphas_cumprod(params: ScheduleParams, dtype: torch.dtype = torch.float64) -> Tensor:
+    """(train_steps,): the share of signal a_t left at each timestep, falling from near 1; computed in `dtype`.
+
+    diffusers computes it in float32, whose 1 - a_0 is off by 4e-5.
+    """
     p = params
     if p.beta_schedule == "scaled_linear":
-        betas = torch.linspace(p.beta_start**0.5, p.beta_end**0.5, p.train_steps, dtype=torch.float64) ** 2
+        betas = torch.linspace(p.beta_start**0.5, p.beta_end**0.5, p.train_steps, dtype=dtype) ** 2
     else:
-        betas = torch.linspace(p.beta_start, p.beta_end, p.train_steps, dtype=torch.float64)
+        betas = torch.linspace(p.beta_start, p.beta_end, p.train_steps, dtype=dtype)
     alphas = torch.cumprod(1 - betas, dim=0)
     if p.zero_terminal_snr:
         root = alphas.sqrt()
@@ -109,11 +112,11 @@ def make_schedule(params: ScheduleParams, steps: int, spacing: str = "leading", 
     Args:
         grid: "consistent" walks the same levels both ways.  "released" is the arithmetic of the SAGE code on
             diffusers 0.21.4: ends inferred from labels and train_steps // steps, so that the second inversion step
-            treats latents of level r as if of level 1.
+            treats latents of level r as if of level 1; and its table of alphas, in float32.
     Raises:
         SettingsError: steps, spacing or grid out of range.
     """
-    a = alphas_cumprod(params).tolist()
+    a = alphas_cumprod(params, torch.float32 if grid == "released" else torch.float64).tolist()
     final = 1.0 if params.set_alpha_to_one else a[0]
     visited = timesteps(params, steps, spacing)
     if grid == "consistent":
