@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sage.models.vae import VAE, VAEParams
+from sage.models.sd.vae import VAE, VAEParams
 from training import run
 from training.data import batch, render_cache
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sage.models.layers import PACK, GroupNorm, pack
-from sage.models.unet import UNet, UNetParams
-from sage.models.vae import VAE, VAEParams
+from sage.models.sd.unet import UNet, UNetParams
+from sage.models.sd.vae import VAE, VAEParams
 
 TOLERANCE = 5e-6
 CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
