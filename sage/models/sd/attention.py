@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sage.models.layers import Conv2d, Linear
+from sage.models.layers import Conv2d, GroupNorm, Linear
 from sage.models.sites import Site
 
 KeysValues = tuple[Tensor, Tensor]
@@ -125,7 +125,7 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.linear_projection = linear_projection
         project = Linear if linear_projection else (lambda i, o: Conv2d(i, o, 1))
-        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.norm = GroupNorm(groups, width, eps=1e-6)
         self.proj_in = project(width, width)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(width, context_width, heads, f"{path}.transformer_blocks.{i}", level, place, upcast)

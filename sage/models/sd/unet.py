@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sage.models.layers import Conv2d, Linear
+from sage.models.layers import Conv2d, GroupNorm, Linear
 from sage.models.sd.attention import SpatialTransformer, TextKeysValues, TransformerBlock
 from sage.models.sites import Feature, Sites, find_sites
 
@@ -62,10 +62,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, time_width: int, p: UNetParams):
         super().__init__()
-        self.norm1 = nn.GroupNorm(p.groups, c_in, eps=p.norm_eps)
+        self.norm1 = GroupNorm(p.groups, c_in, eps=p.norm_eps)
         self.conv1 = Conv2d(c_in, c_out, 3, padding=1)
         self.time_emb_proj = Linear(time_width, c_out)
-        self.norm2 = nn.GroupNorm(p.groups, c_out, eps=p.norm_eps)
+        self.norm2 = GroupNorm(p.groups, c_out, eps=p.norm_eps)
         self.conv2 = Conv2d(c_out, c_out, 3, padding=1)
         if c_in != c_out:
             self.conv_shortcut = Conv2d(c_in, c_out, 1)
@@ -196,7 +196,7 @@ class UNet(nn.Module):
                           for i in range(p.layers_per_block + 1)] if p.attention[level] else []
             self.up_blocks.append(UpBlock(widths, c, time_width, attentions, level > 0, p))
 
-        self.conv_norm_out = nn.GroupNorm(p.groups, p.channels[0], eps=p.norm_eps)
+        self.conv_norm_out = GroupNorm(p.groups, p.channels[0], eps=p.norm_eps)
         self.conv_out = Conv2d(p.channels[0], p.out_channels, 3, padding=1)
         self._sites = find_sites((*self.down_blocks, self.mid_block, *self.up_blocks))
         self._name_features()
