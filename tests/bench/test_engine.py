@@ -9,11 +9,12 @@ import sage
 from sage import editing, pictures
 from sage.bench import engine as engines
 from sage.bench.configs import CONFIGURATIONS, configuration
-from sage.bench.engine import ModelEngine, fingerprint
+from sage.bench.engine import ModelEngine
 from sage.bench.runner import run
 from sage.bench.scoring import DONE
 from sage.config import EditConfig
 from sage.errors import SettingsError
+from sage.models.fingerprint import fingerprint
 from tests.bench.world import make_benchmark, picture
 from tests.models import tiny
 
