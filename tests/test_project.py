@@ -106,3 +106,15 @@ def imported(tree: ast.AST) -> Iterator[list[str]]:
             yield [part for name in node.names for part in (f"{node.module}.{name.name}", node.module)]
         elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
             yield from imported(node)
+
+
+def test_files_that_the_documents_name_are_there():
+    documents = [path for path in ROOT.rglob("*.md") if not {"runs", "out", ".venv"} & {*path.relative_to(ROOT).parts}]
+    files = [str(path.relative_to(ROOT)) for folder in ("sage", "training", "benchmarks", "tests", "examples", "space")
+             for path in (ROOT / folder).rglob("*.py")]
+    for document in documents:
+        for name, contents in re.findall(r"`([\w/]+\.py)(?:: ([\w., ]+))?`", document.read_text(encoding="utf-8")):
+            found = [file for file in files if f"/{file}".endswith(f"/{name}")]
+            assert found or name == "image_eval.py", f"{document.name} names {name}"  # MagicBrush's own
+            for word in re.findall(r"\w+", contents):
+                assert any(word in (ROOT / file).read_text() for file in found), f"{document.name}: {name}: {word}"
