@@ -65,6 +65,13 @@ def make(folder: Path, unet: UNetParams = UNET, prediction: str = "epsilon", dty
     return Small(model, *theirs, tokenizer)
 
 
+def hooks(model: StableDiffusion) -> list[str]:
+    """The modules on which any hook hangs, and those whose forward is not their own: none outside an edit."""
+    return [f"{part}.{name}" for part, network in (("unet", model.unet), ("vae", model.vae), ("text", model.text))
+            for name, m in network.named_modules()
+            if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or "forward" in vars(m)]
+
+
 def normalise(vae: nn.Module) -> None:
     """Let the latents of `picture` vary in place as much as latents do: of random weights they are nearly constant."""
     x = torch.from_numpy(np.array(picture())).permute(2, 0, 1)[None] / 127.5 - 1

@@ -157,8 +157,8 @@ class DiffusionSchedule:
             SettingsError: steps or spacing out of range.
         """
         visited = timesteps(self.params, steps, spacing)
-        if visited[0] == 0 and not self.params.set_alpha_to_one:  # which is the cleanest level itself
-            visited = timesteps(self.params, steps + 1, spacing)[1:]
+        if spacing == "linspace" and not self.params.set_alpha_to_one and steps < self.params.train_steps:
+            visited = timesteps(self.params, steps + 1, spacing)[1:]  # timestep 0 is the cleanest level itself
         return (Level.of(0, self._final), *(Level.of(t, self._alphas[t]) for t in visited))
 
     def inferred(self, steps: int, spacing: str = "leading") -> tuple[Edges, Edges]:
