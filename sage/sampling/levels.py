@@ -112,7 +112,9 @@ def make_schedule(params: ScheduleParams, steps: int, spacing: str = "leading", 
     Args:
         grid: "consistent" walks the same levels both ways.  "released" is the arithmetic of the SAGE code on
             diffusers 0.21.4: ends inferred from labels and train_steps // steps, so that the second inversion step
-            treats latents of level r as if of level 1; and its table of alphas, in float32.
+            treats latents of level r as if of level 1; and its table of alphas, in float32.  The clean end of
+            a consistent "linspace" has no noise, whatever `set_alpha_to_one`: its first timestep is 0, and the step
+            between would have no length.
     Raises:
         SettingsError: steps, spacing or grid out of range.
     """
@@ -120,6 +122,7 @@ def make_schedule(params: ScheduleParams, steps: int, spacing: str = "leading", 
     final = 1.0 if params.set_alpha_to_one else a[0]
     visited = timesteps(params, steps, spacing)
     if grid == "consistent":
+        final = 1.0 if spacing == "linspace" else final
         levels = [Level(0, final)] + [Level(t, a[t]) for t in visited]
         inversion = tuple(pairwise(levels))
         return Schedule(inversion, tuple((b, a) for a, b in reversed(inversion)))
