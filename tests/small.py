@@ -65,11 +65,12 @@ def make(folder: Path, unet: UNetParams = UNET, prediction: str = "epsilon", dty
     return Small(model, *theirs, tokenizer)
 
 
-def hooks(model: StableDiffusion) -> list[str]:
-    """The modules on which any hook hangs, and those whose forward is not their own: none outside an edit."""
-    return [f"{part}.{name}" for part, network in (("unet", model.unet), ("vae", model.vae), ("text", model.text))
-            for name, m in network.named_modules()
-            if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or "forward" in vars(m)]
+def hooks(model: StableDiffusion | nn.Module) -> list[str]:
+    """The kind and place of every hook on every module of a model, or of one network."""
+    networks = (model,) if isinstance(model, nn.Module) else (model.unet, model.vae, model.text)
+    return [f"{kind} of {type(network).__name__}.{name}" for network in networks
+            for name, module in network.named_modules() for kind, found in vars(module).items()
+            if kind.endswith("_hooks") for _ in found]
 
 
 def normalise(vae: nn.Module) -> None:

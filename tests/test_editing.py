@@ -329,8 +329,21 @@ def test_maps_formed_by_each_part(model, formed, change, expected):
 
 
 def test_no_hook_is_left(model):
+    assert small.hooks(model) == []
     with pytest.raises(RuntimeError, match="stop"):
         edit(model, small.picture(), SOURCE, TARGET, FULL, progress=stop)
+    assert small.hooks(model) == []
+
+
+@pytest.mark.parametrize("network", ("unet", "vae", "text"))
+def test_a_hook_that_is_left_would_be_seen(model, network):
+    """Wherever it hangs: queries and keys pass `projected`, of which maps know nothing."""
+    for module in {type(module): module for module in getattr(model, network).modules()}.values():
+        for leave in (module.register_forward_hook, module.register_forward_pre_hook,
+                      module.register_full_backward_hook):
+            left = leave(lambda *_: None)
+            assert len(small.hooks(model)) == 1
+            left.remove()
     assert small.hooks(model) == []
 
 

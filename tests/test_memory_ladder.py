@@ -128,5 +128,22 @@ def test_the_text_encoder_works_on_the_host(model, usual):
     assert torch.equal(edit(model, small.picture(), SOURCE, TARGET, GUIDED).latents, usual.latents)
 
 
+def test_what_the_page_cache_holds_is_free(tmp_path, monkeypatch):
+    """In a container of 1,000 bytes with 700 used, 400 of which are files that were read."""
+    monkeypatch.setattr("sage.models.memory.ROOT", tmp_path)
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 8 kB\n")
+    assert free_memory(torch.device("cpu")) == 8 * 1024  # no container
+    (group / "memory.max").write_text("1000\n")
+    (group / "memory.current").write_text("700\n")
+    assert free_memory(torch.device("cpu")) == 300
+    (group / "memory.stat").write_text("anon 250\nworkingset_inactive_file 5\ninactive_file 400\nactive_file 50\n")
+    assert free_memory(torch.device("cpu")) == 700
+    (group / "memory.max").write_text("max\n")
+    assert free_memory(torch.device("cpu")) == 8 * 1024
+
+
 def test_free_memory_is_a_number_here():
     assert free_memory(torch.device("cpu")) > 2**20
