@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sage.batch.table import COLUMNS, Row, TableError, read_table
 from sage import EditConfig
+from sage.batch.table import COLUMNS, Row, TableError, read_table
 
 GOOD = {"picture": "p.png", "source": "a red mug", "target": "a blue mug"}
 

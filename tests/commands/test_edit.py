@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import sage
-from sage import pictures
+from sage import EditConfig, pictures
 from sage.commands import main as cli
 from sage.commands.flags import flag
-from sage import EditConfig
 from sage.errors import PromptError
 from sage.models.known import KNOWN
 from sage.progress import Progress

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sage.commands import main as cli
 from sage import EditConfig
+from sage.commands import main as cli
 from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError
 from sage.models.known import find_model
 from sage.pictures import read_settings
