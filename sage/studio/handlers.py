@@ -1,6 +1,7 @@
 """What happens on the page: from components to the studio, and back."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -180,5 +181,7 @@ def story(entry: Entry) -> str:
 
 
 def shown(visit: Visit) -> str | None:
-    """The visitor's picture as a file for the page."""
-    return str(visit.show(visit.picture)) if visit.picture else None
+    """The visitor's picture as a file for the page; None where there is none, or where they have left."""
+    with suppress(Cancelled):
+        return str(visit.show(visit.picture)) if visit.picture else None
+    return None

@@ -259,16 +259,17 @@ class Studio:
         else:
             clock.plan = (("edit", request.config.steps),)
         result = edit_batch(self.model, [picture.image], [plan], request.config, clock, trajectory)[0]
-        self.trajectories.put(key, result.trajectory)
         record = make_record(self.model, request.source, request.target, request.config, picture.identity,
                              request.truncate)
-        path = visit.new_file(f"{Path(picture.identity['name']).stem}-edit.png")
-        pictures.save_picture(result.image, path, record)
         saved = None if trajectory is None else clock.pace.seconds.get("invert", 0.0) * request.config.steps
-        entry = Entry(record, path, clock.elapsed, saved, result.notes)
-        for image, eye in zip((picture.image, result.image), entry.eyes, strict=True):
-            pictures.save_picture(for_eyes(image), eye)
-        visit.remember(entry)
+        with visit.lasting():  # of who has left nothing is kept
+            self.trajectories.put(key, result.trajectory)
+            path = visit.new_file(f"{Path(picture.identity['name']).stem}-edit.png")
+            pictures.save_picture(result.image, path, record)
+            entry = Entry(record, path, clock.elapsed, saved, result.notes)
+            for image, eye in zip((picture.image, result.image), entry.eyes, strict=True):
+                pictures.save_picture(for_eyes(image), eye)
+            visit.remember(entry)
         return entry
 
     def _look(self, who: str, visit: Visit, picture: Picture, request: EditRequest, clock: Clock) -> str:
