@@ -289,7 +289,7 @@ def test_words_show_what_differs(studio):
     assert json.dumps(words)
 
 
-def test_one_model_in_memory(tmp_path):
+def test_one_model_in_memory(tmp_path, monkeypatch):
     from tests.models import tiny
     folder = tiny.make(tmp_path / "little").folder
     studio = Studio([str(folder), "stilllife"], folder=tmp_path / "files")
@@ -301,5 +301,18 @@ def test_one_model_in_memory(tmp_path):
         with pytest.raises(ModelError, match="no model"):
             studio.use(str(ROOT))
         assert studio.use("little") == little
+
+        def no_memory(place):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4194304 bytes")
+
+        with monkeypatch.context() as m:
+            m.setattr(service, "load_model", no_memory)
+            with pytest.raises(ModelError, match="stilllife does not fit into memory: choose another model"):
+                studio.use("stilllife")
+            m.setattr(service, "load_model", lambda place: 1 / 0)
+            with pytest.raises(SageError, match="something went wrong on the server"):
+                studio.use("stilllife")
+        assert "there is no model" in studio.words("a", "b", little)["problem"] and studio.name == "little"
+        assert studio.use("little") == little and studio.model.name == "little"
     finally:
         studio.close()
