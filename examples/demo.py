@@ -6,14 +6,6 @@
 import argparse
 import sys
 
-from tqdm import tqdm
-
-import sage
-from sage.editing import edit_batch
-from sage.pictures import from_pixels, save_picture, sheet
-from sage.prompts.plan import check_prompts
-from sage.stilllife import KINDS, edit_case
-
 
 def changed(case) -> str:
     """The edited words, for a title."""
@@ -22,6 +14,24 @@ def changed(case) -> str:
 
 
 def main() -> int:
+    """Make the sheet and say where it is; returns the exit status."""
+    try:
+        return demo()
+    except KeyboardInterrupt:
+        print("demo: interrupted", file=sys.stderr)
+        return 130
+
+
+def demo() -> int:
+    """Imports what it needs itself: that takes long enough for Ctrl-C."""
+    from tqdm import tqdm
+
+    import sage
+    from sage.editing import edit_batch
+    from sage.pictures import from_pixels, save_picture, sheet
+    from sage.prompts.plan import check_prompts
+    from sage.stilllife import KINDS, edit_case
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=3, help="which held-out scenes (default: %(default)s)")
     parser.add_argument("--kinds", type=int, nargs="+", default=[*range(len(KINDS))], choices=range(len(KINDS)),
