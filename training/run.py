@@ -112,3 +112,9 @@ def log(path: Path, **values: float) -> None:
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where it is faster: on CUDA, and on processors that multiply it themselves."""
+    faster = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=faster)
