@@ -1,11 +1,16 @@
-"""Phase 1: the autoencoder, 128x128x3 -> 16x16x8, in two stages.
+"""Phase 1: the autoencoder, 128x128x3 -> 16x16x16, in two stages.
 
-    loss = L1 + 4 MSE + L1 of the picture's gradients + 1e-4 KL
+    loss = L1 + 4 MSE + L1 of the picture's gradients + penalty
 
 The squared term keeps hues true; the gradients keep edges sharp.  No adversary: the target is what was rendered.
 
-`outer` learns the levels next to the pixels with the latents four pixels wide, on crops, which is quick.  `inner` puts
-one more level between them: at first it alone learns, against the outer levels as they stand, then everything does.
+`outer` has three levels and latents a quarter of the picture's side; it learns on crops, which is quick; its penalty is
+1e-4 KL.  `autoencoder` puts a fourth level between: what it encodes are the latents of the first, each square of 2x2 in
+one, and its penalty is how far it is from that,
+
+    |mean - unshuffle(mean of outer)|^2 / variance + 0.01 |logvar - unshuffle(logvar of outer)|^2
+
+so that the space of latents is known before it is trained, and the diffusion need not wait for it.
 """
 
 import time
@@ -14,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,21 +28,50 @@ from sage.models.vae import VAE, VAEParams
 from training import run
 from training.data import SIDE, batch, render_cache
 
-PARAMS = VAEParams(channels=(24, 48, 96, 128), layers_per_block=1, groups=8, latent_channels=8, scaling=1.0)
+PARAMS = VAEParams(channels=(24, 48, 96, 128), layers_per_block=1, groups=8, latent_channels=16, scaling=1.0)
 OUTER = replace(PARAMS, channels=PARAMS.channels[:-1], latent_channels=4)
-KL = 1e-4
-SETTLE = 1200  # pictures for which the new level alone learns
+KL, VARIANCE = 1e-4, 0.01
+SETTLE = 4000  # pictures for which the fourth level alone learns, its two halves apart
 
 
-def loss_of(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    mean, logvar = vae.posterior(x)
-    z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
-    error = (vae.decode(z) - x).float()
+def picture_loss(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of a reconstruction without penalty, and the squared error in it."""
+    error = (y - x).float()
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     mse = error.square().mean()
+    return error.abs().mean() + 4 * mse + edges, mse
+
+
+def sampled(mean: Tensor, logvar: Tensor) -> Tensor:
+    return mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+
+
+def outer_loss(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of the first stage, and the squared error in it."""
+    mean, logvar = vae.posterior(x)
+    loss, mse = picture_loss(vae.decode(sampled(mean, logvar)), x)
     mean, logvar = mean.float(), logvar.float()
-    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return error.abs().mean() + 4 * mse + edges + KL * kl, mse
+    return loss + KL * 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean(), mse
+
+
+@torch.no_grad()
+def posterior_of(outer: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What the second stage is to encode: (B, 3, H, W) -> mean and log-variance, each (B, 16, H / 8, W / 8)."""
+    mean, logvar = (F.pixel_unshuffle(m.float(), 2) for m in outer.posterior(x))
+    return mean, logvar
+
+
+def inner_loss(vae: VAE, x: Tensor, outer: VAE, settling: bool) -> tuple[Tensor, Tensor]:
+    """The loss of the second stage, and the squared error in it.
+
+    While it settles, the decoder is given what the encoder ought to say, so that neither waits for the other.
+    """
+    mean, logvar = vae.posterior(x)
+    wanted, wanted_logvar = posterior_of(outer, x)
+    y = vae.decode(sampled(wanted, wanted_logvar) if settling else sampled(mean, logvar))
+    loss, mse = picture_loss(y, x)
+    apart = (mean.float() - wanted).square().mean() / wanted.var()
+    return loss + apart + VARIANCE * (logvar.float() - wanted_logvar).square().mean(), mse
 
 
 @torch.no_grad()
@@ -77,17 +112,17 @@ _ENDS = {f"{part}.{weight}" for part in ("encoder.conv_norm_out", "encoder.conv_
 
 @dataclass(frozen=True)
 class Stage:
-    """One training of an autoencoder.
-
-    side: of the crops in pixels; settle: pictures for which what was inherited is left alone.
-    """
+    """One training of an autoencoder; side: of the crops in pixels."""
 
     name: str
     params: VAEParams
     side: int
     batch_size: int
     peak: float
-    settle: int = 0
+
+
+FIRST = Stage("outer", OUTER, SIDE // 2, 8, 1.2e-3)
+SECOND = Stage("autoencoder", PARAMS, SIDE, 4, 1e-3)
 
 
 def _crops(x: Tensor, side: int, rng: np.random.Generator) -> Tensor:
@@ -98,12 +133,12 @@ def _crops(x: Tensor, side: int, rng: np.random.Generator) -> Tensor:
     return torch.stack([p[:, i:i + side, j:j + side] for p, (i, j) in zip(x, corners, strict=True)])
 
 
-def train_stage(out: Path, stage: Stage, pictures: int, samples: int, start: VAE | None = None,
-                seed: int = 0, save_every: float = 150.0, watched: int = 100) -> run.State:
+def train_stage(out: Path, stage: Stage, pictures: int, samples: int, outer: VAE | None = None, seed: int = 0,
+                save_every: float = 150.0, watched: int = 100) -> run.State:
     """Train until `samples` pictures were seen, continuing from out/{stage.name}.safetensors if it is there.
 
     Args:
-        start: an autoencoder with a level less, whose levels are inherited.
+        outer: the trained autoencoder of the first stage, which makes this the second.
         watched: held-out pictures on which the reconstruction is followed.
     """
     torch.manual_seed(seed)
@@ -111,7 +146,7 @@ def train_stage(out: Path, stage: Stage, pictures: int, samples: int, start: VAE
     cache = render_cache(out / "data", pictures)
     held_out = batch(render_cache(out / "data", watched, held_out=True), np.arange(watched)).to(device)
     vae = VAE(stage.params)
-    inherited = inherit(vae, start) if start else frozenset()
+    inherited = inherit(vae, outer) if outer else frozenset()
     vae = vae.to(device)
     optimiser = torch.optim.AdamW(vae.parameters(), stage.peak, betas=(0.9, 0.98), weight_decay=1e-3, fused=True)
     state = run.State(out / f"{stage.name}.safetensors", {"vae": vae}, optimiser)
@@ -122,13 +157,14 @@ def train_stage(out: Path, stage: Stage, pictures: int, samples: int, start: VAE
     while state.done < samples:
         rng = np.random.default_rng([seed, state.done])
         torch.manual_seed(int(rng.integers(2**62)))
+        settling = state.done < SETTLE
         for name, parameter in vae.named_parameters():
-            parameter.requires_grad_(state.done >= stage.settle or name not in inherited)
+            parameter.requires_grad_(not settling or name not in inherited)
         x = _crops(batch(cache, rng.integers(pictures, size=stage.batch_size)), stage.side, rng).to(device)
         for group in optimiser.param_groups:
             group["lr"] = run.learning_rate(stage.peak, state.done, samples, warmup=800)
         with run.autocast(device):
-            loss, mse = loss_of(vae, x)
+            loss, mse = inner_loss(vae, x, outer, settling) if outer else outer_loss(vae, x)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
@@ -150,18 +186,13 @@ def train_stage(out: Path, stage: Stage, pictures: int, samples: int, start: VAE
     return state
 
 
-def train(out: Path, pictures: int, outer: int, samples: int, start: Path | None = None) -> run.State:
-    """Both stages, each going on where it stopped.
+def train_outer(out: Path, pictures: int, samples: int, start: Path | None = None) -> VAE:
+    """The first stage, going on where it stopped; or the autoencoder of the model `start` in its stead."""
+    if start:
+        return sage.load_model(start, device=run.device(), dtype="float32").vae
+    return train_stage(out, FIRST, pictures, samples).averaged("vae").requires_grad_(False)
 
-    Args:
-        outer, samples: pictures shown in the two stages.
-        start: a model whose autoencoder takes the place of the first stage's.
-    """
-    if start is None:
-        stage = Stage("outer", OUTER, SIDE // 2, 8, 1.2e-3)
-        state = train_stage(out, stage, pictures, outer)
-        first = state.averaged("vae")
-    else:
-        first = sage.load_model(start, dtype="float32").vae
-    stage = Stage("autoencoder", PARAMS, SIDE, 4, 1e-3, settle=SETTLE)
-    return train_stage(out, stage, pictures, samples, first)
+
+def train(out: Path, outer: VAE, pictures: int, samples: int) -> run.State:
+    """The second stage, going on where it stopped."""
+    return train_stage(out, SECOND, pictures, samples, outer)

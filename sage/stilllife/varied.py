@@ -25,6 +25,11 @@ def _uniform(rng: np.random.Generator, ranges: dict[str, tuple[float, float]]) -
     return Place(**{name: float(rng.uniform(low, high)) for name, (low, high) in ranges.items()})
 
 
+def sample_tiny_place(rng: np.random.Generator) -> Place:
+    """A place of a second thing that stays tiny, near its side."""
+    return _uniform(rng, TINY)
+
+
 def within_frame(thing: Placed) -> bool:
     """Whether the thing's silhouette lies in the picture."""
     left, right, low, high = thing.box
@@ -51,7 +56,7 @@ def sample_varied_scene(rng: np.random.Generator) -> Scene:
     for _ in range(TRIES):
         placed = replace(scene, main=replace(scene.main, place=_uniform(rng, FREE if free else NAMED)))
         if scene.second:
-            place = _beside_main(rng, placed) if pair else _uniform(rng, TINY)
+            place = _beside_main(rng, placed) if pair else sample_tiny_place(rng)
             placed = replace(placed, second=replace(scene.second, place=place))
         if all(within_frame(thing) for thing in place_things(placed)):
             return placed
