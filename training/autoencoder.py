@@ -65,10 +65,14 @@ def inner_loss(vae: VAE, x: Tensor, outer: VAE, settling: bool) -> tuple[Tensor,
     """The loss of the second stage, and the squared error in it.
 
     While it settles, the decoder is given what the encoder ought to say, so that neither waits for the other.
+    Afterwards it is so for every other picture: the diffusion learns these latents.
     """
     mean, logvar = vae.posterior(x)
     wanted, wanted_logvar = posterior_of(outer, x)
-    y = vae.decode(sampled(wanted, wanted_logvar) if settling else sampled(mean, logvar))
+    z = sampled(wanted, wanted_logvar)
+    if not settling:
+        z[1::2] = sampled(mean, logvar)[1::2]
+    y = vae.decode(z)
     loss, mse = picture_loss(y, x)
     apart = (mean.float() - wanted).square().mean() / wanted.var()
     return loss + apart + VARIANCE * (logvar.float() - wanted_logvar).square().mean(), mse

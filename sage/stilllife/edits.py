@@ -15,7 +15,7 @@ from sage.stilllife.camera import place_things
 from sage.stilllife.captions import join
 from sage.stilllife.render import render
 from sage.stilllife.scenes import AROUND, MAIN, SECOND, Scene, is_held_out, sample_companion, sample_scene
-from sage.stilllife.varied import nameable, relation, sample_tiny_place, sample_varied_scene, within_frame
+from sage.stilllife.varied import nameable, relation, sample_accompanied, sample_varied_scene, within_frame
 
 KINDS = (
     "mixed",
@@ -130,7 +130,7 @@ class EditCase:
         return dilate(changed_pixels(*self.pictures(size)))
 
 
-def _variants(scene: Scene, attribute: str) -> Iterator[Scene]:
+def variants(scene: Scene, attribute: str) -> Iterator[Scene]:
     """All scenes that differ from `scene` in just this attribute."""
     old = scene.attributes()[attribute]
     main, second = scene.main, scene.second
@@ -172,7 +172,7 @@ def _propose(kind: int, rng: np.random.Generator, sample: Sampler,
     changed = _CHANGED[kind][int(rng.integers(len(_CHANGED[kind])))]
     targets = [scene]
     for attribute in changed:
-        targets = [variant for t in targets for variant in _variants(t, attribute)]
+        targets = [variant for t in targets for variant in variants(t, attribute)]
     return scene, targets, changed
 
 
@@ -202,11 +202,6 @@ def _accompanied(rng: np.random.Generator, scene: Scene) -> Scene:
     return replace(scene, second=sample_companion(rng, scene.main))
 
 
-def _accompanied_somewhere(rng: np.random.Generator, scene: Scene) -> Scene:
-    second = sample_companion(rng, scene.main)
-    return replace(scene, second=replace(second, place=sample_tiny_place(rng)))
-
-
 def _is_plain(source: Scene, target: Scene, changed: tuple[str, ...]) -> bool:
     """Whether both scenes are of a main thing and at most a tiny one, in the frame, and have words for the change."""
     for scene in (source, target):
@@ -218,15 +213,15 @@ def _is_plain(source: Scene, target: Scene, changed: tuple[str, ...]) -> bool:
     return True
 
 
-def _prompts(source: list, target: list, changed: tuple[str, ...]) -> Prompts:
-    """The prompts of two captions in pieces."""
+def prompts_of(source: list, target: list, changed: tuple[str, ...]) -> Prompts:
+    """The prompts of two captions in pieces that differ in the attributes `changed`."""
     return Prompts(join(source), join(target), *_edited_words(source, target), _blend_words(source, target, changed))
 
 
 def _short(source: Scene, target: Scene, changed: tuple[str, ...], rng: np.random.Generator) -> Prompts:
     wording = replace(prompts.draw_wording(rng), say_upright="tilt" in changed)
     keep = {"form", *changed, *(["second_form"] if "second_colour" in changed else [])}
-    return _prompts(*(prompts.phrases(scene, wording, keep) for scene in (source, target)), changed)
+    return prompts_of(*(prompts.phrases(scene, wording, keep) for scene in (source, target)), changed)
 
 
 def edit_case(kind: int, seed: int, held_out: bool = True, varied: bool = False) -> EditCase:
@@ -239,7 +234,7 @@ def edit_case(kind: int, seed: int, held_out: bool = True, varied: bool = False)
         raise ValueError(f"kind {kind!r} is not one of 0 to {len(KINDS) - 1}")
     rng = np.random.default_rng((6 if varied else 2, kind, int(held_out), seed))
     sample, accompany = (
-        (sample_varied_scene, _accompanied_somewhere) if varied else (sample_scene, _accompanied)
+        (sample_varied_scene, sample_accompanied) if varied else (sample_scene, _accompanied)
     )
     wording = (prompts if varied else captions).draw_wording(rng)
     while True:
@@ -258,4 +253,4 @@ def edit_case(kind: int, seed: int, held_out: bool = True, varied: bool = False)
     else:
         full = [captions.phrases(scene, wording) for scene in (source, target)]
     short = _short(source, target, changed, np.random.default_rng((7, kind, int(held_out), seed)))
-    return EditCase(kind, source, target, _prompts(*full, changed), short)
+    return EditCase(kind, source, target, prompts_of(*full, changed), short)

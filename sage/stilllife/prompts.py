@@ -60,7 +60,8 @@ _CLAUSES = (
 )
 # What stands before and after the second thing's words; in a list, only what tells where it is.
 _SECOND = {
-    "beside": (("with a tiny", "next to it"), ("next to it a tiny", ""), ("with a tiny", "beside it"), ("and a tiny", "")),
+    "beside": (("with a tiny", "next to it"), ("next to it a tiny", ""), ("with a tiny", "beside it"),
+               ("and a tiny", "")),
     "behind": (("with a", "behind it"), ("behind it a", ""), ("in front of a", ""), ("and a", "behind it")),
     "before": (("with a", "in front of it"), ("in front of it a", ""), ("behind a", ""), ("and a", "in front of it")),
 }

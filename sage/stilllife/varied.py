@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from sage.stilllife.camera import HEIGHT, SECOND_BASELINE, SECOND_CENTRE, SECOND_HEIGHT, Placed, place_things
-from sage.stilllife.scenes import ATTRIBUTES, Place, Scene, is_held_out, sample_scene
+from sage.stilllife.scenes import ATTRIBUTES, Place, Scene, is_held_out, sample_companion, sample_scene
 
 FREE_SHARE = 0.25  # of scenes whose main thing's place and size are no longer those of their names
 PAIR_SHARE = 0.25  # of the scenes with a second thing: it is of like size, partly before or behind the main one
@@ -25,9 +25,10 @@ def _uniform(rng: np.random.Generator, ranges: dict[str, tuple[float, float]]) -
     return Place(**{name: float(rng.uniform(low, high)) for name, (low, high) in ranges.items()})
 
 
-def sample_tiny_place(rng: np.random.Generator) -> Place:
-    """A place of a second thing that stays tiny, near its side."""
-    return _uniform(rng, TINY)
+def sample_accompanied(rng: np.random.Generator, scene: Scene) -> Scene:
+    """The scene with a second thing that is tiny, near its side."""
+    second = sample_companion(rng, scene.main)
+    return replace(scene, second=replace(second, place=_uniform(rng, TINY)))
 
 
 def within_frame(thing: Placed) -> bool:
@@ -56,7 +57,7 @@ def sample_varied_scene(rng: np.random.Generator) -> Scene:
     for _ in range(TRIES):
         placed = replace(scene, main=replace(scene.main, place=_uniform(rng, FREE if free else NAMED)))
         if scene.second:
-            place = _beside_main(rng, placed) if pair else sample_tiny_place(rng)
+            place = _beside_main(rng, placed) if pair else _uniform(rng, TINY)
             placed = replace(placed, second=replace(scene.second, place=place))
         if all(within_frame(thing) for thing in place_things(placed)):
             return placed
