@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 
 import numpy as np
 
@@ -178,17 +179,13 @@ def _propose(kind: int, rng: np.random.Generator, sample: Sampler,
 
 def _edited_words(source: list, target: list) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The phrases in which two captions in pieces differ; neighbouring pieces make one phrase."""
-    if len(source) != len(target):
-        of_second = [[w for a, w in p if a.startswith("second") and w != ","] for p in (source, target)]
-        return tuple(tuple([" ".join(words)] if words else []) for words in of_second)
-    runs: list[list[int]] = []
-    for i, (s, t) in enumerate(zip(source, target, strict=True)):
-        if s != t:
-            if runs and runs[-1][-1] == i - 1:
-                runs[-1].append(i)
-            else:
-                runs.append([i])
-    return tuple(tuple(" ".join(p[i][1] for i in run) for run in runs) for p in (source, target))
+    same = SequenceMatcher(None, source, target, autojunk=False)
+    runs = [op for op in same.get_opcodes() if op[0] != "equal"]
+    words = [
+        [" ".join(w for _, w in source[i:j] if w != ",") for _, i, j, _, _ in runs],
+        [" ".join(w for _, w in target[i:j] if w != ",") for _, _, _, i, j in runs],
+    ]
+    return tuple(tuple(w for w in of if w) for of in words)
 
 
 def _blend_words(source: list, target: list, changed: tuple[str, ...]) -> tuple[str, str] | None:
