@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 import sage
+from sage.bench.cases import read_benchmark
 from sage.bench.configs import configuration
 from sage.bench.encoder import load_encoder
 from sage.bench.engine import ModelEngine
 from sage.bench.experiments import BOUNDS, EXPERIMENTS, FRONTIERS, Experiment, experiment, sweep
 from sage.bench.files import write_text
-from sage.bench.layout import read_benchmark
 from sage.bench.metrics import METRICS
 from sage.bench.runner import RUN, read_manifests
 from sage.bench.runner import run as run_configurations

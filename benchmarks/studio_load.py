@@ -25,8 +25,8 @@ import numpy as np
 from PIL import Image
 
 import sage
-from sage.image import from_pixels, save_picture
-from sage.record import identity, make_record
+from sage.pictures import from_pixels, save_picture
+from sage.pictures.metadata import identity, make_record
 from sage.stilllife.render import render
 from sage.stilllife.scenes import sample_scene
 from sage.studio import form

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 import sage
 from sage.editing import edit_batch
-from sage.image import from_pixels, save_picture, sheet
-from sage.plan import check_prompts
+from sage.pictures import from_pixels, save_picture, sheet
+from sage.prompts.plan import check_prompts
 from sage.stilllife import KINDS, edit_case
 
 

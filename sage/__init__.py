@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from sage.inversion import Trajectory, ddim_reconstruction, invert, vae_reconstruction
     from sage.models.fetch import fetch
     from sage.models.loading import load_model
-    from sage.plan import check_prompts
+    from sage.prompts.plan import check_prompts
     from sage.trajectory.disk import load_trajectory, save_trajectory
 
 __version__ = "0.1.0"
 
 # Imported when first used, so that the command line can check its arguments before torch is loaded.
-_LAZY = {"load_model": "sage.models.loading", "fetch": "sage.models.fetch", "check_prompts": "sage.plan",
+_LAZY = {"load_model": "sage.models.loading", "fetch": "sage.models.fetch", "check_prompts": "sage.prompts.plan",
          "edit": "sage.editing", "EditResult": "sage.editing", "Moment": "sage.editing"} | dict.fromkeys(
     ("invert", "vae_reconstruction", "ddim_reconstruction", "Trajectory"), "sage.inversion") | dict.fromkeys(
     ("save_trajectory", "load_trajectory"), "sage.trajectory.disk")

@@ -2,6 +2,6 @@
 
 import sys
 
-from sage.cli import main
+from sage.commands.main import main
 
 sys.exit(main())

@@ -15,19 +15,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sage import faults
-from sage import image as pictures
-from sage.blending import BlendingMask
+from sage import pictures, quality
 from sage.config import EditConfig
 from sage.errors import NumericsError
+from sage.guidance.blend import BlendingMask
 from sage.guidance.losses import limited
 from sage.inversion import Progress, Trajectory, check_trajectory, generator, invert_batch, task_of
-from sage.models.backbone import Backbone
+from sage.memory import Task, settle, stepping_down
+from sage.models.sd.model import Backbone
 from sage.passes import Passes
-from sage.plan import Plan, check_prompts
-from sage.sampling.ddim import renoise
-from sage.sampling.schedule import Level
-from sage.thrift import Task, settle, stepping_down
+from sage.prompts.plan import Plan, check_prompts
+from sage.sampling.levels import Level
+from sage.sampling.steps import renoise
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class EditResult:
         masks: (1, 1, h, w) float32 blending masks, one a blended step.
         losses: reconstruction loss at each guided step.
         notes: what was left out, and why; what looks wrong with the result; what was tried instead.
-        spread, drift: how the result looks, by `sage.faults`.
+        spread, drift: how the result looks, by `sage.quality`.
     """
 
     image: Image.Image
@@ -161,7 +160,7 @@ def _edited(task: Task, images: Sequence[Image.Image], plans: Sequence[Plan], co
     x = stepping_down(task, "decoding the picture", lambda: model.decode(z), notes)
     report("decode", 1, 1)
     source = trajectory.latents[0]
-    spread, drift = faults.spread(z, source).tolist(), faults.drift(z, source, mask.difference).tolist()
+    spread, drift = quality.spread(z, source).tolist(), quality.drift(z, source, mask.difference).tolist()
     return [
         EditResult(pictures.to_picture(x[i:i + 1], image.size, config.quantise), z[i:i + 1].cpu(), trajectory,
                    tuple(m[i:i + 1] for m in mask.history), tuple(row[i] for row in losses), plan.notes, spread[i],

@@ -9,19 +9,19 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from sage import image as pictures
+from sage import pictures
 from sage.config import INVERSION_FIELDS, EditConfig
 from sage.errors import SettingsError
+from sage.guidance.hooks import listen, select
 from sage.guidance.rewrites import reweighted
-from sage.guidance.taps import listen, select
-from sage.models.attention import QueriesKeys
-from sage.models.backbone import Backbone
+from sage.memory import Task, settle, stepping_down
 from sage.models.memory import Savings, on_host
-from sage.models.prompt import Prompt
-from sage.plan import Plan, check_prompts, token_factors
-from sage.sampling.ddim import walk
-from sage.sampling.schedule import Level
-from sage.thrift import Task, settle, stepping_down
+from sage.models.sd.attention import QueriesKeys
+from sage.models.sd.model import Backbone
+from sage.prompts.plan import Plan, check_prompts, token_factors
+from sage.prompts.tokens import Prompt
+from sage.sampling.levels import Level
+from sage.sampling.steps import walk
 
 Progress = Callable[[str, int, int], None]
 
@@ -51,7 +51,7 @@ class Trajectory:
         maps: N entries; entry k was recorded on the way from latents[k] to latents[k + 1].
         text: (B, M, width), the embedded source prompts.
         picture_size: (width, height) of the picture as it was given.
-        pictures: what the pictures are known by, one each: `sage.image.digest`.
+        pictures: what the pictures are known by, one each: `sage.pictures.digest`.
         factors: (B, M) the reweighting it was recorded under, None for the usual: no reweighting.
         attention: (B, M, h, w) how much each place looks at each token of the source prompt, mean over the inversion;
             None where nothing asked for it.

@@ -14,17 +14,17 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from sage.blending import BlendingMask
 from sage.config import EditConfig
 from sage.errors import NumericsError
 from sage.guidance import masks
+from sage.guidance.blend import BlendingMask
+from sage.guidance.hooks import Tap, listen, select
 from sage.guidance.losses import gradient, latent_slopes, map_slopes
 from sage.guidance.rewrites import replacement, reweighted, rewrite_columns, rewrite_maps
-from sage.guidance.taps import Tap, listen, select
 from sage.inversion import Maps, Trajectory, compared_with
-from sage.models.backbone import Backbone
-from sage.plan import Plan, token_factors
-from sage.sampling.schedule import Level
+from sage.models.sd.model import Backbone
+from sage.prompts.plan import Plan, token_factors
+from sage.sampling.levels import Level
 
 
 @dataclass(frozen=True)

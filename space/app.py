@@ -12,7 +12,7 @@ ON_SPACE = os.environ.get("SYSTEM") == "spaces"
 FOLDER = Path(tempfile.mkdtemp(prefix="sage-studio-"))
 prepare(FOLDER)
 
-from sage.studio.desk import Desk, Limits  # noqa: E402
+from sage.studio.service import Desk, Limits  # noqa: E402
 
 desk = Desk(choose_models(None), Limits(steps=50, visits=32), FOLDER / "desk")
 

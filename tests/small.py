@@ -9,11 +9,11 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPTokenizer
 
-from sage.models.backbone import StableDiffusion
-from sage.models.clip import CLIPText, CLIPTextParams
-from sage.models.unet import UNet, UNetParams
-from sage.models.vae import VAE, VAEParams
-from sage.sampling.schedule import ScheduleParams
+from sage.models.sd.clip import CLIPText, CLIPTextParams
+from sage.models.sd.model import StableDiffusion
+from sage.models.sd.unet import UNet, UNetParams
+from sage.models.sd.vae import VAE, VAEParams
+from sage.sampling.levels import ScheduleParams
 from tests.models import oracle, tiny
 
 # As in SD 1.x, attention at levels 0 to 2 and none at the last; a picture of 64 x 96 has latents of 16 x 24.

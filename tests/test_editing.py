@@ -14,9 +14,9 @@ from sage.config import EditConfig
 from sage.editing import EditResult, edit, edit_batch
 from sage.errors import NumericsError, PromptError, SettingsError
 from sage.inversion import Trajectory, ddim_reconstruction, invert, invert_batch, vae_reconstruction
-from sage.models.attention import Attention, AttentionMap
-from sage.models.backbone import StableDiffusion
-from sage.plan import check_prompts
+from sage.models.sd.attention import Attention, AttentionMap
+from sage.models.sd.model import StableDiffusion
+from sage.prompts.plan import check_prompts
 from tests import small
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sage import cli
-from sage import image as pictures
+from sage import pictures
+from sage.commands import main as cli
 from sage.models.known import installed
 from tests.models import tiny
 

@@ -6,11 +6,12 @@ import torch
 from sage import passes
 from sage.config import EditConfig
 from sage.editing import edit
-from sage.guidance import taps
-from sage.image import open_picture
-from sage.models import attention, layers
-from sage.models.backbone import StableDiffusion
+from sage.guidance import hooks as taps
+from sage.models import layers
 from sage.models.loading import load_model
+from sage.models.sd import attention
+from sage.models.sd.model import StableDiffusion
+from sage.pictures import open_picture
 from tests import small
 
 SOURCE = "a photograph of a big shiny blue mug in the centre, with a tiny green cone next to it, on stone tiles"

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sage
-from sage.models.vae import VAE, VAEParams
+from sage.models.sd.vae import VAE, VAEParams
 from training import run
 from training.data import SIDE, batch, render_cache
 

@@ -8,10 +8,10 @@ from PIL import Image
 
 from sage.config import EditConfig
 from sage.editing import edit_batch
-from sage.image import from_pixels
 from sage.inversion import Trajectory, invert_batch
-from sage.models.backbone import StableDiffusion
-from sage.plan import check_prompts
+from sage.models.sd.model import StableDiffusion
+from sage.pictures import from_pixels
+from sage.prompts.plan import check_prompts
 from sage.stilllife import EditCase, edit_case
 
 KINDS = range(10)

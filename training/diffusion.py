@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sage.models.clip import CLIPText, CLIPTextParams
-from sage.models.unet import UNet, UNetParams
-from sage.models.vae import VAE, VAEParams
-from sage.sampling.schedule import ScheduleParams, alphas_cumprod
+from sage.models.sd.clip import CLIPText, CLIPTextParams
+from sage.models.sd.unet import UNet, UNetParams
+from sage.models.sd.vae import VAE, VAEParams
+from sage.sampling.levels import ScheduleParams, alphas_cumprod
 from training import autoencoder, run, tokenizer
 from training.captions import IGNORE, READOUTS, VALUES, Captioner, Noise
 from training.data import CHUNK, batch, render_cache

@@ -24,8 +24,8 @@ from tqdm import tqdm
 import sage
 from sage.bench.encoder import CONFIG, FOLDER, WEIGHTS, Encoder, EncoderNet, EncoderParams, as_config, load_encoder
 from sage.files import written_whole
-from sage.models.clip import CLIPTextParams
-from sage.models.vae import VAE
+from sage.models.sd.clip import CLIPTextParams
+from sage.models.sd.vae import VAE
 from sage.stilllife import held_out_scene, training_scene
 from sage.stilllife.captions import draw_keep, draw_wording, phrases
 from sage.stilllife.scenes import VALUES

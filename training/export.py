@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sage.models.clip import CLIPTextParams
-from sage.models.unet import UNetParams
-from sage.models.vae import VAEParams
-from sage.sampling.schedule import ScheduleParams
+from sage.models.sd.clip import CLIPTextParams
+from sage.models.sd.unet import UNetParams
+from sage.models.sd.vae import VAEParams
+from sage.sampling.levels import ScheduleParams
 from training import diffusion, sheets
 from training.data import SIDE
 

@@ -12,12 +12,12 @@ import torch
 from tqdm import tqdm
 
 import sage
-from sage import image as pictures
+from sage import pictures
 from sage.config import EditConfig
 from sage.inversion import invert_batch
-from sage.models.backbone import StableDiffusion
-from sage.plan import check_prompts
-from sage.sampling.ddim import walk
+from sage.models.sd.model import StableDiffusion
+from sage.prompts.plan import check_prompts
+from sage.sampling.steps import walk
 from sage.stilllife import KINDS, caption, held_out_scene, render
 from training import cases, sheets
 

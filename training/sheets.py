@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sage.image import save_picture, sheet, to_picture
-from sage.models.backbone import StableDiffusion
-from sage.models.clip import CLIPText
-from sage.models.unet import UNet
-from sage.models.vae import VAE
-from sage.sampling.ddim import walk
+from sage.models.sd.clip import CLIPText
+from sage.models.sd.model import StableDiffusion
+from sage.models.sd.unet import UNet
+from sage.models.sd.vae import VAE
+from sage.pictures import save_picture, sheet, to_picture
+from sage.sampling.steps import walk
 from sage.stilllife import varied_scene
 from sage.stilllife.captions import join
 from sage.stilllife.prompts import draw_wording, everything, phrases

@@ -17,9 +17,9 @@ from benchmarks.speed.cells import OURS
 from benchmarks.speed.measure import IMPLEMENTATIONS, Clock, Host, weights
 from benchmarks.speed.models import MODELS
 from sage import passes
-from sage.guidance import taps
+from sage.guidance import hooks as taps
 from sage.models import attention, layers
-from sage.models.backbone import StableDiffusion
+from sage.models.sd.model import StableDiffusion
 
 
 def _two_passes(self: passes.Passes, step: int, z: torch.Tensor, level: Any) -> tuple:

@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from sage.models.clip import CLIPText, CLIPTextParams
-from sage.models.unet import UNet, UNetParams
-from sage.models.vae import VAE, VAEParams
-from sage.sampling.schedule import ScheduleParams
+from sage.models.sd.clip import CLIPText, CLIPTextParams
+from sage.models.sd.unet import UNet, UNetParams
+from sage.models.sd.vae import VAE, VAEParams
+from sage.sampling.levels import ScheduleParams
 from training.export import scheduler_config, text_config, unet_config, vae_config
 from training.tokenizer import train as train_tokenizer
 

@@ -11,16 +11,16 @@ from typing import Any
 from PIL import Image
 
 import sage
-from sage import image as pictures
+from sage import pictures
 from sage.batch.manifest import DONE, FAILED, Line, Manifest, failed, now
 from sage.batch.table import Row
 from sage.bench.files import inside
 from sage.config import EditConfig
 from sage.errors import PictureError, SageError, out_of_memory
 from sage.inversion import recording_key
-from sage.models.backbone import StableDiffusion
-from sage.plan import Plan
-from sage.record import identity, make_record, read_record
+from sage.models.sd.model import StableDiffusion
+from sage.pictures.metadata import identity, make_record, read_record
+from sage.prompts.plan import Plan
 
 Progress = Callable[[str, int, int], None]
 Tell = Callable[[Line, bool], None]

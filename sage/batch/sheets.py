@@ -5,10 +5,10 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from sage import image as pictures
+from sage import pictures
 from sage.batch.runner import Task
 from sage.errors import PictureError
-from sage.models.prompt import Prompts
+from sage.prompts.tokens import Prompts
 
 ACROSS, DOWN = 3, 6  # pairs side by side, and below each other
 SIDE, GAP = 192, 4  # pixels of a picture, and between the two of a pair

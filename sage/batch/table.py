@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from sage.commands.flags import reader
 from sage.config import EditConfig
 from sage.errors import SageError, SettingsError
-from sage.flags import reader
-from sage.image import WRITTEN
-from sage.record import check_prompt
+from sage.pictures import WRITTEN
+from sage.pictures.metadata import check_prompt
 
 REQUIRED, NAMES = ("picture", "source", "target"), ("out", "name", "id")
 SETTINGS = tuple(f.name for f in fields(EditConfig))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from sage.bench.layout import Case
+from sage.bench.cases import Case
 from sage.config import AUTO, EditConfig
 from sage.errors import SettingsError
 

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from sage.bench.metrics import Array, Extractors
 from sage.errors import ModelError
-from sage.models.clip import CLIPText, CLIPTextParams
-from sage.models.configs import Config
 from sage.models.known import installed
 from sage.models.loading import load_tokenizer
-from sage.models.prompt import Prompts
+from sage.models.sd.clip import CLIPText, CLIPTextParams
+from sage.models.sd.configs import Config
 from sage.models.weights import fill, open_weights
+from sage.prompts.tokens import Prompts
 from sage.stilllife.scenes import VALUES
 
 SIDE = 64  # pixels; pictures of another size are resized to this

@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sage import __version__
-from sage import image as pictures
+from sage import __version__, pictures
+from sage.bench.cases import Case
 from sage.bench.configs import Configuration
-from sage.bench.layout import Case
 from sage.bench.runner import Outcome
 from sage.config import AUTO, EditConfig
 from sage.editing import edit_batch
 from sage.errors import PromptError, SageError
 from sage.inversion import Trajectory, invert_batch, recording_key
-from sage.models.backbone import StableDiffusion
-from sage.plan import Plan, check_prompts
+from sage.models.sd.model import StableDiffusion
+from sage.prompts.plan import Plan, check_prompts
 
 FAILURES = (SageError, RuntimeError, MemoryError)  # what one case may suffer; anything else is a mistake of ours
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sage.bench.cases import MAX_TEXT, Benchmark, Case
 from sage.bench.files import BenchmarkError, inside, read_table
-from sage.bench.layout import MAX_TEXT, Benchmark, Case
 
 SESSIONS, GLOBAL, LOCAL, IMAGES = "edit_sessions.json", "global_descriptions.json", "local_descriptions.json", "images"
 MAX_TURNS = 9

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from sage import image as pictures
+from sage import pictures
+from sage.bench.cases import Benchmark, Case
 from sage.bench.experiments import BOUNDS
 from sage.bench.files import inside, write_text
-from sage.bench.layout import Benchmark, Case
 from sage.bench.legend import GROUPS, HEADLINES, SHOWN_FIRST, entry
 from sage.bench.metrics import METRICS, Metric
 from sage.bench.scoring import DONE, Line

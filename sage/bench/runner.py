@@ -21,10 +21,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
-from sage import image as pictures
+from sage import pictures
+from sage.bench.cases import PICTURES, Benchmark, Case
 from sage.bench.configs import Configuration
 from sage.bench.files import BenchmarkError, inside, write_text
-from sage.bench.layout import PICTURES, Benchmark, Case
 from sage.bench.machine import machine
 from sage.bench.metrics import Extractors
 from sage.bench.scoring import DONE, FAILED, Line, score

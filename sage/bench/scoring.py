@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sage import image as pictures
+from sage import pictures
+from sage.bench.cases import PICTURES, Benchmark, Case, decode_mask
 from sage.bench.files import BenchmarkError, inside
-from sage.bench.layout import PICTURES, Benchmark, Case, decode_mask
 from sage.bench.magicbrush import Turn
 from sage.bench.metrics import Extractors, against_scenes, against_truth, last_square, magic_brush, pie_bench
 from sage.errors import SageError

@@ -13,10 +13,10 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from sage import image as pictures
+from sage import pictures
+from sage.bench.cases import MAPPING, PICTURES, TRUE_EDITS, Benchmark, Case, encode_mask, mark, read_benchmark
+from sage.bench.cases import write_mapping as _write_mapping
 from sage.bench.files import BenchmarkError, write_text
-from sage.bench.layout import MAPPING, PICTURES, TRUE_EDITS, Benchmark, Case, encode_mask, mark, read_benchmark
-from sage.bench.layout import write_mapping as _write_mapping
 from sage.stilllife.edits import KINDS, EditCase, changed_pixels, dilate, edit_case
 
 FIRST_SEED, TUNING_SEED = 100_000, 0  # of the edits that are reported, and of those on which settings are chosen

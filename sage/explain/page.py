@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sage import image as pictures
+from sage import pictures
 from sage.editing import EditResult
 from sage.errors import PictureError
 from sage.explain import PAGE, heat

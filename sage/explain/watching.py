@@ -10,12 +10,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from sage import image as pictures
+from sage import pictures
 from sage.config import EditConfig
 from sage.editing import EditResult, Moment
 from sage.explain import heat
 from sage.inversion import Trajectory, ddim_reconstruction, vae_reconstruction
-from sage.models.backbone import Backbone
+from sage.models.sd.model import Backbone
 
 if TYPE_CHECKING:
     from sage.explain.charts import Chart

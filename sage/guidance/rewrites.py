@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sage.errors import PromptError
-from sage.guidance.taps import rewrite
-from sage.models.attention import AttentionMap, QueriesKeys
-from sage.models.prompt import Span
+from sage.guidance.hooks import rewrite
+from sage.models.sd.attention import AttentionMap, QueriesKeys
+from sage.prompts.tokens import Span
 
 
 def check_counts(span: Span) -> None:

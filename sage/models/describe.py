@@ -4,10 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sage.models import configs
 from sage.models.known import find_model
 from sage.models.loading import weight_files
-from sage.models.singlefile import guess_prediction, take_apart
+from sage.models.sd import configs
+from sage.models.sd.singlefile import guess_prediction, take_apart
 from sage.models.weights import Stored, open_weights
 
 FAMILIES = {768: "1.x", 1024: "2.x"}

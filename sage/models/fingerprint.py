@@ -7,7 +7,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from sage.models.backbone import StableDiffusion
+from sage.models.sd.model import StableDiffusion
 
 SAMPLE = 64  # numbers of each weight
 

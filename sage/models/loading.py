@@ -11,17 +11,17 @@ from transformers import CLIPTokenizer
 
 from sage.config import EditConfig
 from sage.errors import ModelError, SettingsError
-from sage.models import configs, renames
-from sage.models.backbone import StableDiffusion
-from sage.models.clip import CLIPText, CLIPTextParams
 from sage.models.known import KNOWN, PICKLES, find_model, installed, pickled
 from sage.models.layers import pack
 from sage.models.memory import keep_freed_memory
-from sage.models.singlefile import guess_prediction, take_apart
-from sage.models.unet import UNet, UNetParams
-from sage.models.vae import VAE, VAEParams
+from sage.models.sd import configs, renames
+from sage.models.sd.clip import CLIPText, CLIPTextParams
+from sage.models.sd.model import StableDiffusion
+from sage.models.sd.singlefile import guess_prediction, take_apart
+from sage.models.sd.unet import UNet, UNetParams
+from sage.models.sd.vae import VAE, VAEParams
 from sage.models.weights import fill, open_weights, renamed
-from sage.sampling.schedule import ScheduleParams
+from sage.sampling.levels import ScheduleParams
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PREDICTIONS = ("epsilon", "v_prediction")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sage.errors import ModelError
-from sage.models.renames import Rename
+from sage.models.sd.renames import Rename
 
 MAX_HEADER = 2**23  # bytes; that of Stable Diffusion in one file has a fiftieth
 FLOATS = {"F64", "F32", "F16", "BF16"}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from sage.image import from_pixels, save_picture
+from sage.pictures import from_pixels, save_picture
 from sage.stilllife import edit_case
 
 MODEL = "stilllife"

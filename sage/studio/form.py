@@ -6,7 +6,7 @@ from typing import Any
 
 from sage.config import EditConfig, Phrases
 from sage.errors import SettingsError
-from sage.phrases import read_factors, read_phrases
+from sage.prompts.phrases import read_factors, read_phrases
 from sage.studio.words import factors_text, phrases_text
 
 FIELDS: tuple[Field, ...] = fields(EditConfig)

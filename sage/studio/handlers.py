@@ -11,10 +11,10 @@ from sage.config import EditConfig
 from sage.errors import SageError, SettingsError
 from sage.studio import form
 from sage.studio.clock import Cancelled, seconds
-from sage.studio.desk import Asked, Desk
+from sage.studio.components import about
 from sage.studio.examples import MODEL, examples
-from sage.studio.layout import about
 from sage.studio.parts import inside, running, said
+from sage.studio.service import Asked, Desk
 from sage.studio.visit import Entry, Visit
 
 Changes = dict[Any, Any]

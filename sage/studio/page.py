@@ -4,10 +4,10 @@ from pathlib import Path
 
 import gradio as gr
 
-from sage.studio.desk import Desk
+from sage.studio.components import lay_out
 from sage.studio.handlers import Handlers
-from sage.studio.layout import lay_out
 from sage.studio.parts import refuse_addresses
+from sage.studio.service import Desk
 
 HERE = Path(__file__).parent
 CSS = (HERE / "studio.css").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from typing import Any
 
 from sage.errors import ModelError, SageError, SettingsError
 from sage.models.known import KNOWN, installed
-from sage.studio.desk import Desk, Limits
+from sage.studio.service import Desk, Limits
 
 UPLOAD = 20_000_000  # bytes of a picture file
 MESSAGE = 1_000_000  # bytes of any other request

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from sage.image import save_picture
+from sage.pictures import save_picture
 from sage.studio.clock import Clock
 
 LEAST, MOST = 384, 1024  # pixels of the longer side of what is shown
@@ -19,7 +19,7 @@ class Picture:
     """A picture to edit.
 
     Attributes:
-        identity: as `sage.record.identity` gives it.
+        identity: as `sage.pictures.metadata.identity` gives it.
     """
 
     image: Image.Image

@@ -5,7 +5,7 @@ from typing import Any
 
 from sage.config import AUTO, EditConfig, Phrases
 from sage.errors import SageError
-from sage.models.prompt import Prompt, Prompts, Span
+from sage.prompts.tokens import Prompt, Prompts, Span
 
 MARKS = ",.;:!?\"'()"
 
@@ -54,10 +54,10 @@ def factor_of(word: str, reweight: Mapping[str, float]) -> float:
 
 
 def phrases_text(value: Phrases) -> str:
-    """As `sage.phrases.read_phrases` takes it back."""
+    """As `sage.prompts.phrases.read_phrases` takes it back."""
     return "none" if value is None else AUTO if value == AUTO else ", ".join(value)
 
 
 def factors_text(reweight: Mapping[str, float]) -> str:
-    """As `sage.phrases.read_factors` takes it back."""
+    """As `sage.prompts.phrases.read_factors` takes it back."""
     return ", ".join(f"{phrase}:{factor!r}" for phrase, factor in reweight.items()) or "none"

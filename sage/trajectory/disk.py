@@ -19,10 +19,10 @@ from torch import Tensor
 from sage.errors import ModelError, SettingsError
 from sage.files import written_whole
 from sage.inversion import Trajectory
-from sage.models.backbone import StableDiffusion
 from sage.models.fingerprint import fingerprint
+from sage.models.sd.model import StableDiffusion
 from sage.models.weights import Stored, open_weights, some
-from sage.record import made_by
+from sage.pictures.metadata import made_by
 from sage.trajectory.label import KEY, Label, check_place, read_label
 from sage.trajectory.layout import Layout, channels_last, layout, named
 

@@ -9,13 +9,13 @@ from typing import Any
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from sage import image as pictures
+from sage import pictures
+from sage.commands.flags import flag
 from sage.config import INVERSION_FIELDS, EditConfig
 from sage.errors import PromptError, SettingsError
 from sage.files import parse_json, unwritable
-from sage.flags import flag
-from sage.models.prompt import Prompt, check_text
-from sage.record import PREDICTIONS
+from sage.pictures.metadata import PREDICTIONS
+from sage.prompts.tokens import Prompt, check_text
 
 KEY, VERSION = "sage_trajectory", 1
 MAX_HEADER = 2**23  # bytes; 50 steps of Stable Diffusion take a fiftieth

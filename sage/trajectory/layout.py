@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sage import image as pictures
-from sage.guidance.taps import select
+from sage import pictures
+from sage.guidance.hooks import select
 from sage.inversion import Maps, Trajectory, maps_needed
-from sage.models.attention import Attention, QueriesKeys
-from sage.models.backbone import StableDiffusion
+from sage.models.sd.attention import Attention, QueriesKeys
+from sage.models.sd.model import StableDiffusion
 from sage.trajectory.label import Label
 
 Shape = tuple[int, ...]

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import sage
-from sage import cli, editing
-from sage import image as pictures
+from sage import editing, pictures
+from sage.commands import main as cli
 
 SOURCE = "a photograph of a big shiny blue mug in the centre, on stone tiles"
 YELLOW, RED = (SOURCE.replace("blue", colour) for colour in ("yellow", "red"))
@@ -181,10 +181,10 @@ KILLED = """
 import os, signal, sys
 from types import SimpleNamespace
 import sage
-from sage import image as pictures
-from sage.cli import main
-from sage.models.prompt import Prompt
-from sage.plan import Plan
+from sage import pictures
+from sage.commands.main import main
+from sage.prompts.tokens import Prompt
+from sage.prompts.plan import Plan
 edits, replace = [], os.replace
 
 def stall(*paths):

@@ -14,7 +14,7 @@ from sage.bench.configs import CONFIGURATIONS
 from sage.bench.files import BenchmarkError
 from sage.bench.runner import read_manifests, run
 from sage.bench.scoring import DONE, FAILED
-from sage.cli import main
+from sage.commands.main import main
 from sage.errors import SettingsError
 from tests.bench.workers import broken, make, wrong
 from tests.bench.world import StubEngine, make_benchmark
@@ -129,7 +129,7 @@ from functools import partial
 from pathlib import Path
 from sage.bench.cluster import RayPool, connect
 from sage.bench.configs import CONFIGURATIONS
-from sage.bench.layout import read_benchmark
+from sage.bench.cases import read_benchmark
 from sage.bench.runner import run
 from tests.bench.workers import make
 connect()

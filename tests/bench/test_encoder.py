@@ -12,15 +12,15 @@ from safetensors.torch import load, save_file
 
 import sage
 from sage.bench import encoder as encoders
+from sage.bench.cases import Case, encode_mask
 from sage.bench.encoder import Encoder, EncoderNet, EncoderParams, as_config, load_encoder
-from sage.bench.layout import Case, encode_mask
 from sage.bench.metrics import structure_distance
 from sage.bench.scoring import score
 from sage.bench.stilllife import draw
 from sage.errors import ModelError
-from sage.image import from_pixels
-from sage.models.clip import CLIPTextParams
 from sage.models.known import installed
+from sage.models.sd.clip import CLIPTextParams
+from sage.pictures import from_pixels
 from sage.stilllife import caption, held_out_scene, render
 from sage.stilllife.scenes import VALUES
 

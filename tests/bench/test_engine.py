@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import sage
-from sage import editing
-from sage import image as pictures
+from sage import editing, pictures
 from sage.bench import engine as engines
 from sage.bench.configs import CONFIGURATIONS, configuration
 from sage.bench.engine import ModelEngine, fingerprint

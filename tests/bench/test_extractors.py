@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, ViTMod
 from sage.bench import extractors, metrics
 from sage.bench.extractors import CLIP_L14, DINO_B8, DINO_S16, SQUEEZENET, load_extractors, resized_shape
 from sage.bench.lpips import Lpips, squeezenet
-from sage.cli import main
+from sage.commands.main import main
 from sage.errors import ModelError
 from tests.bench.networks import make_networks
 from tests.bench.world import make_benchmark

@@ -15,7 +15,7 @@ from sage.bench.magicbrush import Turn, final_turns, is_magicbrush, read_magicbr
 from sage.bench.metrics import Extractors
 from sage.bench.runner import run
 from sage.bench.scoring import DONE, FAILED, score_folder
-from sage.cli import main
+from sage.commands.main import main
 from sage.errors import SageError
 from tests.bench.world import StubEngine, picture
 

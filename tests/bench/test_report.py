@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from sage.bench import report
+from sage.bench.cases import read_benchmark, write_mapping
 from sage.bench.configs import CONFIGURATIONS
-from sage.bench.layout import read_benchmark, write_mapping
 from sage.bench.legend import GROUPS, LEGEND
 from sage.bench.metrics import METRICS
 from sage.bench.report import write_report

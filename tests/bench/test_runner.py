@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sage import image as pictures
+from sage import pictures
 from sage.bench.configs import CONFIGURATIONS
 from sage.bench.files import BenchmarkError
 from sage.bench.metrics import Extractors
@@ -247,7 +247,7 @@ def test_a_damaged_manifest_is_read_as_far_as_it_goes(tmp_path):
 SCRIPT = """
 import sys, time
 from sage.bench.configs import CONFIGURATIONS
-from sage.bench.layout import read_benchmark
+from sage.bench.cases import read_benchmark
 from sage.bench.runner import run
 from tests.bench.world import StubEngine
 engine = StubEngine(before=lambda cases: time.sleep(float(sys.argv[3])))

@@ -4,8 +4,8 @@ import re
 import numpy as np
 import pytest
 
+from sage.bench.cases import decode_mask
 from sage.bench.files import BenchmarkError
-from sage.bench.layout import decode_mask
 from sage.bench.stilllife import FIRST_SEED, FULL, QUICK, draw, write_stilllife
 from sage.stilllife import is_held_out
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sage.bench.layout import PICTURES, TRUE_EDITS, Benchmark, Case, encode_mask, read_benchmark, write_mapping
+from sage.bench.cases import PICTURES, TRUE_EDITS, Benchmark, Case, encode_mask, read_benchmark, write_mapping
 from sage.bench.runner import Outcome
 
 SIDE = 32

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import sage
-from sage import cli
-from sage import image as pictures
+from sage import pictures
+from sage.commands import main as cli
 from sage.errors import PictureError
 from sage.explain import FILES, Explanation, charts, heat
 from sage.explain.charts import Chart

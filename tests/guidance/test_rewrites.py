@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sage.errors import PromptError
 from sage.guidance.rewrites import check_counts, replace_columns, replacement, reweight
-from sage.models.prompt import Span
+from sage.prompts.tokens import Span
 
 
 def map(seed: int, batch: int = 1) -> Tensor:

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from sage import image as pictures
+from sage import pictures
 from sage.errors import PictureError
 
 MEMORY = 2 * 2**30

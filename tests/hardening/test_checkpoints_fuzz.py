@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 import sage
 from sage.config import EditConfig
 from sage.errors import ModelError, NumericsError, SettingsError
-from sage.models import loading, renames
-from sage.models.clip import CLIPText
+from sage.models import loading
 from sage.models.describe import describe
+from sage.models.sd import renames
+from sage.models.sd.clip import CLIPText
 from sage.models.weights import fill, open_weights, renamed
 from tests import small
 from tests.hardening import files

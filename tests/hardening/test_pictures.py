@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import sage
-from sage import image as pictures
+from sage import pictures
 from sage.config import EditConfig
 from sage.errors import PictureError
 from tests import small

@@ -10,7 +10,7 @@ import sage
 from sage.config import EditConfig
 from sage.errors import PromptError
 from sage.models.known import installed
-from sage.models.prompt import MAX_PROMPT
+from sage.prompts.tokens import MAX_PROMPT
 from tests import small
 from tests.hardening.ends import ends_well, tries
 

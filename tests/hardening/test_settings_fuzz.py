@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sage import cli
-from sage import image as pictures
+from sage import pictures
+from sage.commands import edit
+from sage.commands import main as cli
 from sage.config import EditConfig
 from sage.errors import PictureError, SageError, SettingsError
-from sage.record import read_record
+from sage.pictures.metadata import read_record
 from tests.hardening import files
 from tests.hardening.ends import ends_well, tries
 
@@ -55,8 +56,8 @@ def test_hostile_settings_end_in_an_edit_or_one_error(folder, text, kind):
     if found is not None:
         assert EditConfig.from_dict(json.loads(json.dumps(found.as_dict()))) == found
     arguments = ["edit", str(folder / "p.png"), "--config-from", str(path), "--out", str(folder / "out.png")]
-    job = ends_well("settings, planned", lambda: cli.plan_edit(cli.make_parser().parse_args(arguments)), SageError)
-    assert job is None or found is not None and job.model in cli.KNOWN and job.outs == (folder / "out.png",)
+    job = ends_well("settings, planned", lambda: edit.plan_edit(cli.make_parser().parse_args(arguments)), SageError)
+    assert job is None or found is not None and job.model in edit.KNOWN and job.outs == (folder / "out.png",)
 
 
 @tries(30, 1000)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from sage.batch.manifest import Line as BatchLine
 from sage.batch.manifest import Manifest
 from sage.batch.table import TableError, read_table
+from sage.bench.cases import decode_mask, read_benchmark
 from sage.bench.files import BenchmarkError, inside
-from sage.bench.layout import decode_mask, read_benchmark
 from sage.bench.runner import read_manifests
 from sage.config import EditConfig
 from sage.errors import PictureError

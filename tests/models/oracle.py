@@ -4,9 +4,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sage.models.clip import CLIPTextParams
-from sage.models.unet import UNetParams
-from sage.models.vae import VAEParams
+from sage.models.sd.clip import CLIPTextParams
+from sage.models.sd.unet import UNetParams
+from sage.models.sd.vae import VAEParams
 
 # Small kin of every family: the topology that tells them apart, and no more.
 UNETS = {

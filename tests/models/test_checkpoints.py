@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from sage.models import renames
-from sage.models.clip import CLIPText, CLIPTextParams
-from sage.models.singlefile import take_apart
-from sage.models.unet import UNet, UNetParams
-from sage.models.vae import VAE, VAEParams
+from sage.models.sd import renames
+from sage.models.sd.clip import CLIPText, CLIPTextParams
+from sage.models.sd.singlefile import take_apart
+from sage.models.sd.unet import UNet, UNetParams
+from sage.models.sd.vae import VAE, VAEParams
 from sage.models.weights import Stored
 from tests.models import compvis, oracle
 

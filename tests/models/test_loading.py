@@ -17,8 +17,8 @@ from transformers import CLIPTextModel
 
 from sage.errors import ModelError, SettingsError
 from sage.models import known, loading
-from sage.models.backbone import StableDiffusion
-from sage.sampling.schedule import Level, ScheduleParams
+from sage.models.sd.model import StableDiffusion
+from sage.sampling.levels import Level, ScheduleParams
 from tests.models import oracle, tiny
 
 CPU = torch.device("cpu")

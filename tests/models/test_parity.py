@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from sage.models.attention import AttentionMap
-from sage.models.clip import CLIPText
-from sage.models.unet import UNet
-from sage.models.vae import VAE
+from sage.models.sd.attention import AttentionMap
+from sage.models.sd.clip import CLIPText
+from sage.models.sd.unet import UNet
+from sage.models.sd.vae import VAE
 from tests.models import oracle
 
 TOLERANCE = 1e-5

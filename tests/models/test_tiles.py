@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from sage.models.loading import load_model
 from sage.models.memory import Savings
-from sage.models.tiles import by_tiles, spans
+from sage.models.sd.tiles import by_tiles, spans
 
 
 @pytest.mark.parametrize("length", (1, 8, 9, 15, 16, 17, 40, 100))
@@ -45,10 +45,10 @@ def test_there_is_no_seam():
 def test_the_autoencoder_by_tiles_is_close_to_the_whole(monkeypatch):
     """Measured on the bundled model, 64 x 64 in tiles of 48: 40.6 dB from its own whole decoding, and latents that are
     7 % of their deviation away."""
-    monkeypatch.setattr("sage.models.vae.SIDE", 48)
-    monkeypatch.setattr("sage.models.vae.OVERLAP", 16)
+    monkeypatch.setattr("sage.models.sd.vae.SIDE", 48)
+    monkeypatch.setattr("sage.models.sd.vae.OVERLAP", 16)
     model = load_model("stilllife", device="cpu")
-    from sage.image import open_picture, to_tensor
+    from sage.pictures import open_picture, to_tensor
     x = to_tensor(open_picture("examples/mug.png"), (64, 64))
     whole = model.decode(z := model.encode(x))
     model.save(Savings(tiles=True))

@@ -9,9 +9,9 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from sage.models.clip import CLIPTextParams
-from sage.models.unet import UNetParams
-from sage.models.vae import VAEParams
+from sage.models.sd.clip import CLIPTextParams
+from sage.models.sd.unet import UNetParams
+from sage.models.sd.vae import VAEParams
 from tests.models import compvis, oracle
 
 # Widths of 64 and groups of 32, so that a single file, which says neither heads nor groups, can hold them too.

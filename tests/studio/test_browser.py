@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sage import cli
-from sage.image import read_settings
+from sage.commands import main as cli
+from sage.pictures import read_settings
 
 gradio = pytest.importorskip("gradio", reason="the extra `ui` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed")
@@ -312,7 +312,7 @@ def test_phrases_are_corrected_in_the_words_panel(visitor):
 def test_text_of_a_stranger_is_text(visitor, tmp_path):
     """A prompt out of somebody's picture is shown, and never runs."""
     from sage.config import EditConfig
-    from sage.image import save_picture
+    from sage.pictures import save_picture
     evil = "a cat <img src=x onerror=document.title='owned'>"
     record = {"source": evil, "target": evil + " dog", "model": "<b>mine</b>", "config": EditConfig().as_dict(),
               "prediction_type": None, "truncate": False, "picture": {"name": "<i>x</i>.png", "sha256": "0"},

@@ -5,8 +5,8 @@ import pytest
 from sage.config import EditConfig
 from sage.errors import SettingsError
 from sage.studio import form
+from sage.studio.cache import Shelf
 from sage.studio.clock import Cancelled, Clock, Pace, seconds
-from sage.studio.shelf import Shelf
 from sage.studio.words import compare
 
 

@@ -12,14 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from sage import cli
+from sage.commands import main as cli
 
 gradio = pytest.importorskip("gradio", reason="the extra `ui` is not installed")
 import httpx  # noqa: E402  comes with Gradio
 
 from sage.errors import SettingsError  # noqa: E402
 from sage.studio import server  # noqa: E402
-from sage.studio.desk import Desk, Limits  # noqa: E402
+from sage.studio.service import Desk, Limits  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 MUG = ROOT / "examples" / "mug.png"
@@ -114,7 +114,7 @@ def test_an_address_is_not_fetched(http, elsewhere, monkeypatch):
     assert asked == []
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", str(MUG), str(ROOT / "sage" / "cli.py"), "/proc/self/environ"])
+@pytest.mark.parametrize("path", ["/etc/passwd", str(MUG), str(ROOT / "sage" / "__init__.py"), "/proc/self/environ"])
 def test_files_outside_are_not_served(http, path):
     answer = http.get(f"/gradio_api/file={path}")
     assert answer.status_code in (403, 404)

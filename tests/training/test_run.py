@@ -9,9 +9,9 @@ from torch import nn
 
 import sage
 from sage.config import EditConfig
-from sage.image import from_pixels
-from sage.models.unet import UNetParams
-from sage.models.vae import VAEParams
+from sage.models.sd.unet import UNetParams
+from sage.models.sd.vae import VAEParams
+from sage.pictures import from_pixels
 from training import autoencoder, diffusion, export, run, sheets, tokenizer
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sage.bench.encoder import EncoderParams, load_encoder
-from sage.models.clip import CLIPTextParams
-from sage.models.vae import VAE, VAEParams
+from sage.models.sd.clip import CLIPTextParams
+from sage.models.sd.vae import VAE, VAEParams
 from sage.stilllife.scenes import VALUES
 from training import data, encoder, run, tokenizer
 from training.captions import IGNORE, Captioner

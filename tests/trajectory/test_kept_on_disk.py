@@ -11,13 +11,13 @@ from PIL import Image
 from safetensors import safe_open
 from torch import nn
 
-from sage import image as pictures
+from sage import pictures
 from sage.config import EditConfig
 from sage.editing import edit, edit_batch
 from sage.errors import SettingsError
 from sage.inversion import Trajectory, invert, invert_batch, vae_reconstruction
 from sage.models.fingerprint import fingerprint
-from sage.plan import check_prompts
+from sage.prompts.plan import check_prompts
 from sage.trajectory import disk
 from sage.trajectory.disk import load_trajectory, save_trajectory
 from sage.trajectory.label import read_label

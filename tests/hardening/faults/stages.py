@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from sage.models.backbone import StableDiffusion
+from sage.models.sd.model import StableDiffusion
 
 STEPS = 3
 # The calls of the UNet: the inversion's, and two for each step back.

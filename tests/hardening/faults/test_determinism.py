@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import sage
-from sage import image as pictures
+from sage import pictures
 from sage.config import EditConfig
 from sage.editing import edit_batch
-from sage.plan import check_prompts
+from sage.prompts.plan import check_prompts
 from tests import small
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -14,14 +14,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sage
-from sage import cli
-from sage import image as pictures
+from sage import pictures
 from sage.batch.manifest import Line, Manifest
 from sage.bench.files import BenchmarkError, write_text
+from sage.commands import main as cli
 from sage.errors import ModelError, PictureError
-from sage.models import known, loading, renames
-from sage.models.clip import CLIPText
+from sage.models import known, loading
 from sage.models.fetch import fetch
+from sage.models.sd import renames
+from sage.models.sd.clip import CLIPText
 from sage.models.weights import fill, open_weights, renamed
 from tests import small
 from tests.models import hub as hubs

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import sage
-from sage import cli
-from sage import image as pictures
+from sage import pictures
+from sage.commands import main as cli
 from tests import small
 from tests.hardening.faults.stages import STAGES, STEPS, wrong
 
@@ -54,7 +54,8 @@ def test_it_is_one_line_and_no_file(model, stage, kind, tmp_path, monkeypatch, c
 @pytest.mark.slow
 def test_memory_that_really_runs_out(tmp_path):
     """A process that may not have the memory for its pictures ends with the same line."""
-    code = ("import resource, sys\nfrom sage import cli\nimport sage, torch\nmodel = sage.load_model('stilllife')\n"
+    code = ("import resource, sys\nfrom sage.commands import main as cli\n"
+            "import sage, torch\nmodel = sage.load_model('stilllife')\n"
             "sage.load_model = lambda *_, **__: model\nsize = int(open('/proc/self/statm').read().split()[0]) << 12\n"
             "resource.setrlimit(resource.RLIMIT_AS, (size + (300 << 20),) * 2)\n"
             "sys.exit(cli.main(['edit', 'examples/mug.png', '--source', 'a mug', '--target', 'a cup', '--model',"

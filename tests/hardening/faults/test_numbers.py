@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sage
-from sage import cli
+from sage.commands import main as cli
 from sage.config import EditConfig
 from sage.errors import NumericsError
 from tests import small

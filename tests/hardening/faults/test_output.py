@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import sage
-from sage import cli
-from sage import image as pictures
+from sage import pictures
+from sage.commands import main as cli
 from tests import small
 from tests.hardening.test_settings_fuzz import RECORD
 

@@ -1,0 +1,102 @@
+"""`sage info`, `sage models`, `sage fetch`: what there is, and what it is."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sage import console
+from sage.errors import ModelError
+from sage.models.known import KNOWN, installed, known_model, unknown
+from sage.pictures.metadata import read_record
+from sage.trajectory.label import is_trajectory, read_label
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the three commands to those of `sage`.
+
+    Args:
+        command: (name, run, help, **options) -> the parser of a new command.
+    """
+    info = command("info", run_info, "tell what made a picture, or what a model or a trajectory is")
+    info.add_argument("what", metavar="PICTURE-or-MODEL", help="an edited picture, a trajectory, or a model's name, "
+                                                               "folder or file")
+    info.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    models = command("models", run_models, "list the models known by name")
+    models.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    fetch = command("fetch", run_fetch, "download a known model, once")
+    fetch.add_argument("name", metavar="NAME", help=", ".join(name for name, m in KNOWN.items() if m.repo))
+    fetch.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run_info(args: argparse.Namespace) -> None:
+    """What made a picture, or what a model or a trajectory is."""
+    path = Path(args.what)
+    if path.suffix.lower() == ".safetensors" and is_trajectory(path):
+        facts = read_label(path).facts(path)
+    elif known_model(args.what) or path.is_dir() or path.suffix.lower() in (".safetensors", ".ckpt", ".pt", ".bin"):
+        facts = _model_facts(args.what)
+    elif path.exists() or path.suffix:
+        facts = read_record(path)
+    else:
+        raise ModelError(f"{unknown(args.what)}; there is no such picture either")
+    if args.json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{_shown(name)}:")
+            for key, inner in value.items():
+                print(f"  {_shown(key)}: {_shown(inner)}")
+        else:
+            print(f"{_shown(name)}: {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}".replace(",", " ") if value > 9999 else str(value)
+    return console.printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _model_facts(model: str) -> dict[str, Any]:
+    known = known_model(model)
+    if known and known.repo and not installed(known.name):
+        return _known_facts(known.name) | {"on disk": False}
+    from sage.models.describe import describe
+    facts = describe(model)
+    return (_known_facts(known.name) if known else {}) | facts
+
+
+def _known_facts(name: str) -> dict[str, Any]:
+    m = KNOWN[name]
+    facts = {"name": name, "family": m.family, "picture side": m.size, "prediction_type": m.prediction_type,
+             "licence": m.licence}
+    return facts | ({"licence text": m.licence_url, "from": f"{m.repo} at {m.revision[:12]}", "download": m.download}
+                    if m.repo else {})
+
+
+def run_models(args: argparse.Namespace) -> None:
+    """Every known model, and whether it is here."""
+    found = {name: installed(name) for name in KNOWN}
+    if args.json:
+        print(json.dumps({name: _known_facts(name) | {"path": str(path) if path else None}
+                          for name, path in found.items()}))
+        return
+    for name, path in found.items():
+        m = KNOWN[name]
+        size = f"{m.download / 1e9:.1f} GB" if m.download else "bundled"
+        place = path or (f"not here: sage fetch {name}" if m.repo else "missing")
+        print(f"{name:12} {m.size:3} px  {size:8} {m.licence:24} {place}")
+
+
+def run_fetch(args: argparse.Namespace) -> None:
+    """Download a model unless it is here; print its folder."""
+    known = known_model(args.name)
+    if known is None:
+        raise unknown(args.name)
+    path = installed(known.name)
+    if path is None:
+        from sage.models.fetch import fetch
+        path = fetch(known.name, progress=not args.quiet)
+    print(path)

@@ -1,0 +1,278 @@
+"""`sage bench` and `sage score`: arguments -> benchmark, run, tables, report.
+
+Imports no torch before the model is loaded.
+"""
+
+import argparse
+import re
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from sage.bench import tables
+from sage.bench.cases import Benchmark, read_benchmark
+from sage.bench.configs import CONFIGURATIONS, DEFAULT, Configuration, configuration
+from sage.bench.experiments import BOUNDS, EXPERIMENTS, experiment
+from sage.bench.files import write_text
+from sage.bench.machine import today, versions
+from sage.bench.magicbrush import Turn, final_turns, is_magicbrush, read_magicbrush
+from sage.bench.metrics import Extractors
+from sage.bench.report import REPORT, write_report
+from sage.bench.runner import Engine, Here, Pool, read_manifests, run
+from sage.bench.scoring import DONE, Line, has_result, results_root, score_folder
+from sage.bench.stilllife import FIRST_SEED, FULL, QUICK, TUNING_SEED, write_stilllife
+from sage.errors import SettingsError
+from sage.progress import Progress
+
+TUNING_SPAN = FIRST_SEED - TUNING_SEED  # as many tuning cases of a kind are not among those reported
+BENCHMARK, TABLES, RECORD, NONE = "benchmark", "tables.json", "tables.md", "none"
+
+CONFIGS = "configurations, any of them as NAME:SETTING=VALUE,... too:\n" + "".join(
+    f"  {c.name:28} {c.help}\n" for c in CONFIGURATIONS.values()) + "\nexperiments:\n" + "".join(
+    f"  {e.name:28} {e.title}\n" for e in EXPERIMENTS.values())
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the two commands to those of `sage`.
+
+    Args:
+        command: (name, run, help, **options) -> the parser of a new command.
+    """
+    bench = command("bench", None, "measure configurations on a benchmark; killed at any moment, it goes on from there")
+    of = bench.add_subparsers(required=True, metavar="BENCHMARK")
+    for name, batch, model, help in (
+            ("stilllife", 10, "stilllife", "rendered still lifes, whose right edits are known"),
+            ("piebench", 1, "sd-1.4", "PIE-Bench, from the folder that its authors distribute"),
+            ("magicbrush", 1, "sd-1.4", "MagicBrush, from the folder that its authors distribute")):
+        sub = of.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False,
+                            epilog=CONFIGS, formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub.set_defaults(run=run_bench, benchmark=name)
+        _add_bench(sub, name == "stilllife", batch, model)
+    score = command("score", run_score, "score folders of edited pictures, ours or another tool's")
+    score.add_argument("folders", metavar="FOLDER", nargs="+", help="pictures that lie as the benchmark's own do")
+    score.add_argument("--against", metavar="BENCHMARK", required=True,
+                       help="a folder in PIE-Bench's layout, or in MagicBrush's")
+    score.add_argument("--out", metavar="FOLDER", help=f"also write {TABLES}, {RECORD} and {REPORT} there")
+    _add_extractors(score)
+    score.add_argument("--device", help="of the extractors: cpu, cuda, cuda:1, ... [cuda where there is one]")
+    _add_output(score)
+
+
+def _add_bench(parser: argparse.ArgumentParser, rendered: bool, batch: int, model: str) -> None:
+    add = parser.add_argument
+    add("--out", metavar="DIR", required=True, help=f"where the run lives: results, manifest, {TABLES}, {RECORD}, "
+        f"{REPORT}")
+    add("--config", metavar="NAME", nargs="+", action="extend", help=f"what to measure [{' '.join(DEFAULT)}]")
+    add("--experiment", metavar="NAME", nargs="+", action="extend", help="groups of configurations that answer a "
+        f"question together, with the bounds {', '.join(BOUNDS)}")
+    if rendered:
+        add("--data", metavar="DIR", help=f"the benchmark, which is made if it is not there [OUT/{BENCHMARK}]")
+        add("--side", metavar="N", type=int, default=64, help="of the pictures in pixels [64]")
+        add("--each", metavar="N", type=int, help=f"cases of each kind [{FULL}]")
+        add("--quick", dest="each", action="store_const", const=QUICK, help=f"the same as --each {QUICK}")
+        add("--tuning", action="store_true", help="other cases than those reported: for choosing settings on")
+    else:
+        add("--data", metavar="DIR", required=True, help="the folder that is distributed, unpacked")
+        add("--quick", action="store_true", help=f"only the first {QUICK} cases of each kind")
+    _add_extractors(parser)
+    add("--model", default=model, help=f"a name, a diffusers folder or a .safetensors file [{model}]")
+    add("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one]")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), help="precision [float16 on cuda, else float32]")
+    add("--batch", metavar="N", type=int, default=batch, help=f"cases that are edited together [{batch}]")
+    add("--shard", metavar="I/N", type=_shard, default=(1, 1), help="do the I-th of N parts, all into the same DIR")
+    add("--threads", metavar="N", type=int, help="of the CPU for each model; another number may change last digits "
+        "[as many as cores; 1 with --engine ray]")
+    add("--engine", choices=("local", "ray"), default="local", help="this process, or a Ray cluster with a model in "
+        "each worker: docs/cluster.md [local]")
+    add("--workers", metavar="N", type=int, help="processes that render still lifes [1]; with --engine ray, models "
+        "[one for each GPU, or 1]")
+    _add_output(parser)
+
+
+def _add_extractors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--extractors", metavar="FROM", default=NONE,
+                        help="the networks of the published protocol: hub, a folder that holds them, or none, and "
+                        "then no figures that need them [none]")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="the tables as one JSON object on stdout")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} must be I/N, such as 1/4")
+    return int(found[1]), int(found[2])
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    """Do what is missing of a run, and write and print its tables; 1 if any case failed."""
+    groups = [experiment(name) for name in args.experiment or ()]
+    named = [*(BOUNDS if groups else ()), *(args.config or ()), *(name for e in groups for name in e.configurations)]
+    configurations = [configuration(name) for name in dict.fromkeys(named or DEFAULT)]
+    for name in ("threads", "workers"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise SettingsError(f"--{name} is {value}: must be at least 1")
+    out = Path(args.out)
+    with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:
+        if args.benchmark == "stilllife":
+            if not 11 <= args.side <= 4096:
+                raise SettingsError(f"--side is {args.side}: must be from 11 to 4096")
+            if args.each is not None and not 1 <= args.each <= TUNING_SPAN:
+                raise SettingsError(f"--each is {args.each}: must be from 1 to {TUNING_SPAN}")
+            benchmark = write_stilllife(args.data or out / BENCHMARK, args.each or FULL, args.side, args.workers or 1,
+                                        bar,
+                                        TUNING_SEED if args.tuning else FIRST_SEED)
+        else:
+            benchmark = (read_magicbrush if args.benchmark == "magicbrush" else read_benchmark)(args.data)
+            benchmark = first_of_each_kind(benchmark, QUICK) if args.quick else benchmark
+        threads = args.threads or (1 if args.engine == "ray" else None)
+        # The networks depend on what sort of cases there are: to a cluster one of them is enough to send.
+        sort = replace(benchmark, cases=tuple(sorted(benchmark.cases, key=lambda case: not case.attributes)[:1]))
+        make = partial(make_engine, sort, args.model, args.device, args.dtype, threads, args.extractors)
+        pool = _cluster(make, configurations, args, threads) if args.engine == "ray" else Here(*make())
+        lines = run(benchmark, configurations, pool, out, batch=args.batch, shard=args.shard, progress=bar)
+    everything = in_order(read_manifests(out).values(), benchmark, [c.name for c in configurations])
+    facts = {"benchmark": args.benchmark}
+    about = pool.describe()
+    for name, value in about.items():
+        facts[name] = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    results = tables.Results(everything, benchmark.kinds)
+    _finish(results, benchmark, out, dict.fromkeys(results.configurations, out), facts | pool.versions(),
+            pool.versions(), args.json, {"machine": pool.machine(), "command": _command(args)})
+    return _status(lines)
+
+
+def make_engine(benchmark: Benchmark, model: str, device: str | None, dtype: str | None, threads: int | None,
+                extractors: str) -> tuple[Engine, Extractors]:
+    """The engine with its model and the networks that judge; on a cluster called in each worker."""
+    import torch
+
+    import sage
+    from sage.bench.engine import ModelEngine
+    if threads:
+        torch.set_num_threads(threads)
+    networks = judges(benchmark, extractors, device)
+    return ModelEngine(sage.load_model(model, device=device, dtype=dtype)), networks
+
+
+def _cluster(make: Callable[[], tuple[Engine, Extractors]], configurations: Sequence[Configuration],
+             args: argparse.Namespace, threads: int) -> Pool:
+    from sage.bench.cluster import RayPool, connect
+    if args.device not in (None, "cpu", "cuda"):
+        raise SettingsError(f"--device {args.device}: with --engine ray it is cpu or cuda, and Ray says which of them")
+    connect()
+    gpu = None if args.device is None else args.device == "cuda"
+    return RayPool(make, configurations, args.workers, threads, gpu)
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What to type for the same figures; of paths only the names."""
+    words = ["sage", "bench", args.benchmark]
+    for name, default in (("each", None), ("quick", False), ("tuning", False), ("side", 64), ("config", None),
+                          ("experiment", None), ("extractors", NONE), ("model", None), ("device", None),
+                          ("dtype", None), ("batch", None), ("threads", None)):
+        value = getattr(args, name, default)
+        if value is True:
+            words.append(f"--{name}")
+        elif value != default:
+            words += [f"--{name}", *([Path(str(value)).name] if not isinstance(value, list) else value)]
+    return shlex.join(words)
+
+
+def run_score(args: argparse.Namespace) -> int:
+    """Score folders; 1 if any result is missing or damaged."""
+    turns, lines = is_magicbrush(args.against), []
+    benchmark = read_magicbrush(args.against, prompts=False) if turns else read_benchmark(args.against)
+    names = [Path(folder).resolve().name for folder in args.folders]
+    if len(set(names)) < len(names):
+        names = list(args.folders)
+    jobs = [(name, folder, benchmark) for name, folder in zip(names, args.folders, strict=True)]
+    if turns:
+        last = final_turns(benchmark)
+        jobs += [(f"{name}, final turn", folder, last) for name, folder, _ in jobs
+                 if any(case.iterated and has_result(folder, case) for case in last.cases)]
+    roots = {name: results_root(folder) for name, folder, _ in jobs}
+    extractors = judges(benchmark, args.extractors, args.device)
+    with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:
+        for name, folder, cases in jobs:
+            lines += score_folder(cases, folder, name, extractors, bar)
+    _finish(tables.Results(lines, benchmark.kinds), benchmark, Path(args.out) if args.out else None, roots,
+            {"benchmark": Path(args.against).resolve().name, **extractors.versions}, dict(extractors.versions),
+            args.json, {})
+    return _status(lines)
+
+
+def judges(benchmark: Benchmark, where: str = NONE, device: str | None = None) -> Extractors:
+    """The networks for a benchmark: those of its protocol if asked for, and the bundled encoder for still lifes.
+
+    Args:
+        where: "hub", a folder, or "none".
+    """
+    published, ours = Extractors(), Extractors()
+    if where != NONE:
+        from sage.bench.extractors import load_extractors
+        turns = any(isinstance(case, Turn) for case in benchmark.cases)
+        published = load_extractors("magicbrush" if turns else "piebench", where, device)
+    if any(case.attributes for case in benchmark.cases):
+        from sage.bench.encoder import bundled, load_encoder
+        ours = load_encoder().extractors() if bundled() else ours
+    if published == Extractors():
+        return ours
+    return replace(published, attributes=ours.attributes, versions={**published.versions, **ours.versions})
+
+
+def _finish(results: tables.Results, benchmark: Benchmark, out: Path | None, roots: dict[str, Path],
+            facts: dict[str, str], networks: dict[str, str], as_json: bool, made: dict[str, str]) -> None:
+    """Write tables and report to `out` if there is one, and print the tables, with what the networks are.
+
+    Args:
+        made: what only the record says, since it may differ between runs that are otherwise the same.
+    """
+    if out is not None:
+        title = f"Edits of {facts['benchmark']}"
+        cases = str(len({line.case for line in results.lines}))
+        write_text(out / TABLES, tables.as_json(results, networks))
+        record = {"date": today(), **made, **facts, "versions": versions(), "cases": cases}
+        write_text(out / RECORD, tables.as_record(title, results, record))
+        write_report(out / REPORT, title, benchmark, results, roots, facts)
+    if as_json:
+        print(tables.as_json(results, networks), end="")
+    else:
+        print(tables.as_markdown(results), *(f"\n{name}: {text}\n" for name, text in networks.items()), sep="", end="")
+    if out is not None:
+        sys.stdout.flush()
+        print(f"sage: report in {out / REPORT}", file=sys.stderr)
+
+
+def first_of_each_kind(benchmark: Benchmark, count: int) -> Benchmark:
+    """A benchmark's first cases of each kind."""
+    seen: Counter[int] = Counter()
+    cases = []
+    for case in benchmark.cases:
+        seen[case.kind] += 1
+        if seen[case.kind] <= count:
+            cases.append(case)
+    return replace(benchmark, cases=tuple(cases))
+
+
+def in_order(lines: Iterable[Line], benchmark: Benchmark, names: Sequence[str]) -> list[Line]:
+    """Lines in the benchmark's order, configurations as named and then any others: whatever order they were done in."""
+    found = {(line.configuration, line.case): line for line in lines}
+    others = sorted({c for c, _ in found} - set(names))
+    return [found[c, case.name] for c in (*names, *others) for case in benchmark.cases if (c, case.name) in found]
+
+
+def _status(lines: Sequence[Line]) -> int:
+    failed = [line for line in lines if line.status != DONE]
+    for line in failed[:5]:
+        print(f"sage: {line.configuration}, case {line.case}: {line.reason}", file=sys.stderr)
+    if failed:
+        print(f"sage: {len(failed)} of {len(lines)} results failed", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,39 @@
+"""What can be told of a request before its model is there.  Imports no torch."""
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sage import pictures
+from sage.config import EditConfig
+from sage.errors import PromptError
+
+OUT = Path("out")  # where files go that were given no name
+SD_MULTIPLE, SD_WORDS = 64, 75
+
+
+def check_phrases(source: str, targets: Sequence[str], config: EditConfig) -> None:
+    """PromptError for a phrase that cannot be in its prompt, whatever the model's tokenizer makes of it."""
+    def squeezed(text: str) -> str:
+        return "".join(unicodedata.normalize("NFC", text).lower().split())
+
+    pairs = [p for p in (config.replace, config.blend if config.blend_match == "phrase" else None)
+             if isinstance(p, tuple)]
+    wanted = [(source, a) for a, _ in pairs]
+    wanted += [(target, b) for target in targets for b in (*(b for _, b in pairs), *config.reweight)]
+    for prompt, phrase in wanted:
+        if squeezed(phrase) not in squeezed(prompt):
+            raise PromptError(f"the phrase {phrase!r} is not in the prompt {prompt!r}")
+
+
+def check_known(image: Image.Image, prompts: Sequence[str], changes: dict[str, Any], truncate: bool) -> None:
+    """What holds for every Stable Diffusion, told before gigabytes are fetched for nothing."""
+    if size := changes.get("size"):
+        pictures.working_size(*image.size, size, SD_MULTIPLE)
+    for prompt in prompts:
+        if len(prompt.split()) > SD_WORDS and not truncate:
+            raise PromptError(f"the prompt has {len(prompt.split())} words, more than the {SD_WORDS} tokens that this "
+                              "model takes: shorten it, or have it cut with --truncate")

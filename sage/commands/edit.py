@@ -1,0 +1,279 @@
+"""`sage edit`: arguments -> settings -> files.  No tensors.
+
+Whatever the user gave is checked before torch is even imported, so that a mistake is answered at once.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sage import console, pictures
+from sage.commands.checks import OUT, check_known, check_phrases
+from sage.commands.flags import (
+    DEFAULT_MODEL,
+    add_model,
+    add_settings,
+    add_ways,
+    fetch_model,
+    given_settings,
+    load,
+    must_fetch,
+)
+from sage.config import EditConfig
+from sage.errors import ModelError, PictureError, SettingsError
+from sage.explain import FILES as EXPLAINED
+from sage.files import numbered
+from sage.models.known import KNOWN, known_model
+from sage.pictures.metadata import check_prompt, identity, made_by, make_record, read_record, versions
+from sage.progress import Progress
+from sage.trajectory.label import check_label, read_label
+
+EXAMPLES = """
+examples:
+  sage edit cat.jpg --source "a cat on a sofa" --target "a dog on a sofa"
+  sage edit cat.jpg --source "a cat on a sofa" --target "a dog on a sofa" --target "a fox on a sofa" --sheet
+  sage edit cat.jpg --source "a cat on a sofa" --target "a grumpy cat on a sofa" --reweight grumpy:3 --out grumpy.png
+  sage edit cat.jpg --config-from out/cat-edit.png --steps 100
+  sage edit cat.jpg --trajectory out/cat-trajectory.safetensors --target "a dog on a sofa"    # made by sage invert
+
+The source prompt describes the picture as it is, the target prompt as it shall be, with as few words changed as
+possible.  The defaults in brackets are those for Stable Diffusion 1.x; each model brings its own.
+"""
+
+
+def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the command to those of `sage`.
+
+    Args:
+        command: (name, run, help, **options) -> the parser of a new command.
+    """
+    parser = command("edit", run, "edit a picture", epilog=EXAMPLES,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("picture", metavar="IMG", help="the picture to edit")
+    add("--source", metavar="PROMPT", help="what the picture shows")
+    add("--target", metavar="PROMPT", action="append", help="what it shall show; several share one inversion")
+    add("--out", metavar="PATH", help="the picture to write (.png, .jpg, .webp), or a folder "
+                                      f"[{OUT}/NAME-edit.png, numbered if that exists]")
+    add("--sheet", metavar="PATH", nargs="?", const="", help="also write one picture of input, edit, reconstructions "
+                                                             "and blending mask [beside the edit]")
+    add("--explain", metavar="DIR", help="also write what happened inside the edit: PNG files and a page, index.html; "
+                                         "of several edits, in folders 1, 2, ...")
+    add("--config-from", metavar="OLD.png", help="prompts, model and settings of an earlier edit; other flags win")
+    add("--trajectory", metavar="T.safetensors", help="start from what `sage invert` wrote of this picture: its model, "
+                                                      "source prompt and settings hold; other flags win")
+    add_ways(parser, "paths, settings, notes, seconds, versions")
+    add_model(parser)
+    add_settings(parser)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one `sage edit` shall do, checked as far as it can be without the model.
+
+    Attributes:
+        trajectory: to start from, None to invert first.
+        base: the settings to start from, None for the model's own.
+        changes: the settings that were given as flags.
+        fetch: the model must be downloaded first.
+        inside: the folders that explain the edits, if that is wanted.
+        notes: what the user should know beforehand.
+    """
+
+    image: Image.Image
+    trajectory: Path | None
+    picture: dict[str, str]
+    source: str
+    targets: tuple[str, ...]
+    model: str
+    prediction_type: str | None
+    base: EditConfig | None
+    changes: dict[str, Any]
+    truncate: bool
+    fetch: bool
+    outs: tuple[Path, ...]
+    sheet: Path | None
+    inside: tuple[Path, ...]
+    made: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def plan_edit(args: argparse.Namespace) -> Job:
+    """Check everything that was given, and decide where everything goes.
+
+    Raises:
+        SageError: whatever is wrong with it.
+    """
+    changes = given_settings(args)
+    old = read_record(args.config_from) if args.config_from else {}
+    bases = [f for f in ("--published", "--config-from", "--trajectory") if vars(args)[f.strip("-").replace("-", "_")]]
+    if len(bases) > 1:
+        raise SettingsError(f"{bases[0]} and {bases[1]} are two sets of settings: give one of them")
+    label = read_label(args.trajectory) if args.trajectory else None
+    if label:
+        old = label.settings()
+    base = EditConfig.published() if args.published else EditConfig.from_dict(old["config"]) if old else None
+
+    truncate = args.truncate or old.get("truncate", False)
+
+    source = check_prompt("source", args.source if args.source is not None else old.get("source"))
+    targets = args.target or [old.get("target")]
+    targets = tuple(check_prompt("target", target) for target in targets)
+    check_phrases(source, targets, (base or EditConfig()).but(**changes))
+
+    path = Path(args.picture)
+    image = pictures.open_picture(path)
+    picture = identity(path)
+    notes = []
+    if label:
+        check_label(label, args.trajectory, image, source, changes)
+    elif old and old["picture"]["sha256"] != picture["sha256"]:
+        notes.append(f"{path} is not the picture that {args.config_from} was made from ({old['picture']['name']})")
+
+    model = args.model or _model_of(old, args.config_from or args.trajectory)
+    fetch, known = must_fetch(model), known_model(model)
+    if known and known.repo:
+        check_known(image, (source, *targets), changes, truncate)
+    if args.tokenizer and not Path(args.tokenizer).is_dir():
+        raise ModelError(f"--tokenizer {args.tokenizer} is no folder")
+
+    outs = _outs(args.out, path, len(targets))
+    sheet = None
+    if args.sheet is not None:
+        sheet = Path(args.sheet) if args.sheet else outs[0].with_name(f"{outs[0].stem}-sheet.png")
+    inside = _insides(args.explain, len(targets))
+    for folder in inside:
+        pictures.check_writable(folder / EXPLAINED[0])
+    explained = {(folder / name).absolute() for folder in inside for name in EXPLAINED}
+    written = [*outs, *([sheet] if sheet else [])]
+    for out in written:
+        pictures.check_writable(out, image.size if out in outs else (1, 1))
+    for target in targets:
+        pictures.settings_text({"source": source, "target": target, "picture": picture,
+                                "config": (base or EditConfig()).but(**changes).as_dict()})
+    for out in (*written, *explained):
+        if out.exists() and out.samefile(path):
+            raise PictureError(f"{out} is the picture to edit, and would be overwritten: give another --out, --sheet "
+                               "or --explain")
+    if sheet in outs:
+        raise PictureError(f"{sheet} cannot hold both the edit and the sheet")
+    if twice := explained.intersection(out.absolute() for out in written):
+        raise PictureError(f"{min(twice)} belongs to the explanation too: give another --out, --sheet or --explain")
+    prediction = args.prediction_type or old.get("prediction_type")
+    return Job(image, Path(args.trajectory) if label else None, picture, source, targets, model, prediction, base,
+               changes, truncate, fetch, outs, sheet, inside, old.get("made", {}), tuple(notes))
+
+
+def _model_of(old: dict[str, Any], where: str | None) -> str:
+    """The model of an earlier edit, by name only: no path that stands in a picture is ever opened."""
+    if not old:
+        return DEFAULT_MODEL
+    if old["model"] not in KNOWN:
+        raise ModelError(f"{where} was made with a model of your own, {old['model']!r}: say where it is with --model")
+    return old["model"]
+
+
+def _outs(out: str | None, picture: Path, number: int) -> tuple[Path, ...]:
+    """Where the edits go: names of our own are never those of files that exist, the user's are taken as given."""
+    if out is None or out.endswith(("/", os.sep)) or Path(out).is_dir():
+        folder = OUT if out is None else Path(out)
+        free = (path for path in numbered(folder / f"{picture.stem}-edit.png") if not path.exists())
+        return tuple(next(free) for _ in range(number))
+    path = Path(out)
+    if number == 1:
+        return (path,)
+    return tuple(path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, number + 1))
+
+
+def _insides(folder: str | None, number: int) -> tuple[Path, ...]:
+    """The folders that explain the edits: the one given, or in it one for each of several edits."""
+    if folder is None:
+        return ()
+    if not folder:
+        raise PictureError("--explain has no folder: give one")
+    return (Path(folder),) if number == 1 else tuple(Path(folder) / str(i) for i in range(1, number + 1))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Edit, write, and say where."""
+    job, began = plan_edit(args), time.monotonic()
+    note = (lambda message: None) if args.quiet else console.note
+    for message in job.notes:
+        note(message)
+    if job.fetch:
+        fetch_model(job.model, args)
+    model, messages = load(job.model, job.prediction_type, args)
+    for message in messages:
+        note(message)
+    with Progress(shown=sys.stderr.isatty() and not args.quiet) as progress:
+        report = _edit_all(job, model, progress, note, print_paths=not args.json)
+    if args.json:
+        report["notes"] = [*job.notes, *messages, *report["notes"]]
+        print(json.dumps({**report, "seconds": round(time.monotonic() - began, 2), "versions": versions()}))
+
+
+def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: bool) -> dict[str, Any]:
+    import sage
+    config = (job.base or model.recommended).but(**job.changes)
+    plans = [sage.check_prompts(model, job.source, target, config, truncate=job.truncate) for target in job.targets]
+    notes = _warnings(job, config, made_by(model))
+
+    trajectory, rebuilt, rows, settings = None, [], [], []
+    if job.trajectory:
+        from sage.inversion import check_trajectory
+        trajectory = sage.load_trajectory(job.trajectory, model)
+        for plan in plans:  # before the first edit of several is made
+            check_trajectory(trajectory, [plan], config, [job.image])
+    for i, (target, out) in enumerate(zip(job.targets, job.outs, strict=True)):
+        watch = None
+        if job.inside:
+            from sage.explain import Explanation
+            watch = Explanation(model, job.image, job.source, target, config, truncate=job.truncate)
+        result = sage.edit(model, job.image, source=job.source, target=target, config=config, progress=progress,
+                           trajectory=trajectory, truncate=job.truncate, watch=watch)
+        record = make_record(model, job.source, target, config, job.picture, job.truncate, job.prediction_type)
+        pictures.save_picture(result.image, out, record)
+        if print_paths:
+            print(out, flush=True)
+        notes += [n for n in result.notes if n not in notes]
+        settings.append(record)
+        if (job.sheet or watch) and not (rebuilt and trajectory is result.trajectory):
+            rebuilt = [("autoencoder alone", sage.vae_reconstruction(model, result.trajectory)),
+                       ("inversion and back", sage.ddim_reconstruction(model, result.trajectory, progress))]
+        if job.sheet:
+            mask = [("may change", pictures.show_mask(job.image, result.masks[-1]))] if result.masks else []
+            rows.append([("input", job.image), (target, result.image), *rebuilt, *mask])
+        if not (config.reweight and config.reweight_passes == "all"):  # otherwise the target shapes its inversion
+            trajectory = result.trajectory
+        if watch:
+            page = watch.write(job.inside[i], result, progress, tuple(picture for _, picture in rebuilt))
+            if print_paths:
+                print(page, flush=True)
+    if job.sheet:
+        pictures.save_picture(pictures.sheet(rows), job.sheet)
+        if print_paths:
+            print(job.sheet, flush=True)
+    for message in notes:
+        note(message)
+    return {"out": [str(out) for out in job.outs], "sheet": str(job.sheet) if job.sheet else None,
+            "explain": [str(folder) for folder in job.inside], "settings": settings, "notes": notes}
+
+
+def _warnings(job: Job, config: EditConfig, made: dict[str, Any]) -> list[str]:
+    """What can be told before the first step."""
+    notes = []
+    if "seed" in job.changes and config.encode == "mean" and config.noise_fraction == 0:
+        notes.append("seed has no effect: nothing in this edit is random")
+    differ = [f"{name} {str(job.made[name])[:20]} then, {made[name]} now" for name in ("device", "dtype")
+              if job.made.get(name, made[name]) != made[name]]
+    if differ:
+        notes.append(f"the result may differ a little from the earlier one: {'; '.join(differ)}")
+    return notes

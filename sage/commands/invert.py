@@ -1,0 +1,138 @@
+"""`sage invert`: a picture and its description -> a trajectory that edits start from."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sage import console, pictures
+from sage.commands.checks import OUT, check_known, check_phrases
+from sage.commands.flags import (
+    DEFAULT_MODEL,
+    add_model,
+    add_settings,
+    add_ways,
+    fetch_model,
+    given_settings,
+    load,
+    must_fetch,
+)
+from sage.config import EditConfig
+from sage.errors import ModelError, SettingsError
+from sage.files import numbered
+from sage.models.known import known_model
+from sage.pictures.metadata import check_prompt, versions
+from sage.progress import Progress
+from sage.trajectory.label import check_place, is_trajectory, read_label
+
+EPILOG = """
+examples:
+  sage invert cat.jpg --source "a cat on a sofa" --model sd-1.5
+  sage edit cat.jpg --trajectory out/cat-trajectory.safetensors --target "a dog on a sofa"
+  sage edit cat.jpg --trajectory out/cat-trajectory.safetensors --target "a fox on a sofa" --guidance-scale 5
+  sage info out/cat-trajectory.safetensors
+
+Edits take the model, the source prompt and the settings from the trajectory, and other flags win; what the way to noise
+depends on (--steps, --spacing, --grid, --encode, --size, --fit) stays as it is. Attention is recorded as far as these
+settings have need of it: an edit that needs more, of another level or for more steps, says so.
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one `sage invert` shall do, checked as far as it can be without the model; as that of `sage edit`."""
+
+    image: Image.Image
+    name: str
+    source: str
+    target: str | None
+    model: str
+    base: EditConfig | None
+    changes: dict[str, Any]
+    fetch: bool
+    out: Path
+
+
+def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the command to those of `sage`.
+
+    Args:
+        command: (name, run, help, **options) -> the parser of a new command.
+    """
+    parser = command("invert", run, "carry a picture to noise once, for many edits that then cost only their sampling",
+                     epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("picture", metavar="IMG", help="the picture to invert")
+    add("--source", metavar="PROMPT", help="what the picture shows")
+    add("--target", metavar="PROMPT", help="what it shall show: only for --reweight with --reweight-passes all, where "
+                                           "the edit reaches into the inversion")
+    add("--out", metavar="PATH", help="the .safetensors file to write, or a folder "
+                                      f"[{OUT}/NAME-trajectory.safetensors, numbered if that exists]")
+    add_ways(parser, "path, size, settings, notes, seconds, versions")
+    add_model(parser)
+    add_settings(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Invert, write, and say where."""
+    job, began = plan(args), time.monotonic()
+    if job.fetch:
+        fetch_model(job.model, args)
+    model, notes = load(job.model, args.prediction_type, args)
+    import sage
+    config = (job.base or model.recommended).but(**job.changes)
+    with Progress(shown=sys.stderr.isatty() and not args.quiet) as progress:
+        trajectory = sage.invert(model, job.image, job.source, config, progress, job.target, args.truncate)
+        sage.save_trajectory(trajectory, job.out, model, name=job.name, truncate=args.truncate,
+                             prediction_type=args.prediction_type)
+    facts = read_label(job.out).facts(job.out)
+    notes += [*trajectory.notes, f"{job.out} takes {facts['bytes'] / 1e6:.1f} MB"]
+    if args.json:
+        print(json.dumps({"out": str(job.out), "bytes": facts["bytes"], "settings": facts, "notes": notes,
+                          "seconds": round(time.monotonic() - began, 2), "versions": versions()}))
+        return
+    print(job.out, flush=True)
+    for message in [] if args.quiet else notes:
+        console.note(message)
+
+
+def plan(args: argparse.Namespace) -> Job:
+    """Check everything that was given, and decide where the trajectory goes.
+
+    Raises:
+        SageError: whatever is wrong with it.
+    """
+    changes, base = given_settings(args), EditConfig.published() if args.published else None
+    config = (base or EditConfig()).but(**changes)
+    source = check_prompt("source", args.source)
+    target = None if args.target is None else check_prompt("target", args.target)
+    check_phrases(source, [] if target is None else [target], config)
+    if config.reweight and config.reweight_passes == "all" and target is None:
+        raise SettingsError("--target is missing: with --reweight-passes all the inversion depends on it")
+    path = Path(args.picture)
+    image, model = pictures.open_picture(path), args.model or DEFAULT_MODEL
+    fetch, known = must_fetch(model), known_model(model)
+    if known and known.repo:
+        check_known(image, (source, *([target] if target else [])), changes, args.truncate)
+    if args.tokenizer and not Path(args.tokenizer).is_dir():
+        raise ModelError(f"--tokenizer {args.tokenizer} is no folder")
+    return Job(image, path.name, source, target, model, base, changes, fetch, _out(args.out, path))
+
+
+def _out(out: str | None, picture: Path) -> Path:
+    """Where the trajectory goes: never over a file of another kind, which may be a model's weights."""
+    if out is None or out.endswith("/") or Path(out).is_dir():
+        folder = OUT if out is None else Path(out)
+        path = next(p for p in numbered(folder / f"{picture.stem}-trajectory.safetensors") if not p.exists())
+    else:
+        path = Path(out)
+        if path.exists() and not is_trajectory(path):
+            raise SettingsError(f"{path} exists and is no trajectory: give another --out")
+    check_place(path)
+    return path

@@ -1,0 +1,86 @@
+"""`sage`: the parser of all commands, and how each of them ends.  No tensors.
+
+Whatever the user gave is checked before torch is even imported, so that a mistake is answered at once.  A mistake is
+one line on stderr and exit status 2; Ctrl-C leaves no half-written file and exits with 130.  Every
+other command has a file of its own beside this one.
+"""
+
+import argparse
+import errno
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from sage import __version__, console
+from sage.commands.about import add_commands as add_about_commands
+from sage.commands.batch import add_command as add_batch_command
+from sage.commands.bench import add_commands as add_bench_commands
+from sage.commands.edit import add_command as add_edit_command
+from sage.commands.invert import add_command as add_invert_command
+from sage.commands.ui import add_command as add_ui_command
+from sage.errors import SageError, out_of_memory
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # any file name can be printed: as its bytes, or escaped
+        sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding == "utf-8" else "backslashreplace")
+    try:
+        args = make_parser().parse_args(argv)
+        status = args.run(args) or 0
+        if sys.stdout:
+            sys.stdout.flush()
+        return status
+    except SageError as error:
+        return console.fail(str(error))
+    except KeyboardInterrupt:
+        print("sage: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `sage info ... | head`: whoever read has had enough
+        _abandon_stdout()
+        return 141
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _abandon_stdout()
+            return console.fail(f"the disk is full ({error.strerror}): not all of the output could be written")
+        if not out_of_memory(error):
+            raise
+        return console.fail("out of memory: try a smaller --size, --dtype float16 on a GPU, or --device cpu")
+
+
+def _abandon_stdout() -> None:
+    """Let the interpreter's last flush go nowhere, and fail no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line."""
+
+    def error(self, message: str):
+        sys.exit(console.fail(f"{message} (see {self.prog} --help)"))
+
+
+# ---- arguments
+
+
+def make_parser() -> Parser:
+    """The parser of all commands; every field of EditConfig is a flag of `sage edit`."""
+    parser = Parser(prog="sage", description="Edit a real picture by rewriting its description.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"sage {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str, **options: Any) -> Parser:
+        sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False,
+                                  **options)
+        sub.set_defaults(run=run)
+        return sub
+
+    add_edit_command(command)
+    add_invert_command(command)
+    add_batch_command(command)
+    add_about_commands(command)
+    add_bench_commands(command)
+    add_ui_command(command)
+    return parser

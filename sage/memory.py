@@ -1,0 +1,78 @@
+"""An edit in the memory there is: less is asked for beforehand where little is free, and again when it runs out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sage.errors import MemoryRunOut, out_of_memory
+from sage.models.memory import free_memory, release
+from sage.models.sd.model import Backbone
+
+T = TypeVar("T")
+
+SHARE = 0.9  # of what is free; the rest is for what is not counted
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be done at once.
+
+    Attributes:
+        size: (width, height) in pixels at which the pictures are worked.
+        batch: pictures.
+        recorded: attention that is recorded: (kind, level, steps) each.
+    """
+
+    model: Backbone
+    size: tuple[int, int]
+    batch: int
+    recorded: tuple[tuple[str, int, int], ...]
+
+    def need(self) -> int:
+        """Bytes on the device, beyond the weights, as the model saves now."""
+        one = self.model.needs(*self.size)
+        references = sum(one.attention.get((kind, level), 0) * steps for kind, level, steps in self.recorded)
+        return self.batch * (max(one.autoencoder, one.network) + (0 if self.model.savings.references else references))
+
+
+def settle(task: Task) -> tuple[str, ...]:
+    """Save as much memory as what is free asks for; what is to be said about it, nothing if all is well."""
+    model, said = task.model, ()
+    while (free := free_memory(model.device)) is not None:
+        need, savings = task.need(), model.savings.next(model.device)
+        if need <= SHARE * free or savings is None:
+            break
+        model.save(savings)
+        said = (f"about {gib(need)} are needed and {gib(free)} are free: {savings}",)
+    return said
+
+
+def stepping_down(task: Task, stage: str, run: Callable[[], T], notes: list[str]) -> T:
+    """`run()`; when memory runs out, again with less need of it, until nothing is left to be saved.
+
+    Args:
+        stage: what is being done, for the error.
+        notes: what was done is added here.
+    Raises:
+        MemoryRunOut: at the last rung too.
+    """
+    model = task.model
+    while True:
+        try:
+            return run()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        # Out of the handler: the error holds the frames of the failed run, and they their tensors.
+        release(model.device)
+        savings, free = model.savings.next(model.device), free_memory(model.device)
+        if savings is None:
+            has = "" if free is None else f", {gib(free)} are free"
+            raise MemoryRunOut(f"out of memory while {stage}: about {gib(task.need())} are needed beyond the model"
+                               f"{has}; try a smaller size, fewer pictures at once, or device cpu")
+        model.save(savings)
+        notes.append(f"memory ran out while {stage}, which was done again: {savings}")
+
+
+def gib(amount: int) -> str:
+    return f"{amount / 2**30:.1f} GiB"

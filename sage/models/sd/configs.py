@@ -1,0 +1,195 @@
+"""The config.json files of a diffusers folder -> parameters, refusing by name what these networks cannot do.
+
+A key that is absent has the default of the library that defines the format.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from sage.errors import ModelError
+from sage.files import parse_json
+from sage.models.sd.clip import ACTIVATIONS, CLIPTextParams
+from sage.models.sd.unet import UNetParams
+from sage.models.sd.vae import VAEParams
+from sage.sampling.levels import ScheduleParams
+
+# What every supported model has; anything else under these keys is another architecture.
+UNET_FIXED = {
+    "act_fn": "silu", "mid_block_type": "UNetMidBlock2DCrossAttn", "time_embedding_type": "positional",
+    "resnet_time_scale_shift": "default", "attention_type": "default", "flip_sin_to_cos": True, "freq_shift": 0,
+    "downsample_padding": 1, "mid_block_scale_factor": 1, "resnet_out_scale_factor": 1.0, "conv_in_kernel": 3,
+    "conv_out_kernel": 3, "center_input_sample": False, "only_cross_attention": False,
+    "mid_block_only_cross_attention": None, "dual_cross_attention": False, "cross_attention_norm": None,
+    "class_embed_type": None, "num_class_embeds": None, "addition_embed_type": None, "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None, "time_embedding_dim": None, "time_embedding_act_fn": None,
+    "timestep_post_act": None, "time_cond_proj_dim": None, "resnet_skip_time_act": False,
+    "reverse_transformer_layers_per_block": None}
+VAE_FIXED = {
+    "act_fn": "silu", "in_channels": 3, "out_channels": 3, "shift_factor": None, "latents_mean": None,
+    "latents_std": None, "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
+SCHEDULER_FIXED = {"trained_betas": None, "thresholding": False}
+
+MAX_BYTES = 2**23  # of a file: a thousand times what any needs, but for the index of many shards
+MAX_WIDTH, MAX_LAYERS, MAX_LEVELS, MAX_SIDE, MAX_STEPS = 2**20, 100, 8, 1024, 10_000
+
+UNET_DOWN = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
+UNET_UP = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+
+
+class Config:
+    """One JSON file whose values are checked as they are read.
+
+    Raises:
+        ModelError: a file that is missing or no JSON object, or a value that is not of the type asked for.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise ModelError(f"{path} has more than {MAX_BYTES // 2**20} MB and was not read")
+            self.values: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ModelError(f"{path} is missing") from error
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path} is no readable JSON file ({error})") from error
+        if not isinstance(self.values, dict):
+            raise ModelError(f"{path} does not hold a JSON object")
+
+    def fail(self, key: str, wanted: str) -> ModelError:
+        return ModelError(f"{self.path}: {key} is {json.dumps(self.values.get(key))[:200]}, {wanted}")
+
+    def get(self, key: str, default: Any, kind: type) -> Any:
+        value = self.values.get(key)
+        if value is None:
+            return default
+        if kind is float and type(value) is int and abs(value) < 2**53:
+            value = float(value)
+        if type(value) is not kind:
+            raise self.fail(key, f"where {kind.__name__} is expected")
+        if kind is float and not math.isfinite(value):
+            raise self.fail(key, "which is no finite number")
+        return value
+
+    def within(self, key: str, default: Any, low: float, high: float) -> Any:
+        """A number of the default's type, from `low` to `high`."""
+        value = self.get(key, default, type(default))
+        if not low <= value <= high:
+            raise self.fail(key, f"where from {low:g} to {high:g} is expected")
+        return value
+
+    def several(self, key: str, default: Any, kind: type, length: int | None = None) -> tuple:
+        """A list, or one value that stands for `length` equal ones."""
+        value = self.values.get(key)
+        value = default if value is None else value
+        if isinstance(value, (list, tuple)):
+            values = tuple(value)
+        else:
+            values = (value,) * (length or 1)
+        if not values or any(type(v) is not kind for v in values) or len(values) != (length or len(values)):
+            raise self.fail(key, f"where {length or 'some'} of {kind.__name__} are expected")
+        return values
+
+    def uniform(self, key: str, default: int) -> int:
+        """A number, given once or the same at every level."""
+        values = self.several(key, default, int)
+        if len(set(values)) > 1:
+            raise self.fail(key, "which is not supported: it must be the same at every level")
+        return values[0]
+
+    def require(self, fixed: dict[str, Any]) -> None:
+        for key, wanted in fixed.items():
+            value = self.values.get(key, wanted)
+            off = not (any(value) if isinstance(value, list) else value)
+            if value != wanted and not (off and not wanted):
+                raise self.fail(key, f"which is not supported: only {wanted!r} is")
+
+
+def unet_params(path: Path) -> tuple[UNetParams, int]:
+    """unet/config.json -> parameters, and the side of the latents that the UNet was trained at."""
+    c = Config(path)
+    c.require(UNET_FIXED)
+    channels = c.several("block_out_channels", (320, 640, 1280, 1280), int)
+    down = c.several("down_block_types", UNET_DOWN, str, len(channels))
+    up = c.several("up_block_types", UNET_UP, str, len(channels))
+    if unknown := set(down) - {"CrossAttnDownBlock2D", "DownBlock2D"}:
+        raise c.fail("down_block_types", f"and {min(unknown)} is not supported")
+    if up != tuple(block.replace("Down", "Up") for block in reversed(down)):
+        raise c.fail("up_block_types", "which is not supported: it must mirror down_block_types")
+    # The format's `attention_head_dim` is the number of heads, unless `num_attention_heads` says so itself.
+    heads = "attention_head_dim" if c.values.get("num_attention_heads") is None else "num_attention_heads"
+    side = c.several("sample_size", 64, int)
+    if not 1 <= min(side) <= max(side) <= MAX_SIDE:
+        raise c.fail("sample_size", f"where from 1 to {MAX_SIDE} is expected")
+    return UNetParams(
+        in_channels=c.get("in_channels", 4, int),
+        out_channels=c.get("out_channels", 4, int),
+        channels=channels,
+        attention=tuple("CrossAttn" in block for block in down),
+        layers_per_block=c.uniform("layers_per_block", 2),
+        heads=c.several(heads, 8, int, len(channels)),
+        transformer_depth=c.uniform("transformer_layers_per_block", 1),
+        context_width=c.uniform("cross_attention_dim", 1280),
+        groups=c.get("norm_num_groups", 32, int),
+        norm_eps=c.within("norm_eps", 1e-5, 0, 1),
+        linear_projection=c.get("use_linear_projection", False, bool),
+        upcast_attention=c.get("upcast_attention", False, bool)), max(side)
+
+
+def vae_params(path: Path) -> VAEParams:
+    """vae/config.json -> parameters."""
+    c = Config(path)
+    c.require(VAE_FIXED)
+    channels = c.several("block_out_channels", (64,), int)
+    for key, block in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        if set(c.several(key, block, str, len(channels))) != {block}:
+            raise c.fail(key, f"which is not supported: only {block} is")
+    return VAEParams(
+        channels=channels,
+        layers_per_block=c.uniform("layers_per_block", 1),
+        latent_channels=c.get("latent_channels", 4, int),
+        groups=c.get("norm_num_groups", 32, int),
+        scaling=c.within("scaling_factor", 0.18215, 1e-4, 1e4))
+
+
+def text_params(path: Path) -> CLIPTextParams:
+    """text_encoder/config.json -> parameters."""
+    c = Config(path)
+    c.require({"layer_norm_eps": 1e-5})
+    activation = c.get("hidden_act", "quick_gelu", str)
+    if activation not in ACTIVATIONS:
+        raise c.fail("hidden_act", f"which is not supported: {' or '.join(ACTIVATIONS)}")
+    return CLIPTextParams(
+        width=c.get("hidden_size", 512, int),
+        mlp_width=c.get("intermediate_size", 2048, int),
+        heads=c.get("num_attention_heads", 8, int),
+        layers=c.get("num_hidden_layers", 12, int),
+        vocabulary=c.get("vocab_size", 49408, int),
+        max_length=c.get("max_position_embeddings", 77, int),
+        activation=activation)
+
+
+def schedule_params(path: Path) -> tuple[ScheduleParams, str]:
+    """scheduler/scheduler_config.json -> the noise schedule, and the prediction type (epsilon where none is named).
+
+    Which sampler the file names is of no account, nor what that sampler would clip; its noise levels are.
+    """
+    c = Config(path)
+    c.require(SCHEDULER_FIXED)
+    d = ScheduleParams()
+    prediction = c.get("prediction_type", "epsilon", str)
+    if prediction not in ("epsilon", "v_prediction"):
+        raise c.fail("prediction_type", "which is not supported: epsilon or v_prediction")
+    betas = c.get("beta_schedule", d.beta_schedule, str)
+    if betas not in ("linear", "scaled_linear"):
+        raise c.fail("beta_schedule", "which is not supported: linear or scaled_linear")
+    return ScheduleParams(
+        train_steps=c.within("num_train_timesteps", d.train_steps, 1, MAX_STEPS),
+        beta_start=c.within("beta_start", d.beta_start, 0, 1),
+        beta_end=c.within("beta_end", d.beta_end, 0, 1),
+        beta_schedule=betas,
+        steps_offset=c.within("steps_offset", d.steps_offset, 0, MAX_STEPS),
+        set_alpha_to_one=c.get("set_alpha_to_one", d.set_alpha_to_one, bool),
+        zero_terminal_snr=c.get("rescale_betas_zero_snr", d.zero_terminal_snr, bool)), prediction

@@ -1,0 +1,22 @@
+"""Pictures: files, tensors, sheets, and the settings of an edit inside its picture."""
+
+from sage.pictures.files import (
+    MAX_PIXELS,
+    MAX_SETTINGS,
+    MAX_SIDE,
+    TEXT_KEY,
+    WRITTEN,
+    check_writable,
+    digest,
+    normalise,
+    open_picture,
+    read_settings,
+    save_picture,
+    settings_text,
+)
+from sage.pictures.sheets import sheet
+from sage.pictures.tensors import from_pixels, show_mask, to_picture, to_tensor, working_size
+
+__all__ = ["MAX_PIXELS", "MAX_SETTINGS", "MAX_SIDE", "TEXT_KEY", "WRITTEN", "check_writable", "digest", "from_pixels",
+           "normalise", "open_picture", "read_settings", "save_picture", "settings_text", "sheet", "show_mask",
+           "to_picture", "to_tensor", "working_size"]

@@ -1,0 +1,77 @@
+"""Pictures <-> tensors (1, 3, H, W) in [-1, 1].  Imports no torch before a tensor is asked for."""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from sage.errors import NumericsError, SettingsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_ASPECT = 4.0
+
+
+def working_size(width: int, height: int, size: int, multiple: int, fit: str = "keep") -> tuple[int, int]:
+    """The size at which a picture is worked at: an area of about size x size, in the picture's aspect.
+
+    Args:
+        size: side in pixels of a square of that area.
+        multiple: both sides are rounded to this.
+        fit: "keep" the aspect, up to 4 : 1 either way, or "squash" to a square.
+    Returns:
+        Width and height.
+    Raises:
+        SettingsError: `size` is not a multiple, naming the nearest one that is.
+    """
+    if size < multiple or size % multiple:
+        nearest = max(1, round(size / multiple)) * multiple
+        raise SettingsError(f"size is {size}: must be a multiple of {multiple} for this model, such as {nearest}")
+    if fit == "squash":
+        return size, size
+    stretch = math.sqrt(min(max(width / height, 1 / MAX_ASPECT), MAX_ASPECT))
+    return tuple(max(1, round(side / multiple)) * multiple for side in (size * stretch, size / stretch))
+
+
+def to_tensor(image: Image.Image, size: tuple[int, int]) -> "Tensor":
+    """An RGB picture -> (1, 3, H, W) float32 in [-1, 1], resized to `size` (W, H) if it has another."""
+    import torch
+    if image.size != tuple(size):
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    x = np.asarray(image, dtype=np.float32) / np.float32(127.5) - 1
+    return torch.from_numpy(x.transpose(2, 0, 1)[None].copy())
+
+
+def from_pixels(pixels: np.ndarray) -> Image.Image:
+    """(H, W, 3) floats in [0, 1] -> picture."""
+    return Image.fromarray((pixels * 255 + 0.5).astype(np.uint8))
+
+
+def to_picture(x: "Tensor", size: tuple[int, int] | None = None, quantise: str = "round") -> Image.Image:
+    """(1, 3, H, W) in about [-1, 1] -> picture, resized to `size` (W, H) if given.
+
+    Args:
+        quantise: "round" to the nearest of 256 values, or "truncate" as the released code does.
+    Raises:
+        NumericsError: not finite.
+    """
+    x = x.detach().float().cpu().numpy()[0].transpose(1, 2, 0)
+    if not np.isfinite(x).all():
+        raise NumericsError("the picture has values that are not finite, and was not made")
+    x = np.clip(x * np.float32(127.5) + np.float32(127.5), 0, 255)
+    image = Image.fromarray((np.rint(x) if quantise == "round" else x).astype(np.uint8))
+    return image if size is None or image.size == tuple(size) else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def show_mask(image: Image.Image, mask: "Tensor") -> Image.Image:
+    """A picture with everything outside a mask faded.
+
+    Args:
+        mask: (..., h, w), bool or in [0, 1].
+    """
+    values = np.clip(mask.detach().float().cpu().numpy().reshape(-1, *mask.shape[-2:])[0], 0, 1)
+    inside = Image.fromarray(np.rint(values * 255).astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
+    faded = Image.blend(ImageOps.grayscale(image).convert("RGB"), Image.new("RGB", image.size, "white"), 0.75)
+    return Image.composite(image, faded, inside)

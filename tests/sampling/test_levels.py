@@ -1,0 +1,114 @@
+"""Noise levels and grids against known values and diffusers' schedulers."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from sage.errors import SettingsError
+from sage.sampling.levels import Level, ScheduleParams, alphas_cumprod, make_schedule, timesteps
+
+EVERY_N = (*range(1, 61), 64, 75, 77, 99, 100, 123, 128, 200, 250, 333, 334, 499, 500)
+
+
+def theirs(**options) -> DDIMScheduler:
+    return DDIMScheduler(**dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+                                set_alpha_to_one=False, steps_offset=1) | options)
+
+
+def test_alphas_of_stable_diffusion():
+    a = alphas_cumprod(ScheduleParams())
+    assert a.dtype == torch.float64 and a.shape == (1000,)
+    known = {0: 0.99915, 1: 0.998296, 20: 0.981314, 249: 0.675432, 499: 0.27767, 749: 0.056623, 961: 0.007282,
+             981: 0.005776, 999: 0.00466}
+    assert {t: a[t].item() for t in known} == pytest.approx(known, abs=5e-7)
+    # One factor after another, in another order of arithmetic.
+    roots = np.sqrt(0.00085) + (np.sqrt(0.012) - np.sqrt(0.00085)) * np.arange(1000) / 999
+    assert a.numpy() == pytest.approx(np.exp(np.cumsum(np.log1p(-roots**2))), rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ("linear", "scaled_linear"))
+@pytest.mark.parametrize("length", (1000, 77))
+def test_alphas_are_those_of_diffusers(schedule, length):
+    ours = alphas_cumprod(ScheduleParams(train_steps=length, beta_start=0.0001, beta_end=0.02, beta_schedule=schedule))
+    oracle = theirs(num_train_timesteps=length, beta_start=0.0001, beta_end=0.02, beta_schedule=schedule)
+    assert ours.numpy() == pytest.approx(oracle.alphas_cumprod.numpy(), rel=2e-4)  # theirs is float32
+    assert (ours.diff() < 0).all()
+
+
+def test_zero_terminal_snr():
+    ours = alphas_cumprod(ScheduleParams(zero_terminal_snr=True))
+    oracle = theirs(rescale_betas_zero_snr=True).alphas_cumprod
+    assert ours[-1] == 0
+    assert ours[0] == pytest.approx(alphas_cumprod(ScheduleParams())[0].item(), rel=1e-12)
+    assert ours.numpy() == pytest.approx(oracle.numpy(), rel=1e-3, abs=1e-6)
+    assert abs(ours - alphas_cumprod(ScheduleParams())).max() > 1e-3
+
+
+@pytest.mark.parametrize("offset", (0, 1))
+@pytest.mark.parametrize("spacing", ("leading", "trailing", "linspace"))
+def test_timesteps_are_those_of_diffusers(spacing, offset):
+    oracle, odd = theirs(timestep_spacing=spacing, steps_offset=offset), []
+    for n in EVERY_N:
+        oracle.set_timesteps(n)
+        ours, grid = timesteps(ScheduleParams(steps_offset=offset), n, spacing), oracle.timesteps.tolist()[::-1]
+        if len(grid) != n:  # np.arange may end one step too late: a step from nowhere, labelled -1
+            assert grid[0] == -1
+            grid, odd = grid[1:], [*odd, n]
+        assert ours == grid, f"{n} steps"
+        assert len(ours) == n and all(isinstance(t, int) for t in ours)
+    assert len(odd) < 10
+
+
+def test_timesteps_of_fifty_steps():
+    p = ScheduleParams()
+    assert timesteps(p, 50) == list(range(1, 1000, 20))
+    assert timesteps(p, 50, "trailing") == list(range(19, 1000, 20))
+    assert timesteps(p, 30)[-1] == 958
+    assert timesteps(p, 1, "linspace") == [0]
+    assert timesteps(p, 1000, "trailing") == list(range(1000))
+
+
+@pytest.mark.parametrize("to_one, cleanest", ((False, 0.99915), (True, 1.0)))
+@pytest.mark.parametrize("spacing", ("leading", "trailing", "linspace"))
+@pytest.mark.parametrize("steps", (1, 7, 50))
+def test_consistent_grid_walks_the_same_levels_both_ways(steps, spacing, to_one, cleanest):
+    s = make_schedule(ScheduleParams(set_alpha_to_one=to_one), steps, spacing)
+    assert len(s) == len(s.inversion) == len(s.sampling) == steps
+    assert s.sampling == tuple((b, a) for a, b in reversed(s.inversion))
+    for before, after in zip(s.inversion, s.inversion[1:], strict=False):
+        assert before[1] == after[0]
+    start, table = s.inversion[0][0], alphas_cumprod(ScheduleParams()).tolist()
+    assert start.t == 0 and start.alpha == pytest.approx(cleanest, abs=1e-6)
+    assert [b.t for _, b in s.inversion] == timesteps(ScheduleParams(), steps, spacing)
+    assert all(b.alpha == table[b.t] for _, b in s.inversion)
+
+
+def test_released_grid_of_fifty_steps():
+    """The table of methods/sage.md: labels 0, 1, 21 ... 961 climb to 20, 21, 41 ... 981."""
+    a = alphas_cumprod(ScheduleParams()).tolist()
+    s = make_schedule(ScheduleParams(), 50, grid="released")
+    assert [start.t for start, _ in s.inversion] == [0, *range(1, 962, 20)]
+    assert [end.t for _, end in s.inversion] == [20, *range(21, 982, 20)]
+    assert [start.t for start, _ in s.sampling] == list(range(981, 0, -20))
+    assert s.sampling[-1][1] == Level(0, a[0])
+    assert all(level.alpha == a[level.t] for edge in (*s.inversion, *s.sampling) for level in edge)
+
+
+def test_released_grid_with_trailing_steps():
+    s = make_schedule(ScheduleParams(), 10, "trailing", "released")
+    assert [(start.t, end.t) for start, end in s.inversion] == [(0, 100), *((t, t + 100) for t in range(99, 900, 100))]
+
+
+@pytest.mark.parametrize("call, said", (
+    (lambda: timesteps(ScheduleParams(), 0), "steps is 0: must be between 1 and 1000"),
+    (lambda: timesteps(ScheduleParams(), 1001), "steps is 1001"),
+    (lambda: timesteps(ScheduleParams(), 1000), "pass timestep 999"),
+    (lambda: timesteps(ScheduleParams(), 10, "karras"), "leading, trailing, linspace"),
+    (lambda: make_schedule(ScheduleParams(), 10, grid="other"), "consistent, released"),
+    (lambda: make_schedule(ScheduleParams(), 10, "other", "released"), "leading, trailing, linspace"),
+    (lambda: ScheduleParams(beta_schedule="cosine"), "scaled_linear or linear")))
+def test_what_cannot_be_is_refused_in_one_line(call, said):
+    with pytest.raises(SettingsError, match=said) as caught:
+        call()
+    assert "\n" not in str(caught.value)
