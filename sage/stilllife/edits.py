@@ -200,10 +200,13 @@ def _accompanied(rng: np.random.Generator, scene: Scene) -> Scene:
 
 
 def _is_plain(source: Scene, target: Scene, changed: tuple[str, ...]) -> bool:
-    """Whether both scenes are of a main thing and at most a tiny one, in the frame, and have words for the change."""
+    """Whether both scenes are of a main thing and at most a tiny one, in the frame, and have words for the change that
+    tell which thing is meant."""
     for scene in (source, target):
         present = {a for a in changed if scene.attributes()[a] != "none"}
         if scene.second and relation(scene) != "beside" or not present <= nameable(scene):
+            return False
+        if "second_form" in changed and scene.second and scene.second.form == scene.main.form:
             return False
         if not all(within_frame(thing) for thing in place_things(scene)):
             return False
