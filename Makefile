@@ -89,8 +89,9 @@ test-ui: $(READY)  ## install Gradio and Playwright, and test the studio in a re
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui,browser]'
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/studio $(ARGS)
 
-lint: $(READY)  ## ruff
+lint: $(READY)  ## style, docstrings and types
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 audit: $(READY)  ## look up what is pinned in the advisory databases; fails too where they cannot be reached
 	$(BIN)/python -m venv .venv/audit
