@@ -1,4 +1,4 @@
-"""SAGE: edit a real picture by rewriting its description, with self-attention guidance.
+"""SAGE: edit a real picture by rewriting its description; every method that does so, on the same networks.
 
     model = sage.load_model("stilllife")
     result = sage.edit(model, picture, source="a red ball on grass", target="a blue ball on grass")
@@ -6,35 +6,45 @@
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sage.config import EditConfig
 from sage.errors import ModelError, NumericsError, PictureError, PromptError, SageError, SettingsError
+from sage.method import METHODS, Method, Request, Step, method
+from sage.methods.sage import Settings as EditConfig
+from sage.settings import Settings
 
 if TYPE_CHECKING:
-    from sage.editing import EditResult, Moment, edit
-    from sage.inversion import Trajectory, ddim_reconstruction, invert, vae_reconstruction
+    from sage.editing import EditResult, check_prompts, edit, invert, run
+    from sage.inversion import ddim_reconstruction, vae_reconstruction
     from sage.models.fetch import fetch
     from sage.models.loading import load_model
-    from sage.prompts.plan import check_prompts
     from sage.trajectory.disk import load_trajectory, save_trajectory
+    from sage.trajectory.kinds import Trajectory
+
+    Moment = Step
 
 __version__ = "0.1.0"
 
 # Imported when first used, so that the command line can check its arguments before torch is loaded.
-_LAZY = {"load_model": "sage.models.loading", "fetch": "sage.models.fetch", "check_prompts": "sage.prompts.plan",
-         "edit": "sage.editing", "EditResult": "sage.editing", "Moment": "sage.editing"} | dict.fromkeys(
-    ("invert", "vae_reconstruction", "ddim_reconstruction", "Trajectory"), "sage.inversion") | dict.fromkeys(
-    ("save_trajectory", "load_trajectory"), "sage.trajectory.disk")
+_LAZY = {
+    "sage.editing": "EditResult Moment check_prompts edit invert run",
+    "sage.inversion": "ddim_reconstruction vae_reconstruction",
+    "sage.models.fetch": "fetch",
+    "sage.models.loading": "load_model",
+    "sage.trajectory.disk": "load_trajectory save_trajectory",
+    "sage.trajectory.kinds": "Trajectory",
+}
+_WHERE = {name: module for module, names in _LAZY.items() for name in names.split()}
 
-__all__ = ["EditConfig", "ModelError", "NumericsError", "PictureError", "PromptError", "SageError", "SettingsError",
-           "EditResult", "Moment", "Trajectory", "check_prompts", "ddim_reconstruction", "edit", "fetch", "invert",
-           "load_model", "load_trajectory", "save_trajectory", "vae_reconstruction"]
+__all__ = ["METHODS", "EditConfig", "EditResult", "Method", "ModelError", "Moment", "NumericsError", "PictureError",
+           "PromptError", "Request", "SageError", "Settings", "SettingsError", "Step", "Trajectory", "check_prompts",
+           "ddim_reconstruction", "edit", "fetch", "invert", "load_model", "load_trajectory", "method", "run",
+           "save_trajectory", "vae_reconstruction"]
 
 
-def __getattr__(name: str):
-    if name not in _LAZY:
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
         raise AttributeError(f"module 'sage' has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
+    value = getattr(import_module(_WHERE[name]), name)
     globals()[name] = value
     return value

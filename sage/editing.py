@@ -1,214 +1,438 @@
-"""SAGE: edit a real picture by rewriting its description (arXiv 2505.09571).
+"""The driver: pictures and prompts in, a method's steps, pictures out.  It knows no method.
 
-    invert   z0 -> z_T under the source prompt, recording attention maps A_ref
-    sample   eps = eps_source + w (eps_target - eps_source)
-             z  <- DDIM(z, eps) - scale decay grad_z mean|A - A_ref|
-             z  <- M z + (1 - M) z_inverted
+    z0 = encode(picture)
+    path = method.invert(job)                 the way to noise, which many edits can share
+    for step in method.edit(job, path): ...   the way back; progress, watching, memory and numerics are minded here
+    decode(z)
 
-Every picture of a batch is treated as if it were alone.  docs/method.md gives each line its place in the paper.
+Every picture of a batch is treated as if it were alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from sage import pictures, quality
-from sage.config import EditConfig
-from sage.errors import NumericsError
-from sage.guidance.blend import BlendingMask
-from sage.guidance.losses import limited
-from sage.inversion import Progress, Trajectory, check_trajectory, generator, invert_batch, task_of
-from sage.memory import Task, settle, stepping_down
-from sage.models.sd.model import Backbone
-from sage.passes import Passes
-from sage.prompts.plan import Plan, check_prompts
-from sage.sampling.levels import Level
-from sage.sampling.steps import renoise
+from sage.errors import NumericsError, SettingsError
+from sage.job import Job, Noises, Progress
+from sage.memory import Task, own_savings, settle, stepping_down
+from sage.method import Method, Request, Step, method_of
+from sage.method import method as find_method
+from sage.models.backbone import Backbone, Text
+from sage.models.memory import Savings
+from sage.prompts.plan import Plan, parse_pair
+from sage.settings import Retry, Settings
+from sage.trajectory.kinds import Origin, Trajectory, Wanted
+
+Watch = Callable[[Step], None]
+Moment = Step
 
 
-@dataclass(frozen=True)
-class Moment:
-    """One step of the guided way back, for those who want to look inside an edit; all tensors float32.
-
-    Attributes:
-        step: from 0 on; an edit that is made again by `retries` begins anew at 0.
-        level: the noise level from which the step started.
-        z: (B, 4, h, w) latents after the step.
-        x0_source, x0_target, x0: (B, 4, h, w) clean latents as predicted under each prompt, and by both with guidance.
-        difference: (B, 4, h, w) what the guidance scale multiplies, eps_target - eps_source.
-        gradient: (B, 4, h, w) what reconstruction guidance took out of the latents, None where it did nothing.
-        loss: a number a picture, None where there was no reconstruction guidance.
-        mask: (B, 1, h, w) in {0, 1}, where the picture could change; None without blending.
-        attention_source, attention_target: (B, M, h', w') how much each place looks at each token of that prompt, mean
-            over the heads and sites of the cross-attention level.
-    """
-
-    step: int
-    level: Level
-    z: Tensor
-    x0_source: Tensor
-    x0_target: Tensor
-    x0: Tensor
-    difference: Tensor
-    gradient: Tensor | None
-    loss: tuple[float, ...] | None
-    mask: Tensor | None
-    attention_source: Tensor
-    attention_target: Tensor
-
-
-Watch = Callable[[Moment], None]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EditResult:
     """An edited picture and what it took.
 
     Attributes:
         image: the size of the input.
-        latents: (1, 4, h, w) float32, before decoding.
+        latents: (1, C, h, w) float32, before decoding.
+        settings: what it was made with.
         masks: (1, 1, h, w) float32 blending masks, one a blended step.
         losses: reconstruction loss at each guided step.
         notes: what was left out, and why; what looks wrong with the result; what was tried instead.
         spread, drift: how the result looks, by `sage.quality`.
+        savings: what was done to need less memory; tiles change the picture a little.
+        attempt: 0, or which of the retries it is.
     """
 
     image: Image.Image
     latents: Tensor
     trajectory: Trajectory
+    settings: Settings
     masks: tuple[Tensor, ...]
     losses: tuple[float, ...]
     notes: tuple[str, ...]
     spread: float
     drift: float
+    savings: Savings = Savings()
+    attempt: int = 0
 
-    def faults(self, config: EditConfig) -> str:
+    def looks_wrong(self, settings: Settings) -> str:
         """What looks wrong with it, in a few words; "" for nothing."""
-        found = [word for word, value, most in (("oversaturated", self.spread, config.most_spread),
+        if not isinstance(settings, Retry):
+            return ""
+        found = [word for word, value, most in (("oversaturated", self.spread, settings.most_spread),
                                                 ("far from the source where nothing was to change", self.drift,
-                                                 config.most_drift)) if value > most]
+                                                 settings.most_drift)) if value > most]
         return " and ".join(found)
 
+    def badness(self, settings: Retry) -> float:
+        """How far the worse of its measures is from where it would look wrong; above 1 it does."""
+        return max(value / most if most else float(value > 0) * float("inf") if value else 0.0 for value, most in (
+            (self.spread, settings.most_spread), (self.drift, settings.most_drift)))
 
-def edit(model: Backbone, image: Image.Image, source: str, target: str, config: EditConfig | None = None,
+
+def check_prompts(model: Backbone, source: str, target: str, config: Settings, truncate: bool = False) -> Plan:
+    """Turn prompts and phrases into token positions.
+
+    Raises:
+        PromptError: a prompt is empty or too long, a phrase is not in its prompt, or cannot be replaced by its pair.
+    """
+    method = method_of(config)
+    plan = method.plan(model.prompts, *parse_pair(model.prompts, source, target, truncate), config)
+    return replace(plan, notes=method.notes(config, plan))
+
+
+def edit(model: Backbone, image: Image.Image, source: str, target: str, config: Settings | None = None,
          progress: Progress | None = None, trajectory: Trajectory | None = None, truncate: bool = False,
-         watch: Watch | None = None) -> EditResult:
+         watch: Watch | None = None, *, method: str | None = None, savings: Savings | None = None,
+         **request: Any) -> EditResult:
     """Edit a picture so that it shows `target` where it now shows `source`.
 
     Args:
         image: any PIL picture.
         source: describes the picture as it is.
         target: describes the picture wanted.
-        config: default: the model's recommended one.
+        config: settings, whose class says the method; default: those that the model recommends for `method`.
         progress: called with (phase, steps done, steps in all).
         trajectory: of `invert` for the same picture, source prompt and inversion settings.
         watch: called with every step as it is done; what it raises ends the edit.
+        method: by name, or path/to/file.py:Class; default: of `config`, else "sage".
+        savings: what was done to need less memory when an edit was made that shall be repeated to the byte.
+        request: what else the method reads: mask, reference, points, edits (`sage.Request`).
     Raises:
         SageError: a picture, prompt, setting or trajectory that does not fit; NumericsError if numbers overflow.
     """
-    config = config or model.recommended
-    return edit_batch(model, [image], [check_prompts(model, source, target, config, truncate)], config, progress,
-                      trajectory, watch)[0]
+    config = settings_for(model, config, method)
+    asked = Request(source, target, **request)
+    check_request(method_of(config), asked)
+    return edit_batch(model, [picture_of(image)], [check_prompts(model, source, target, config, truncate)], config,
+                      progress, trajectory, watch, requests=[asked], savings=savings)[0]
 
 
-def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: EditConfig,
-               progress: Progress | None = None, trajectory: Trajectory | None = None,
-               watch: Watch | None = None) -> list[EditResult]:
-    """`edit` for several pictures at once, all worked at the size of the first."""
-    report = progress or (lambda phase, done, total: None)
+def settings_for(model: Backbone, config: Settings | None, method: str | None) -> Settings:
+    """The settings of an edit: those given, or those that the model recommends for a method.
+
+    Raises:
+        SettingsError: settings of another method than the one that is named, or a model that it does not fit.
+    """
+    found = find_method(method or "sage") if config is None else method_of(config)
+    if config is not None and method is not None and find_method(method).Settings is not type(config):
+        raise SettingsError(f"these are settings of {found.name}, and the method is {method}: give one of the two")
+    if why := found.fits(model):
+        raise SettingsError(f"{found.name} cannot edit with {model.name}: {why}")
+    return found.recommended(model) if config is None else config
+
+
+def check_request(method: Method, request: Request) -> None:
+    """SettingsError for what was given and the method does not look at, so that nothing is left out in silence."""
+    given = [name for name in ("mask", "reference", "points", "edits") if getattr(request, name)]
+    if unread := [name for name in given if name not in method.reads]:
+        raise SettingsError(f"{method.name} does not read {unread[0]}: it reads {', '.join(sorted(method.reads))}")
+
+
+def picture_of(image: Image.Image) -> Image.Image:
+    """The picture itself; SettingsError for what is none, such as a path."""
+    if not isinstance(image, Image.Image):
+        raise SettingsError(f"the picture is {type(image).__name__}: give a PIL picture, such as PIL.Image.open(path) "
+                            "gives")
+    return image
+
+
+def invert(model: Backbone, image: Image.Image, source: str, config: Settings | None = None,
+           progress: Progress | None = None, target: str | None = None, truncate: bool = False, *,
+           method: str | None = None) -> Trajectory:
+    """Carry a picture to noise under its description, recording what edits will be held to.
+
+    Args:
+        image: any PIL picture.
+        config: settings, whose class says the method; default: those that the model recommends for `method`.
+        progress: called with (phase, steps done, steps in all).
+        target: only where the target prompt reaches into the inversion, as with SAGE's reweight_passes="all".
+    Raises:
+        SageError: a picture or prompt that does not fit; NumericsError if numbers overflow.
+    """
+    config = settings_for(model, config, method)
+    if target is None and method_of(config).follows_target(config):
+        raise SettingsError("with these settings the inversion depends on the target prompt: give it too")
+    plan = check_prompts(model, source, source if target is None else target,
+                         config if target is not None else config.wordless(), truncate)
+    return invert_batch(model, [picture_of(image)], [plan], config, progress)
+
+
+def invert_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: Settings,
+                 progress: Progress | None = None, requests: Sequence[Request] = ()) -> Trajectory:
+    """`invert` for several pictures at once, all worked at the size of the first."""
     images = [pictures.normalise(image) for image in images]
-    task, notes = task_of(model, images, config), []
-    if trajectory is None:
-        trajectory = invert_batch(model, images, plans, config, progress)
-        notes += trajectory.notes
-    else:
-        check_trajectory(trajectory, plans, config, images)
-        notes += settle(task)
-    results = _edited(task, images, plans, config, report, trajectory, watch, notes)
-    gentler = config
-    for _ in range(config.retries):
-        bad = [i for i, result in enumerate(results) if result.faults(config)]
-        if not bad:
-            break
-        gentler = gentler.but(guidance_scale=(gentler.guidance_scale + min(gentler.guidance_scale, 1)) / 2,
-                              reconstruction_scale=gentler.reconstruction_scale / 2)
-        again = _edited(task, [images[i] for i in bad], [plans[i] for i in bad], gentler, report,
-                        trajectory.only(bad), watch, notes)
-        for i, result in zip(bad, again, strict=True):
-            note = (f"the result looked {results[i].faults(config)}: it was made again with guidance_scale "
-                    f"{gentler.guidance_scale:g} and reconstruction_scale {gentler.reconstruction_scale:g}")
-            results[i] = replace(result, trajectory=trajectory, notes=(*results[i].notes, note))
+    with own_savings(model):
+        return _inverted(model, images, plans, config, progress, requests)
+
+
+def _inverted(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: Settings,
+              progress: Progress | None, requests: Sequence[Request]) -> Trajectory:
+    task, method = task_of(model, images, config), method_of(config)
+    notes = list(settle(task))
+
+    def walked() -> Trajectory:
+        z = encoded(model, images, config, task.size, progress)
+        with torch.no_grad():
+            return method.invert(Job(method, model, config, plans, z, requests=requests, report=progress))
+
+    trajectory = stepping_down(task, "inverting the picture", walked, notes)
+    return replace(trajectory, origin=origin_of(model, images, plans, config), notes=tuple(notes))
+
+
+def encoded(model: Backbone, images: Sequence[Image.Image], config: Settings, size: tuple[int, int],
+            progress: Progress | None = None) -> Tensor:
+    """(B, C, h, w) latents of pictures, each with the noise that it would have alone."""
+    report = progress or (lambda phase, done, total: None)
+    report("encode", 0, 1)
+    sample = getattr(config, "encode", "mean") == "sample"
+    z = torch.cat([model.encode(pictures.to_tensor(image, size), torch.Generator().manual_seed(_seed(config))
+                                if sample else None) for image in images])
+    report("encode", 1, 1)
+    return z
+
+
+def task_of(model: Backbone, images: Sequence[Image.Image], config: Settings) -> Task:
+    """What an edit of these pictures, upright RGB, asks of memory."""
+    size = pictures.working_size(*images[0].size, getattr(config, "size", None) or model.sample_size,
+                                 model.pixel_multiple, getattr(config, "fit", "keep"))
+    return Task(model, size, len(images), method_of(config).wants(config))
+
+
+def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: Settings,
+               progress: Progress | None = None, trajectory: Trajectory | None = None, watch: Watch | None = None, *,
+               requests: Sequence[Request] = (), savings: Savings | None = None) -> list[EditResult]:
+    """`edit` for several pictures at once, all worked at the size of the first; who watches sees the first."""
+    images = [pictures.normalise(image) for image in images]
+    with own_savings(model, savings):
+        task, notes = task_of(model, images, config), list[str]()
+        if trajectory is None:
+            trajectory = _inverted(model, images, plans, config, progress, requests)
+            notes += trajectory.notes
+        else:
+            check_trajectory(trajectory, origin_of(model, images, plans, config), method_of(config).wants(config))
+            notes += settle(task)
+        notes += _unusual(model, task.size)
+        batch = _Batch(task, images, plans, requests, trajectory, progress, notes)
+        results = batch.edited(config, watch)
+        if isinstance(config, Retry):
+            results = batch.retried(config, results, watch)
     return [replace(result, notes=(*result.notes, *notes, *(
-        [f"the result looks {seen}: try a smaller guidance_scale"] if (seen := result.faults(config)) else [])))
-            for result in results]
+        [f"the result looks {seen}: try a smaller guidance_scale"] if (seen := result.looks_wrong(config)) else []))) for result in results]
 
 
-def _edited(task: Task, images: Sequence[Image.Image], plans: Sequence[Plan], config: EditConfig, report: Progress,
-            trajectory: Trajectory, watch: Watch | None, notes: list[str]) -> list[EditResult]:
-    """Every picture's result at these settings, however it looks."""
-    model = task.model
+@dataclass
+class _Batch:
+    """Pictures on their way back from noise."""
 
-    def sampled() -> tuple[Tensor, BlendingMask, list[tuple[float, ...]]]:
-        trajectory.keep(model.savings)
-        return _sample(model, trajectory, plans, config, report, watch)
+    task: Task
+    images: Sequence[Image.Image]
+    plans: Sequence[Plan]
+    requests: Sequence[Request]
+    trajectory: Trajectory
+    progress: Progress | None
+    notes: list[str]
 
-    z, mask, losses = stepping_down(task, "sampling", sampled, notes)
-    report("decode", 0, 1)
-    x = stepping_down(task, "decoding the picture", lambda: model.decode(z), notes)
-    report("decode", 1, 1)
-    source = trajectory.latents[0]
-    spread, drift = quality.spread(z, source).tolist(), quality.drift(z, source, mask.difference).tolist()
-    return [
-        EditResult(pictures.to_picture(x[i:i + 1], image.size, config.quantise), z[i:i + 1].cpu(), trajectory,
-                   tuple(m[i:i + 1] for m in mask.history), tuple(row[i] for row in losses), plan.notes, spread[i],
-                   drift[i])
-        for i, (image, plan) in enumerate(zip(images, plans, strict=True))]
+    def edited(self, config: Settings, watch: Watch | None) -> list[EditResult]:
+        """Every picture's result at these settings, however it looks."""
+        model, report = self.task.model, self.progress or (lambda phase, done, total: None)
+
+        def sampled() -> _Sampled:
+            self.trajectory.keep(model.savings)
+            job = Job(method_of(config), model, config, self.plans, self.trajectory.latents[0], requests=self.requests,
+                      report=self.progress, watched=watch is not None)
+            return _sampled(job, self.trajectory, watch)
+
+        done = stepping_down(self.task, "sampling", sampled, self.notes)
+        report("decode", 0, 1)
+        x = stepping_down(self.task, "decoding the picture", lambda: model.decode(done.z), self.notes)
+        report("decode", 1, 1)
+        source = self.trajectory.latents[0]
+        spread = quality.spread(done.z, source).tolist()
+        drift = ([0.0] * len(source) if done.difference is None
+                 else quality.drift(done.z, source, done.difference).tolist())
+        return [EditResult(pictures.to_picture(x[i:i + 1], image.size, getattr(config, "quantise", "round")),
+                           done.z[i:i + 1].cpu(), self.trajectory, config, tuple(m[i:i + 1] for m in done.masks),
+                           tuple(row[i] for row in done.losses), plan.notes, spread[i], drift[i], model.savings)
+                for i, (image, plan) in enumerate(zip(self.images, self.plans, strict=True))]
+
+    def only(self, rows: Sequence[int]) -> "_Batch":
+        """Some of the pictures."""
+        return replace(self, images=[self.images[i] for i in rows], plans=[self.plans[i] for i in rows],
+                       requests=[self.requests[i] for i in rows] if self.requests else (),
+                       trajectory=self.trajectory.only(rows))
+
+    def retried(self, config: Retry, results: list[EditResult], watch: Watch | None) -> list[EditResult]:
+        """The results, those that look wrong made again with gentler settings; the best of each is kept."""
+        gentler = method_of(config).gentler(config)
+        for attempt in range(1, config.retries + 1):
+            bad = [i for i, result in enumerate(results) if result.looks_wrong(config)]
+            if not bad or gentler is None:
+                break
+            again = self.only(bad).edited(gentler, watch if bad[0] == 0 else None)
+            said = " and ".join(f"{name} {getattr(gentler, name):g}" for name in gentler.names()
+                                if isinstance(getattr(gentler, name), float)
+                                and getattr(gentler, name) != getattr(config, name))
+            for i, result in zip(bad, again, strict=True):
+                note = f"the result looked {results[i].looks_wrong(config)}: it was made again with {said}"
+                if result.badness(config) < results[i].badness(config):
+                    results[i] = replace(result, trajectory=self.trajectory, notes=(*results[i].notes, note),
+                                         attempt=attempt)
+                else:
+                    note += ", which looked no better and was left out"
+                    results[i] = replace(results[i], notes=(*results[i].notes, note))
+            gentler = method_of(config).gentler(gentler)
+        return results
 
 
-def _sample(model: Backbone, trajectory: Trajectory, plans: Sequence[Plan], config: EditConfig,
-            report: Progress, watch: Watch | None) -> tuple[Tensor, BlendingMask, list[tuple[float, ...]]]:
-    """The guided way back from noise: latents, the blending mask, losses by guided step and picture."""
-    steps, w = config.steps, config.guidance_scale
-    mask = BlendingMask(model, plans, config, trajectory.noise)
-    passes = Passes(model, trajectory, plans, config, mask, watched=watch is not None)
-    z = _with_noise(trajectory.noise, config)
-    losses: list[tuple[float, ...]] = []
-    for i, (start, end) in enumerate(model.schedule(steps, config.spacing, config.grid).sampling):
-        source, target = passes.at(i, z, start)
-        difference, g, m = target.eps - source.eps, source.gradient, None
-        mask.add_difference(difference)
+@dataclass(frozen=True)
+class _Sampled:
+    """What the way back gave; a loss a picture of each guided step."""
 
-        scale = w * mask.floored(config.guidance_mask_floor, z) if config.guidance_mask_floor < 1 else w
-        x0 = source.x0 + scale * (target.x0 - source.x0)
-        z = renoise(x0, source.eps + scale * difference, end.alpha)
-        if g is not None:
-            if config.reconstruction_mask_floor < 1:
-                g = g * mask.floored(config.reconstruction_mask_floor, z, inverse=True)
-            g = limited(passes.strength(i) * g, config.step_limit)
-            z = z - g
-            losses.append(source.loss)
-        if mask.used and config.blends_at(i):
-            m = mask.at(z)
-            kept = trajectory.latents[steps - i if config.blend_latents == "noisier" else steps - 1 - i]
-            z = m * z + (1 - m) * kept
-            mask.history.append(m.cpu())
+    z: Tensor
+    difference: Tensor | None
+    masks: tuple[Tensor, ...]
+    losses: tuple[tuple[float, ...], ...]
+
+
+@torch.no_grad()
+def _sampled(job: Job, trajectory: Trajectory, watch: Watch | None) -> _Sampled:
+    difference, masks, losses, z, total = None, [], [], trajectory.latents[0], len(job.down)
+    for done, step in enumerate(job.method.edit(job, trajectory), start=1):
+        z = step.z
+        if step.difference is not None:
+            seen = step.difference.abs().mean(dim=1, keepdim=True)
+            difference = seen if difference is None else difference + seen
+        if step.mask is not None:
+            masks.append(step.mask.cpu())
+        if step.loss is not None:
+            losses.append(step.loss)
         if watch:
-            watch(Moment(i, start, z, source.x0, target.x0, x0, difference, g, source.loss, m, source.attention,
-                         target.attention))
-        report("edit", i + 1, steps)
+            watch(replace(step, looks=job.take_looks()))
+        job.report("edit", done, max(done, total))
     if not torch.isfinite(z).all():
-        raise NumericsError("the edited latents are not finite: nothing was written; try smaller guidance_scale and "
-                            "reconstruction_scale")
-    return z, mask, losses
+        raise NumericsError("the edited latents are not finite: nothing was written; try a smaller guidance_scale and "
+                            "gentler settings")
+    return _Sampled(z, difference, tuple(masks), tuple(losses))
 
 
-def _with_noise(z: Tensor, config: EditConfig) -> Tensor:
-    """(1 - b) z + b noise, brought back to unit variance."""
-    b = config.noise_fraction
-    if b == 0:
-        return z
-    noise = torch.randn(z[:1].shape, generator=generator(config)).to(z)  # the same for every picture of a batch
-    return ((1 - b) * z + b * noise) / ((1 - b) ** 2 + b**2) ** 0.5
+def run(method: str | Method, model: Backbone, z0: Tensor, source: str | Text, target: str | Text,
+        settings: Settings | None = None, noises: Noises | None = None, *, trajectory: Trajectory | None = None,
+        texts: Mapping[str, Text] | None = None, request: Request | None = None,
+        progress: Progress | None = None) -> Iterator[Step]:
+    """A method's steps from latents and embeddings, without pictures: for research, and to hold it to recorded runs.
+
+    Args:
+        method: one, its name, or path/to/file.py:Class.
+        z0: (B, C, h, w) float32 latents of the pictures; where a method generates and does not edit, its noise.
+        source, target: prompts, or embedded ones of 1 or B rows; a method that goes by words needs prompts, beside which
+            embeddings can be given in `texts`.
+        settings: default: those that the model recommends.
+        noises: every random tensor of the way to noise and back, in the order in which it is drawn; or a function of its
+            tag.  Default: drawn from the settings' seed.
+        trajectory: start from this way to noise instead of making it.
+        texts: embedded prompts by "source", "target" and "empty".
+        request: what else the method reads.
+    Yields:
+        each step of the way back, its random numbers drawn in between.
+    Raises:
+        SageError: what does not fit.
+    """
+    found = method if isinstance(method, Method) else find_method(method)
+    settings = found.recommended(model) if settings is None else settings
+    if not isinstance(settings, found.Settings):
+        raise SettingsError(f"these are not settings of {found.name}")
+    texts = dict(texts or {})
+    words = {}
+    for name, given in (("source", source), ("target", target)):
+        words[name] = given if isinstance(given, str) else ""
+        if not isinstance(given, str):
+            texts[name] = given
+    parsed = model.prompts.parse(words["source"]), model.prompts.parse(words["target"])
+    plan = found.plan(model.prompts, *parsed, settings)
+    job = Job(found, model, settings, [plan] * len(z0), z0.to(model.device), texts=texts, noises=noises,
+              requests=[request or Request(**words)] * len(z0), report=progress)
+    with torch.no_grad():
+        if not found.edits:
+            yield from found.generate(job)
+            return
+        path = found.invert(job) if trajectory is None else trajectory
+    steps = found.edit(job, path)
+    while True:
+        with torch.no_grad():  # entered anew each time: between two steps the caller's own setting holds
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
+
+
+# ---- whether a trajectory serves
+
+
+def origin_of(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: Settings) -> Origin:
+    """Of what a trajectory of these pictures, upright RGB, would be."""
+    method = method_of(config)
+    return Origin(model.fingerprint(), method.inversion(config), method.name, config, tuple(p.source for p in plans),
+                  tuple(p.target for p in plans) if method.follows_target(config) else None,
+                  tuple(map(pictures.digest, images)), images[0].size)
+
+
+def sharing_key(config: Settings, plans: Sequence[Plan]) -> tuple:
+    """Edits of the same pictures with one model and equal keys make the very same way to noise, to the last bit."""
+    method = method_of(config)
+    followed = tuple((p.target, p.factors) for p in plans) if method.follows_target(config) else None
+    return (method.inversion(config), tuple(sorted(config.inversion().items(), key=str)),
+            _seed(config) if method.draws(config) else None, method.wants(config), followed,
+            tuple(plan.source for plan in plans))
+
+
+def check_trajectory(trajectory: Trajectory, wanted: Origin, wants: Sequence[Wanted]) -> None:
+    """SettingsError unless a trajectory is of what is wanted, and holds the attention that an edit needs."""
+    had, method = trajectory.origin, method_of(wanted.settings)
+    if had.model != wanted.model:
+        raise SettingsError("the trajectory is of another model: invert again with this one")
+    if had.inversion != wanted.inversion:
+        raise SettingsError(f"the trajectory was made by {had.inversion}, and this edit needs {wanted.inversion}: "
+                            "invert again")
+    if had.source != wanted.source:
+        raise SettingsError(f"the trajectory is of another source prompt: {had.source[0].text!r}")
+    if had.picture_size != wanted.picture_size:
+        raise SettingsError(f"the trajectory is of a picture of {had.picture_size}, not {wanted.picture_size}")
+    if had.pictures != wanted.pictures:
+        raise SettingsError("the trajectory is of another picture of the same size: invert this one")
+    before, now = had.settings.inversion(), wanted.settings.inversion()
+    for name in now:
+        if before.get(name, now[name]) != now[name]:
+            raise SettingsError(f"the trajectory was made with {name}={before[name]}, not {now[name]}: invert again")
+    if method.draws(wanted.settings) and _seed(had.settings) != _seed(wanted.settings):
+        raise SettingsError(f"the trajectory was made with seed={_seed(had.settings)}: invert again")
+    if had.target != wanted.target or (wanted.target is not None and _words(had) != _words(wanted)):
+        raise SettingsError("the trajectory was made with other reweighting: invert again with this target")
+    for want in wants:
+        if want.steps and not any(own.covers(want) for own in trajectory.wants):
+            where = want.where
+            missing = sorted(want.steps - frozenset().union(*(o.steps for o in trajectory.wants if o.where == where)))
+            raise SettingsError(f"the trajectory has no {where.kind}-attention maps at level {where.level} for step "
+                                f"{len(trajectory.latents) - 1 - missing[-1]}: invert again with this configuration")
+
+
+def _words(origin: Origin) -> Any:
+    return getattr(origin.settings, "reweight", None)
+
+
+def _seed(config: Settings) -> int:
+    return getattr(config, "seed", 0)
+
+
+def _unusual(model: Backbone, size: tuple[int, int]) -> list[str]:
+    """What is to be said of a size that the model was not trained at."""
+    area = size[0] * size[1] / model.sample_size**2
+    if 0.5 <= area <= 2:
+        return []
+    return [f"{model.name} was trained at {model.sample_size} x {model.sample_size} pixels, and this edit is worked at "
+            f"{size[0]} x {size[1]}: it may fall apart"]

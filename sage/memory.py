@@ -1,12 +1,14 @@
 """An edit in the memory there is: less is asked for beforehand where little is free, and again when it runs out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from sage.errors import MemoryRunOut, out_of_memory
-from sage.models.memory import free_memory, release
-from sage.models.sd.model import Backbone
+from sage.models.backbone import Backbone
+from sage.models.memory import Savings, free_memory, release
+from sage.trajectory.kinds import Wanted
 
 T = TypeVar("T")
 
@@ -20,26 +22,41 @@ class Task:
     Attributes:
         size: (width, height) in pixels at which the pictures are worked.
         batch: pictures.
-        recorded: attention that is recorded: (kind, level, steps) each.
+        wants: attention that is recorded.
     """
 
     model: Backbone
     size: tuple[int, int]
     batch: int
-    recorded: tuple[tuple[str, int, int], ...]
+    wants: tuple[Wanted, ...] = ()
 
     def need(self) -> int:
         """Bytes on the device, beyond the weights, as the model saves now."""
         one = self.model.needs(*self.size)
-        references = sum(one.attention.get((kind, level), 0) * steps for kind, level, steps in self.recorded)
+        references = sum(amount * len(wanted.steps) for wanted in self.wants
+                         for (kind, level), amount in one.attention.items()
+                         if kind == wanted.where.kind and wanted.where.level in (None, level))
         return self.batch * (max(one.autoencoder, one.network) + (0 if self.model.savings.references else references))
+
+
+@contextmanager
+def own_savings(model: Backbone, savings: Savings | None = None) -> Iterator[None]:
+    """Context after which the model saves no more than before; inside, from the first, what is given."""
+    before = model.savings
+    try:
+        if savings is not None:
+            model.save(savings)
+        yield
+    finally:
+        if model.savings != before:
+            model.save(before)
 
 
 def settle(task: Task) -> tuple[str, ...]:
     """Save as much memory as what is free asks for; what is to be said about it, nothing if all is well."""
     model, said = task.model, ()
     while (free := free_memory(model.device)) is not None:
-        need, savings = task.need(), model.savings.next(model.device)
+        need, savings = task.need(), model.savings.next(model.device.type)
         if need <= SHARE * free or savings is None:
             break
         model.save(savings)
@@ -65,7 +82,7 @@ def stepping_down(task: Task, stage: str, run: Callable[[], T], notes: list[str]
                 raise
         # Out of the handler: the error holds the frames of the failed run, and they their tensors.
         release(model.device)
-        savings, free = model.savings.next(model.device), free_memory(model.device)
+        savings, free = model.savings.next(model.device.type), free_memory(model.device)
         if savings is None:
             has = "" if free is None else f", {gib(free)} are free"
             raise MemoryRunOut(f"out of memory while {stage}: about {gib(task.need())} are needed beyond the model"

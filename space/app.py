@@ -12,13 +12,13 @@ ON_SPACE = os.environ.get("SYSTEM") == "spaces"
 FOLDER = Path(tempfile.mkdtemp(prefix="sage-studio-"))
 prepare(FOLDER)
 
-from sage.studio.service import Desk, Limits  # noqa: E402
+from sage.studio.service import Limits, Studio  # noqa: E402
 
-desk = Desk(choose_models(None), Limits(steps=50, visits=32), FOLDER / "desk")
+studio = Studio(choose_models(None), Limits(steps=50, visits=32), FOLDER / "studio")
 
 
 def main() -> None:
-    page, address = launch(desk, "0.0.0.0" if ON_SPACE else "127.0.0.1", 7860, root_path=ROOT_PATH)
+    page, address = launch(studio, "0.0.0.0" if ON_SPACE else "127.0.0.1", 7860, root_path=ROOT_PATH)
     print(f"the studio is at {address}", flush=True)
     page.block_thread()
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sage import memory as thrift
+from sage import memory
 from sage.config import EditConfig
 from sage.editing import edit
 from sage.errors import MemoryRunOut
@@ -18,7 +18,7 @@ GPU = torch.device("cuda")
 
 @pytest.fixture
 def model(tmp_path_factory):
-    return small.make(tmp_path_factory.mktemp("thrift") / "tokenizer").model
+    return small.make(tmp_path_factory.mktemp("memory") / "tokenizer").model
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +78,11 @@ def test_while_sampling_too_and_other_errors_pass(model, usual, monkeypatch):
 
 
 def test_what_is_free_decides_beforehand_and_is_said(model, monkeypatch):
-    monkeypatch.setattr(thrift, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
     notes = edit(model, small.picture(), SOURCE, TARGET, GUIDED).notes
     assert model.savings == Savings(tiles=True)
     assert [n for n in notes if n.startswith("about ") and "are free: the autoencoder works in tiles" in n]
-    monkeypatch.setattr(thrift, "free_memory", lambda device: None)  # cannot be told
+    monkeypatch.setattr(memory, "free_memory", lambda device: None)  # cannot be told
     notes = edit(model, small.picture(), SOURCE, TARGET, GUIDED).notes
     assert not [n for n in notes if "are free" in n]
 
@@ -105,8 +105,8 @@ def test_a_rung_at_a_time_as_far_as_needed(model, monkeypatch):
     without = task.need()
     assert without < with_references
     model.save(Savings())
-    monkeypatch.setattr(thrift, "free_memory", lambda device: int(without / thrift.SHARE) + 1)
-    assert "recorded attention" in thrift.settle(task)[0] and model.savings == Savings(references=True)
+    monkeypatch.setattr(memory, "free_memory", lambda device: int(without / memory.SHARE) + 1)
+    assert "recorded attention" in memory.settle(task)[0] and model.savings == Savings(references=True)
 
 
 def test_the_estimate_of_what_is_recorded_is_what_is_recorded(model):

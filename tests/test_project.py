@@ -1,9 +1,12 @@
-"""The Makefile hands prompts over as they were typed, and what is pinned is what is needed."""
+"""The Makefile hands prompts over as typed, what is pinned is what is needed, and no two modules need each other."""
 
+import ast
 import os
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -83,3 +86,35 @@ def test_everything_needed_is_pinned():
     for requirement in (*project["dependencies"], *extras["test"], *extras["lint"], *extras["cluster"],
                         *extras["ui"], *extras["browser"]):
         assert re.match(r"[\w-]+", requirement)[0].lower().replace("_", "-") in pinned
+
+
+@pytest.mark.parametrize("package", ["sage", "benchmarks"])
+def test_no_modules_import_each_other(package):
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+             for path in (ROOT / package).rglob("*.py")}
+    imports = {name: {other for node in imported(ast.parse(path.read_text())) for other in node if other in files}
+               for name, path in files.items()}
+    TopologicalSorter(imports).prepare()  # a CycleError names the modules of a circle
+
+
+def imported(tree: ast.AST) -> Iterator[list[str]]:
+    """What each import may mean, those inside functions too; those for the eyes of type checkers alone left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            yield [part for name in node.names for part in (f"{node.module}.{name.name}", node.module)]
+        elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield from imported(node)
+
+
+def test_files_that_the_documents_name_are_there():
+    documents = [path for path in ROOT.rglob("*.md") if not {"runs", "out", ".venv"} & {*path.relative_to(ROOT).parts}]
+    files = [str(path.relative_to(ROOT)) for folder in ("sage", "training", "benchmarks", "tests", "examples", "space")
+             for path in (ROOT / folder).rglob("*.py")]
+    for document in documents:
+        for name, contents in re.findall(r"`([\w/]+\.py)(?:: ([\w., ]+))?`", document.read_text(encoding="utf-8")):
+            found = [file for file in files if f"/{file}".endswith(f"/{name}")]
+            assert found or name == "image_eval.py", f"{document.name} names {name}"  # MagicBrush's own
+            for word in re.findall(r"\w+", contents):
+                assert any(word in (ROOT / file).read_text() for file in found), f"{document.name}: {name}: {word}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from sage.bench import metrics, tables
 from sage.config import EditConfig
 from sage.editing import edit_batch
 from sage.inversion import Trajectory, invert_batch
@@ -19,8 +20,7 @@ KINDS = range(10)
 
 def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
     """PSNR in dB of two (H, W, 3) uint8 pictures over the pixels of a boolean mask; at most 100."""
-    difference = (a.astype(np.float64) - b) / 255
-    return float(-10 * np.log10(max(np.square(difference[where]).mean(), 1e-10)))
+    return metrics.psnr(metrics.mse(a[where] / 255, b[where] / 255))
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,7 @@ def scores(cases: Sequence[Case], results: Sequence[Image.Image]) -> np.ndarray:
     return np.array(rows)
 
 
-def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
+def interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean and bootstrap 95 % interval, ignoring NaN."""
-    values = values[~np.isnan(values)]
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(axis=1)
-    return float(values.mean()), *(float(q) for q in np.quantile(means, (0.025, 0.975)))
+    found = tables.interval(values[~np.isnan(values)])
+    return found.mean, found.low, found.high

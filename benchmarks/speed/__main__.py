@@ -156,7 +156,7 @@ def result_of(job: Job, cache: Path) -> dict[str, Any]:
                  "MODELS[sys.argv[1]].folder(Path(sys.argv[2]))")
         if subprocess.run([sys.executable, "-c", write, about.name, cache.resolve()], cwd=ROOT).returncode:
             return {"failed": "its weights could not be written"}
-    ran = subprocess.run([sys.executable, "-m", "benchmarks.speed.measure",
+    ran = subprocess.run([sys.executable, "-m", "benchmarks.speed.jobs",
                           json.dumps(job | {"cache": str(cache.resolve())})], cwd=ROOT, capture_output=True, text=True)
     if ran.returncode == 0:
         return json.loads(ran.stdout.splitlines()[-1])

@@ -18,7 +18,8 @@ from benchmarks.speed.measure import IMPLEMENTATIONS, Clock, Host, weights
 from benchmarks.speed.models import MODELS
 from sage import passes
 from sage.guidance import hooks as taps
-from sage.models import attention, layers
+from sage.models import layers
+from sage.models.sd import attention
 from sage.models.sd.model import StableDiffusion
 
 

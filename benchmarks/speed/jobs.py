@@ -1,5 +1,7 @@
-"""The measurements by the names that the parent process calls them by."""
+"""What a process of its own measures, by the name that its parent calls it by; a row is one line of JSON."""
 
+import json
+import os
 import subprocess
 import sys
 import time
@@ -82,3 +84,14 @@ def command(job: Job) -> Any:
 
 KINDS = {"edit": edit, "floor": floor, "count": count, "profile": profile, "many": many, "steps": steps,
          "command": command, "ablation": ablation, "recommended": recommended}
+
+
+def main() -> None:
+    """The job as JSON in the first argument; its row as the last line of what is printed."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    job = json.loads(sys.argv[1])
+    print(json.dumps(KINDS[job["kind"]](job)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,14 +1,11 @@
-"""One measurement in a process of its own, so that its peak of memory is nobody else's; one line of JSON.
+"""One measurement in a process of its own, so that its peak of memory is nobody else's.
 
 A short edit is timed step by step.  While it runs, as many bytes are held beside it as the references of 50 steps
 would take beyond its own: the peak is that of a whole edit.
 """
 
-import json
-import os
 import re
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -265,15 +262,3 @@ def _text(runs: Any, clock: Clock) -> float:
         runs.text()
         seconds.append(clock.time() - start)
     return sorted(seconds)[1]
-
-
-def main() -> None:
-    """The job as JSON in the first argument; its row as the last line of what is printed."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    job = json.loads(sys.argv[1])
-    from benchmarks.speed import jobs
-    print(json.dumps(jobs.KINDS[job["kind"]](job)))
-
-
-if __name__ == "__main__":
-    main()

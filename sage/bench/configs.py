@@ -6,12 +6,13 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sage.bench.cases import Case
-from sage.config import AUTO, EditConfig
+from sage.config import AUTO, EditConfig, Phrases
 from sage.errors import SettingsError
+from sage.prompts.phrases import read_factors, read_phrases
 
 ALONE = {"replace": None, "blend": None, "retries": 0}
 NOTHING = ALONE | {"reconstruction": "none"}
@@ -120,6 +121,9 @@ DEFAULT = ("source", "autoencoder", "recommended", "plain", "guidance")
 def configuration(text: str) -> Configuration:
     """A configuration by its name, or NAME:field=value,...
 
+    Values are written as the flags of `sage edit` take them; a comma followed by no `field=` belongs to the value:
+    `plain:replace=cat,dog,reweight=grumpy:3,fluffy:2,steps=20` has three.
+
     Raises:
         SettingsError: no such name or setting.
     """
@@ -132,20 +136,23 @@ def configuration(text: str) -> Configuration:
     if found.is_bound:
         raise SettingsError(f"{name} is a bound and has no settings")
     overrides = {}
-    for part in changes.split(","):
+    for part in re.split(r",(?=[^,=]*=)", changes):
         key, equals, value = part.partition("=")
         if not equals:
             raise SettingsError(f"{part[:40]!r} must be SETTING=VALUE, such as {name}:guidance_scale=3")
         overrides[key.strip()] = _value(key.strip(), value.strip())
     EditConfig().but(**overrides)
-    return Configuration(text, f"{found.help}, with {changes}", found.changes, found.base, found.words,
-                         overrides=overrides)
+    return replace(found, name=text, help=f"{found.help}, with {changes}", overrides=overrides)
 
 
 def _value(name: str, text: str) -> Any:
-    if text == "none":
-        chosen = {f.name for f in fields(EditConfig) if "none" in f.metadata["choices"]}
-        return text if name in chosen else None
+    kind = EditConfig.__annotations__.get(name)
+    if kind == Phrases:
+        return read_phrases(text)
+    if name == "reweight":
+        return read_factors(text)
+    if kind is not str and text == "none":
+        return None
     try:
         return json.loads(text)
     except ValueError:

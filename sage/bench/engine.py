@@ -1,6 +1,5 @@
 """The engine of the runner: a model that edits in batches."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -17,6 +16,7 @@ from sage.config import AUTO, EditConfig
 from sage.editing import edit_batch
 from sage.errors import PromptError, SageError
 from sage.inversion import Trajectory, invert_batch, recording_key
+from sage.models.fingerprint import fingerprint
 from sage.models.sd.model import StableDiffusion
 from sage.prompts.plan import Plan, check_prompts
 
@@ -113,16 +113,6 @@ class ModelEngine:
         return {"source": case.source, "target": case.target, "model": self.model.name,
                 "config": configuration.settings(self.model.recommended, case).as_dict(), "prediction_type": None,
                 "truncate": False, "made": self.made, "case": case.name, "configuration": configuration.name}
-
-
-def fingerprint(model: StableDiffusion) -> str:
-    """A hash of some numbers of every weight: other weights, another fingerprint."""
-    digest = hashlib.sha256()
-    for part in (model.unet, model.vae, model.text):
-        for name, weight in sorted(part.state_dict().items()):
-            few = weight.flatten()[:: max(1, weight.numel() // 64)].float().cpu()
-            digest.update(f"{name} {tuple(weight.shape)}".encode() + few.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _reason(error: BaseException) -> str:

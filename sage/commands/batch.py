@@ -17,7 +17,6 @@ from sage.batch.table import Row, read_table
 from sage.commands.flags import (
     DEFAULT_MODEL,
     add_model,
-    add_settings,
     add_ways,
     fetch_model,
     given_settings,
@@ -40,11 +39,12 @@ again.
 """
 
 
-def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
+def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method) -> None:
     """Add the command to those of `sage`.
 
     Args:
         command: (name, run, help, **options) -> the parser of a new command.
+        chosen: whose settings are its flags.
     """
     parser = command("batch", run, "edit as a table says; killed at any moment, it goes on from there", epilog=EPILOG,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,7 +53,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--out", metavar="DIR", required=True, help="the folder for the edits, manifest.jsonl and the contact sheets")
     add_ways(parser, "what became of every row")
     add_model(parser)
-    add_settings(parser)
+    add_method(parser, chosen)
 
 
 def run(args: argparse.Namespace) -> int:

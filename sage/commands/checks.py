@@ -8,22 +8,25 @@ from typing import Any
 from PIL import Image
 
 from sage import pictures
-from sage.config import EditConfig
 from sage.errors import PromptError
+from sage.settings import Blending, Factors, Phrases, Settings, annotations
 
 OUT = Path("out")  # where files go that were given no name
 SD_MULTIPLE, SD_WORDS = 64, 75
 
 
-def check_phrases(source: str, targets: Sequence[str], config: EditConfig) -> None:
+def check_phrases(source: str, targets: Sequence[str], config: Settings) -> None:
     """PromptError for a phrase that cannot be in its prompt, whatever the model's tokenizer makes of it."""
     def squeezed(text: str) -> str:
         return "".join(unicodedata.normalize("NFC", text).lower().split())
 
-    pairs = [p for p in (config.replace, config.blend if config.blend_match == "phrase" else None)
-             if isinstance(p, tuple)]
+    kinds, values = annotations(type(config)), vars(config)
+    words = isinstance(config, Blending) and config.blend_match == "words"  # an absent word then counts for nothing
+    pairs = [values[name] for name, kind in kinds.items() if kind == Phrases and isinstance(values.get(name), tuple)
+             and not (words and name == "blend")]
+    factors = [phrase for name, kind in kinds.items() if kind == Factors for phrase in values[name]]
     wanted = [(source, a) for a, _ in pairs]
-    wanted += [(target, b) for target in targets for b in (*(b for _, b in pairs), *config.reweight)]
+    wanted += [(target, b) for target in targets for b in (*(b for _, b in pairs), *factors)]
     for prompt, phrase in wanted:
         if squeezed(phrase) not in squeezed(prompt):
             raise PromptError(f"the phrase {phrase!r} is not in the prompt {prompt!r}")

@@ -19,21 +19,32 @@ from sage import console, pictures
 from sage.commands.checks import OUT, check_known, check_phrases
 from sage.commands.flags import (
     DEFAULT_MODEL,
+    add_method,
     add_model,
-    add_settings,
     add_ways,
     fetch_model,
     given_settings,
     load,
     must_fetch,
+    published,
 )
-from sage.config import EditConfig
 from sage.errors import ModelError, PictureError, SettingsError
 from sage.explain import FILES as EXPLAINED
 from sage.files import numbered
+from sage.method import Method, method
 from sage.models.known import KNOWN, known_model
-from sage.pictures.metadata import check_prompt, identity, made_by, make_record, read_record, versions
+from sage.models.savings import Savings
+from sage.pictures.metadata import (
+    check_prompt,
+    identity,
+    made_by,
+    make_record,
+    read_record,
+    settings_in,
+    versions,
+)
 from sage.progress import Progress
+from sage.settings import Settings
 from sage.trajectory.label import check_label, read_label
 
 EXAMPLES = """
@@ -49,11 +60,12 @@ possible.  The defaults in brackets are those for Stable Diffusion 1.x; each mod
 """
 
 
-def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
+def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method) -> None:
     """Add the command to those of `sage`.
 
     Args:
         command: (name, run, help, **options) -> the parser of a new command.
+        chosen: whose settings are its flags.
     """
     parser = command("edit", run, "edit a picture", epilog=EXAMPLES,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,7 +84,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
                                                       "source prompt and settings hold; other flags win")
     add_ways(parser, "paths, settings, notes, seconds, versions")
     add_model(parser)
-    add_settings(parser)
+    add_method(parser, chosen)
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,9 @@ class Job:
 
     Attributes:
         trajectory: to start from, None to invert first.
+        method: what edits.
         base: the settings to start from, None for the model's own.
+        savings: of the edit that is repeated.
         changes: the settings that were given as flags.
         fetch: the model must be downloaded first.
         inside: the folders that explain the edits, if that is wanted.
@@ -95,7 +109,8 @@ class Job:
     targets: tuple[str, ...]
     model: str
     prediction_type: str | None
-    base: EditConfig | None
+    method: Method
+    base: Settings | None
     changes: dict[str, Any]
     truncate: bool
     fetch: bool
@@ -103,6 +118,7 @@ class Job:
     sheet: Path | None
     inside: tuple[Path, ...]
     made: dict[str, Any]
+    savings: Savings | None
     notes: tuple[str, ...]
 
 
@@ -119,15 +135,26 @@ def plan_edit(args: argparse.Namespace) -> Job:
         raise SettingsError(f"{bases[0]} and {bases[1]} are two sets of settings: give one of them")
     label = read_label(args.trajectory) if args.trajectory else None
     if label:
-        old = label.settings()
-    base = EditConfig.published() if args.published else EditConfig.from_dict(old["config"]) if old else None
+        old = label.record()
+    chosen = method(args.method)
+    base = published(args)
+    if old:
+        if old["method"] == chosen.where:
+            base = settings_in(old)
+        elif label:  # another method may start from the same way to noise
+            shared = settings_in(old).inversion()
+            base = chosen.Settings.from_dict({k: v for k, v in shared.items() if k in chosen.Settings.names()})
+        else:
+            raise SettingsError(f"{args.config_from} was made by {old['method']}, and the method is {chosen.where}: leave "
+                                "out one of them")
 
     truncate = args.truncate or old.get("truncate", False)
 
     source = check_prompt("source", args.source if args.source is not None else old.get("source"))
     targets = args.target or [old.get("target")]
     targets = tuple(check_prompt("target", target) for target in targets)
-    check_phrases(source, targets, (base or EditConfig()).but(**changes))
+    settings = (base or chosen.Settings()).but(**changes)
+    check_phrases(source, targets, settings)
 
     path = Path(args.picture)
     image = pictures.open_picture(path)
@@ -158,7 +185,7 @@ def plan_edit(args: argparse.Namespace) -> Job:
         pictures.check_writable(out, image.size if out in outs else (1, 1))
     for target in targets:
         pictures.settings_text({"source": source, "target": target, "picture": picture,
-                                "config": (base or EditConfig()).but(**changes).as_dict()})
+                                "settings": settings.as_dict()})
     for out in (*written, *explained):
         if out.exists() and out.samefile(path):
             raise PictureError(f"{out} is the picture to edit, and would be overwritten: give another --out, --sheet "
@@ -168,8 +195,9 @@ def plan_edit(args: argparse.Namespace) -> Job:
     if twice := explained.intersection(out.absolute() for out in written):
         raise PictureError(f"{min(twice)} belongs to the explanation too: give another --out, --sheet or --explain")
     prediction = args.prediction_type or old.get("prediction_type")
-    return Job(image, Path(args.trajectory) if label else None, picture, source, targets, model, prediction, base,
-               changes, truncate, fetch, outs, sheet, inside, old.get("made", {}), tuple(notes))
+    savings = Savings.from_dict(old["savings"]) if old and not label else None
+    return Job(image, Path(args.trajectory) if label else None, picture, source, targets, model, prediction, chosen,
+               base, changes, truncate, fetch, outs, sheet, inside, old.get("made", {}), savings, tuple(notes))
 
 
 def _model_of(old: dict[str, Any], where: str | None) -> str:
@@ -222,24 +250,27 @@ def run(args: argparse.Namespace) -> None:
 
 def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: bool) -> dict[str, Any]:
     import sage
-    config = (job.base or model.recommended).but(**job.changes)
+    if why := job.method.fits(model):
+        raise SettingsError(f"{job.method.name} cannot edit with {model.name}: {why}")
+    config = (job.base or job.method.recommended(model)).but(**job.changes)
     plans = [sage.check_prompts(model, job.source, target, config, truncate=job.truncate) for target in job.targets]
     notes = _warnings(job, config, made_by(model))
 
     trajectory, rebuilt, rows, settings = None, [], [], []
     if job.trajectory:
-        from sage.inversion import check_trajectory
+        from sage.editing import check_trajectory, origin_of
         trajectory = sage.load_trajectory(job.trajectory, model)
         for plan in plans:  # before the first edit of several is made
-            check_trajectory(trajectory, [plan], config, [job.image])
+            check_trajectory(trajectory, origin_of(model, [job.image], [plan], config), job.method.wants(config))
     for i, (target, out) in enumerate(zip(job.targets, job.outs, strict=True)):
         watch = None
         if job.inside:
             from sage.explain import Explanation
             watch = Explanation(model, job.image, job.source, target, config, truncate=job.truncate)
         result = sage.edit(model, job.image, source=job.source, target=target, config=config, progress=progress,
-                           trajectory=trajectory, truncate=job.truncate, watch=watch)
-        record = make_record(model, job.source, target, config, job.picture, job.truncate, job.prediction_type)
+                           trajectory=trajectory, truncate=job.truncate, watch=watch, savings=job.savings)
+        record = make_record(model, job.source, target, config, job.picture, job.truncate, job.prediction_type,
+                             result.savings)
         pictures.save_picture(result.image, out, record)
         if print_paths:
             print(out, flush=True)
@@ -251,7 +282,7 @@ def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: 
         if job.sheet:
             mask = [("may change", pictures.show_mask(job.image, result.masks[-1]))] if result.masks else []
             rows.append([("input", job.image), (target, result.image), *rebuilt, *mask])
-        if not (config.reweight and config.reweight_passes == "all"):  # otherwise the target shapes its inversion
+        if not job.method.follows_target(config):
             trajectory = result.trajectory
         if watch:
             page = watch.write(job.inside[i], result, progress, tuple(picture for _, picture in rebuilt))
@@ -267,10 +298,10 @@ def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: 
             "explain": [str(folder) for folder in job.inside], "settings": settings, "notes": notes}
 
 
-def _warnings(job: Job, config: EditConfig, made: dict[str, Any]) -> list[str]:
+def _warnings(job: Job, config: Settings, made: dict[str, Any]) -> list[str]:
     """What can be told before the first step."""
     notes = []
-    if "seed" in job.changes and config.encode == "mean" and config.noise_fraction == 0:
+    if "seed" in job.changes and not job.method.random(config):
         notes.append("seed has no effect: nothing in this edit is random")
     differ = [f"{name} {str(job.made[name])[:20]} then, {made[name]} now" for name in ("device", "dtype")
               if job.made.get(name, made[name]) != made[name]]

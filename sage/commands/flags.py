@@ -1,21 +1,23 @@
-"""The flags of every command that edits: the model, and each field of EditConfig.  No tensors.
+"""The flags of every command that works with a method: the model, the method, and each of its settings.  No tensors.
 
 Torch is imported when a model is fetched or loaded, and not before.
 """
 
 import argparse
 import warnings
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import Field
 from typing import Any
 
-from sage.config import EditConfig, Phrases
-from sage.errors import SettingsError
+from sage.errors import SageError, SettingsError
+from sage.method import METHODS, Method, method
 from sage.models.known import KNOWN, find_model, installed, known_model
-from sage.pictures.metadata import PREDICTIONS
+from sage.pictures.metadata import PREDICTIONS, read_record
 from sage.prompts.phrases import read_factors, read_phrases
+from sage.settings import Factors, Phrases, Settings, annotations
+from sage.trajectory.label import flag, read_label
 
-DEFAULT_MODEL = "sd-1.4"
+DEFAULT_MODEL, DEFAULT_METHOD = "sd-1.4", "sage"
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -36,45 +38,76 @@ def add_ways(parser: argparse.ArgumentParser, reported: str) -> None:
         reported: what the JSON object tells.
     """
     add = parser.add_argument
-    add("--published", action="store_true", help="start from the settings of the released SAGE code")
+    add("--published", action="store_true", help="start from the settings of the method's original code")
     add("--truncate", action="store_true", help="cut prompts that are too long for the model")
     add("--json", action="store_true", help=f"one JSON object on stdout: {reported}")
     add("--quiet", action="store_true", help="no progress, no notes")
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Every field of EditConfig, absent from the parsed arguments unless given."""
-    groups: dict[str, Any] = {}
-    for f in fields(EditConfig):
-        name = f.metadata["group"]
-        if name not in groups:
-            groups[name] = parser.add_argument_group(name)
-        _add_setting(groups[name], f)
+def named_method(argv: Sequence[str], default: str = DEFAULT_METHOD) -> Method:
+    """The method that a command line names, or the earlier edit or trajectory in it: it says which other flags there are.
+
+    Raises:
+        SettingsError: no such method.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("--method", "--config-from", "--trajectory"):
+        finder.add_argument(name)
+    try:
+        given = finder.parse_known_args(list(argv))[0]
+    except argparse.ArgumentError:  # a flag with nothing behind it: the real parser says so
+        return method(default)
+    if given.method:
+        return method(given.method)
+    try:  # an earlier edit, or a trajectory, says which method it was made by
+        if given.config_from:
+            return method(read_record(given.config_from)["method"])
+        if given.trajectory:
+            return method(read_label(given.trajectory).method)
+    except SageError:  # told in its place
+        pass
+    return method(default)
 
 
-def _add_setting(group: Any, f: Any) -> None:
-    kind, choices = EditConfig.__annotations__[f.name], f.metadata["choices"]
-    metavar = {int: "N", int | None: "N", float: "X", str: None}.get(kind, "PHRASES")
-    default = {} if kind not in (int, int | None, float, str, Phrases) else f.default
-    shown = "" if default in (None, {}) else f" [{default}]"
+def add_method(parser: argparse.ArgumentParser, chosen: Method) -> None:
+    """The method, and every one of its settings, absent from the parsed arguments unless given."""
+    parser.set_defaults(method=chosen.where)
+    parser.add_argument_group("method").add_argument(
+        "--method", default=argparse.SUPPRESS, metavar="NAME", help=f"{', '.join(METHODS)}, or path/to/file.py:Class; the "
+        f"settings below are those of {chosen.name} (sage methods) [{DEFAULT_METHOD}]")
+    for heading, members in chosen.Settings.groups().items():
+        group = parser.add_argument_group(heading)
+        for f in members:
+            _add_setting(group, chosen.Settings, f)
+
+
+def _add_setting(group: Any, owner: type[Settings], f: Field) -> None:
+    kind, choices = annotations(owner)[f.name], f.metadata["choices"]
+    metavar = {int: "N", int | None: "N", float: "X", str: "TEXT", bool: "yes|no"}.get(kind, "PHRASES")
+    default = "" if kind == Factors else f.default
+    shown = "" if default in (None, "") else f" [{default}]"
     options = {"choices": choices} if choices else {"metavar": metavar}
-    group.add_argument(flag(f.name), dest=f.name, type=_for_argparse(reader(f.name)), default=argparse.SUPPRESS,
+    group.add_argument(flag(f.name), dest=f.name, type=_for_argparse(reader(owner, f.name)), default=argparse.SUPPRESS,
                        help=(f.metadata["help"] + shown).replace("%", "%%"), **options)
 
 
-def flag(field: str) -> str:
-    """The flag of a setting."""
-    return "--" + field.replace("_", "-")
+def read_yes_no(text: str) -> bool:
+    """`yes` or `no`, in any of their usual spellings; SettingsError for anything else."""
+    known = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
+    if text.strip().lower() not in known:
+        raise SettingsError(f"{text[:40]!r} must be yes or no")
+    return known[text.strip().lower()]
 
 
-def reader(field: str) -> Callable[[str], Any]:
+def reader(owner: type[Settings], field: str) -> Callable[[str], Any]:
     """What makes a setting's value of a text; ValueError or SettingsError for a text that is none."""
-    kind = EditConfig.__annotations__[field]
-    return {int: int, int | None: int, float: float, str: str, Phrases: read_phrases}.get(kind, read_factors)
+    kind = annotations(owner)[field]
+    return {int: int, int | None: int, float: float, str: str, bool: read_yes_no, Phrases: read_phrases}.get(
+        kind, read_factors)
 
 
 def _for_argparse(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    if read not in (read_phrases, read_factors):
+    if read not in (read_phrases, read_factors, read_yes_no):
         return read  # a type whose name argparse puts into its own message
 
     def parse(text: str) -> Any:
@@ -92,9 +125,19 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         SettingsError: one out of its range.
     """
-    changes = {f.name: vars(args)[f.name] for f in fields(EditConfig) if f.name in vars(args)}
-    EditConfig().but(**changes)
+    owner = method(args.method).Settings
+    changes = {name: vars(args)[name] for name in owner.names() if name in vars(args)}
+    owner().but(**changes)
     return changes
+
+
+def published(args: argparse.Namespace) -> Settings | None:
+    """The settings of the method's original code, if they were asked for.
+
+    Raises:
+        SettingsError: nobody knows them.
+    """
+    return method(args.method).preset("published") if args.published else None
 
 
 def must_fetch(model: str) -> bool:

@@ -15,20 +15,22 @@ from sage import console, pictures
 from sage.commands.checks import OUT, check_known, check_phrases
 from sage.commands.flags import (
     DEFAULT_MODEL,
+    add_method,
     add_model,
-    add_settings,
     add_ways,
     fetch_model,
     given_settings,
     load,
     must_fetch,
+    published,
 )
-from sage.config import EditConfig
 from sage.errors import ModelError, SettingsError
 from sage.files import numbered
+from sage.method import Method, method
 from sage.models.known import known_model
 from sage.pictures.metadata import check_prompt, versions
 from sage.progress import Progress
+from sage.settings import Settings
 from sage.trajectory.label import check_place, is_trajectory, read_label
 
 EPILOG = """
@@ -53,17 +55,19 @@ class Job:
     source: str
     target: str | None
     model: str
-    base: EditConfig | None
+    method: Method
+    base: Settings | None
     changes: dict[str, Any]
     fetch: bool
     out: Path
 
 
-def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
+def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method) -> None:
     """Add the command to those of `sage`.
 
     Args:
         command: (name, run, help, **options) -> the parser of a new command.
+        chosen: whose settings are its flags.
     """
     parser = command("invert", run, "carry a picture to noise once, for many edits that then cost only their sampling",
                      epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,7 +80,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
                                       f"[{OUT}/NAME-trajectory.safetensors, numbered if that exists]")
     add_ways(parser, "path, size, settings, notes, seconds, versions")
     add_model(parser)
-    add_settings(parser)
+    add_method(parser, chosen)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -86,7 +90,9 @@ def run(args: argparse.Namespace) -> None:
         fetch_model(job.model, args)
     model, notes = load(job.model, args.prediction_type, args)
     import sage
-    config = (job.base or model.recommended).but(**job.changes)
+    if why := job.method.fits(model):
+        raise SettingsError(f"{job.method.name} cannot edit with {model.name}: {why}")
+    config = (job.base or job.method.recommended(model)).but(**job.changes)
     with Progress(shown=sys.stderr.isatty() and not args.quiet) as progress:
         trajectory = sage.invert(model, job.image, job.source, config, progress, job.target, args.truncate)
         sage.save_trajectory(trajectory, job.out, model, name=job.name, truncate=args.truncate,
@@ -108,13 +114,13 @@ def plan(args: argparse.Namespace) -> Job:
     Raises:
         SageError: whatever is wrong with it.
     """
-    changes, base = given_settings(args), EditConfig.published() if args.published else None
-    config = (base or EditConfig()).but(**changes)
+    changes, base, chosen = given_settings(args), published(args), method(args.method)
+    config = (base or chosen.Settings()).but(**changes)
     source = check_prompt("source", args.source)
     target = None if args.target is None else check_prompt("target", args.target)
     check_phrases(source, [] if target is None else [target], config)
-    if config.reweight and config.reweight_passes == "all" and target is None:
-        raise SettingsError("--target is missing: with --reweight-passes all the inversion depends on it")
+    if target is None and chosen.follows_target(config):
+        raise SettingsError("--target is missing: with these settings the inversion depends on it")
     path = Path(args.picture)
     image, model = pictures.open_picture(path), args.model or DEFAULT_MODEL
     fetch, known = must_fetch(model), known_model(model)
@@ -122,7 +128,7 @@ def plan(args: argparse.Namespace) -> Job:
         check_known(image, (source, *([target] if target else [])), changes, args.truncate)
     if args.tokenizer and not Path(args.tokenizer).is_dir():
         raise ModelError(f"--tokenizer {args.tokenizer} is no folder")
-    return Job(image, path.name, source, target, model, base, changes, fetch, _out(args.out, path))
+    return Job(image, path.name, source, target, model, chosen, base, changes, fetch, _out(args.out, path))
 
 
 def _out(out: str | None, picture: Path) -> Path:

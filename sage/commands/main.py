@@ -18,6 +18,7 @@ from sage.commands.about import add_commands as add_about_commands
 from sage.commands.batch import add_command as add_batch_command
 from sage.commands.bench import add_commands as add_bench_commands
 from sage.commands.edit import add_command as add_edit_command
+from sage.commands.flags import named_method
 from sage.commands.invert import add_command as add_invert_command
 from sage.commands.ui import add_command as add_ui_command
 from sage.errors import SageError, out_of_memory
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # any file name can be printed: as its bytes, or escaped
         sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding == "utf-8" else "backslashreplace")
     try:
-        args = make_parser().parse_args(argv)
+        args = make_parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
         status = args.run(args) or 0
         if sys.stdout:
             sys.stdout.flush()
@@ -65,8 +66,9 @@ class Parser(argparse.ArgumentParser):
 # ---- arguments
 
 
-def make_parser() -> Parser:
-    """The parser of all commands; every field of EditConfig is a flag of `sage edit`."""
+def make_parser(argv: Sequence[str] = ()) -> Parser:
+    """The parser of all commands; the method that `argv` names says which settings are flags."""
+    chosen = named_method(argv)
     parser = Parser(prog="sage", description="Edit a real picture by rewriting its description.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"sage {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -77,9 +79,9 @@ def make_parser() -> Parser:
         sub.set_defaults(run=run)
         return sub
 
-    add_edit_command(command)
-    add_invert_command(command)
-    add_batch_command(command)
+    add_edit_command(command, chosen)
+    add_invert_command(command, chosen)
+    add_batch_command(command, chosen)
     add_about_commands(command)
     add_bench_commands(command)
     add_ui_command(command)

@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sage.explain.watching import Explanation, Predictions, WordMap
+    from sage.explain.explanation import Explanation
+    from sage.explain.watching import Predictions, WordMap
 
 PAGE = "index.html"
 FILES = ("reconstructions.png", "predictions.png", "mask.png", "difference.png", "gradient.png", "words-source.png",
@@ -13,8 +14,12 @@ FILES = ("reconstructions.png", "predictions.png", "mask.png", "difference.png",
 __all__ = ["FILES", "PAGE", "Explanation", "Predictions", "WordMap"]
 
 
+_LAZY = {"Explanation": "sage.explain.explanation", "Predictions": "sage.explain.watching",
+         "WordMap": "sage.explain.watching"}
+
+
 def __getattr__(name: str):
     """Imported when first used: the command line has need of the names of the files before that of torch."""
-    if name not in ("Explanation", "Predictions", "WordMap"):
+    if name not in _LAZY:
         raise AttributeError(f"module 'sage.explain' has no attribute {name!r}")
-    return getattr(import_module("sage.explain.watching"), name)
+    return getattr(import_module(_LAZY[name]), name)

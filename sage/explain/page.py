@@ -12,7 +12,7 @@ from sage import pictures
 from sage.editing import EditResult
 from sage.errors import PictureError
 from sage.explain import PAGE, heat
-from sage.explain.watching import Explanation, Progress, WordMap
+from sage.explain.watching import Progress, Watched, WordMap
 from sage.files import written_whole
 from sage.html import page
 
@@ -20,7 +20,7 @@ LOSSLESS = 128  # pixels: larger predictions are embedded in the page with some 
 ROW, SMALL = 10, 128  # steps side by side in a PNG, and their size in pixels
 
 
-def write(seen: Explanation, folder: Path, result: EditResult, rebuilt: tuple[Image.Image, Image.Image],
+def write(seen: Watched, folder: Path, result: EditResult, rebuilt: tuple[Image.Image, Image.Image],
           progress: Progress | None = None) -> Path:
     """`Explanation.write`."""
     autoencoder, back = rebuilt
@@ -48,7 +48,7 @@ def write(seen: Explanation, folder: Path, result: EditResult, rebuilt: tuple[Im
 # ---- PNG files
 
 
-def _over_steps(seen: Explanation, quantity: str) -> Image.Image | None:
+def _over_steps(seen: Watched, quantity: str) -> Image.Image | None:
     """A picture a step, and the scale where there is one; None if there is nothing at any step."""
     cells = [(f"step {i + 1}", found) for i in seen.steps if (found := getattr(seen, quantity)(i)) is not None]
     if not cells:
@@ -63,7 +63,7 @@ def _words_sheet(maps: list[WordMap]) -> Image.Image:
     return pictures.sheet([cells[i:i + ROW] for i in range(0, len(cells), ROW)], side=SMALL)
 
 
-def _curves(seen: Explanation) -> Image.Image | None:
+def _curves(seen: Watched) -> Image.Image | None:
     drawn = [chart.picture() for chart in seen.charts() if not chart.empty]
     image = Image.new("RGB", (drawn[0].width, sum(d.height for d in drawn)), "white")
     for i, d in enumerate(drawn):
@@ -74,7 +74,7 @@ def _curves(seen: Explanation) -> Image.Image | None:
 # ---- the page
 
 
-def _page(seen: Explanation, result: EditResult, autoencoder: Image.Image, back: Image.Image) -> str:
+def _page(seen: Watched, result: EditResult, autoencoder: Image.Image, back: Image.Image) -> str:
     own = Path(__file__).parent
     body = [_head(seen, result), _given(seen, result, autoencoder, back), _through(seen), _charts(seen),
             _strip(seen), _words(seen), _settings(seen)]
@@ -83,7 +83,7 @@ def _page(seen: Explanation, result: EditResult, autoencoder: Image.Image, back:
                 _data(seen))
 
 
-def _head(seen: Explanation, result: EditResult) -> str:
+def _head(seen: Watched, result: EditResult) -> str:
     lines = "".join(f'<dt>{name}</dt><dd>{_prompt(seen, name)}</dd>' for name in ("source", "target"))
     notes = [f"Note: {note}." for note in result.notes]
     if seen.attempts > 1:
@@ -94,19 +94,19 @@ def _head(seen: Explanation, result: EditResult) -> str:
             '<a href="#words">Words</a><a href="#settings">Settings</a></nav></header>')
 
 
-def _prompt(seen: Explanation, name: str) -> str:
+def _prompt(seen: Watched, name: str) -> str:
     """A prompt whose edited words are marked."""
     return " ".join(f"<mark>{escape(m.word)}</mark>" if m.edited else escape(m.word) for m in seen.word_maps(name))
 
 
-def _given(seen: Explanation, result: EditResult, autoencoder: Image.Image, back: Image.Image) -> str:
+def _given(seen: Watched, result: EditResult, autoencoder: Image.Image, back: Image.Image) -> str:
     shown = [("input", "what was given", seen.picture), ("edit", "what came out", result.image),
              ("autoencoder alone", "encoded and decoded: the best that any edit can keep", autoencoder),
              ("inversion and back", "to noise and back under the source prompt, without any guidance", back)]
     return f'<section class="row">{"".join(_figure(*one) for one in shown)}</section>'
 
 
-def _through(seen: Explanation) -> str:
+def _through(seen: Watched) -> str:
     """The slider, and what it moves."""
     at = len(seen.steps) // 2  # where there is most to see
     p = seen.predictions(seen.steps[at])
@@ -135,13 +135,13 @@ def _through(seen: Explanation) -> str:
             f'<section class="grid">{"".join(figures)}</section>')
 
 
-def _scale(seen: Explanation, quantity: str) -> str:
+def _scale(seen: Watched, quantity: str) -> str:
     top = heat.number(seen.scale(quantity))
     title = "root mean square over the channels, in units of the latents; one place in 200 is beyond the scale"
     return f'<span class="scale" title="{title}"><span>0</span><i></i><span>{top}</span></span>'
 
 
-def _charts(seen: Explanation) -> str:
+def _charts(seen: Watched) -> str:
     drawn = []
     for chart in seen.charts():
         inner = '<div class="none">none in this edit</div>' if chart.empty else chart.svg()
@@ -150,7 +150,7 @@ def _charts(seen: Explanation) -> str:
     return f'<h2 id="curves">Over the steps</h2><section class="charts">{"".join(drawn)}</section>'
 
 
-def _strip(seen: Explanation) -> str:
+def _strip(seen: Watched) -> str:
     rows = []
     for name in ("source", "target", "guided"):
         cells = "".join(f'<td><img class="predicted-{name}" data-step="{i}" alt="{name}, step {i + 1}"></td>'
@@ -162,7 +162,7 @@ def _strip(seen: Explanation) -> str:
             "</table></div>")
 
 
-def _words(seen: Explanation) -> str:
+def _words(seen: Watched) -> str:
     parts = ['<h2 id="words">Words</h2><p>Where the picture looks at each word: cross-attention, mean over the steps '
              f"and the sites of level {seen.config.cross_level}, sum over a word's tokens. Each map has its own scale, "
              "from 0 to the share below it, the attention of the place that looks most. "
@@ -175,13 +175,13 @@ def _words(seen: Explanation) -> str:
     return "".join(parts)
 
 
-def _settings(seen: Explanation) -> str:
+def _settings(seen: Watched) -> str:
     items = "".join(f"<dt>{name}</dt><dd>{escape(json.dumps(value, ensure_ascii=False))}</dd>"
                     for name, value in seen.config.as_dict().items())
     return f'<details id="settings"><summary>Settings</summary><dl class="settings">{items}</dl></details>'
 
 
-def _data(seen: Explanation) -> str:
+def _data(seen: Watched) -> str:
     """The frames of the slider, for the script."""
     predicted = {name: {i: _uri(getattr(seen.predictions(i), name)) for i in seen.decoded}
                  for name in ("source", "target", "guided")}

@@ -1,9 +1,7 @@
-"""`Explanation`: watches an edit, keeps what can be drawn of it, and draws it."""
+"""`Watched`: watches an edit, keeps what can be drawn of it, and draws it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,13 +10,11 @@ from torch import Tensor
 
 from sage import pictures
 from sage.config import EditConfig
-from sage.editing import EditResult, Moment
+from sage.editing import Moment
 from sage.explain import heat
+from sage.explain.charts import Chart
 from sage.inversion import Trajectory, ddim_reconstruction, vae_reconstruction
 from sage.models.sd.model import Backbone
-
-if TYPE_CHECKING:
-    from sage.explain.charts import Chart
 
 SIDE = 512  # pixels of the longer side of everything that is drawn
 STEPS = 100  # steps that are drawn, of more of them evenly spaced ones
@@ -69,14 +65,10 @@ class _Step:
     predicted: Tensor | None = None  # (3, 4, h, w) float16: source, target, guided
 
 
-class Explanation:
-    """Watches one edit, whose arguments it takes too, and shows what happened inside.
+class Watched:
+    """Watches one edit, whose arguments it takes too, and knows what happened inside.
 
-        explanation = Explanation(model, picture, source, target, config)
-        result = sage.edit(model, picture, source, target, config, watch=explanation)
-        explanation.write("inside", result)
-
-    When the edit is begun anew, so is the explanation: it is of the result that is handed back.  Steps count from 0.
+    When the edit is begun anew, so is this: it is of the result that is handed back.  Steps count from 0.
     All pictures have one size, that of the edited one or at most 512 pixels; heat maps of one quantity have one scale
     over all steps.
 
@@ -229,30 +221,14 @@ class Explanation:
         return pictures.sheet([[(f"{name} {p.step + 1}", getattr(p, name)) for p in made]
                                for name in ("source", "target", "guided")], side=128)
 
-    def charts(self) -> "list[Chart]":
+    def charts(self) -> list[Chart]:
         """The curves over the steps, as pictures and for a page."""
-        from sage.explain.charts import Chart
         distance = {"l1": "mean distance", "l2": "mean squared distance"}[self.config.map_loss]
         compared = "predicted clean latents" if self.config.reconstruction == "latent" else (
             f"{self.config.reconstruction}-attention maps")
         return [Chart("Reconstruction loss", f"{distance} of {compared} from those recorded", self.losses),
                 Chart("Guidance difference", "root mean square, in units of the noise", self.difference_norms),
                 Chart("Attention gradient", "root mean square, in units of the latents", self.gradient_norms)]
-
-    def write(self, folder: str | Path, result: EditResult, progress: Progress | None = None,
-              rebuilt: tuple[Image.Image, Image.Image] | None = None) -> Path:
-        """Write PNG files and one page, index.html, that holds everything and opens without a network.
-
-        Args:
-            progress: called with (phase, steps done, steps in all).
-            rebuilt: what `reconstructions` would give, if that is known.
-        Returns:
-            The page, which is written last; every file is written whole or not at all.
-        Raises:
-            PictureError: a place that cannot be written to.
-        """
-        from sage.explain.page import write
-        return write(self, Path(folder), result, rebuilt or self.reconstructions(result.trajectory, progress), progress)
 
 
 def _norms(x: Tensor) -> np.ndarray:

@@ -1,79 +1,82 @@
 """The blending mask of one edit: where the picture may change, known better step by step."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from sage.config import EditConfig
 from sage.guidance import masks
-from sage.guidance.hooks import Tap, record, select
-from sage.models.sd.model import Backbone
-from sage.prompts.plan import Plan
+from sage.guidance.hooks import Tap, record
+from sage.models.sites import Sites
+from sage.prompts.plan import Plan, token_mask
 from sage.prompts.tokens import Span
+
+BRANCHES = ("source", "target")
 
 
 class BlendingMask:
     """Accumulates, over passes and steps, what tells where the picture may change, and gives the mask so far.
 
+    A picture whose plan has no blending phrases may change everywhere.
+
+    Args:
+        sites: of the cross-attention that is read; none where the mask is made from the predictions.
+        z: (B, C, h, w) latents.
+        threshold: share of a picture's maximum above which a place is in the mask.
+        union: a mask a prompt, of which the union is taken; or one mask of their summed maps.
     Attributes:
         difference: (B, 1, h, w) the sum over the steps so far of |eps_target - eps_source|, mean over channels.
-        history: (B, 1, h, w) the masks that were used, on the CPU.
     """
 
-    def __init__(self, model: Backbone, plans: Sequence[Plan], config: EditConfig, z: Tensor):
-        self.config = config
-        floors = min(config.reconstruction_mask_floor, config.guidance_mask_floor) < 1
-        self.listens = config.mask_from == "attention"
-        self.used = any(p.blend for p in plans) and (config.blend_fraction > 0 or floors)
-        self.always = floors
-        self.difference = torch.zeros_like(z[:, :1])
-        self.history: list[Tensor] = []
-        if not self.used:
-            return
-        # A picture without blending phrases may change everywhere.
+    def __init__(self, sites: Sites, plans: Sequence[Plan], z: Tensor, threshold: float, union: bool = True):
+        self.sites, self.threshold, self.union = sites, threshold, union
+        self.used = any(plan.blend for plan in plans)
         self.free = torch.tensor([plan.blend is None for plan in plans], device=z.device)[:, None, None, None]
-        self.sites = select(model.sites(), "cross", config.cross_level) if self.listens else []
-        self.side = tuple(-(-s // 2**config.cross_level) for s in z.shape[-2:])
-        length = len(plans[0].source.ids)
-        self.tokens = [torch.zeros(len(plans), length, device=z.device) for _ in range(2)]
-        for row, plan in enumerate(plans):
-            blend = plan.blend or Span((), ())
-            for tokens, positions in zip(self.tokens, (blend.source, blend.target), strict=True):
-                tokens[row, list(positions)] = 1.0
-        self.attention = [torch.zeros(len(plans), 1, *self.side, device=z.device) for _ in range(2)]
+        self.grid = sites[0].grid(*z.shape[-2:]) if sites else (1, 1)
+        blends, length = [plan.blend or Span((), ()) for plan in plans], len(plans[0].source.ids)
+        self.tokens = {"source": token_mask([b.source for b in blends], length).to(z.device),
+                       "target": token_mask([b.target for b in blends], length).to(z.device)}
+        self.attention = {name: torch.zeros(len(plans), 1, *self.grid, device=z.device) for name in BRANCHES}
+        self.difference = torch.zeros_like(z[:, :1])
 
-    def listen(self, stack: ExitStack, step: int) -> Tap | None:
-        """Record, inside `stack`, the attention of the pass that follows, if the mask has need of it at this step."""
-        if self.used and self.listens and (self.always or self.config.blends_at(step)):
-            return stack.enter_context(record(self.sites))
-        return None
+    @contextmanager
+    def listen(self, wanted: bool = True) -> Iterator[Tap | None]:
+        """Record the attention of the pass inside the context, if it is `wanted` and the mask is made from it."""
+        if not (self.used and self.sites and wanted):
+            yield None
+            return
+        with record(self.sites) as tap:
+            yield tap
 
-    def add(self, side: int | None, tap: Tap | None) -> None:
-        """Add the attention of a pass under the source prompt, 0, or the target prompt, 1, or of both in one batch."""
+    def add(self, tap: Tap | None, *branches: str) -> None:
+        """Add what a pass under one prompt, or under both in one batch, has looked at.
+
+        Args:
+            branches: the parts of the batch in their order: "source", "target" or others, which are left out.
+        """
         if tap is None:
             return
-        maps = [m.detach() for m in tap.pop()]
-        for i in (0, 1) if side is None else (side,):
-            of_side = [m.chunk(2)[i] for m in maps] if side is None else maps
-            self.attention[i] += masks.token_attention(of_side, self.tokens[i], *self.side)
+        maps = [m.detach().chunk(len(branches)) for m in tap.pop()]
+        for i, name in enumerate(branches):
+            if name in BRANCHES:
+                self.attention[name] += masks.token_attention([m[i] for m in maps], self.tokens[name], *self.grid)
 
     def add_difference(self, eps: Tensor) -> None:
-        """Add what the two prompts' predictions eps (B, 4, h, w) differ by (Couairon et al. 2022)."""
+        """Add what the two prompts' predictions eps (B, C, h, w) differ by (Couairon et al. 2022)."""
         self.difference += eps.abs().mean(dim=1, keepdim=True)
 
     def at(self, z: Tensor) -> Tensor:
         """(B, 1, h, w) in {0, 1}: where the picture may change."""
-        source, target = self.attention
-        share = self.config.blend_threshold
-        if not self.listens:
-            return (masks.threshold(self.difference, share) | self.free).float()
-        mask = (masks.threshold(source + target, share) if self.config.mask == "sum" else
-                masks.threshold(source, share) | masks.threshold(target, share))
+        if not self.sites:
+            return (masks.threshold(self.difference, self.threshold) | self.free).float()
+        source, target = self.attention["source"], self.attention["target"]
+        mask = (masks.threshold(source, self.threshold) | masks.threshold(target, self.threshold) if self.union else
+                masks.threshold(source + target, self.threshold))
         return masks.resize(mask | self.free, *z.shape[-2:])
 
     def floored(self, floor: float, z: Tensor, inverse: bool = False) -> Tensor | float:
+        """The mask, or what it leaves out, raised to `floor`; 1 where the picture may change everywhere."""
         if not self.used:
             return 1.0
         mask = self.at(z)

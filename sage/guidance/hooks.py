@@ -1,42 +1,29 @@
-"""Context managers over forward hooks on attention maps: hear them, record them, or rewrite them.  No arithmetic.
+"""Context managers over forward hooks: hear, record, rewrite or swap what passes through a network.  No arithmetic.
 
-Hooks live only inside a `with`; they know no time, prompt or phase.  Contexts nest, and a map passes through them in
+Hooks live only inside a `with`; they know no time, prompt or phase.  Contexts nest, and what passes goes through them in
 the order in which they were entered.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sage.errors import SettingsError
-from sage.models.sd.attention import AttentionMap, QueriesKeys
-
-Rewrite = Callable[[Tensor, AttentionMap], Tensor]
-
-
-def select(sites: Iterable[AttentionMap], kind: str, level: int) -> list[AttentionMap]:
-    """The sites of one kind at one level of the down and up path.
-
-    Raises:
-        SettingsError: there is none, naming the levels there are.
-    """
-    sites = [s for s in sites if s.place != "mid" and s.kind == kind]
-    chosen = [s for s in sites if s.level == level]
-    if not chosen:
-        levels = ", ".join(map(str, sorted({s.level for s in sites})))
-        raise SettingsError(f"the model has no {kind}-attention at level {level}: it has levels {levels}")
-    return chosen
+from sage.models.sites import Feature, Projection, QueriesKeys, Rewrite, Site
 
 
 class Tap:
     """Holds what was heard in one forward pass until it is taken."""
 
-    def __init__(self, sites: list[AttentionMap]):
-        self.sites, self._heard = sites, {}
+    def __init__(self, sites: Sequence[Site | Feature]):
+        self.sites, self._heard = sites, dict[str, Any]()
 
-    def pop(self) -> list:
+    def hear(self, site: Site | Feature, what: Any) -> None:
+        self._heard[site.path] = what
+
+    def pop(self) -> list[Any]:
         """What the latest pass had at the sites, in their order, each handed over once.
 
         Raises:
@@ -45,12 +32,12 @@ class Tap:
         heard, self._heard = self._heard, {}
         missing = [s.path for s in self.sites if s.path not in heard]
         if missing:
-            raise LookupError(f"no map was recorded at {', '.join(missing)}")
+            raise LookupError(f"nothing was heard at {', '.join(missing)}")
         return [heard[s.path] for s in self.sites]
 
 
 @contextmanager
-def listen(sites: list[AttentionMap], last: bool = False) -> Iterator[Tap]:
+def listen(sites: Sequence[Site], last: bool = False) -> Iterator[Tap]:
     """Keep the queries and keys at `sites` inside the context; no map is formed.
 
     Args:
@@ -59,41 +46,102 @@ def listen(sites: list[AttentionMap], last: bool = False) -> Iterator[Tap]:
     """
     tap, with_gradient = Tap(sites), torch.is_grad_enabled()
 
-    def hear(site: AttentionMap) -> Callable:
-        def hook(module: nn.Module, inputs: tuple, output: QueriesKeys) -> None:
-            tap._heard[site.path] = output
+    def hear(site: Site) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple, output: Projection) -> None:
+            tap.hear(site, QueriesKeys(output.queries, output.keys))
             if last and site is sites[-1]:
                 torch.set_grad_enabled(False)
         return hook
 
     try:
-        with _hooked((site.projected, hear(site)) for site in sites):
+        with hooked((site.projected, hear(site)) for site in sites):
             yield tap
     finally:
         torch.set_grad_enabled(with_gradient)
 
 
 @contextmanager
-def record(sites: list[AttentionMap]) -> Iterator[Tap]:
+def record(sites: Sequence[Site]) -> Iterator[Tap]:
     """Keep the maps (B, H, N, M) at `sites`, as they are when they pass, inside the context."""
     tap = Tap(sites)
-
-    def keep(site: AttentionMap, inputs: tuple, output: Tensor) -> None:
-        tap._heard[site.path] = output
-
-    with _hooked((site, keep) for site in sites):
+    with hooked((site.map, lambda module, inputs, output, site=site: tap.hear(site, output)) for site in sites):
         yield tap
 
 
 @contextmanager
-def rewrite(sites: list[AttentionMap], function: Rewrite) -> Iterator[None]:
-    """Let every map at `sites` pass through `function(map, site)` inside the context."""
-    with _hooked((site, lambda site, inputs, output: function(output, site)) for site in sites):
+def watch(sites: Sequence[Site]) -> Iterator[Tap]:
+    """Hear the maps at `sites` as they are applied, without changing how anything is computed: mean over the heads.
+
+    A map that another context rewrites is taken as it leaves it; any other is made of its queries and keys afterwards.
+    `pop` gives (B, N, M) float32 each.
+    """
+    tap, rewritten = Tap(sites), [site for site in sites if site.tapped]
+    heard = {site.path for site in rewritten}
+
+    def from_pair(site: Site) -> Callable[..., None]:
+        return lambda module, inputs, output: tap.hear(
+            site, QueriesKeys(output.queries.detach(), output.keys.detach()).map().mean(dim=1))
+
+    def as_applied(site: Site) -> Callable[..., None]:
+        return lambda module, inputs, output: tap.hear(site, output.detach().float().mean(dim=1))
+
+    with (hooked((site.map, as_applied(site)) for site in rewritten),
+          hooked((site.projected, from_pair(site)) for site in sites if site.path not in heard)):
+        yield tap
+
+
+@contextmanager
+def rewrite(sites: Iterable[Site], function: Rewrite) -> Iterator[None]:
+    """Let every map (B, H, N, M) at `sites` pass through `function(map, site)` inside the context."""
+    with hooked((site.map, lambda module, inputs, output, site=site: function(output, site)) for site in sites):
         yield
 
 
 @contextmanager
-def _hooked(hooks: Iterable[tuple[nn.Module, Callable]]) -> Iterator[None]:
+def swap(sites: Iterable[Site], function: Callable[[Projection, Site], Projection]) -> Iterator[None]:
+    """Let queries, keys and values at `sites` pass through `function(projection, site)` inside the context."""
+    with hooked((site.projected, lambda module, inputs, output, site=site: function(output, site)) for site in sites):
+        yield
+
+
+@contextmanager
+def swap_outputs(places: Iterable[Site | Feature], function: Callable[[Tensor, Any], Tensor]) -> Iterator[None]:
+    """Let what attention layers give, or what blocks pass on, go through `function(x, place)` inside the context."""
+    with hooked((place.out if isinstance(place, Site) else place,
+                 lambda module, inputs, output, place=place: function(output, place)) for place in places):
+        yield
+
+
+@contextmanager
+def hear_features(features: Sequence[Feature]) -> Iterator[Tap]:
+    """Keep what passes at `features`, (B, C, h, w) each, inside the context."""
+    tap = Tap(features)
+    with hooked((f, lambda module, inputs, output, f=f: tap.hear(f, output)) for f in features):
+        yield tap
+
+
+@contextmanager
+def detour(modules: Iterable[nn.Module], function: Callable[..., Any]) -> Iterator[None]:
+    """Call `function(plain, module, *inputs)` instead of each module inside the context; `plain(*inputs)` is what it
+    would have computed."""
+    modules = list(modules)
+    kept = [vars(module).get("forward") for module in modules]
+    try:
+        for module in modules:
+            plain = module.forward
+            module.forward = lambda *inputs, plain=plain, module=module: function(plain, module, *inputs)
+        yield
+    finally:
+        for module, forward in zip(modules, kept, strict=True):
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward
+
+
+@contextmanager
+def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Forward hooks for as long as the context lasts."""
     handles = [module.register_forward_hook(hook) for module, hook in hooks]
     try:
         yield

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sage.models.sd.attention import QueriesKeys
+from sage.models.sites import QueriesKeys
 
 # Distance of a difference, and the distance's slope.
 DISTANCES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sage.errors import PromptError
 from sage.guidance.hooks import rewrite
-from sage.models.sd.attention import AttentionMap, QueriesKeys
+from sage.models.sites import QueriesKeys, Site
 from sage.prompts.tokens import Span
 
 
@@ -63,19 +63,19 @@ def reweight(map: Tensor, factors: Tensor) -> Tensor:
 # ---- contexts
 
 
-def rewrite_columns(sites: Sequence[AttentionMap], reference: Sequence[QueriesKeys], carry: Tensor,
+def rewrite_columns(sites: Sequence[Site], reference: Sequence[QueriesKeys], carry: Tensor,
                     keep: Tensor) -> AbstractContextManager[None]:
     """Context in which the maps at `sites` take columns of the recorded ones."""
     recorded = {site.path: pair for site, pair in zip(sites, reference, strict=True)}
     return rewrite(list(sites), lambda map, site: replace_columns(map, recorded[site.path].map(), carry, keep))
 
 
-def rewrite_maps(sites: Sequence[AttentionMap], reference: Sequence[QueriesKeys]) -> AbstractContextManager[None]:
+def rewrite_maps(sites: Sequence[Site], reference: Sequence[QueriesKeys]) -> AbstractContextManager[None]:
     """Context in which the maps at `sites` are the recorded ones."""
     recorded = {site.path: pair for site, pair in zip(sites, reference, strict=True)}
     return rewrite(list(sites), lambda map, site: recorded[site.path].map().to(map))
 
 
-def reweighted(sites: Iterable[AttentionMap], factors: Tensor) -> AbstractContextManager[None]:
+def reweighted(sites: Iterable[Site], factors: Tensor) -> AbstractContextManager[None]:
     """Context in which every cross-attention map among `sites` is reweighted."""
     return rewrite([s for s in sites if s.kind == "cross"], lambda map, site: reweight(map, factors))

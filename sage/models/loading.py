@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
-from sage.config import EditConfig
 from sage.errors import ModelError, SettingsError
 from sage.models.known import KNOWN, PICKLES, find_model, installed, pickled
 from sage.models.layers import pack
@@ -120,13 +119,21 @@ def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype, predict
             "vae": network(lambda: VAE(vae), "vae", base, renames.folder_vae),
             "text": network(lambda: CLIPText(text), "text_encoder", "model", renames.folder_text),
             "tokenizer": words, "schedule": schedule, "prediction_type": prediction_type or prediction,
-            "sample_size": side * 2 ** (len(vae.channels) - 1), "recommended": _recommended(folder)}
+            "sample_size": side * 2 ** (len(vae.channels) - 1), "recommends": _recommends(folder)}
 
 
-def _recommended(folder: Path) -> EditConfig | None:
-    """The settings that a folder recommends for itself in edit_config.json, if it does."""
-    path = folder / "edit_config.json"
-    return EditConfig.from_dict(configs.Config(path).values) if path.exists() else None
+def _recommends(folder: Path) -> dict[str, dict[str, Any]]:
+    """Settings by the name of a method, as a folder recommends them for itself in settings.json.
+
+    In edit_config.json, of which older folders have one, are those of SAGE.
+    """
+    if (folder / "settings.json").exists():
+        settings = configs.Config(folder / "settings.json").values
+        if wrong := [name for name, values in settings.items() if not isinstance(values, dict)]:
+            raise ModelError(f"{folder / 'settings.json'}: {wrong[0]} must be an object of settings")
+        return settings
+    old = folder / "edit_config.json"
+    return {"sage": configs.Config(old).values} if old.exists() else {}
 
 
 def _load_file(path: Path, device: torch.device, dtype: torch.dtype, prediction_type: str | None,

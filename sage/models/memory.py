@@ -2,12 +2,14 @@
 
 import ctypes
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from sage.models.savings import Savings as Savings
 
 # From glibc's malloc.h: no allocation by mmap, and no memory given back below this many free bytes.
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
@@ -28,33 +30,6 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, KEPT))
-
-
-@dataclass(frozen=True)
-class Savings:
-    """What is done to need less memory; each costs some time, and tiles change the picture a little.
-
-    Attributes:
-        references: recorded attention lies on the host, and comes to the device a step at a time.
-        text: the text encoder stays on the host, in float32.
-        tiles: the autoencoder works at a tile at a time.
-    """
-
-    references: bool = False
-    text: bool = False
-    tiles: bool = False
-
-    def __str__(self) -> str:
-        said = {"references": "recorded attention is kept on the host", "text": "the text encoder works on the host",
-                "tiles": "the autoencoder works in tiles, which changes the picture a little"}
-        return "; ".join(words for name, words in said.items() if getattr(self, name))
-
-    def next(self, device: torch.device) -> "Savings | None":
-        """The next rung down; None at the last.  On a CPU all is on the host already."""
-        for name in ("references", "text", "tiles"):
-            if not getattr(self, name) and (name == "tiles" or device.type != "cpu"):
-                return replace(self, **{name: True})
-        return None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What an edit does to the attention, worked out from its two prompts: `check_prompts`."""
+"""What an edit does to the attention, worked out from its two prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sage.config import AUTO, EditConfig
 from sage.errors import PromptError
 from sage.guidance.rewrites import check_counts
-from sage.models.sd.model import Backbone
-from sage.prompts.tokens import Prompt, Span
+from sage.prompts.tokens import Prompt, Prompts, Span
+from sage.settings import AUTO, Blending, Phrases, Settings, Words
 
 
 @dataclass(frozen=True)
@@ -34,60 +33,88 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
-def check_prompts(model: Backbone, source: str, target: str, config: EditConfig, truncate: bool = False) -> Plan:
-    """Turn prompts and phrases into token positions.
-
-    Raises:
-        PromptError: a prompt is empty or too long, a phrase is not in its prompt, or cannot be replaced by its pair.
-    """
-    find = model.prompts
-    a, b = find.parse(source, truncate), find.parse(target, truncate)
-    for name, prompt in (("source", a), ("target", b)):
+def parse_pair(prompts: Prompts, source: str, target: str, truncate: bool = False) -> tuple[Prompt, Prompt]:
+    """Both prompts as tokens; PromptError for one that is empty or too long."""
+    pair = prompts.parse(source, truncate), prompts.parse(target, truncate)
+    for name, prompt in zip(("source", "target"), pair, strict=True):
         if not prompt.text:
             raise PromptError(f"the {name} prompt is empty: describe the picture in a few words")
-    spans, notes = find.differences(a, b), []
-    if config.replace == AUTO:
-        replaced = []
-        for span in spans:
+    return pair
+
+
+def make_plan(prompts: Prompts, source: Prompt, target: Prompt, settings: Settings) -> Plan:
+    """What differs between the prompts, and what the settings that methods share say of their words.
+
+    Raises:
+        PromptError: a phrase that is not in its prompt.
+    """
+    spans, notes, blend = prompts.differences(source, target), list[str](), None
+    if isinstance(settings, Blending):
+        blend = _blend(prompts, source, target, settings, spans, notes)
+    factors = {p: factor for phrase, factor in (settings.reweight.items() if isinstance(settings, Words) else ())
+               for p in prompts.find(target, phrase, every=True)}
+    return Plan(source, target, (), blend, tuple(sorted(factors.items())), tuple(spans), tuple(notes))
+
+
+def replaced(prompts: Prompts, plan: Plan, phrases: Phrases) -> tuple[tuple[Span, ...], tuple[str, ...]]:
+    """The spans whose attention the target takes over, and what had to be left out.
+
+    Raises:
+        PromptError: a phrase that was named and is not in its prompt, or cannot be replaced by its pair.
+    """
+    if phrases == AUTO:
+        spans, notes = [], []
+        for span in plan.edited:
             if span.source and span.target:
                 try:
                     check_counts(span)
-                    replaced.append(span)
+                    spans.append(span)
                 except PromptError as error:
                     notes.append(f"cross-attention replacement is off for one phrase: {error}")
-    elif config.replace:
-        replaced = [Span(find.find(a, config.replace[0]), find.find(b, config.replace[1]))]
-        check_counts(replaced[0])
-    else:
-        replaced = []
+        return tuple(spans), tuple(notes)
+    if not phrases:
+        return (), ()
+    span = Span(prompts.find(plan.source, phrases[0]), prompts.find(plan.target, phrases[1]))
+    check_counts(span)
+    return (span,), ()
 
-    blend = None
-    if config.blend == AUTO:
+
+def _blend(prompts: Prompts, source: Prompt, target: Prompt, settings: Blending, spans: Sequence[Span],
+           notes: list[str]) -> Span | None:
+    phrases, words = settings.blend, settings.blend_match == "words"
+    if not phrases:
+        return None
+    if phrases == AUTO:
         blend = Span(tuple(p for span in spans for p in span.source), tuple(p for span in spans for p in span.target))
-    elif config.blend and config.blend_match == "words":
-        blend = Span(find.find_word(a, config.blend[0]), find.find_word(b, config.blend[1]))
-    elif config.blend:
-        # An empty phrase stands for a thing that only the other prompt names.
-        blend = Span(*(find.find(p, phrase, every=True) if phrase else ()
-                       for p, phrase in zip((a, b), config.blend, strict=True)))
-    if blend and not (blend.source or blend.target):
-        if config.blend != AUTO and config.blend_match == "words":
-            notes.append("neither blending word is in its prompt: while blending, nothing may change")
-        else:
-            if config.blend != AUTO:
-                notes.append("blending is off: both phrases are empty")
-            blend = None
-
-    factors = {p: factor for phrase, factor in config.reweight.items() for p in find.find(b, phrase, every=True)}
-    return Plan(a, b, tuple(replaced), blend, tuple(sorted(factors.items())), tuple(spans), tuple(notes))
+    elif words:
+        blend = Span(prompts.find_word(source, phrases[0]), prompts.find_word(target, phrases[1]))
+    else:  # an empty phrase stands for a thing that only the other prompt names
+        blend = Span(*(prompts.find(p, phrase, every=True) if phrase else ()
+                       for p, phrase in zip((source, target), phrases, strict=True)))
+    if blend.source or blend.target:
+        return blend
+    if phrases != AUTO and words:
+        notes.append("neither blending word is in its prompt: while blending, nothing may change")
+        return blend
+    if phrases != AUTO:
+        notes.append("blending is off: both phrases are empty")
+    return None
 
 
-def token_factors(plans: Sequence[Plan], text: Tensor) -> Tensor | None:
+def token_factors(plans: Sequence[Plan], length: int) -> Tensor | None:
     """(B, M) factors on the target prompts' tokens, None if nothing is reweighted."""
     if not any(plan.factors for plan in plans):
         return None
-    factors = torch.ones(len(plans), text.shape[1], device=text.device)
+    factors = torch.ones(len(plans), length)
     for row, plan in enumerate(plans):
         for position, factor in plan.factors:
             factors[row, position] = factor
     return factors
+
+
+def token_mask(positions: Sequence[Sequence[int]], length: int) -> Tensor:
+    """(B, M) in {0, 1}: the tokens at these positions, a row a picture."""
+    mask = torch.zeros(len(positions), length)
+    for row, tokens in enumerate(positions):
+        mask[row, list(tokens)] = 1.0
+    return mask

@@ -1,12 +1,16 @@
 """Noise levels and the grids that visit them.  Tables are float64 on the CPU; a schedule is a value, not a cursor.
 
-    z_t = sqrt(a_t) x0 + sqrt(1 - a_t) eps,   a_t = prod_{s <= t} (1 - beta_s)      (Ho et al. 2020, eq. 4)
+    z = s x0 + n eps
+    s = sqrt(a_t), n = sqrt(1 - a_t),   a_t = prod_{s <= t} (1 - beta_s)      diffusions (Ho et al. 2020, eq. 4)
+    s = 1 - t,     n = t                                                      rectified flows (Liu et al. 2023)
 
 Every solver step is given both of its ends, so that nothing has to be guessed from one label.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -41,13 +45,17 @@ class ScheduleParams:
             raise SettingsError(f"beta schedule {self.beta_schedule!r} is not known: scaled_linear or linear")
 
 
-def alphas_cumprod(params: ScheduleParams) -> Tensor:
-    """(train_steps,) float64: the share of signal a_t left at each timestep, falling from near 1."""
+def alphas_cumprod(params: ScheduleParams, dtype: torch.dtype = torch.float64) -> Tensor:
+    """(train_steps,): the share of signal a_t left at each timestep, falling from near 1.
+
+    Args:
+        dtype: in which it is computed; diffusers does so in float32.
+    """
     p = params
     if p.beta_schedule == "scaled_linear":
-        betas = torch.linspace(p.beta_start**0.5, p.beta_end**0.5, p.train_steps, dtype=torch.float64) ** 2
+        betas = torch.linspace(p.beta_start**0.5, p.beta_end**0.5, p.train_steps, dtype=dtype) ** 2
     else:
-        betas = torch.linspace(p.beta_start, p.beta_end, p.train_steps, dtype=torch.float64)
+        betas = torch.linspace(p.beta_start, p.beta_end, p.train_steps, dtype=dtype)
     alphas = torch.cumprod(1 - betas, dim=0)
     if p.zero_terminal_snr:
         root = alphas.sqrt()
@@ -76,57 +84,95 @@ def timesteps(params: ScheduleParams, steps: int, spacing: str = "leading") -> l
 
 @dataclass(frozen=True)
 class Level:
-    """One noise level: the label `t` the network is told, and the share of signal `alpha` in the latents."""
+    """One noise level.
 
-    t: int
-    alpha: float
+    Attributes:
+        t: what the network is told: a timestep, or a flow's time.
+        signal, noise: z = signal x0 + noise eps.
+    """
+
+    t: float
+    signal: float
+    noise: float
+
+    @classmethod
+    def of(cls, t: float, alpha: float) -> "Level":
+        """A level of a diffusion, by its share of signal `alpha` in [0, 1]."""
+        return cls(t, alpha**0.5, (1 - alpha) ** 0.5)
+
+    @property
+    def alpha(self) -> float:
+        """signal^2."""
+        return self.signal**2
 
 
 Edge = tuple[Level, Level]
+Edges = tuple[Edge, ...]
+
+
+class Schedule(Protocol):
+    """The noise levels of a network."""
+
+    def levels(self, steps: int, spacing: str, size: tuple[int, int]) -> tuple[Level, ...]:
+        """N + 1 levels, clean to noisy, for latents of `size` (h, w); SettingsError for what cannot be had."""
+        ...
+
+    def level(self, t: float) -> Level:
+        """The level of what the network is told."""
+        ...
+
+
+def upwards(levels: tuple[Level, ...]) -> Edges:
+    """The steps from clean to noisy."""
+    return tuple(pairwise(levels))
+
+
+def downwards(levels: tuple[Level, ...]) -> Edges:
+    """The steps from noisy to clean: those of `upwards` backwards."""
+    return tuple(pairwise(levels[::-1]))
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """The steps of an inversion and of the sampling that undoes it.
+class DiffusionSchedule:
+    """The levels of a network that was trained on 1000 timesteps, or as many as its parameters say."""
 
-    Attributes:
-        inversion: N edges in the order they are walked, clean to noisy.
-        sampling: N edges in the order they are walked, noisy to clean.
+    params: ScheduleParams = ScheduleParams()
 
-    On the consistent grid sampling[i] is inversion[N - 1 - i] backwards.
-    """
+    @cached_property
+    def _alphas(self) -> list[float]:
+        return alphas_cumprod(self.params).tolist()
 
-    inversion: tuple[Edge, ...]
-    sampling: tuple[Edge, ...]
+    @property
+    def _final(self) -> float:
+        return 1.0 if self.params.set_alpha_to_one else self._alphas[0]
 
-    def __len__(self) -> int:
-        return len(self.sampling)
+    def level(self, t: float) -> Level:
+        """The level of timestep `t`, a whole number; below 0 the cleanest one."""
+        return Level.of(max(int(t), 0), self._alphas[int(t)] if t >= 0 else self._final)
 
+    def levels(self, steps: int, spacing: str = "leading", size: tuple[int, int] = (0, 0)) -> tuple[Level, ...]:
+        """N + 1 levels, clean to noisy; the cleanest is told to the network as timestep 0.
 
-def make_schedule(params: ScheduleParams, steps: int, spacing: str = "leading", grid: str = "consistent") -> Schedule:
-    """Lay out a schedule.
+        Raises:
+            SettingsError: steps or spacing out of range.
+        """
+        visited = timesteps(self.params, steps, spacing)
+        if visited[0] == 0 and not self.params.set_alpha_to_one:  # which is the cleanest level itself
+            visited = timesteps(self.params, steps + 1, spacing)[1:]
+        return (Level.of(0, self._final), *(Level.of(t, self._alphas[t]) for t in visited))
 
-    Args:
-        grid: "consistent" walks the same levels both ways.  "released" is the arithmetic of the SAGE code on
-            diffusers 0.21.4: ends inferred from labels and train_steps // steps, so that the second inversion step
-            treats latents of level r as if of level 1.
-    Raises:
-        SettingsError: steps, spacing or grid out of range.
-    """
-    a = alphas_cumprod(params).tolist()
-    final = 1.0 if params.set_alpha_to_one else a[0]
-    visited = timesteps(params, steps, spacing)
-    if grid == "consistent":
-        levels = [Level(0, final)] + [Level(t, a[t]) for t in visited]
-        inversion = tuple(pairwise(levels))
-        return Schedule(inversion, tuple((b, a) for a, b in reversed(inversion)))
-    if grid != "released":
-        raise SettingsError(f"grid {grid!r} is not known: {', '.join(GRIDS)}")
-    ratio = params.train_steps // steps
+    def inferred(self, steps: int, spacing: str = "leading") -> tuple[Edges, Edges]:
+        """The steps that diffusers 0.21.4 infers from labels, there and back: each as long as train_steps // steps.
 
-    def level(t: int) -> Level:
-        return Level(max(t, 0), a[min(t, len(a) - 1)] if t >= 0 else final)
+        So the second inversion step treats latents of level r as if of level 1.  The table of alphas is the float32 one
+        that diffusers keeps.
+        """
+        a = alphas_cumprod(self.params, torch.float32).tolist()
+        final = 1.0 if self.params.set_alpha_to_one else a[0]
+        visited, ratio = timesteps(self.params, steps, spacing), self.params.train_steps // steps
 
-    return Schedule(
-        inversion=tuple((level(t), level(t + ratio)) for t in [0, *visited[:-1]]),
-        sampling=tuple((level(t), level(t - ratio)) for t in reversed(visited)))
+        def level(t: int) -> Level:
+            return Level.of(max(t, 0), a[min(t, len(a) - 1)] if t >= 0 else final)
+
+        return (tuple((level(t), level(t + ratio)) for t in [0, *visited[:-1]]),
+                tuple((level(t), level(t - ratio)) for t in reversed(visited)))

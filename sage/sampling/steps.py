@@ -1,61 +1,141 @@
-"""Deterministic DDIM (Song et al. 2021, eq. 12 with sigma = 0) as pure functions of both ends of a step.
+"""What a network predicts, and every solver step that methods take with it: pure functions of both ends of a step.
 
-    x0 = (z_s - sqrt(1 - a_s) eps) / sqrt(a_s)
-    z_r = sqrt(a_r) x0 + sqrt(1 - a_r) eps
+    z = s x0 + n eps                          at a level of signal s and noise n, of a diffusion or of a flow
+    z' = s' x0 + n' eps                       DDIM (Song et al. 2021, eq. 12, sigma = 0); Euler of a rectified flow
+    z' = (s' / s) z + (n' - n s' / s) eps     the same, linear in z
 
-Run from noisy to clean it samples, from clean to noisy it inverts.  No network is imported here.
+Run from noisy to clean they sample, from clean to noisy they invert.  No network is imported here.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sage.sampling.levels import Edge, Level
 
 PREDICTIONS = ("epsilon", "v_prediction")
 
-Denoise = Callable[[Tensor, Level], tuple[Tensor, Tensor]]
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a network sees in latents z = signal x0 + noise eps.  Sums and multiples are those of both.
+
+    Attributes:
+        x0, eps: (B, C, h, w) float32, clean latents and noise.
+    """
+
+    x0: Tensor
+    eps: Tensor
+
+    def __add__(self, other: "Prediction") -> "Prediction":
+        return Prediction(self.x0 + other.x0, self.eps + other.eps)
+
+    def __sub__(self, other: "Prediction") -> "Prediction":
+        return Prediction(self.x0 - other.x0, self.eps - other.eps)
+
+    def __mul__(self, factor: float | Tensor) -> "Prediction":
+        return Prediction(factor * self.x0, factor * self.eps)
+
+    __rmul__ = __mul__
+
+    @property
+    def velocity(self) -> Tensor:
+        """eps - x0: what a rectified flow predicts."""
+        return self.eps - self.x0
+
+    def detach(self) -> "Prediction":
+        """Without its graph."""
+        return Prediction(self.x0.detach(), self.eps.detach())
+
+    def chunk(self, parts: int) -> "tuple[Prediction, ...]":
+        """The batch in equal parts."""
+        return tuple(Prediction(x0, eps) for x0, eps in zip(self.x0.chunk(parts), self.eps.chunk(parts), strict=True))
 
 
-def renoise(x0: Tensor, eps: Tensor, alpha: float) -> Tensor:
-    """Clean latents and noise -> latents at the level with signal share `alpha`; any shape."""
-    return alpha**0.5 * x0 + (1 - alpha) ** 0.5 * eps
+def renoise(p: Prediction, to: Level) -> Tensor:
+    """The latents at level `to` that the prediction stands for: a DDIM step, or an Euler step of a flow."""
+    return to.signal * p.x0 + to.noise * p.eps
 
 
-def clean(z: Tensor, eps: Tensor, alpha: float) -> Tensor:
-    """The clean latents that `z`, at signal share `alpha` > 0, was made from if its noise was `eps`."""
-    return (z - (1 - alpha) ** 0.5 * eps) / alpha**0.5
+def clean(z: Tensor, eps: Tensor, level: Level) -> Tensor:
+    """The clean latents that `z`, at a level of some signal, was made from if its noise was `eps`."""
+    return (z - level.noise * eps) / level.signal
 
 
-def ddim_step(z: Tensor, eps: Tensor, start: float, end: float) -> Tensor:
-    """Carry `z` from signal share `start` to `end` with one noise estimate; swap the ends for the inverse."""
-    return renoise(clean(z, eps, start), eps, end)
+def with_noise(z: Tensor, eps: Tensor, level: Level) -> Prediction:
+    """`z` at `level` as made with the noise `eps`."""
+    return Prediction(clean(z, eps, level), eps)
 
 
-def from_prediction(z: Tensor, output: Tensor, alpha: float, prediction: str) -> tuple[Tensor, Tensor]:
-    """A network's output at signal share `alpha` -> (x0, eps).
+def ddim_step(z: Tensor, eps: Tensor, here: Level, there: Level) -> Tensor:
+    """Carry `z` from one level to another with one noise estimate; swap the ends for the inverse."""
+    return renoise(with_noise(z, eps, here), there)
 
-    v = sqrt(a) eps - sqrt(1 - a) x0 (Salimans & Ho 2022, appendix D).
+
+def advance(p: Prediction, here: Level, there: Level) -> Tensor:
+    """(s' - s) x0 + (n' - n) eps: how far latents move from one level to another; also that of a difference of two
+    predictions, as in FlowEdit (Kulikov et al. 2024, eq. 7)."""
+    return (there.signal - here.signal) * p.x0 + (there.noise - here.noise) * p.eps
+
+
+def affine(here: Level, there: Level) -> tuple[float, float]:
+    """A and B of z' = A z + B eps (EDICT, Wallace et al. 2023, eq. 12)."""
+    a = there.signal / here.signal
+    return a, there.noise - here.noise * a
+
+
+def ancestral(p: Prediction, here: Level, there: Level, eta: float = 1.0) -> tuple[Tensor, float]:
+    """Mean and standard deviation of a stochastic step (Song et al. 2021, eq. 12 and 16; eta = 1 is DDPM).
+
+        var = eta^2 n'^2 (1 - (s n' / (s' n))^2),   mean = s' x0 + sqrt(n'^2 - var) eps
+    """
+    ratio = here.signal * there.noise / (there.signal * here.noise)
+    var = eta**2 * there.noise**2 * max(0.0, 1 - ratio**2)
+    return there.signal * p.x0 + max(0.0, there.noise**2 - var) ** 0.5 * p.eps, var**0.5
+
+
+def from_output(z: Tensor, output: Tensor, level: Level, prediction: str) -> Prediction:
+    """A network's output for latents `z` at `level`.
+
+    v = s eps - n x0 (Salimans & Ho 2022, appendix D).
 
     Raises:
         ValueError: `prediction` is neither "epsilon" nor "v_prediction".
     """
     if prediction == "epsilon":
-        return clean(z, output, alpha), output
+        return with_noise(z, output, level)
     if prediction == "v_prediction":
-        signal, noise = alpha**0.5, (1 - alpha) ** 0.5
-        return signal * z - noise * output, signal * output + noise * z
+        return Prediction(level.signal * z - level.noise * output, level.signal * output + level.noise * z)
     raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
 
 
-def walk(denoise: Denoise, z: Tensor, edges: Iterable[Edge]) -> Iterator[Tensor]:
+Predict = Callable[[Tensor, Level], Prediction]
+
+
+def walk(predict: Predict, z: Tensor, edges: Iterable[Edge]) -> Iterator[Tensor]:
     """Follow `edges` from `z`, yielding the latents after each: inversion or plain sampling, as the edges lead.
 
     Args:
-        denoise: (latents, level) -> (x0, eps).
-        z: (B, 4, h, w) latents at the first edge's start.
+        predict: (latents, level) -> what they are made of.
+        z: (B, C, h, w) latents at the first edge's start.
     """
-    for start, end in edges:
-        x0, eps = denoise(z, start)
-        z = renoise(x0, eps, end.alpha)
+    for here, there in edges:
+        z = renoise(predict(z, here), there)
         yield z
+
+
+def mixed_with_noise(z: Tensor, noise: Tensor, share: float) -> Tensor:
+    """(1 - b) z + b noise, brought back to unit variance."""
+    return z if share == 0 else ((1 - share) * z + share * noise) / ((1 - share) ** 2 + share**2) ** 0.5
+
+
+def classifier_free(negative: Prediction, positive: Prediction, w: float | Tensor) -> Prediction:
+    """negative + w (positive - negative) (Ho & Salimans 2022, eq. 6)."""
+    return negative + w * (positive - negative)
+
+
+def gaussian(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+    """Standard normal numbers drawn on the CPU, so that a seed means the same on every device."""
+    return torch.randn(shape, generator=generator).to(like)

@@ -2,5 +2,5 @@
 
     sage ui
 
-desk.py does the work and knows no Gradio; page.py is what is seen; server.py is how it is reached.
+service.py does the work and knows no Gradio; page.py is what is seen; server.py is how it is reached.
 """

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 V = TypeVar("V")
 
 
-class Shelf(Generic[V]):
+class Cache(Generic[V]):
     """Values by key, as many as fit; the ones that nobody asked for the longest go first.
 
     One value is kept however large it is.

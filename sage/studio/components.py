@@ -9,47 +9,47 @@ from sage.config import EditConfig
 from sage.studio import form
 from sage.studio.examples import MODEL, examples
 from sage.studio.parts import Picture, Words
-from sage.studio.service import Desk
+from sage.studio.service import Studio
 from sage.studio.words import compare
 
 TITLE = """<header><h1>SAGE studio</h1><p>Edit a picture by rewriting its description: say what it shows, then say
 what it shall show, with as few words changed as possible.</p></header>"""
 
 
-def lay_out(desk: Desk) -> SimpleNamespace:
+def lay_out(studio: Studio) -> SimpleNamespace:
     """Every component of the page that something happens to, by name; inside a gr.Blocks."""
     ui = SimpleNamespace()
     with gr.Row(elem_id="head", equal_height=False):
         gr.HTML(TITLE, min_height=0)
         with gr.Column(scale=0, min_width=340):
-            ui.model = gr.Dropdown(list(desk.places), value=desk.model.name, label="Model", elem_id="model",
-                                   info=about(desk), filterable=False)
+            ui.model = gr.Dropdown(list(studio.places), value=studio.model.name, label="Model", elem_id="model",
+                                   info=about(studio), filterable=False)
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
-            _asked(ui, desk)
+            _prompts(ui, studio)
         with gr.Column(min_width=320):
-            _given(ui)
-    if MODEL in desk.places:
-        ui.examples = gr.Gallery([(str(e.path), e.title) for e in examples(desk.folder)], label="Try one", columns=6,
+            _results(ui)
+    if MODEL in studio.places:
+        ui.examples = gr.Gallery([(str(e.path), e.title) for e in examples(studio.folder)], label="Try one", columns=6,
                                  height="auto", object_fit="contain", allow_preview=False, buttons=[],
                                  interactive=False, elem_id="examples", elem_classes="pixels", format="png")
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         ui.recommended = gr.Button("Back to the model's recommended settings", size="sm", elem_id="recommended")
-        ui.settings = _settings(desk.model.recommended)
+        ui.settings = _settings(studio.model.recommended)
         ui.truncate = gr.Checkbox(False, label="truncate", elem_id="set-truncate",
                                   info="Cut prompts that are too long for the model.")
     ui.inside = gr.HTML(elem_id="inside")
     return ui
 
 
-def about(desk: Desk) -> str:
+def about(studio: Studio) -> str:
     """One line on the model in memory."""
-    c = desk.model.recommended
-    return (f"{desk.model.sample_size} px; recommended: {c.steps} steps, guidance {c.guidance_scale:g}. Its settings "
+    c = studio.model.recommended
+    return (f"{studio.model.sample_size} px; recommended: {c.steps} steps, guidance {c.guidance_scale:g}. Its settings "
             "are under Advanced.")
 
 
-def _asked(ui: SimpleNamespace, desk: Desk) -> None:
+def _prompts(ui: SimpleNamespace, studio: Studio) -> None:
     ui.picture = Picture(label="Picture", sources=["upload", "clipboard"], type="filepath", height=320, buttons=[],
                          elem_id="picture", elem_classes="pixels", format="png",
                          placeholder="Drop a picture here, or an edit made earlier to have its settings back")
@@ -62,10 +62,10 @@ def _asked(ui: SimpleNamespace, desk: Desk) -> None:
         ui.cancel = gr.Button("Cancel", variant="stop", size="lg", elem_id="cancel", interactive=False)
     ui.status = gr.HTML(elem_id="status")
     with gr.Accordion("Words that differ", open=True, elem_id="words-panel"):
-        ui.words = Words(compare(desk.model.prompts, "", "", desk.model.recommended), elem_id="words")
+        ui.words = Words(compare(studio.model.prompts, "", "", studio.model.recommended), elem_id="words")
 
 
-def _given(ui: SimpleNamespace) -> None:
+def _results(ui: SimpleNamespace) -> None:
     ui.result = gr.ImageSlider(label="Before and after", buttons=["fullscreen"], interactive=False, elem_id="result",
                                format="png", elem_classes="pixels", max_height=560)
     with gr.Row():

@@ -1,4 +1,4 @@
-"""What happens on the page: from components to the desk, and back."""
+"""What happens on the page: from components to the studio, and back."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from sage.studio.clock import Cancelled, seconds
 from sage.studio.components import about
 from sage.studio.examples import MODEL, examples
 from sage.studio.parts import inside, running, said
-from sage.studio.service import Asked, Desk
+from sage.studio.service import EditRequest, Studio
 from sage.studio.visit import Entry, Visit
 
 Changes = dict[Any, Any]
@@ -23,8 +23,8 @@ Changes = dict[Any, Any]
 class Handlers:
     """One method an event; each returns new values for some of the components of `ui`."""
 
-    def __init__(self, desk: Desk, ui: SimpleNamespace):
-        self.desk, self.ui = desk, ui
+    def __init__(self, studio: Studio, ui: SimpleNamespace):
+        self.studio, self.ui = studio, ui
 
     # ---- the picture
 
@@ -34,12 +34,12 @@ class Handlers:
         if given is None:
             return {}
         try:
-            record = self.desk.take(who, *given)
+            record = self.studio.take(who, *given)
         except SageError as error:
-            return {ui.status: said(str(error), "error"), ui.picture: shown(self.desk.visit(who))}
+            return {ui.status: said(str(error), "error"), ui.picture: shown(self.studio.visit(who))}
         if record is None:
             return {ui.status: ""}
-        visit = self.desk.visit(who)
+        visit = self.studio.visit(who)
         wanted = record["picture"]
         note = f"The settings of this edit of {wanted['name']} are restored."
         if visit.picture.identity["sha256"] != wanted["sha256"]:
@@ -47,39 +47,39 @@ class Handlers:
         return self._restored(record, visit, note)
 
     def cleared(self, request: gr.Request) -> None:
-        self.desk.visit(request.session_hash).picture = None
+        self.studio.visit(request.session_hash).picture = None
 
     def _restored(self, record: dict[str, Any], visit: Visit, note: str) -> Changes:
         ui, name, config = self.ui, record["model"], EditConfig.from_dict(record["config"])
         kind = "done"
-        if name not in self.desk.places:
-            name, kind = self.desk.model.name, "note"
+        if name not in self.studio.places:
+            name, kind = self.studio.model.name, "note"
             note += f" It was made with {record['model']}, which this studio does not have."
         if record.get("prediction_type"):
             kind = "note"
             note += f" It took the model to predict {record['prediction_type']}, which cannot be set here."
         return {ui.picture: shown(visit), ui.source: record["source"], ui.target: record["target"],
                 ui.model: name, ui.truncate: record["truncate"], ui.status: said(note, kind),
-                ui.words: self.desk.words(record["source"], record["target"], config),
+                ui.words: self.studio.words(record["source"], record["target"], config),
                 **dict(zip(ui.settings, form.values(config), strict=True))}
 
     def chosen(self, event: gr.SelectData, request: gr.Request) -> Changes:
         """An example was clicked: it is edited at once."""
-        examples_ = examples(self.desk.folder)
+        examples_ = examples(self.studio.folder)
         example = examples_[event.index if 0 <= event.index < len(examples_) else 0]
         who = request.session_hash
-        self.desk.take(who, example.path, example.name)
-        config = self.desk.recommended.get(MODEL) or self.desk.use(MODEL)
+        self.studio.take(who, example.path, example.name)
+        config = self.studio.recommended.get(MODEL) or self.studio.use(MODEL)
         record = {"model": MODEL, "config": config.as_dict(), "source": example.source, "target": example.target,
                   "truncate": False}
-        return self._restored(record, self.desk.visit(who), "")
+        return self._restored(record, self.studio.visit(who), "")
 
     def returned(self, event: gr.SelectData, request: gr.Request) -> Changes:
         """An earlier edit of this visit was clicked."""
         who, ui = request.session_hash, self.ui
-        visit = self.desk.visit(who)
+        visit = self.studio.visit(who)
         try:
-            entry = self.desk.restore(who, len(visit.entries) - 1 - int(event.index))
+            entry = self.studio.restore(who, len(visit.entries) - 1 - int(event.index))
         except SageError as error:
             return {ui.status: said(str(error), "error")}
         note = "The settings of this edit are restored."
@@ -92,7 +92,7 @@ class Handlers:
     def compared(self, source: str, target: str, *settings: Any) -> Changes:
         """The prompts or the phrases were changed: show what differs."""
         try:
-            return {self.ui.words: self.desk.words(source or "", target or "", form.config(settings))}
+            return {self.ui.words: self.studio.words(source or "", target or "", form.config(settings))}
         except SageError as error:
             return {self.ui.words: {"problem": str(error)}}
 
@@ -105,10 +105,11 @@ class Handlers:
         """Another model was picked, or its own settings wanted."""
         ui = self.ui
         try:
-            config = self.desk.use(model)
+            config = self.studio.use(model)
         except SageError as error:
             return {ui.status: said(str(error), "error")}
-        return {ui.model: gr.Dropdown(info=about(self.desk)), ui.status: said(f"The settings that {model} recommends."),
+        return {ui.model: gr.Dropdown(info=about(self.studio)),
+                ui.status: said(f"The settings that {model} recommends."),
                 **dict(zip(ui.settings, form.values(config), strict=True))}
 
     # ---- edits
@@ -121,13 +122,13 @@ class Handlers:
                ui.status: said("Starting", "done")}
         ready = {ui.edit: gr.Button(interactive=True), ui.cancel: gr.Button(interactive=False)}
         try:
-            asked = Asked(model, source or "", target or "", form.config(settings), bool(truncate))
-            work = self.desk.edit(who, asked)
+            wanted = EditRequest(model, source or "", target or "", form.config(settings), bool(truncate))
+            work = self.studio.edit(who, wanted)
             while True:
                 yield {ui.status: running(next(work))}
         except StopIteration as done:
             entry: Entry = done.value
-            visit = self.desk.visit(who)
+            visit = self.studio.visit(who)
             yield {**ready, **self._result(entry, visit),
                    ui.status: said(story(entry), "note" if entry.notes else "done"),
                    ui.history: gr.Gallery([(str(e.path), e.record["target"]) for e in reversed(visit.entries)],
@@ -138,20 +139,20 @@ class Handlers:
             yield {**ready, ui.status: said(str(error), "error")}
 
     def cancel(self, request: gr.Request) -> Changes:
-        self.desk.visit(request.session_hash).cancel()
+        self.studio.visit(request.session_hash).cancel()
         return {self.ui.edit: gr.Button(interactive=True), self.ui.cancel: gr.Button(interactive=False),
                 self.ui.status: said("Cancelled.", "note")}
 
     def look(self, request: gr.Request) -> Iterator[Changes]:
         """Show what happened inside the edit that is shown."""
         ui, who = self.ui, request.session_hash
-        visit = self.desk.visit(who)
+        visit = self.studio.visit(who)
         ready = {ui.look: gr.Button(interactive=True), ui.cancel: gr.Button(interactive=False)}
         yield {ui.look: gr.Button(interactive=False), ui.cancel: gr.Button(interactive=True)}
         try:
             if visit.shown is None:
                 raise SettingsError("there is no edit to look into yet")
-            work = self.desk.look_inside(who, visit.shown)
+            work = self.studio.look_inside(who, visit.shown)
             while True:
                 yield {ui.status: running(next(work))}
         except StopIteration as done:
@@ -168,7 +169,7 @@ class Handlers:
                 ui.download: gr.DownloadButton(value=str(entry.path), interactive=True)}
 
     def left(self, request: gr.Request) -> None:
-        self.desk.leave(request.session_hash)
+        self.studio.leave(request.session_hash)
 
 
 def story(entry: Entry) -> str:

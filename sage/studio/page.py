@@ -7,7 +7,7 @@ import gradio as gr
 from sage.studio.components import lay_out
 from sage.studio.handlers import Handlers
 from sage.studio.parts import refuse_addresses
-from sage.studio.service import Desk
+from sage.studio.service import Studio
 
 HERE = Path(__file__).parent
 CSS = (HERE / "studio.css").read_text(encoding="utf-8")
@@ -17,24 +17,24 @@ THEME = gr.themes.Base(primary_hue="teal", neutral_hue="stone", font=FONT, radiu
 AGE = 24 * 3600  # seconds that uploaded files are kept
 
 
-def build(desk: Desk) -> gr.Blocks:
+def build(studio: Studio) -> gr.Blocks:
     """The page, ready to be launched."""
     refuse_addresses()
     with gr.Blocks(title="SAGE studio", analytics_enabled=False, delete_cache=(3600, AGE), fill_width=False) as page:
-        ui = lay_out(desk)
-        _wire(page, desk, ui)
+        ui = lay_out(studio)
+        _wire(page, studio, ui)
     return page
 
 
-def _wire(page: gr.Blocks, desk: Desk, ui) -> None:
-    on = Handlers(desk, ui)
+def _wire(page: gr.Blocks, studio: Studio, ui) -> None:
+    on = Handlers(studio, ui)
     # What needs the model waits in one queue, and is worked one at a time; all else is answered at once.
-    queued = {"concurrency_id": "desk", "concurrency_limit": 1, "api_visibility": "private"}
+    queued = {"concurrency_id": "studio", "concurrency_limit": 1, "api_visibility": "private"}
     at_once = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     form = [ui.picture, ui.source, ui.target, ui.model, ui.truncate, ui.status, ui.words, *ui.settings]
-    given = [ui.result, ui.download, ui.look, ui.inside]
-    asked = [ui.source, ui.target, ui.model, ui.truncate, *ui.settings]
-    edited = {"fn": on.edit, "inputs": asked, "outputs": [*given, ui.status, ui.history, ui.edit, ui.cancel],
+    results = [ui.result, ui.download, ui.look, ui.inside]
+    inputs = [ui.source, ui.target, ui.model, ui.truncate, *ui.settings]
+    edited = {"fn": on.edit, "inputs": inputs, "outputs": [*results, ui.status, ui.history, ui.edit, ui.cancel],
               "show_progress": "minimal", "show_progress_on": ui.status, **queued}
 
     ui.picture.upload(on.dropped, ui.picture, form, **at_once)
@@ -56,5 +56,5 @@ def _wire(page: gr.Blocks, desk: Desk, ui) -> None:
     looks = ui.look.click(on.look, None, [ui.inside, ui.status, ui.look, ui.cancel], show_progress="minimal",
                           show_progress_on=ui.status, **queued)
     ui.cancel.click(on.cancel, None, [ui.status, ui.edit, ui.cancel], cancels=[*edits, looks], **at_once)
-    ui.history.select(on.returned, None, [*form, *given], **at_once)
+    ui.history.select(on.returned, None, [*form, *results], **at_once)
     page.unload(on.left)

@@ -11,7 +11,7 @@ from typing import Any
 
 from sage.errors import ModelError, SageError, SettingsError
 from sage.models.known import KNOWN, installed
-from sage.studio.service import Desk, Limits
+from sage.studio.service import Limits, Studio
 
 UPLOAD = 20_000_000  # bytes of a picture file
 MESSAGE = 1_000_000  # bytes of any other request
@@ -48,12 +48,12 @@ def prepare(folder: Path) -> list[str]:
     return ignored
 
 
-def launch(desk: Desk, host: str = "127.0.0.1", port: int = 7860, queue: int = 16, share: bool = False,
+def launch(studio: Studio, host: str = "127.0.0.1", port: int = 7860, queue: int = 16, share: bool = False,
            root_path: str = "") -> tuple[Any, str]:
     """Serve the studio from threads of this process.
 
     Args:
-        desk: whose folder is that of `prepare`.
+        studio: whose folder is that of `prepare`.
         port: 0 for any free one.
         queue: how many may wait; others are told that it is full.
     Returns:
@@ -64,7 +64,7 @@ def launch(desk: Desk, host: str = "127.0.0.1", port: int = 7860, queue: int = 1
     from starlette.middleware import Middleware
 
     from sage.studio.page import CSS, THEME, build
-    page = build(desk)
+    page = build(studio)
     page.queue(max_size=queue, default_concurrency_limit=1, api_open=False)
     port = port or _free_port(host)
     with warnings.catch_warnings():
@@ -74,7 +74,7 @@ def launch(desk: Desk, host: str = "127.0.0.1", port: int = 7860, queue: int = 1
                 server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True, inbrowser=False,
                 show_error=False, max_file_size=UPLOAD, allowed_paths=[], blocked_paths=[], root_path=root_path,
                 enable_monitoring=False, run_history=False, mcp_server=False, ssr_mode=False, pwa=False,
-                footer_links=[], state_session_capacity=desk.limits.visits, strict_cors=True, theme=THEME, css=CSS,
+                footer_links=[], state_session_capacity=studio.limits.visits, strict_cors=True, theme=THEME, css=CSS,
                 app_kwargs={"middleware": [Middleware(Guard)], "docs_url": None, "redoc_url": None})
         except OSError as error:
             raise SettingsError(f"{host}:{port} cannot be served at: {str(error).splitlines()[0]}") from error
@@ -89,8 +89,8 @@ def serve(models: Sequence[str] | None, limits: Limits, host: str, port: int, qu
             print(f"sage: note: {', '.join(ignored)} ignored: the studio is opened by its own arguments alone",
                   file=sys.stderr)
         print("sage: loading the model", file=sys.stderr)
-        desk = Desk(choose_models(models), limits, Path(folder) / "desk")
-        page, address = launch(desk, host, port, queue, share)
+        studio = Studio(choose_models(models), limits, Path(folder) / "studio")
+        page, address = launch(studio, host, port, queue, share)
         print(f"the studio is at {address} (Ctrl-C ends it)", flush=True)
         ended = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: ended.set())
@@ -101,7 +101,7 @@ def serve(models: Sequence[str] | None, limits: Limits, host: str, port: int, qu
             pass
         finally:
             page.close(verbose=False)
-            desk.close()
+            studio.close()
 
 
 def _free_port(host: str) -> int:

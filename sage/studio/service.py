@@ -23,7 +23,7 @@ from sage.models.known import find_model
 from sage.models.loading import load_model
 from sage.pictures.metadata import check_prompt, identity, make_record, read_record
 from sage.prompts.plan import Plan, check_prompts
-from sage.studio.cache import Shelf
+from sage.studio.cache import Cache
 from sage.studio.clock import Cancelled, Clock, Pace
 from sage.studio.visit import Entry, Picture, Visit, for_eyes
 from sage.studio.words import compare
@@ -55,7 +55,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Asked:
+class EditRequest:
     """One edit as a visitor wants it."""
 
     model: str
@@ -65,7 +65,7 @@ class Asked:
     truncate: bool = False
 
 
-class Desk:
+class Studio:
     """One model in memory, and whoever comes to use it.
 
     Args:
@@ -81,8 +81,8 @@ class Desk:
         if not self.places:
             raise ModelError("no model is here: name one with --model")
         self.folder = folder or Path(tempfile.mkdtemp(prefix="sage-studio-"))
-        self.trajectories: Shelf[Trajectory] = Shelf(self.limits.memory, lambda trajectory: trajectory.nbytes)
-        self.pictures: Shelf[Picture] = Shelf(self.limits.memory // 4, lambda picture: picture.size)
+        self.trajectories: Cache[Trajectory] = Cache(self.limits.memory, lambda trajectory: trajectory.nbytes)
+        self.pictures: Cache[Picture] = Cache(self.limits.memory // 4, lambda picture: picture.size)
         self.paces: dict[tuple, Pace] = {}
         self._visits: OrderedDict[str, Visit] = OrderedDict()
         self._lock, self._words = Lock(), Lock()  # tokenizers cannot be shared by two threads at once
@@ -178,7 +178,7 @@ class Desk:
 
     # ---- edits
 
-    def edit(self, who: str, asked: Asked) -> Generator[Clock, None, Entry]:
+    def edit(self, who: str, request: EditRequest) -> Generator[Clock, None, Entry]:
         """Make one edit; a look at its clock every now and then, and what came of it in the end.
 
         Closing the generator stops the edit.
@@ -188,9 +188,9 @@ class Desk:
             SageError: it cannot be made, and why.
         """
         visit = self.visit(who)
-        picture = self._checked(visit, asked)
-        clock = visit.clock = Clock([("invert", asked.config.steps), ("edit", asked.config.steps)])
-        return (yield from self._watched(clock, self._edit, who, visit, picture, asked, clock))
+        picture = self._checked(visit, request)
+        clock = visit.clock = Clock([("invert", request.config.steps), ("edit", request.config.steps)])
+        return (yield from self._watched(clock, self._edit, who, visit, picture, request, clock))
 
     def look_inside(self, who: str, entry: Entry) -> Generator[Clock, None, str]:
         """Make one of the visitor's edits again, watched: a page that shows what happened, as `sage edit --explain`.
@@ -202,10 +202,10 @@ class Desk:
         if picture is None:
             raise PictureError(f"{entry.record['picture']['name']} is not remembered any more: drop it again")
         record = entry.record
-        asked = Asked(record["model"], record["source"], record["target"], EditConfig.from_dict(record["config"]),
-                      record["truncate"])
-        clock = visit.clock = Clock([("edit", asked.config.steps)])
-        return (yield from self._watched(clock, self._look, who, visit, picture, asked, clock))
+        request = EditRequest(record["model"], record["source"], record["target"],
+                              EditConfig.from_dict(record["config"]), record["truncate"])
+        clock = visit.clock = Clock([("edit", request.config.steps)])
+        return (yield from self._watched(clock, self._look, who, visit, picture, request, clock))
 
     def use(self, name: str) -> EditConfig:
         """Load a model in the place of the one that is there, and say what settings it recommends."""
@@ -236,60 +236,61 @@ class Desk:
             clock.cancel()
             future.cancel()
 
-    def _checked(self, visit: Visit, asked: Asked) -> Picture:
+    def _checked(self, visit: Visit, request: EditRequest) -> Picture:
         """The picture to edit; SageError for whatever can be told without the model."""
         if visit.picture is None:
             raise PictureError("there is no picture yet: drop one, or take an example")
         for name in ("source", "target"):
-            check_prompt(name, getattr(asked, name))
-        if asked.model not in self.places:
-            raise ModelError(f"this studio has no model {asked.model[:60]!r}: choose one of {', '.join(self.places)}")
+            check_prompt(name, getattr(request, name))
+        if request.model not in self.places:
+            raise ModelError(f"this studio has no model {request.model[:60]!r}: choose one of {', '.join(self.places)}")
         for name in ("steps", "retries"):
-            if getattr(asked.config, name) > (most := getattr(self.limits, name)):
-                raise SettingsError(f"{name} is {getattr(asked.config, name)}: this studio allows at most {most}")
+            if getattr(request.config, name) > (most := getattr(self.limits, name)):
+                raise SettingsError(f"{name} is {getattr(request.config, name)}: this studio allows at most {most}")
         return visit.picture
 
-    def _edit(self, who: str, visit: Visit, picture: Picture, asked: Asked, clock: Clock) -> Entry:
-        self._load(asked.model, clock)
-        plan, key = self._plan(who, picture, asked)
-        clock.pace = self._pace(asked.config)
+    def _edit(self, who: str, visit: Visit, picture: Picture, request: EditRequest, clock: Clock) -> Entry:
+        self._load(request.model, clock)
+        plan, key = self._plan(who, picture, request)
+        clock.pace = self._pace(request.config)
         trajectory = self.trajectories.get(key)
         if trajectory is None:
             self.trajectories.spare(self.trajectories.largest)  # before another is made beside them
         else:
-            clock.plan = (("edit", asked.config.steps),)
-        result = edit_batch(self.model, [picture.image], [plan], asked.config, clock, trajectory)[0]
+            clock.plan = (("edit", request.config.steps),)
+        result = edit_batch(self.model, [picture.image], [plan], request.config, clock, trajectory)[0]
         self.trajectories.put(key, result.trajectory)
-        record = make_record(self.model, asked.source, asked.target, asked.config, picture.identity, asked.truncate)
+        record = make_record(self.model, request.source, request.target, request.config, picture.identity,
+                             request.truncate)
         path = visit.new_file(f"{Path(picture.identity['name']).stem}-edit.png")
         pictures.save_picture(result.image, path, record)
-        saved = None if trajectory is None else clock.pace.seconds.get("invert", 0.0) * asked.config.steps
+        saved = None if trajectory is None else clock.pace.seconds.get("invert", 0.0) * request.config.steps
         entry = Entry(record, path, clock.elapsed, saved, result.notes)
         for image, eye in zip((picture.image, result.image), entry.eyes, strict=True):
             pictures.save_picture(for_eyes(image), eye)
         visit.remember(entry)
         return entry
 
-    def _look(self, who: str, visit: Visit, picture: Picture, asked: Asked, clock: Clock) -> str:
-        self._load(asked.model, clock)
-        plan, key = self._plan(who, picture, asked)
-        clock.pace = self._pace(asked.config)
+    def _look(self, who: str, visit: Visit, picture: Picture, request: EditRequest, clock: Clock) -> str:
+        self._load(request.model, clock)
+        plan, key = self._plan(who, picture, request)
+        clock.pace = self._pace(request.config)
         with self._words:
-            seen = Explanation(self.model, picture.image, asked.source, asked.target, asked.config,
-                               truncate=asked.truncate)
-        result: EditResult = edit_batch(self.model, [picture.image], [plan], asked.config, clock,
+            seen = Explanation(self.model, picture.image, request.source, request.target, request.config,
+                               truncate=request.truncate)
+        result: EditResult = edit_batch(self.model, [picture.image], [plan], request.config, clock,
                                         self.trajectories.get(key), seen)[0]
         with self._words, tempfile.TemporaryDirectory(dir=self.folder) as folder:
             return seen.write(folder, result, clock).read_text(encoding="utf-8")
 
-    def _plan(self, who: str, picture: Picture, asked: Asked) -> tuple[Plan, tuple]:
+    def _plan(self, who: str, picture: Picture, request: EditRequest) -> tuple[Plan, tuple]:
         """What to do, and the key of the inversion that it takes."""
         most = self.limits.side or 2 * self.model.sample_size
-        if (asked.config.size or 0) > most:
-            raise SettingsError(f"size is {asked.config.size}: this studio allows at most {most}")
+        if (request.config.size or 0) > most:
+            raise SettingsError(f"size is {request.config.size}: this studio allows at most {most}")
         with self._words:
-            plan = check_prompts(self.model, asked.source, asked.target, asked.config, asked.truncate)
-        return plan, (who, self.model.name, picture.identity["sha256"], recording_key(asked.config, [plan]))
+            plan = check_prompts(self.model, request.source, request.target, request.config, request.truncate)
+        return plan, (who, self.model.name, picture.identity["sha256"], recording_key(request.config, [plan]))
 
     def _pace(self, config: EditConfig) -> Pace:
         key = (self.model.name, config.size, config.reconstruction)

@@ -10,27 +10,29 @@ Reading goes through the safetensors library; writing is done here, as the libra
 import json
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sage import pictures
 from sage.errors import ModelError, SettingsError
 from sage.files import written_whole
-from sage.inversion import Trajectory
-from sage.models.fingerprint import fingerprint
-from sage.models.sd.model import StableDiffusion
+from sage.method import method
+from sage.models.backbone import Backbone
+from sage.models.sites import Where
 from sage.models.weights import Stored, open_weights, some
 from sage.pictures.metadata import made_by
-from sage.trajectory.label import KEY, Label, check_place, read_label
-from sage.trajectory.layout import Layout, channels_last, layout, named
+from sage.trajectory.kinds import KINDS, Frame, Origin, Trajectory, Wanted, mapped, named
+from sage.trajectory.label import KEY, VERSION, Label, check_place, read_label
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-RECORDED = ("self", "cross")  # these lie where the model wants them, in the dtype that it computed in
+ASIDE = {"text", "factors", "attention"}  # in files of version 1, and worked out anew today
 
 
-def save_trajectory(trajectory: Trajectory, path: str | Path, model: StableDiffusion, *, name: str = "",
+def save_trajectory(trajectory: Trajectory, path: str | Path, model: Backbone, *, name: str = "",
                     truncate: bool = False, prediction_type: str | None = None) -> Path:
     """Write a trajectory, whole or not at all.
 
@@ -43,12 +45,14 @@ def save_trajectory(trajectory: Trajectory, path: str | Path, model: StableDiffu
     Raises:
         SettingsError: another ending, or a place that cannot be written to.
     """
-    path = Path(path)
+    path, of = Path(path), trajectory.origin
     check_place(path)
-    tensors = dict(sorted(named(trajectory).items()))
-    label = Label(_valid(model.name), fingerprint(model), prediction_type, trajectory.source, truncate,
-                  trajectory.config, trajectory.pictures, trajectory.picture_size, _valid(name),
-                  channels_last(trajectory), trajectory.notes, made_by(model), checksum(tensors.values()))
+    tensors, orders, same = _laid_out(trajectory)
+    wants = tuple(want.where._asdict() | {"steps": sorted(want.steps)} for want in trajectory.wants)
+    label = Label(VERSION, trajectory.kind, _valid(model.name), of.model, prediction_type, of.inversion, of.method,
+                  of.settings, of.source, of.target, truncate, of.pictures, of.picture_size, _valid(name),
+                  len(trajectory.latents) - 1, wants, orders, same, trajectory.notes, made_by(model),
+                  checksum(tensors.values()))
     header = _header(label, tensors)
     try:
         with written_whole(path) as out:
@@ -60,7 +64,24 @@ def save_trajectory(trajectory: Trajectory, path: str | Path, model: StableDiffu
     return path
 
 
-def load_trajectory(path: str | Path, model: StableDiffusion) -> Trajectory:
+def _laid_out(trajectory: Trajectory) -> tuple[dict[str, Tensor], dict[str, list[int]], dict[str, str]]:
+    """Every tensor by its name, its dimensions as they lie in memory; those orders; and what is there already."""
+    tensors, orders, same = dict[str, Tensor](), dict[str, list[int]](), dict[str, str]()
+    seen: dict[tuple, str] = {}
+    for name, t in sorted(named(trajectory)):
+        place = (t.data_ptr(), t.shape, t.stride(), t.dtype)
+        if place in seen:
+            same[name] = seen[place]
+            continue
+        seen[place] = name
+        order = sorted(range(t.dim()), key=lambda i, t=t: -t.stride(i))
+        if not t.is_contiguous() and t.permute(order).is_contiguous():
+            orders[name], t = order, t.permute(order)
+        tensors[name] = t
+    return tensors, orders, same
+
+
+def load_trajectory(path: str | Path, model: Backbone) -> Trajectory:
     """Read a trajectory for the model that made it; it is the same to the last bit.
 
     The recorded attention lies on the model's device, or on the host where the model saves memory so.
@@ -70,29 +91,88 @@ def load_trajectory(path: str | Path, model: StableDiffusion) -> Trajectory:
     """
     path = Path(path)
     label = read_label(path)
-    if label.fingerprint != fingerprint(model):
+    if label.fingerprint != model.fingerprint():
         raise SettingsError(f"{path} is a trajectory of another model, {label.model} in "
                             f"{str(label.made.get('dtype'))[:20]}: invert again with this one")
     try:
-        wanted = layout(label, model)
+        blank = _blank(label, model)
     except SettingsError as error:
         raise SettingsError(f"{path} was made with settings that this model cannot have: {error}") from error
     try:
         stored = open_weights([path])
-        _check(path, stored, wanted)
+        names = _version_1(blank, stored) if label.version == 1 else {
+            name: (label.same.get(name, name), ()) for name, _ in named(blank)}
+        _check(path, stored, blank, names, label)
         tensors, checked = {}, 0
         for key in sorted(stored):
             tensor = stored[key].read()
             checked = checksum([tensor], checked)
             if not all(math.isfinite(x) for x in torch.aminmax(tensor)):
                 raise SettingsError(f"{path}: {key} holds NaN or infinite numbers; invert again")
-            host = model.savings.references and key.startswith(RECORDED)
+            host = model.savings.references and not key.startswith("latents")
             tensors[key] = tensor if host else tensor.to(model.device)
     except ModelError as error:
         raise SettingsError(str(error)) from error
     if checked != label.crc32:
         raise SettingsError(f"{path} is damaged: its numbers are not those that were written; invert again")
-    return wanted.assemble(label, tensors)
+
+    def filled(name: str, shape: Tensor) -> Tensor:
+        key, order = names[name]
+        order = order or label.orders.get(key, ())
+        return tensors[key].permute(_inverse(order)) if order else tensors[key]
+
+    return mapped(blank, filled)
+
+
+def _blank(label: Label, model: Backbone) -> Trajectory:
+    """A trajectory as its label describes it, without numbers.
+
+    Raises:
+        SettingsError: a kind that is not known, or settings that the model cannot have.
+    """
+    kind, settings, by = KINDS.get(label.kind), label.settings, method(label.method)
+    if kind is None:
+        raise SettingsError(f"there are no trajectories of the kind {label.kind!r}")
+    size = pictures.working_size(*label.picture_size, getattr(settings, "size", None) or model.sample_size,
+                                 model.pixel_multiple, getattr(settings, "fit", "keep"))
+    shape = model.latent_shape(size)
+    if label.steps != by.path_steps(model, settings, shape[1:]):
+        raise SettingsError(f"{label.steps} steps are not those of its settings")
+    origin = Origin(label.fingerprint, label.inversion, label.method, settings, label.source, label.target,
+                    label.pictures, label.picture_size)
+    text = model.embed(label.source[:1]).tokens.shape
+    if label.version == 1:
+        wants = by.wants(settings.but(spare="none"))  # whose attention those files hold in another form
+    else:
+        wants = tuple(Wanted(Where(w["kind"], w["level"], tuple(w["blocks"]), w["place"]), frozenset(w["steps"]))
+                      for w in label.wants)
+    frame = Frame(len(label.source), shape, (text[1], text[2]), label.steps, wants, model.sites())
+    return replace(kind.blank(origin, frame), notes=label.notes)
+
+
+Names = dict[str, tuple[str, tuple[int, ...]]]  # of each tensor: its name in the file, and the order of its dimensions
+
+
+def _version_1(blank: Trajectory, stored: dict[str, Stored]) -> Names:
+    """Where a file of version 1 has the tensors: the keys of a text are in it once."""
+    names: Names = {}
+    for name, _ in named(blank):
+        part, *rest = name.split(".")
+        if part == "latents":
+            names[name] = name, ()
+            continue
+        want, k, site, what = rest
+        kind = blank.wants[int(want)].where.kind
+        key = f"{kind}.{k}.{site}.{what}"
+        if key not in stored and kind == "cross" and what == "keys":
+            key = next((f"cross.{i}.{site}.keys" for i in reversed(range(int(k))) if f"cross.{i}.{site}.keys" in stored),
+                       key)
+        names[name] = key, (0, 2, 1, 3)
+    return names
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return [list(order).index(i) for i in range(len(order))]
 
 
 def checksum(tensors: Iterable[Tensor], start: int = 0) -> int:
@@ -121,19 +201,28 @@ def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
-def _check(path: Path, stored: dict[str, Stored], wanted: Layout) -> None:
+def _check(path: Path, stored: dict[str, Stored], blank: Trajectory, names: Names, label: Label) -> None:
     """SettingsError that names what is missing, not expected, or of a wrong shape or type."""
+    shapes: dict[str, tuple[int, ...]] = {}
     faults = []
-    if missing := wanted.shapes.keys() - stored.keys() - wanted.optional:
+    for name, t in named(blank):
+        key, order = names[name]
+        order = order or label.orders.get(key, ())
+        if order and len(order) != t.dim():
+            raise SettingsError(f"{path}: what the trajectory says about the order of {key} is damaged")
+        shape = tuple(t.shape[i] for i in order) if order else tuple(t.shape)
+        if shapes.setdefault(key, shape) != shape:
+            raise SettingsError(f"{path}: {name} cannot be {key}: invert again")
+    if missing := shapes.keys() - stored.keys():
         faults.append(f"{len(missing)} tensors missing ({some(missing)})")
-    if extra := stored.keys() - wanted.shapes.keys():
+    if extra := stored.keys() - shapes.keys() - (ASIDE if label.version == 1 else set()):
         faults.append(f"{len(extra)} unexpected ({some(extra)})")
-    both = stored.keys() & wanted.shapes.keys()
-    if wrong := [name for name in both if stored[name].shape != wanted.shapes[name]]:
-        shapes = (f"{n}: {list(stored[n].shape)} instead of {list(wanted.shapes[n])}" for n in wrong)
-        faults.append(f"{len(wrong)} of another shape ({some(shapes)})")
-    if typed := [n for n in both if stored[n].dtype not in (
-            DTYPES.values() if n.startswith(RECORDED) else ("F32",))]:
+    both = stored.keys() & shapes.keys()
+    if wrong := [name for name in both if stored[name].shape != shapes[name]]:
+        said = (f"{n}: {list(stored[n].shape)} instead of {list(shapes[n])}" for n in wrong)
+        faults.append(f"{len(wrong)} of another shape ({some(said)})")
+    if typed := [n for n in stored if stored[n].dtype not in (
+            ("F32",) if n.startswith("latents") else DTYPES.values())]:
         faults.append(f"{len(typed)} of another type ({some(f'{n}: {stored[n].dtype}' for n in typed)})")
     if faults:
         raise SettingsError(f"{path} does not hold the trajectory that it says: {'; '.join(faults)}")

@@ -10,16 +10,16 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from sage import pictures
-from sage.commands.flags import flag
-from sage.config import INVERSION_FIELDS, EditConfig
 from sage.errors import PromptError, SettingsError
 from sage.files import parse_json, unwritable
+from sage.method import method
 from sage.pictures.metadata import PREDICTIONS
 from sage.prompts.tokens import Prompt, check_text
+from sage.settings import Settings
 
-KEY, VERSION = "sage_trajectory", 1
+KEY, VERSION = "sage_trajectory", 2
 MAX_HEADER = 2**23  # bytes; 50 steps of Stable Diffusion take a fiftieth
-MAX_PICTURES, MAX_TOKENS, MAX_LATENTS, MAX_NOTES = 256, 1000, 1001, 20
+MAX_PICTURES, MAX_TOKENS, MAX_LATENTS, MAX_NOTES, MAX_NAMES, MAX_WANTS = 256, 1000, 1001, 20, 100_000, 16
 
 
 @dataclass(frozen=True)
@@ -27,48 +27,65 @@ class Label:
     """What a trajectory is of, and what it was made with.
 
     Attributes:
+        version: of the file; 1 is read as it was written, by SAGE alone, and `kind`, `wants`, `orders` and `same` are then
+            worked out when its tensors are read.
+        kind: of the trajectory, by its name in `sage.trajectory.kinds`.
         model: its name, for people; `fingerprint` tells which it is.
         prediction_type: where the user overrode the checkpoint's own word.
+        inversion, method, settings, source, target: as in `Origin`.
         truncate: whether prompts could be cut.
-        pictures, picture_size: as in `Trajectory`.
+        pictures, picture_size: as in `Origin`.
         name: of the picture's file, for people.
-        channels_last: of each of the latents, whether they lie in memory with their channels last.
+        steps: of the way to noise.
+        wants: the attention in it: kind, level, blocks, place and steps of each `Wanted`.
+        orders: by the name of a tensor, its dimensions in the order in which they lie in memory, where that is another
+            than their own; sums over them are the same to the last bit only in that order.
+        same: names of tensors that are not stored, being another that is.
         notes: what was done to make it fit into memory.
         made: device, dtype and versions.
         crc32: of all tensors, in the order of their names.
     """
 
+    version: int
+    kind: str
     model: str
     fingerprint: str
     prediction_type: str | None
+    inversion: str
+    method: str
+    settings: Settings
     source: tuple[Prompt, ...]
+    target: tuple[Prompt, ...] | None
     truncate: bool
-    config: EditConfig
     pictures: tuple[str, ...]
     picture_size: tuple[int, int]
     name: str
-    channels_last: tuple[bool, ...]
+    steps: int
+    wants: tuple[dict[str, Any], ...]
+    orders: dict[str, list[int]]
+    same: dict[str, str]
     notes: tuple[str, ...]
     made: dict[str, Any]
     crc32: int
 
     def text(self) -> str:
         """As it is stored."""
-        values = vars(self) | {"version": VERSION, "config": self.config.as_dict(), "source": [
-            vars(prompt) for prompt in self.source]}
-        return json.dumps(values)
+        prompts = {name: None if of is None else [vars(prompt) for prompt in of]
+                   for name, of in (("source", self.source), ("target", self.target))}
+        return json.dumps(vars(self) | prompts | {"settings": self.settings.as_dict()})
 
-    def settings(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """What an edit can start from, by the names that the settings record of an edit has."""
-        return {"source": self.source[0].text, "model": self.model, "config": self.config.as_dict(),
-                "prediction_type": self.prediction_type, "truncate": self.truncate, "made": self.made}
+        return {"source": self.source[0].text, "model": self.model, "method": self.method,
+                "settings": self.settings.as_dict(), "prediction_type": self.prediction_type, "truncate": self.truncate,
+                "made": self.made}
 
     def facts(self, path: Path) -> dict[str, Any]:
         """What `sage info` tells, as JSON values."""
         width, height = self.picture_size
         return {"trajectory": str(path), "bytes": path.stat().st_size, "picture": self.name,
-                "picture size": f"{width} x {height}", "pictures": len(self.pictures),
-                **self.settings(), "model fingerprint": self.fingerprint}
+                "picture size": f"{width} x {height}", "pictures": len(self.pictures), "inversion": self.inversion,
+                **self.record(), "model fingerprint": self.fingerprint}
 
 
 def check_place(path: Path) -> None:
@@ -103,20 +120,41 @@ def read_label(path: str | Path) -> Label:
         values = None
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: what the trajectory says about itself is damaged: invert again")
-    if (version := values.get("version")) != VERSION:
+    version = values.get("version")
+    if version == 1:
+        values = _upgraded(values)
+    elif version != VERSION:
         raise SettingsError(f"{path} is a trajectory of kind {str(version)[:20]}, which this version of SAGE does not "
                             "know: invert again")
     if wrong := [name for name, fits in FITS.items() if name not in values or not fits(values[name])]:
         raise SettingsError(f"{path}: what the trajectory says about itself is damaged ({', '.join(wrong)})")
+    if ".py:" in values["method"]:  # a stranger's file shall not say which code is run
+        raise SettingsError(f"{path} was made by a method of someone's own, {values['method'][:60]}: only what made it can "
+                            "read it")
     try:
-        config = EditConfig.from_dict(values["config"])
+        settings = method(values["method"]).Settings.from_dict(values["settings"])
     except SettingsError as error:
         raise SettingsError(f"{path}: the settings in the trajectory are damaged: {error}") from error
-    source = tuple(Prompt(prompt["text"], tuple(prompt["ids"])) for prompt in values["source"])
-    if len(source) != len(values["pictures"]) or config.steps + 1 != len(values["channels_last"]):
+    prompts = {name: None if values[name] is None else tuple(Prompt(p["text"], tuple(p["ids"])) for p in values[name])
+               for name in ("source", "target")}
+    of = len(values["pictures"])
+    if {len(found) for found in prompts.values() if found is not None} != {of}:
         raise SettingsError(f"{path}: what the trajectory says about itself does not agree: invert again")
-    tuples = {name: tuple(values[name]) for name in ("pictures", "picture_size", "channels_last", "notes")}
-    return Label(**{name: values[name] for name in FITS} | tuples | {"config": config, "source": source})
+    tuples = {name: tuple(values[name]) for name in ("pictures", "picture_size", "notes", "wants")}
+    return Label(**{"version": version, "settings": settings, **{n: values[n] for n in FITS if n != "settings"},
+                    **tuples, **prompts})
+
+
+def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """What a file of version 1 says, with the names of version 2; damage is left for the checks to find."""
+    layouts = values.get("channels_last")
+    layouts = layouts if isinstance(layouts, list) and len(layouts) <= MAX_LATENTS else []
+    settings = values.get("config")
+    reweighted = isinstance(settings, dict) and settings.get("reweight_passes") == "all" and settings.get("reweight")
+    orders = {f"latents.{k}": [0, 2, 3, 1] for k, last in enumerate(layouts) if last is True}
+    return {"kind": "recorded", "method": "sage", "settings": settings, "target": None, "wants": [], "same": {},
+            "inversion": "ddim, reweighted" if reweighted else "ddim", "steps": len(layouts) - 1, "orders": orders,
+            **{name: value for name, value in values.items() if name not in ("config", "channels_last", "version")}}
 
 
 def check_label(label: Label, path: str | Path, image: Image.Image, source: str, changes: dict[str, Any]) -> None:
@@ -136,12 +174,18 @@ def check_label(label: Label, path: str | Path, image: Image.Image, source: str,
     if label.source[0].text != " ".join(source.split()):
         raise SettingsError(f"--source contradicts {path}, which is of {label.source[0].text!r}: leave it out, or "
                             "invert again")
-    fixed = (*INVERSION_FIELDS, "seed") if label.config.encode == "sample" else INVERSION_FIELDS
-    for name in fixed:
-        made = getattr(label.config, name)
+    fixed = dict(label.settings.inversion())
+    if method(label.method).draws(label.settings):
+        fixed["seed"] = label.settings.as_dict()["seed"]
+    for name, made in fixed.items():
         if name in changes and changes[name] != made:
             raise SettingsError(f"{flag(name)} {changes[name]} contradicts {path}, which was made with {name}={made}: "
                                 "leave it out, or invert again")
+
+
+def flag(name: str) -> str:
+    """The flag of a setting."""
+    return "--" + name.replace("_", "-")
 
 
 def _said(path: Path) -> str | None:
@@ -190,14 +234,33 @@ def _sides(value: Any) -> bool:
             and value[0] * value[1] <= pictures.MAX_PIXELS)
 
 
+def _wanted(value: Any) -> bool:
+    return (isinstance(value, dict) and value.keys() == {"kind", "level", "blocks", "place", "steps"}
+            and value["kind"] in ("self", "cross") and (value["level"] is None or _whole(value["level"], 0, 8))
+            and isinstance(value["place"], str) and len(value["place"]) < 20
+            and _list(value["blocks"], lambda share: isinstance(share, (int, float)) and 0 <= share <= 1, 2)
+            and len(value["blocks"]) == 2 and _list(value["steps"], lambda k: _whole(k, 0, MAX_LATENTS), MAX_LATENTS))
+
+
+def _named(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and len(value) <= MAX_NAMES and all(
+        isinstance(name, str) and len(name) < 100 and fits(of) for name, of in value.items())
+
+
 FITS: dict[str, Callable[[Any], bool]] = {
+    "kind": lambda value: _text(value) and len(value) < 40,
     "model": _text, "fingerprint": _digest, "prediction_type": lambda value: value in (None, *PREDICTIONS),
+    "inversion": _text, "method": _text, "settings": lambda value: isinstance(value, dict),
     "source": lambda value: _list(value, _prompt, MAX_PICTURES) and value != [],
+    "target": lambda value: value is None or _list(value, _prompt, MAX_PICTURES),
     "truncate": lambda value: isinstance(value, bool),
-    "config": lambda value: isinstance(value, dict),
     "pictures": lambda value: _list(value, _digest, MAX_PICTURES),
     "picture_size": _sides, "name": _text,
-    "channels_last": lambda value: _list(value, lambda last: isinstance(last, bool), MAX_LATENTS),
+    "steps": lambda value: _whole(value, 0, MAX_LATENTS - 1),
+    "wants": lambda value: _list(value, _wanted, MAX_WANTS),
+    "orders": lambda value: _named(value, lambda order: _list(order, lambda i: _whole(i, 0, 7), 8)
+                                   and sorted(order) == list(range(len(order)))),
+    "same": lambda value: _named(value, lambda name: isinstance(name, str)),
     "notes": lambda value: _list(value, _text, MAX_NOTES),
     "made": lambda value: isinstance(value, dict),
     "crc32": lambda value: _whole(value, 0, 2**32 - 1)}

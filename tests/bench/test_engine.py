@@ -9,11 +9,12 @@ import sage
 from sage import editing, pictures
 from sage.bench import engine as engines
 from sage.bench.configs import CONFIGURATIONS, configuration
-from sage.bench.engine import ModelEngine, fingerprint
+from sage.bench.engine import ModelEngine
 from sage.bench.runner import run
 from sage.bench.scoring import DONE
 from sage.config import EditConfig
 from sage.errors import SettingsError
+from sage.models.fingerprint import fingerprint
 from tests.bench.world import make_benchmark, picture
 from tests.models import tiny
 
@@ -192,10 +193,38 @@ def test_settings_after_the_name_win():
     assert c.record(EditConfig()) != CONFIGURATIONS["published"].record(EditConfig())
 
 
+def test_changed_settings_change_nothing_else():
+    for c in CONFIGURATIONS.values():
+        if not c.is_bound:
+            changed = configuration(f"{c.name}:steps=10")
+            assert (changed.makes, changed.words, changed.base) == (c.makes, c.words, c.base)
+            assert changed.settings(EditConfig()) == c.settings(EditConfig()).but(steps=10)
+
+
+@pytest.mark.parametrize("changes, expected", [
+    ("replace=cat,dog", {"replace": ("cat", "dog")}),
+    ("replace=a red cat,dog,steps=7", {"replace": ("a red cat", "dog"), "steps": 7}),
+    ("steps=7,reweight=grumpy:3,old hat:0.5,blend=auto",
+     {"steps": 7, "reweight": {"grumpy": 3.0, "old hat": 0.5}, "blend": "auto"}),
+    ("reweight=none,blend=none,reconstruction=none,size=none",
+     {"reweight": {}, "blend": None, "reconstruction": "none", "size": None})])
+def test_values_may_hold_commas(changes, expected):
+    config = configuration(f"recommended:{changes}").settings(EditConfig())
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_a_reconstruction_with_changed_settings_is_held_to_the_source(model, benchmark, tmp_path):
+    line, *_ = run(benchmark, [configuration("reconstruct-self" + STEPS)], ModelEngine(model), tmp_path, batch=3)
+    settings = pictures.read_settings(tmp_path / line.picture)
+    assert settings["target"] == settings["source"] and line.scores["inside_psnr"] is None
+
+
 @pytest.mark.parametrize("text, message", [
     ("nobody", "no configuration is called 'nobody'"), ("plain:steps", "must be SETTING=VALUE"),
     ("plain:stepz=3", "there is no setting 'stepz'"), ("plain:steps=0", "at least 1"),
-    ("source:steps=3", "is a bound")])
+    ("source:steps=3", "is a bound"),
+    ("plain:replace=cat", "must be auto, none or SOURCE,TARGET"), ("plain:,", "must be SETTING=VALUE"),
+    ("plain:reweight=grumpy", "must be PHRASE:FACTOR"), ("plain:steps=3,", "steps is '3,'")])
 def test_wrong_names_and_settings(text, message):
     with pytest.raises(SettingsError, match=message):
         configuration(text)

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import baseline, count, floor, parts, table
+from benchmarks.speed import ablation, baseline, count, floor, parts, table
 from benchmarks.speed.cells import BASELINE, CELLS, GUIDED, OURS, UNASKED, WHOLE, Cell
 from benchmarks.speed.measure import IMPLEMENTATIONS, Clock, Host, Ours, bytes_of, held, measure
 from benchmarks.speed.memory import slope
@@ -295,3 +296,9 @@ def test_a_measurement_that_fails_says_why(tmp_path, monkeypatch):
     assert ends(0, 'a warning\n{"flops": 1}\n') == {"flops": 1}
     assert "memory" in ends(-9)["failed"]
     assert ends(1, "", f"Traceback\nOSError: {command.ROOT}/x is missing\n\n") == {"failed": "OSError: /x is missing"}
+
+
+def test_every_short_cut_can_be_put_out_of_action():
+    with ExitStack() as out:
+        for put_out in ablation.SHORT_CUTS.values():
+            put_out(out)

@@ -1,4 +1,4 @@
-"""Records what the schedulers of diffusers 0.21.4 do, for tests/sampling/test_ddim.py.
+"""Records what the schedulers of diffusers 0.21.4 do, for tests/sampling/test_levels.py.
 
 From 0.22 on, DDIMInverseScheduler reads a timestep as the other end of its step, so the old arithmetic cannot be asked
 of an installed diffusers.  Made once, in an environment of its own:

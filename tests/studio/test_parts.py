@@ -1,39 +1,39 @@
-"""The studio's small parts: the shelf, the clock, the form."""
+"""The studio's small parts: the cache, the clock, the form."""
 
 import pytest
 
 from sage.config import EditConfig
 from sage.errors import SettingsError
 from sage.studio import form
-from sage.studio.cache import Shelf
+from sage.studio.cache import Cache
 from sage.studio.clock import Cancelled, Clock, Pace, seconds
 from sage.studio.words import compare
 
 
-def test_the_shelf_keeps_what_was_used_last():
-    shelf = Shelf(10, len)
+def test_the_cache_keeps_what_was_used_last():
+    cache = Cache(10, len)
     for key, value in (("a", "1234"), ("b", "1234")):
-        shelf.put(key, value)
-    assert shelf.get("a") == "1234" and shelf.used == 8
-    shelf.put("c", "1234")  # b was not asked for
-    assert shelf.get("b") is None and shelf.get("a") and shelf.get("c") and shelf.used <= 10
+        cache.put(key, value)
+    assert cache.get("a") == "1234" and cache.used == 8
+    cache.put("c", "1234")  # b was not asked for
+    assert cache.get("b") is None and cache.get("a") and cache.get("c") and cache.used <= 10
 
 
 def test_one_value_is_kept_however_large():
-    shelf = Shelf(10, len)
-    shelf.put("a", "1")
-    shelf.put("b", "x" * 100)
-    assert shelf.get("a") is None and shelf.get("b") and len(shelf) == 1 and shelf.largest == 100
-    shelf.spare(shelf.largest)
-    assert len(shelf) == 0
+    cache = Cache(10, len)
+    cache.put("a", "1")
+    cache.put("b", "x" * 100)
+    assert cache.get("a") is None and cache.get("b") and len(cache) == 1 and cache.largest == 100
+    cache.spare(cache.largest)
+    assert len(cache) == 0
 
 
-def test_the_shelf_drops_what_is_unwanted():
-    shelf = Shelf(10, len)
-    shelf.put(("a", 1), "x")
-    shelf.put(("b", 1), "x")
-    shelf.drop(lambda key: key[0] == "a")
-    assert shelf.get(("a", 1)) is None and shelf.get(("b", 1)) == "x"
+def test_the_cache_drops_what_is_unwanted():
+    cache = Cache(10, len)
+    cache.put(("a", 1), "x")
+    cache.put(("b", 1), "x")
+    cache.drop(lambda key: key[0] == "a")
+    assert cache.get(("a", 1)) is None and cache.get(("b", 1)) == "x"
 
 
 class Hands:

@@ -19,7 +19,7 @@ import httpx  # noqa: E402  comes with Gradio
 
 from sage.errors import SettingsError  # noqa: E402
 from sage.studio import server  # noqa: E402
-from sage.studio.service import Desk, Limits  # noqa: E402
+from sage.studio.service import Limits, Studio  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 MUG = ROOT / "examples" / "mug.png"
@@ -33,13 +33,13 @@ def http(tmp_path_factory):
     folder, before = tmp_path_factory.mktemp("studio"), dict(os.environ)
     os.environ.update(OPENING)
     assert set(server.prepare(folder)) >= set(OPENING)
-    desk = Desk(["stilllife"], Limits(steps=20), folder / "desk")
-    page, address = server.launch(desk, port=0)
+    studio = Studio(["stilllife"], Limits(steps=20), folder / "studio")
+    page, address = server.launch(studio, port=0)
     with httpx.Client(base_url=address.rstrip("/"), timeout=60, trust_env=False) as client:
         client.page, client.config = page, client.get("/config").json()
         yield client
     page.close(verbose=False)
-    desk.close()
+    studio.close()
     os.environ.clear()
     os.environ.update(before)
 
@@ -123,7 +123,7 @@ def test_files_outside_are_not_served(http, path):
 
 def test_folders_are_not_listed(http):
     folder = os.environ["GRADIO_TEMP_DIR"]
-    for path in (folder, f"{folder}/", f"{folder}/desk", f"{folder}/desk/"):
+    for path in (folder, f"{folder}/", f"{folder}/studio", f"{folder}/studio/"):
         assert http.get(f"/gradio_api/file={path}").status_code in (403, 404, 405, 422, 500)
 
 
@@ -180,7 +180,7 @@ def test_an_index_that_is_none_of_ones_own(http):
 def test_a_port_that_is_taken_is_one_line(http, monkeypatch):
     with gradio.Blocks() as empty:
         pass
-    monkeypatch.setattr("sage.studio.page.build", lambda desk: empty)
+    monkeypatch.setattr("sage.studio.page.build", lambda studio: empty)
     with pytest.raises(SettingsError, match="cannot be served at"):
         server.launch(SimpleNamespace(limits=Limits()), port=http.base_url.port)
 
@@ -207,8 +207,8 @@ def test_a_model_that_is_not_there_is_one_line(capsys):
 def test_the_space_builds_its_page(tmp_path):
     """app.py as a Space runs it, but for the serving."""
     code = ("import runpy, sys; app = runpy.run_path('space/app.py'); "
-            "from sage.studio.page import build; page = build(app['desk']); "
-            "print(len(page.blocks) > 50, app['desk'].model.name); app['desk'].close()")
+            "from sage.studio.page import build; page = build(app['studio']); "
+            "print(len(page.blocks) > 50, app['studio'].model.name); app['studio'].close()")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                           env=os.environ | {"SAGE_WEIGHTS": str(ROOT / "weights"), "TMPDIR": str(tmp_path)})
     assert done.stdout.split() == ["True", "stilllife"], done.stderr

@@ -1,4 +1,4 @@
-"""Attention with its probability maps exposed: `AttentionMap` is where guidance listens and rewrites.
+"""Attention with its inside exposed: a `Site` is where guidance listens and rewrites.
 
     Attention(Q, K, V) = A V,  A = softmax(Q K^T / sqrt(d))          (Vaswani et al. 2017, eq. 1)
 
@@ -7,80 +7,19 @@ fused kernel computes A V without it.  Who needs a map later, or its gradient, t
 which are several times smaller.  Nothing here knows of guidance, time or prompts.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sage.models.layers import Conv2d, Linear
+from sage.models.layers import Conv2d, GroupNorm, Linear
+from sage.models.sites import Site
 
 KeysValues = tuple[Tensor, Tensor]
 
 # Up to this many entries a head, a map of the picture's own is no slower than the fused kernel on a CPU, and rounds as
 # the maps it is compared with: the slope of |A - A_ref| hangs on the last bit where the two are nearly equal.
 SMALL = 2**16
-
-
-class QueriesKeys(NamedTuple):
-    """What a map is made of: (B, H, N, D) queries and (B, H, M, D) keys."""
-
-    queries: Tensor
-    keys: Tensor
-
-    def map(self) -> Tensor:
-        """(B, H, N, M) float32 probabilities."""
-        q, k = self.queries.float(), self.keys.float()
-        return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1)
-
-
-class Projected(nn.Module):
-    """Hands queries and keys through: the place to listen to them."""
-
-    def forward(self, q: Tensor, k: Tensor) -> QueriesKeys:
-        return QueriesKeys(q, k)
-
-
-class AttentionMap(nn.Module):
-    """The probabilities softmax(Q K^T / sqrt(d)) of one attention layer: a parameter-free module to hook.
-
-    A site is chosen by these attributes, never by counting tokens, so that pictures need not be square.
-
-    Attributes:
-        path: the layer's name in the UNet, e.g. "down_blocks.1.attentions.0.transformer_blocks.0.attn1".
-        kind: "self" or "cross".
-        level: how often the latents were halved before this layer, 0 at full latent resolution.
-        place: "down", "mid" or "up".
-        upcast: form the scores in float32, whatever the dtype of q and k (SD 2.1 overflows in float16).
-        projected: where queries and keys pass, in every forward pass; a hook on it costs nothing and changes nothing.
-    """
-
-    def __init__(self, path: str, kind: str, level: int, place: str, upcast: bool = False):
-        super().__init__()
-        self.path, self.kind, self.level, self.place, self.upcast = path, kind, level, place, upcast
-        self.projected = Projected()
-
-    @property
-    def tapped(self) -> bool:
-        """Whether a hook wants this map: the one place where the two paths of `Attention` part."""
-        return bool(self._forward_hooks)
-
-    def forward(self, q: Tensor, k: Tensor) -> Tensor:
-        return self.probabilities(q, k)
-
-    def probabilities(self, q: Tensor, k: Tensor) -> Tensor:
-        """(B, H, N, D) queries and (B, H, M, D) keys -> (B, H, N, M) probabilities, in the dtype of q."""
-        dtype = q.dtype
-        if self.upcast:
-            with torch.autocast(q.device.type, enabled=False):
-                scores = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
-        else:
-            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        return scores.softmax(dim=-1).to(dtype)
-
-    def extra_repr(self) -> str:
-        return f"{self.path}, {self.kind}, level {self.level}"
 
 
 class Attention(nn.Module):
@@ -91,14 +30,14 @@ class Attention(nn.Module):
         context_width: channels of the keys' side; `width` for self-attention.
     """
 
-    def __init__(self, width: int, context_width: int, heads: int, map: AttentionMap):
+    def __init__(self, width: int, context_width: int, heads: int, site: Site):
         super().__init__()
         self.heads = heads
         self.to_q = Linear(width, width, bias=False)
         self.to_k = Linear(context_width, width, bias=False)
         self.to_v = Linear(context_width, width, bias=False)
         self.to_out = nn.ModuleList([Linear(width, width)])
-        self.map = map
+        self.site = site
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """(B, M, C') context -> keys and values, (B, H, M, D) each."""
@@ -107,17 +46,18 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: KeysValues | None = None) -> Tensor:
         """(B, N, C) tokens, attending to `keys_values` of a context or to themselves -> (B, N, C)."""
         k, v = self.keys_values(x) if context is None else context
-        q, k = self.map.projected(self._heads(self.to_q(x)), k)
-        if self.map.tapped:
-            out = self.map(q, k).to(v.dtype) @ v
+        site = self.site
+        q, k, v = site.projected(self._heads(self.to_q(x)), k, v)
+        if site.tapped:
+            out = site.map(q, k).to(v.dtype) @ v
         elif context is None and q.device.type == "cpu" and q.shape[2] ** 2 <= SMALL:
-            out = self.map.probabilities(q, k).to(v.dtype) @ v
-        elif self.map.upcast:
+            out = site.map.forward(q, k).to(v.dtype) @ v
+        elif site.map.upcast:
             with torch.autocast(q.device.type, enabled=False):
                 out = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(v.dtype)
         else:
             out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out[0](rearrange(out, "b h n d -> b n (h d)"))
+        return site.out(self.to_out[0](rearrange(out, "b h n d -> b n (h d)")))
 
     def _heads(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
@@ -125,7 +65,7 @@ class Attention(nn.Module):
 
 
 # What each cross-attention layer makes of the text: it depends on the prompt alone.
-Text = dict[Attention, KeysValues]
+TextKeysValues = dict[Attention, KeysValues]
 
 
 class GEGLU(nn.Module):
@@ -157,8 +97,8 @@ class TransformerBlock(nn.Module):
     def __init__(self, width: int, context_width: int, heads: int, path: str, level: int, place: str, upcast: bool):
         super().__init__()
 
-        def site(name: str, kind: str) -> AttentionMap:
-            return AttentionMap(f"{path}.{name}", kind, level, place, upcast)
+        def site(name: str, kind: str) -> Site:
+            return Site(f"{path}.{name}", kind, level, place, heads, width // heads, upcast)
 
         self.norm1 = nn.LayerNorm(width)
         self.attn1 = Attention(width, width, heads, site("attn1", "self"))
@@ -167,7 +107,7 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, text: Text) -> Tensor:
+    def forward(self, x: Tensor, text: TextKeysValues) -> Tensor:
         """(B, N, C) image tokens -> (B, N, C)."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), text[self.attn2])
@@ -185,14 +125,14 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.linear_projection = linear_projection
         project = Linear if linear_projection else (lambda i, o: Conv2d(i, o, 1))
-        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.norm = GroupNorm(groups, width, eps=1e-6)
         self.proj_in = project(width, width)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(width, context_width, heads, f"{path}.transformer_blocks.{i}", level, place, upcast)
             for i in range(depth))
         self.proj_out = project(width, width)
 
-    def forward(self, x: Tensor, text: Text) -> Tensor:
+    def forward(self, x: Tensor, text: TextKeysValues) -> Tensor:
         """(B, C, H, W) features -> (B, C, H, W)."""
         height, residual = x.shape[-2], x
         to_tokens, to_pixels = "b c h w -> b (h w) c", "b (h w) c -> b c h w"

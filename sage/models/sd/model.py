@@ -1,52 +1,31 @@
-"""The seam between the method and a network: encode, decode, encode_text, prepare, denoise, schedule, sites.
+"""`StableDiffusion`: the backbone of the 1.x and 2.x families and of smaller models of the same build."""
 
-Whatever implements these seven can be edited with (docs/porting.md).  `denoise` returns (x0, eps): nobody past this
-file knows whether the network predicts the noise, v or a flow.
-"""
-
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sage.config import EditConfig
 from sage.errors import NumericsError
+from sage.models.backbone import Text
 from sage.models.memory import Needs, Savings
-from sage.models.sd.attention import AttentionMap, Text
+from sage.models.sd.attention import TextKeysValues
 from sage.models.sd.clip import CLIPText
 from sage.models.sd.tiles import SIDE
 from sage.models.sd.unet import Time, UNet
 from sage.models.sd.vae import VAE
+from sage.models.sites import Feature, Sites
+from sage.models.weights import CAST
 from sage.prompts.tokens import Prompt, Prompts
-from sage.sampling.levels import Level, Schedule, ScheduleParams, make_schedule
-from sage.sampling.steps import from_prediction
+from sage.sampling.levels import DiffusionSchedule, Level, ScheduleParams
+from sage.sampling.steps import Prediction, from_output
 
-
-class Backbone(Protocol):
-    """What the method needs of a model."""
-
-    name: str
-    device: torch.device
-    recommended: EditConfig
-    prompts: Prompts
-    savings: Savings
-
-    @property
-    def pixel_multiple(self) -> int: ...
-    def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
-    def decode(self, z: Tensor) -> Tensor: ...
-    def encode_text(self, prompt: Prompt) -> Tensor: ...
-    def prepare(self, text: Tensor) -> Any: ...
-    def denoise(self, z: Tensor, level: Level, text: Any) -> tuple[Tensor, Tensor]: ...
-    def schedule(self, steps: int, spacing: str, grid: str) -> Schedule: ...
-    def sites(self) -> list[AttentionMap]: ...
-    def full_precision(self): ...
-    def needs(self, width: int, height: int) -> Needs: ...
-    def save(self, savings: Savings) -> None: ...
+SAMPLE = 64  # numbers of each weight that the fingerprint looks at
 
 
 @dataclass(frozen=True)
@@ -54,7 +33,7 @@ class Prepared:
     """Embedded prompts (B, M, width), and what the UNet makes of them in `dtype`, the same at every step."""
 
     embedding: Tensor
-    text: Text
+    text: TextKeysValues
     dtype: torch.dtype
 
 
@@ -67,17 +46,20 @@ class StableDiffusion:
     Args:
         prediction_type: "epsilon" or "v_prediction".
         sample_size: side in pixels of the pictures it was trained on.
-        recommended: the EditConfig to use when the user gives none; by default chosen from the family.
+        recommends: settings by the name of a method, plain values that came with the model.
     """
+
+    family = "sd"
+    distilled = False
 
     def __init__(self, *, unet: UNet, vae: VAE, text: CLIPText, tokenizer, schedule: ScheduleParams,
                  prediction_type: str, name: str, sample_size: int, device: torch.device, dtype: torch.dtype,
-                 recommended: EditConfig | None = None):
+                 recommends: Mapping[str, Mapping[str, Any]] | None = None):
         self.unet, self.vae, self.text = (m.eval().requires_grad_(False) for m in (unet, vae, text))
         self.prompts = Prompts(tokenizer, text.params.max_length)
-        self.schedule_params, self.prediction_type = schedule, prediction_type
+        self.schedule, self.prediction_type = DiffusionSchedule(schedule), prediction_type
         self.name, self.sample_size, self.device, self.dtype = name, sample_size, torch.device(device), dtype
-        self.recommended = recommended or recommend(unet, sample_size)
+        self.recommends = recommends or {}
         self.savings = Savings()
         self._times: dict[tuple[int, torch.dtype], Time] = {}  # the same in every pass and edit
 
@@ -86,12 +68,21 @@ class StableDiffusion:
         """Sides of pictures must be multiples of this."""
         return self.vae.factor * self.unet.side_multiple
 
-    def sites(self) -> list[AttentionMap]:
-        """Every attention map, in the order of a forward pass."""
-        return list(self.unet.sites())
+    def sites(self) -> Sites:
+        """Every attention layer, in the order of a forward pass."""
+        return self.unet.sites()
 
-    def schedule(self, steps: int, spacing: str = "leading", grid: str = "consistent") -> Schedule:
-        return make_schedule(self.schedule_params, steps, spacing, grid)
+    def features(self) -> tuple[Feature, ...]:
+        """What the residual blocks pass on, in the order of a forward pass."""
+        return self.unet.features()
+
+    def part(self, name: str) -> nn.Module | None:
+        """Nothing beside the three networks."""
+        return None
+
+    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of a picture of (width, height) pixels."""
+        return self.vae.params.latent_channels, size[1] // self.vae.factor, size[0] // self.vae.factor
 
     @torch.no_grad()
     def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -114,11 +105,16 @@ class StableDiffusion:
         return self._finite("decoding the latents", self.vae, run)
 
     @torch.no_grad()
-    def encode_text(self, prompt: Prompt) -> Tensor:
-        """A prompt -> (1, max_length, width) float32."""
+    def embed(self, prompts: Sequence[Prompt]) -> Text:
+        """Prompts -> (B, max_length, width) float32; each as it would be alone."""
         place = next(self.text.parameters()).device
-        ids = torch.tensor([prompt.ids], device=place)
-        return self._finite("encoding the prompt", self.text, lambda: self.text(ids).float()).to(self.device)
+
+        def one(prompt: Prompt) -> Tensor:
+            ids = torch.tensor([prompt.ids], device=place)
+            return self._finite("encoding the prompt", self.text, lambda: self.text(ids).float()).to(self.device)
+
+        known = {prompt: one(prompt) for prompt in dict.fromkeys(prompts)}
+        return Text(torch.cat([known[prompt] for prompt in prompts]))
 
     def needs(self, width: int, height: int) -> Needs:
         """What a picture of a size in pixels takes beyond the weights; measured on Stable Diffusion's networks."""
@@ -135,34 +131,38 @@ class StableDiffusion:
                      network=(650 if wide else 1000) * places * channels[0] * value)
 
     def save(self, savings: Savings) -> None:
-        """Need less memory from now on."""
+        """Need this much less memory from now on."""
         if savings.text and not self.savings.text:
             self.text.to("cpu", torch.float32)
+        elif self.savings.text and not savings.text:
+            for layer in self.text.modules():
+                if not any(layer.children()):
+                    layer.to(self.device, self.dtype if isinstance(layer, CAST) else torch.float32)
         self.savings = savings
 
     @torch.no_grad()
-    def prepare(self, text: Tensor) -> Prepared:
-        """What `denoise` needs of embedded prompts (B, M, width), for as often as they are used."""
-        return Prepared(text, self._autocast(lambda: self.unet.text(text)), self.dtype)
+    def prepare(self, text: Text, guidance: float | None = None) -> Prepared:
+        """What `predict` needs of embedded prompts, for as often as they are used."""
+        return Prepared(text.tokens, self._autocast(lambda: self.unet.text(text.tokens)), self.dtype)
 
-    def denoise(self, z: Tensor, level: Level, text: Tensor | Prepared) -> tuple[Tensor, Tensor]:
+    def predict(self, z: Tensor, level: Level, text: Text | Prepared) -> Prediction:
         """Predict what `z`, at `level`, is made of.
 
         Args:
             z: (B, 4, h, w) float32, with gradient if one is wanted.
-            text: (1 or B, M, width) of `encode_text`, or B of them prepared.
+            text: of 1 or B prompts, with gradient if one is wanted; or B of them prepared.
         Returns:
-            x0 and eps, each (B, 4, h, w) float32; z = sqrt(alpha) x0 + sqrt(1 - alpha) eps.
+            x0 and eps, each (B, 4, h, w) float32.
         """
         def run() -> Tensor:
             if isinstance(text, Prepared):
                 context = text.text if text.dtype == self.dtype else text.embedding
             else:
-                context = text.expand(z.shape[0], -1, -1)
-            return self.unet(z, self._time(level.t), context).float()
+                context = text.expand(len(z)).tokens
+            return self.unet(z, self._time(int(level.t)), context).float()
 
-        output = self._finite(f"the UNet at timestep {level.t}", self.unet, run)
-        return from_prediction(z, output, level.alpha, self.prediction_type)
+        output = self._finite(f"the UNet at timestep {level.t:g}", self.unet, run)
+        return from_output(z, output, level, self.prediction_type)
 
     @torch.no_grad()
     def _time(self, t: int) -> Time:
@@ -203,10 +203,23 @@ class StableDiffusion:
                             enabled=self.dtype != torch.float32):
             return run()
 
+    @torch.no_grad()
+    def fingerprint(self) -> str:
+        """SHA-256 in hex over the configurations, and the name, shape and evenly spread numbers of every weight.
 
-def recommend(unet: UNet, sample_size: int) -> EditConfig:
-    """Settings for a family: SD 1.x at 512 and 2.1-base as published, SD 2.1 at 768 as its authors' demo."""
-    if sample_size >= 768:
-        return EditConfig(self_level=2, cross_level=2, reconstruction_scale=50.0)
-    levels = [level for level, has in enumerate(unet.params.attention) if has]
-    return EditConfig(self_level=min(1, levels[-1]), cross_level=min(2, levels[-1]))
+        The numbers count as float16: a checkpoint has one fingerprint on every device, loaded in float32 or float16.
+        In bfloat16, which keeps fewer digits, it has another.
+        """
+        networks = {"unet": self.unet, "vae": self.vae, "text": self.text}
+        said = {"prediction": self.prediction_type, "side": self.sample_size, "schedule": asdict(self.schedule.params),
+                **{name: asdict(network.params) for name, network in networks.items()}}
+        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+        for network in networks.values():
+            weights = sorted(network.named_parameters(), key=lambda pair: pair[0])
+            digest.update(json.dumps([(name, list(p.shape)) for name, p in weights]).encode())
+            digest.update(torch.cat([_sample(p) for _, p in weights]).cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _sample(weight: Tensor) -> Tensor:
+    return weight.flatten()[::max(1, weight.numel() // SAMPLE)].half()

@@ -4,15 +4,15 @@ Module names are the key names of the diffusers checkpoints, so loading needs no
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sage.models.layers import Conv2d, Linear
-from sage.models.sd.attention import AttentionMap, SpatialTransformer, Text, TransformerBlock
+from sage.models.layers import Conv2d, GroupNorm, Linear
+from sage.models.sd.attention import SpatialTransformer, TextKeysValues, TransformerBlock
+from sage.models.sites import Feature, Sites, find_sites
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,20 @@ class ResBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, time_width: int, p: UNetParams):
         super().__init__()
-        self.norm1 = nn.GroupNorm(p.groups, c_in, eps=p.norm_eps)
+        self.norm1 = GroupNorm(p.groups, c_in, eps=p.norm_eps)
         self.conv1 = Conv2d(c_in, c_out, 3, padding=1)
         self.time_emb_proj = Linear(time_width, c_out)
-        self.norm2 = nn.GroupNorm(p.groups, c_out, eps=p.norm_eps)
+        self.norm2 = GroupNorm(p.groups, c_out, eps=p.norm_eps)
         self.conv2 = Conv2d(c_out, c_out, 3, padding=1)
         if c_in != c_out:
             self.conv_shortcut = Conv2d(c_in, c_out, 1)
+        self.feature = Feature()
 
     def forward(self, x: Tensor, time: "Time") -> Tensor:
         """(B, C, H, W) features -> (B, C', H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = h + time[self]
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.feature(self.conv2(F.silu(self.norm2(h))))
         return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
 
 
@@ -113,7 +114,7 @@ class DownBlock(nn.Module):
         if downsample:
             self.downsamplers = nn.ModuleList([Downsample(c_out)])
 
-    def forward(self, x: Tensor, time: Time, text: Text) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, time: Time, text: TextKeysValues) -> tuple[Tensor, list[Tensor]]:
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, time)
@@ -132,7 +133,7 @@ class MidBlock(nn.Module):
         self.attentions = nn.ModuleList([attention])
         self.resnets = nn.ModuleList(ResBlock(channels, channels, time_width, p) for _ in range(2))
 
-    def forward(self, x: Tensor, time: Time, text: Text) -> Tensor:
+    def forward(self, x: Tensor, time: Time, text: TextKeysValues) -> Tensor:
         x = self.resnets[0](x, time)
         return self.resnets[1](self.attentions[0](x, text), time)
 
@@ -149,7 +150,7 @@ class UpBlock(nn.Module):
         if upsample:
             self.upsamplers = nn.ModuleList([Upsample(c_out)])
 
-    def forward(self, x: Tensor, skips: list[Tensor], time: Time, text: Text) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], time: Time, text: TextKeysValues) -> Tensor:
         for i, resnet in enumerate(self.resnets):
             x = resnet(torch.cat([x, skips.pop()], dim=1), time)
             if hasattr(self, "attentions"):
@@ -195,18 +196,33 @@ class UNet(nn.Module):
                           for i in range(p.layers_per_block + 1)] if p.attention[level] else []
             self.up_blocks.append(UpBlock(widths, c, time_width, attentions, level > 0, p))
 
-        self.conv_norm_out = nn.GroupNorm(p.groups, p.channels[0], eps=p.norm_eps)
+        self.conv_norm_out = GroupNorm(p.groups, p.channels[0], eps=p.norm_eps)
         self.conv_out = Conv2d(p.channels[0], p.out_channels, 3, padding=1)
+        self._sites = find_sites((*self.down_blocks, self.mid_block, *self.up_blocks))
+        self._name_features()
+
+    def _name_features(self) -> None:
+        last = len(self.params.channels) - 1
+        for name, block in self.named_modules():
+            if isinstance(block, ResBlock):
+                place, number = name.partition("_")[0], name.split(".")[1]
+                level = {"down": int(number) if number.isdecimal() else 0, "mid": last}.get(place)
+                block.feature.path, block.feature.place = name, place
+                block.feature.level = last - int(number) if level is None else level
 
     @property
     def side_multiple(self) -> int:
         """Sides of the latents must be a multiple of this, so that every halving can be undone."""
         return 2 ** (len(self.params.channels) - 1)
 
-    def sites(self) -> Iterator[AttentionMap]:
-        """Every attention map of the network, in the order in which a forward pass visits them."""
+    def sites(self) -> Sites:
+        """Every attention layer of the network, in the order in which a forward pass visits them."""
+        return self._sites
+
+    def features(self) -> tuple[Feature, ...]:
+        """What every residual block passes on, in the order of a forward pass."""
         blocks = (*self.down_blocks, self.mid_block, *self.up_blocks)
-        return (m for block in blocks for m in block.modules() if isinstance(m, AttentionMap))
+        return tuple(m for block in blocks for m in block.modules() if isinstance(m, Feature))
 
     def time(self, t: Tensor | float) -> Time:
         """What the network makes of timesteps in [0, 1000), a number or (B,)."""
@@ -215,11 +231,11 @@ class UNet(nn.Module):
         embedding = F.silu(self.time_embedding(timestep_embedding(t, self.params.channels[0]).to(weight.dtype)))
         return {m: m.time_emb_proj(embedding)[:, :, None, None] for m in self.modules() if isinstance(m, ResBlock)}
 
-    def text(self, context: Tensor) -> Text:
+    def text(self, context: Tensor) -> TextKeysValues:
         """What the network makes of (B, M, context_width) embedded prompts."""
         return {m.attn2: m.attn2.keys_values(context) for m in self.modules() if isinstance(m, TransformerBlock)}
 
-    def forward(self, z: Tensor, t: Tensor | float | Time, context: Tensor | Text) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor | float | Time, context: Tensor | TextKeysValues) -> Tensor:
         """Predict the noise, or v, in `z`.
 
         Args:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sage.models.layers import Conv2d, Linear
+from sage.models.layers import Conv2d, GroupNorm, Linear
 from sage.models.sd.tiles import OVERLAP, SIDE, by_tiles
 from sage.models.sd.unet import Upsample
 
@@ -29,9 +29,9 @@ class VAEParams:
 class VAEResBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, groups: int):
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, c_in, eps=1e-6)
+        self.norm1 = GroupNorm(groups, c_in, eps=1e-6)
         self.conv1 = Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, c_out, eps=1e-6)
+        self.norm2 = GroupNorm(groups, c_out, eps=1e-6)
         self.conv2 = Conv2d(c_out, c_out, 3, padding=1)
         if c_in != c_out:
             self.conv_shortcut = Conv2d(c_in, c_out, 1)
@@ -47,7 +47,7 @@ class VAEAttention(nn.Module):
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.group_norm = GroupNorm(groups, channels, eps=1e-6)
         self.to_q = Linear(channels, channels)
         self.to_k = Linear(channels, channels)
         self.to_v = Linear(channels, channels)
@@ -107,7 +107,7 @@ class Encoder(nn.Module):
             VAEBlock(c[max(i - 1, 0)], c[i], p.layers_per_block, p.groups, "down" if i < last else None)
             for i in range(len(c)))
         self.mid_block = VAEMidBlock(c[-1], p.groups)
-        self.conv_norm_out = nn.GroupNorm(p.groups, c[-1], eps=1e-6)
+        self.conv_norm_out = GroupNorm(p.groups, c[-1], eps=1e-6)
         self.conv_out = Conv2d(c[-1], 2 * p.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class Decoder(nn.Module):
         self.up_blocks = nn.ModuleList(
             VAEBlock(c[max(i - 1, 0)], c[i], p.layers_per_block + 1, p.groups, "up" if i < last else None)
             for i in range(len(c)))
-        self.conv_norm_out = nn.GroupNorm(p.groups, c[-1], eps=1e-6)
+        self.conv_norm_out = GroupNorm(p.groups, c[-1], eps=1e-6)
         self.conv_out = Conv2d(c[-1], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

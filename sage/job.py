@@ -1,0 +1,179 @@
+"""`Job`: one batch of pictures at one method's settings, as the driver makes it and a method works with it."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from sage.errors import SettingsError
+from sage.guidance.hooks import watch
+from sage.method import Method, Request
+from sage.models.backbone import Backbone, Text
+from sage.models.sites import Sites, Where
+from sage.prompts.plan import Plan, token_factors
+from sage.sampling.levels import Edges, Level
+from sage.sampling.steps import Prediction, classifier_free, gaussian
+from sage.settings import Settings
+
+Progress = Callable[[str, int, int], None]
+Noises = Sequence[Tensor] | Callable[[tuple[int, ...]], Tensor]
+
+S = TypeVar("S", bound=Settings)
+
+PREPARED = 16  # texts whose preparation is kept
+
+
+class Job(Generic[S]):
+    """What a method works with.
+
+    Args:
+        texts: embedded prompts to use, by "source", "target" or "empty"; those that are absent are embedded when they
+            are first asked for.
+        noises: what `noise` hands out, in the order in which it is asked, in place of drawing; or a function of the tag.
+        report: called with (phase, steps done, steps in all).
+        watched: hear where each pass looks.
+    Attributes:
+        model, settings, plans, requests: a plan and a request a picture.
+        z0: (B, C, h, w) clean latents; noise where a picture is made from nothing.
+        up, down: the steps from clean to noisy and back, each with both of its levels.
+    """
+
+    def __init__(self, method: Method[S], model: Backbone, settings: S, plans: Sequence[Plan], z0: Tensor, *,
+                 requests: Sequence[Request] = (), texts: Mapping[str, Text] | None = None,
+                 noises: Noises | None = None, report: Progress | None = None, watched: bool = False):
+        self.method, self.model, self.settings, self.plans, self.z0 = method, model, settings, tuple(plans), z0
+        self.requests = tuple(requests) or (Request(),) * len(z0)
+        self.up: Edges
+        self.down: Edges
+        height, width = z0.shape[-2:]
+        self.up, self.down = method.edges(model, settings, (height, width))
+        self.report: Progress = report or (lambda phase, done, total: None)
+        self._texts, self._noises, self._drawn = dict(texts or {}), noises, 0
+        self._prepared: OrderedDict[tuple[int, ...], tuple[tuple[Text, ...], Any]] = OrderedDict()
+        self._watched = _looked_at(model, settings) if watched else Sites()
+        self._looks: dict[str, Tensor] = {}
+
+    # ---- text
+
+    @cached_property
+    def source(self) -> Text:
+        """The source prompts, embedded."""
+        return self._text("source", lambda: self.model.embed([plan.source for plan in self.plans]))
+
+    @cached_property
+    def target(self) -> Text:
+        """The target prompts, embedded."""
+        return self._text("target", lambda: self.model.embed([plan.target for plan in self.plans]))
+
+    @cached_property
+    def empty(self) -> Text:
+        """The empty prompt, or the negative one, for each picture."""
+        return self._text("empty", lambda: self.model.embed([self.model.prompts.parse(request.negative)
+                                                             for request in self.requests]))
+
+    def _text(self, name: str, embed: Callable[[], Text]) -> Text:
+        return self._texts[name].expand(len(self.z0)) if name in self._texts else embed()
+
+    @cached_property
+    def factors(self) -> Tensor | None:
+        """(B, M) factors on the attention to the target's tokens, None if nothing is reweighted."""
+        factors = token_factors(self.plans, self.target.tokens.shape[1])
+        return None if factors is None else factors.to(self.z0.device)
+
+    # ---- passes
+
+    def predict(self, z: Tensor, level: Level, text: Text, branch: str = "") -> Prediction:
+        """What latents (B, C, h, w) at `level` are made of under a text.
+
+        Args:
+            branch: the name under which those who watch know this pass: "source" or "target".
+        """
+        return self._pass(z, level, (text,), (branch,))
+
+    def together(self, level: Level, **branches: tuple[Tensor, Text]) -> dict[str, Prediction]:
+        """Several passes as one batch, its rows in the order of the names; contexts around it see that batch.
+
+        Args:
+            branches: latents and text by name.
+        """
+        z = torch.cat([z for z, _ in branches.values()])
+        both = self._pass(z, level, tuple(text for _, text in branches.values()), tuple(branches))
+        return dict(zip(branches, both.chunk(len(branches)), strict=True))
+
+    def cfg(self, z: Tensor, level: Level, text: Text, negative: Text, w: float, branch: str = "target") -> Prediction:
+        """negative + w (text - negative), both in one batch; one pass where w is 1 or guidance is the network's input."""
+        if self.model.distilled:
+            return self.model.predict(z, level, self.model.prepare(text, w))
+        if w == 1:
+            return self.predict(z, level, text, branch)
+        both = self.together(level, negative=(z, negative), **{branch: (z, text)})
+        return classifier_free(both["negative"], both[branch], w)
+
+    def _pass(self, z: Tensor, level: Level, texts: tuple[Text, ...], branches: tuple[str, ...]) -> Prediction:
+        with watch(self._watched) as tap:
+            prediction = self.model.predict(z, level, self._prepare(texts))
+        if self._watched:
+            maps = tap.pop()
+            rows = self._watched[0].grid(*z.shape[-2:])[0]
+            looks = rearrange(sum(maps) / len(maps), "b (h w) m -> b m h w", h=rows).chunk(len(branches))
+            self._looks |= {name: look for name, look in zip(branches, looks, strict=True) if name}
+        return prediction
+
+    def _prepare(self, texts: tuple[Text, ...]) -> Any:
+        if any(text.tokens.requires_grad for text in texts):
+            return Text.cat(texts)
+        key = tuple(map(id, texts))  # the texts are kept too: an id is theirs for as long
+        if key not in self._prepared:
+            self._prepared[key] = texts, self.model.prepare(texts[0] if len(texts) == 1 else Text.cat(texts))
+            if len(self._prepared) > PREPARED:
+                self._prepared.popitem(last=False)
+        return self._prepared[key][1]
+
+    def take_looks(self) -> dict[str, Tensor]:
+        """Where the passes since the last call have looked, by their names; nothing unless watched."""
+        looks, self._looks = self._looks, {}
+        return looks
+
+    # ---- noise
+
+    def noise(self, *tag: int) -> Tensor:
+        """(1, C, h, w) standard normal numbers, the same for every picture: those of the seed and the tag, or the next of
+        those that were given.
+
+        Raises:
+            SettingsError: fewer were given than are asked for, or of another shape.
+        """
+        shape = (1, *self.z0.shape[1:])
+        if self._noises is None:
+            seed = getattr(self.settings, "seed", 0)
+            return gaussian(shape, torch.Generator().manual_seed(_mixed(seed, tag)), self.z0)
+        if callable(self._noises):
+            given = self._noises(tag)
+        elif self._drawn >= len(self._noises):
+            raise SettingsError(f"{len(self._noises)} noises were given, and {self.method.name} asks for more")
+        else:
+            given = self._noises[self._drawn]
+        self._drawn += 1
+        if given.shape[-3:] != shape[-3:]:
+            raise SettingsError(f"noise {self._drawn} is of shape {tuple(given.shape)}, the latents {shape}")
+        return given.to(self.z0).reshape(-1, *shape[1:])
+
+
+def _mixed(seed: int, tag: tuple[int, ...]) -> int:
+    """The seed itself without a tag, else a number of both."""
+    if not tag:
+        return seed
+    return int.from_bytes(hashlib.sha256(repr((seed, *tag)).encode()).digest()[:7], "little")
+
+
+def _looked_at(model: Backbone, settings: Settings) -> Sites:
+    """The cross-attention that is shown to those who watch: of the settings' level, or of one that is fine enough."""
+    levels = sorted({site.level for site in model.sites() if site.kind == "cross" and site.place != "mid"})
+    if not levels:
+        return Sites()
+    return model.sites().at(Where("cross", getattr(settings, "cross_level", min(2, levels[-1]))))

@@ -1,0 +1,35 @@
+"""What method files speak with: levels, steps, attention, masks, noise.  Each name is imported when it is first used, so
+that a method's settings can be read without torch."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+_FROM = {
+    "sage.guidance.blend": "BlendingMask",
+    "sage.guidance.hooks": "detour hear_features listen record rewrite swap swap_outputs",
+    "sage.guidance.losses": "gradient latent_slopes limited map_slopes",
+    "sage.guidance.masks": "resize threshold token_attention",
+    "sage.guidance.rewrites": "replace_columns replacement reweight reweighted rewrite_columns rewrite_maps",
+    "sage.inversion": "ddim_inversion",
+    "sage.models.backbone": "Text",
+    "sage.models.sites": "Feature Projection QueriesKeys Site Sites Where",
+    "sage.prompts.plan": "replaced token_factors token_mask",
+    "sage.sampling.levels": "Edge Edges Level downwards upwards",
+    "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step gaussian mixed_with_noise "
+                           "renoise walk with_noise",
+    "sage.trajectory.kinds": "Noises NullText Pair Recorded Trajectory Wanted",
+}
+_WHERE = {name: module for module, names in _FROM.items() for name in names.split()}
+
+__all__ = sorted(_WHERE)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'sage.kit' has no attribute {name!r}")
+    value = getattr(import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,308 @@
+"""`Method`: what an editing method is, and where the methods are.  Imports no torch.
+
+A method is one file in sage/methods: a frozen dataclass of settings and two functions, a way to noise and a way back.
+The way back is a generator of steps; the driver (sage.editing) runs it and knows no method.  docs/methods.md shows how to
+write one.
+"""
+
+import importlib.util
+import inspect
+import sys
+from abc import ABC
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from sage.errors import SettingsError
+from sage.settings import Settings
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from sage.job import Job
+    from sage.models.backbone import Backbone
+    from sage.prompts.plan import Plan
+    from sage.prompts.tokens import Prompt, Prompts
+    from sage.sampling.levels import Edges, Level
+    from sage.sampling.steps import Prediction
+    from sage.trajectory.kinds import Trajectory, Wanted
+
+
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user gave of one edit; a method says in `reads` which of it it looks at.
+
+    Attributes:
+        source, target: what the picture shows, and what it shall show.
+        negative: what a picture made from nothing shall not show.
+        edits: further phrases, each with a strength of its own, for methods that take several.
+        mask: where the picture may change, white.
+        reference: a picture that something is taken from.
+        points: pairs of places (from x, from y, to x, to y) in pixels.
+    """
+
+    source: str = ""
+    target: str = ""
+    negative: str = ""
+    edits: tuple[str, ...] = ()
+    mask: "Image.Image | None" = None
+    reference: "Image.Image | None" = None
+    points: tuple[tuple[float, float, float, float], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of a way back, as a method yields it; watchers, the driver and the studio read it.
+
+    Attributes:
+        step: from 0 on; an edit that is made again by `retries` begins anew at 0.
+        z: (B, C, h, w) latents after the step.
+        level: the noise level from which it started.
+        source, target: what was predicted under each prompt; None where a method has no such branch.
+        guided: what the latents moved towards.
+        gradient: (B, C, h, w) what a gradient took out of the latents, None where it did nothing.
+        loss: a number a picture, None where there was none.
+        mask: (B, 1, h, w) in {0, 1}, where the picture could change; None without blending.
+        looks: (B, M, h', w') by the name of a branch: how much each place looks at each token of its prompt, as applied,
+            mean over heads and sites; filled in by the driver for who watches.
+    """
+
+    step: int
+    z: "Tensor"
+    level: "Level"
+    source: "Prediction | None" = None
+    target: "Prediction | None" = None
+    guided: "Prediction | None" = None
+    gradient: "Tensor | None" = None
+    loss: tuple[float, ...] | None = None
+    mask: "Tensor | None" = None
+    looks: Mapping[str, "Tensor"] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def x0_source(self) -> "Tensor | None":
+        """(B, C, h, w) clean latents as predicted under the source prompt."""
+        return None if self.source is None else self.source.x0
+
+    @property
+    def x0_target(self) -> "Tensor | None":
+        """(B, C, h, w) clean latents as predicted under the target prompt."""
+        return None if self.target is None else self.target.x0
+
+    @property
+    def x0(self) -> "Tensor | None":
+        """(B, C, h, w) clean latents that the step moved towards."""
+        return None if self.guided is None else self.guided.x0
+
+    @property
+    def difference(self) -> "Tensor | None":
+        """(B, C, h, w) what the guidance scale multiplies, eps_target - eps_source."""
+        return None if self.source is None or self.target is None else self.target.eps - self.source.eps
+
+    @property
+    def attention_source(self) -> "Tensor | None":
+        """(B, M, h', w') how much each place looks at each token of the source prompt."""
+        return self.looks.get("source")
+
+    @property
+    def attention_target(self) -> "Tensor | None":
+        """(B, M, h', w') how much each place looks at each token of the target prompt."""
+        return self.looks.get("target")
+
+
+class Method(ABC, Generic[S]):
+    """An editing method, or one that makes pictures from noise.
+
+    Attributes:
+        name: in commands, tables and settings, such as "p2p".
+        title, paper: for people: what it is called, and its arXiv number.
+        about: one sentence: what it does, and what it is good at.
+        Settings: its settings.
+        reads: which members of a `Request` it looks at.
+        presets: named changes to the settings, such as "published": those of the original code.
+        calls: how often the network is asked for one picture, as people read it: "N" for an inversion of N steps.
+        generates: whether it makes pictures from noise (sage.generate) and edits none, or does both.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str] = ""
+    about: ClassVar[str] = ""
+    Settings: ClassVar[type[Settings]]
+    reads: ClassVar[frozenset[str]] = frozenset({"source", "target"})
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    calls: ClassVar[str] = ""
+    edits: ClassVar[bool] = True
+    generates: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        if settings := vars(cls).get("Settings"):
+            _OWNERS[settings] = cls
+
+    @property
+    def where(self) -> str:
+        """What finds it again: its name, or path/to/file.py:Class for a method that is not ours."""
+        return getattr(self, "_where", self.name)
+
+    # ---- what it is made for
+
+    def defaults(self, model: "Backbone") -> S:
+        """Settings for a model whose maker recommends none."""
+        return self.Settings()  # type: ignore[return-value]
+
+    def recommended(self, model: "Backbone") -> S:
+        """What the model's maker recommends for this method, else its defaults."""
+        own = model.recommends.get(self.name)
+        return self.defaults(model) if own is None else self.Settings.from_dict(own)  # type: ignore[return-value]
+
+    def preset(self, name: str, **changes: Any) -> S:
+        """A preset with some settings changed.
+
+        Raises:
+            SettingsError: there is no such preset or setting.
+        """
+        if name not in self.presets:
+            raise SettingsError(f"{self.name} has no preset {name!r}"
+                                + (f": there is {', '.join(self.presets)}" if self.presets else ""))
+        return self.Settings.from_dict({**self.presets[name], **changes})  # type: ignore[return-value]
+
+    def fits(self, model: "Backbone") -> str:
+        """Why a model cannot be used, in a few words; "" if it can."""
+        return ""
+
+    # ---- what it does with two prompts
+
+    def plan(self, prompts: "Prompts", source: "Prompt", target: "Prompt", settings: S) -> "Plan":
+        """What it does to the attention, worked out from the prompts; PromptError for phrases that do not fit."""
+        from sage.prompts.plan import make_plan
+        return make_plan(prompts, source, target, settings)
+
+    def notes(self, settings: S, plan: "Plan") -> tuple[str, ...]:
+        """What a user should know of an edit before it is made."""
+        return plan.notes
+
+    # ---- the way to noise
+
+    def inversion(self, settings: S) -> str:
+        """The name of the way to noise; methods with equal names can share their trajectories."""
+        return "ddim"
+
+    def wants(self, settings: S) -> "tuple[Wanted, ...]":
+        """Attention to be heard on the way to noise."""
+        return ()
+
+    def follows_target(self, settings: S) -> bool:
+        """Whether the way to noise depends on the target prompt too."""
+        return False
+
+    def draws(self, settings: S) -> bool:
+        """Whether the way to noise is random, so that another seed is another way."""
+        return getattr(settings, "encode", "mean") == "sample"
+
+    def edges(self, model: "Backbone", settings: S, size: tuple[int, int]) -> "tuple[Edges, Edges]":
+        """The steps from clean to noisy and back, for latents of `size` (h, w)."""
+        from sage.sampling.levels import downwards, upwards
+        levels = model.schedule.levels(settings.steps, settings.spacing, size)  # type: ignore[attr-defined]
+        return upwards(levels), downwards(levels)
+
+    def path_steps(self, model: "Backbone", settings: S, size: tuple[int, int]) -> int:
+        """How many steps the way to noise has, for latents of `size` (h, w)."""
+        return len(self.edges(model, settings, size)[0])
+
+    def invert(self, job: "Job[S]") -> "Trajectory":
+        """Carry the picture to noise."""
+        from sage.inversion import ddim_inversion
+        return ddim_inversion(job, job.source, self.wants(job.settings))
+
+    def reconstructing(self, model: "Backbone", path: "Trajectory") -> AbstractContextManager[None]:
+        """Context around the passes of plain sampling back from a trajectory, for inversions that change the network."""
+        return nullcontext()
+
+    # ---- the way back
+
+    def edit(self, job: "Job[S]", path: "Trajectory") -> Iterator[Step]:
+        """The steps of the way back, run without gradients; the last one's latents are the edit."""
+        raise NotImplementedError
+
+    def generate(self, job: "Job[S]") -> Iterator[Step]:
+        """The steps from `job.z0`, which is noise, to a picture under the target prompt."""
+        raise NotImplementedError
+
+    def random(self, settings: S) -> bool:
+        """Whether the result depends on the seed."""
+        return self.draws(settings)
+
+    def gentler(self, settings: S) -> S | None:
+        """Settings to try when a result looks wrong; None if there are none."""
+        return None
+
+
+_OWNERS: dict[type[Settings], type[Method[Any]]] = {}
+
+# Where each method is; imported when it is asked for.
+METHODS: dict[str, str] = {
+    "sage": "sage.methods.sage:SAGE",
+}
+
+
+@cache
+def method(name: str) -> Method[Any]:
+    """A method by its name, or by where it is: `path/to/file.py:Class`.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    where = METHODS.get(name)
+    if where is None and ".py:" in name:
+        return _from_file(name)
+    if where is None:
+        from difflib import get_close_matches
+        near = get_close_matches(name, METHODS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}"
+        raise SettingsError(f"no method is called {name[:40]!r}: {hint}; or give path/to/file.py:Class")
+    module, _, cls = where.partition(":")
+    return getattr(import_module(module), cls)()
+
+
+def _from_file(where: str) -> Method[Any]:
+    path, _, name = where.rpartition(":")
+    if not Path(path).is_file():
+        raise SettingsError(f"there is no file {path} to take the method {name} from")
+    module_name = f"sage_method_{abs(hash(Path(path).resolve()))}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise SettingsError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # where dataclasses look their annotations up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise SettingsError(f"{path} cannot be imported ({type(error).__name__}: {error})") from error
+    found = getattr(module, name, None)
+    if not (inspect.isclass(found) and issubclass(found, Method)):
+        raise SettingsError(f"{path} has no Method called {name!r}")
+    if missing := [a for a in ("name", "title", "Settings") if not hasattr(found, a)]:
+        raise SettingsError(f"{where}: the method has no {missing[0]}")
+    made = found()
+    found._where = where
+    return made
+
+
+def method_of(settings: Settings) -> Method[Any]:
+    """The method whose settings these are.
+
+    Raises:
+        SettingsError: they are of none.
+    """
+    owner = _OWNERS.get(type(settings))
+    if owner is None:
+        raise SettingsError(f"{type(settings).__name__} are the settings of no method")
+    return owner()

@@ -1,0 +1,149 @@
+"""The seam between methods and a network: `Backbone`, what any model has to offer, and the values that pass through it.
+
+Whatever has these members can be edited with (docs/porting.md).  `predict` returns (x0, eps): nobody past this seam knows
+whether a network predicts the noise, v or a flow.  A backbone knows no method and no settings.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from sage.models.memory import Needs, Savings
+from sage.models.sites import Feature, Sites
+from sage.prompts.tokens import Prompt, Prompts
+from sage.sampling.levels import Level, Schedule
+from sage.sampling.steps import Prediction
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """Embedded prompts.
+
+    Attributes:
+        tokens: (B, M, D) float32, an embedding a token.
+        pooled: (B, P) float32, of the prompts as wholes; None for networks that do not ask for it.
+    """
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @staticmethod
+    def cat(texts: "Iterable[Text]") -> "Text":
+        """Texts one after the other, as one batch."""
+        texts = list(texts)
+        pooled = [t.pooled for t in texts if t.pooled is not None]
+        return Text(torch.cat([t.tokens for t in texts]), torch.cat(pooled) if pooled else None)
+
+    def rows(self, rows: Sequence[int]) -> "Text":
+        """Some of the prompts."""
+        rows = list(rows)
+        return Text(self.tokens[rows], None if self.pooled is None else self.pooled[rows])
+
+    def expand(self, batch: int) -> "Text":
+        """One prompt for each of `batch` pictures."""
+        return self if len(self) == batch else Text(self.tokens.expand(batch, -1, -1), None if self.pooled is None
+                                                    else self.pooled.expand(batch, -1))
+
+    def mix(self, other: "Text", share: float) -> "Text":
+        """(1 - share) self + share other; below 0 and above 1 too."""
+        pooled = None if self.pooled is None or other.pooled is None else torch.lerp(self.pooled, other.pooled, share)
+        return Text(torch.lerp(self.tokens, other.tokens, share), pooled)
+
+    def __add__(self, other: "Text") -> "Text":
+        pooled = None if self.pooled is None or other.pooled is None else self.pooled + other.pooled
+        return Text(self.tokens + other.tokens, pooled)
+
+    def __sub__(self, other: "Text") -> "Text":
+        pooled = None if self.pooled is None or other.pooled is None else self.pooled - other.pooled
+        return Text(self.tokens - other.tokens, pooled)
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """What an edit needs of a model.
+
+    Attributes:
+        name: for people, and in the settings of an edit.
+        family: the kind of network, such as "sd".
+        device, dtype: where and in what it computes; latents and what is made of them are float32.
+        sample_size: side in pixels of the pictures it was trained on.
+        pixel_multiple: sides of pictures must be multiples of this.
+        distilled: guidance is an input of the network, and one pass is enough.
+        prompts: its tokenizer.
+        schedule: its noise levels.
+        savings: what is done at present to need less memory.
+        recommends: settings by the name of a method, plain values that came with the model.
+    """
+
+    name: str
+    family: str
+    device: torch.device
+    dtype: torch.dtype
+    sample_size: int
+    distilled: bool
+    prompts: Prompts
+    schedule: Schedule
+    savings: Savings
+    recommends: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def pixel_multiple(self) -> int: ...
+
+    def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, C, h, w) float32 latents: the mean, or a sample with a CPU generator."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """(B, C, h, w) latents -> (B, 3, H, W) float32 in about [-1, 1]."""
+        ...
+
+    def embed(self, prompts: Sequence[Prompt]) -> Text:
+        """Prompts -> text for `prepare` and `predict`, one row each."""
+        ...
+
+    def prepare(self, text: Text, guidance: float | None = None) -> Any:
+        """What `predict` makes of a text that it will be given often; `guidance` for distilled networks."""
+        ...
+
+    def predict(self, z: Tensor, level: Level, text: Any) -> Prediction:
+        """What latents at `level` are made of under a text, prepared or not; differentiable in z."""
+        ...
+
+    def sites(self) -> Sites:
+        """Every attention layer, in the order of a forward pass."""
+        ...
+
+    def features(self) -> tuple[Feature, ...]:
+        """What the residual blocks pass on, in the order of a forward pass; none where there are no such blocks."""
+        ...
+
+    def part(self, name: str) -> nn.Module | None:
+        """A further network that a method asks for, None where this model has none."""
+        ...
+
+    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of a picture of (width, height) pixels."""
+        ...
+
+    def needs(self, width: int, height: int) -> Needs:
+        """What a picture of a size in pixels takes beyond the weights."""
+        ...
+
+    def save(self, savings: Savings) -> None:
+        """Need this much less memory from now on."""
+        ...
+
+    def full_precision(self) -> AbstractContextManager[None]:
+        """Context in which the network computes in float32 whatever the model's dtype."""
+        ...
+
+    def fingerprint(self) -> str:
+        """What the model is known by: the same for the same weights and configuration, SHA-256 in hex."""
+        ...

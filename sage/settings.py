@@ -1,0 +1,247 @@
+"""Settings: one flat frozen dataclass a method, composed of groups that methods share.  Imports no torch.
+
+A field carries its own help, choices and range.  The flags of the command line, the columns of a table, the form of the
+studio and the settings in a picture are made from these fields; nobody lists them a second time.
+
+    @frozen
+    class Settings(Solver, Guidance):
+        '''Injection.'''
+        cross_fraction: float = setting(0.4, "share of the steps with the source's cross-attention", low=0, high=1)
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_type_hints
+
+from sage.errors import SettingsError
+
+AUTO = "auto"
+Phrases = str | tuple[str, str] | None
+Factors = Mapping[str, float]
+T = TypeVar("T")
+
+
+def setting(default: Any, help: str, *choices: str, low: float = -math.inf, high: float = math.inf) -> Any:
+    """A field that carries its own documentation, its choices and its range."""
+    value = {"default_factory": dict, "hash": False} if default == {} else {"default": default}
+    return dataclasses.field(metadata={"help": help, "choices": choices, "low": low, "high": high}, **value)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(setting,))
+def frozen(cls: type[T]) -> type[T]:
+    """The class as a frozen dataclass."""
+    return dataclasses.dataclass(frozen=True)(cls)
+
+
+@frozen
+class Settings:
+    """The settings of a method; a group of them where methods share it, its heading the docstring's first sentence.
+
+    Attributes:
+        fixes: names of the class's own settings that an inversion depends on: an edit that starts from a trajectory may
+            differ from it in all others.
+
+    Raises:
+        SettingsError: a value of the wrong type or out of its range, named with what is allowed.
+    """
+
+    fixes: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, _checked(f, annotations(type(self))[f.name], getattr(self, f.name)))
+
+    @classmethod
+    def groups(cls) -> dict[str, tuple[dataclasses.Field, ...]]:
+        """The fields under their headings, in the order in which the class names its groups, its own before theirs."""
+        own = {f.name: f for f in dataclasses.fields(cls)}
+        found: dict[str, tuple[dataclasses.Field, ...]] = {}
+        for group in cls.__mro__:
+            if members := tuple(own.pop(name) for name in vars(group).get("__annotations__", {}) if name in own):
+                heading = (group.__doc__ or "").partition(".")[0].lower()
+                found[heading] = (*found.get(heading, ()), *members)
+        return found
+
+    @classmethod
+    def fields(cls) -> tuple[dataclasses.Field, ...]:
+        """Every field, in the order of `groups`."""
+        return tuple(f for members in cls.groups().values() for f in members)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Every field's name, in the order of `groups`."""
+        return tuple(f.name for f in cls.fields())
+
+    def but(self, **changes: Any) -> Self:
+        """These settings with some changed; SettingsError for one that does not exist."""
+        return dataclasses.replace(self, **self._known(changes))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values by name; `from_dict` takes them back."""
+        return {name: _plain(getattr(self, name)) for name in self.names()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From `as_dict`, or from anything a stranger wrote: unknown names and wrong values are a SettingsError."""
+        return cls(**cls._known(dict(values)))
+
+    def wordless(self) -> Self:
+        """These settings with no phrase of any prompt in them."""
+        kinds = annotations(type(self))
+        return self.but(**{name: None for name in self.names() if kinds[name] == Phrases},
+                        **{name: {} for name in self.names() if kinds[name] == Factors})
+
+    def inversion(self) -> dict[str, Any]:
+        """The settings that an inversion depends on, as plain values."""
+        fixed = {name for group in type(self).__mro__ for name in vars(group).get("fixes", ())}
+        return {name: _plain(getattr(self, name)) for name in self.names() if name in fixed}
+
+    @classmethod
+    def _known(cls, values: dict[str, Any]) -> dict[str, Any]:
+        names = cls.names()
+        for name in values:
+            if name not in names:
+                raise SettingsError(f"there is no setting {str(name)[:40]!r}: the settings are {', '.join(names)}")
+        return values
+
+
+@cache
+def annotations(cls: type[Settings]) -> dict[str, Any]:
+    """The types of a class's fields by their names."""
+    return get_type_hints(cls)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _checked(f: dataclasses.Field, kind: Any, value: Any) -> Any:
+    """`value` in its field's type, or SettingsError."""
+    def fail(expected: str) -> SettingsError:
+        return SettingsError(f"{f.name} is {str(value)[:60]!r}: must be {expected}")
+
+    if kind == Phrases:
+        if value is None or value == AUTO:
+            return value
+        if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        raise fail("'auto', none, or a pair of phrases (source, target)")
+    if kind == Factors:
+        number = (int, float)
+        if not isinstance(value, Mapping) or not all(
+                isinstance(k, str) and isinstance(v, number) and not isinstance(v, bool) and 0 <= v <= 1000
+                for k, v in value.items()):
+            raise fail("phrases with factors from 0 to 1000")
+        return {k: float(v) for k, v in value.items()}
+    if f.metadata["choices"]:
+        if value not in f.metadata["choices"]:
+            raise fail(f"one of {', '.join(f.metadata['choices'])}")
+        return value
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise fail("true or false")
+        return value
+    if kind is str:
+        if not isinstance(value, str) or len(value) > 1000:
+            raise fail("a text")
+        return value
+    if value is None and kind == int | None:
+        return None
+    whole, low, high = kind in (int, int | None), f.metadata["low"], f.metadata["high"]
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise fail("a number") from None
+    if isinstance(value, (bool, str)) or not math.isfinite(number) or (whole and number != int(number)):
+        raise fail("a whole number" if whole else "a finite number")
+    if not low <= number <= high:
+        upper = "" if high == math.inf else f" and at most {high:g}"
+        raise fail(f"at least {low:g}{upper}")
+    return int(value) if whole else number
+
+
+def share_of(fraction: float, steps: int) -> int:
+    """How many steps a fraction of them begins: 0.55 of 100 is 55, though the product is a little above it."""
+    return math.ceil(round(fraction * steps, 9))
+
+
+# ---- groups that methods share
+
+
+@frozen
+class Solver(Settings):
+    """Solver."""
+
+    fixes = frozenset({"steps", "spacing"})
+
+    steps: int = setting(50, "steps of the inversion, and of the sampling", low=1, high=1000)
+    spacing: str = setting("leading", "how the steps are spread over the noise levels", "leading", "trailing",
+                           "linspace")
+
+
+@frozen
+class Guidance(Settings):
+    """Guidance."""
+
+    guidance_scale: float = setting(7.5, "w: how strongly the target prompt is followed; 1 follows it plainly", low=0,
+                                    high=100)
+
+
+@frozen
+class Picture(Settings):
+    """Picture."""
+
+    fixes = frozenset({"encode", "size", "fit"})
+
+    encode: str = setting("mean", "latents of the picture: the mean of the autoencoder's posterior, or a sample",
+                          "mean", "sample")
+    size: int | None = setting(None, "side in pixels of the square whose area is worked at; default: the model's own",
+                               low=8, high=4096)
+    fit: str = setting("keep", "keep the picture's aspect, or squash it to a square as the released code does",
+                       "keep", "squash")
+    quantise: str = setting("round", "8-bit output: rounded, or truncated as in the released code", "round", "truncate")
+    seed: int = setting(0, "seed of everything that is drawn at random", low=0, high=2**63 - 1)
+
+
+@frozen
+class Words(Settings):
+    """Attention."""
+
+    cross_level: int = setting(2, "halvings of the latents at which cross-attention maps are edited, and read for the "
+                               "blending mask", low=0, high=8)
+    reweight: Factors = setting({}, "factor on the cross-attention of phrases of the target prompt: WORD:FACTOR,...")
+
+
+@frozen
+class Blending(Settings):
+    """Blending."""
+
+    blend: Phrases = setting(AUTO, "phrases that mark where the picture may change: auto (what differs between the "
+                             "prompts), none, or SOURCE,TARGET")
+    mask_from: str = setting("attention", "what marks where the picture may change: attention to the phrases, or where "
+                             "the predictions under the two prompts differ", "attention", "difference")
+    blend_fraction: float = setting(0.8, "share of the steps, from the first, with blending", low=0, high=1)
+    blend_threshold: float = setting(0.3, "attention or difference, relative to its maximum, above which a place is "
+                                     "in the mask", low=0, high=1)
+    blend_match: str = setting("phrase", "blending phrases are found as tokens and must be there; or as whole words "
+                               "split at spaces, where an absent one counts for nothing", "phrase", "words")
+
+    def blends_at(self, step: int) -> bool:
+        """Whether sampling step `step` is followed by blending: the first `blend_fraction` of the steps."""
+        return step < share_of(self.blend_fraction, self.steps)  # type: ignore[attr-defined]
+
+
+@frozen
+class Retry(Settings):
+    """Retry."""
+
+    retries: int = setting(0, "how often a result that looks oversaturated or drifted is made again, each time with "
+                           "gentler settings", low=0, high=10)
+    most_spread: float = setting(1.5, "oversaturated: deviation of the latents, relative to the source's, above this",
+                                 low=0)
+    most_drift: float = setting(1.0, "drifted: change of the latents where the prompts do not differ, in deviations of "
+                                "the source, above this", low=0)
