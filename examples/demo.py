@@ -9,6 +9,7 @@ import sys
 from tqdm import tqdm
 
 import sage
+from sage.allocator import keep_freed_memory
 from sage.editing import edit_batch
 from sage.pictures import from_pixels, save_picture, sheet
 from sage.prompts.plan import check_prompts
@@ -29,6 +30,7 @@ def main() -> int:
     parser.add_argument("--out", default="out/demo.png", help="the sheet (default: %(default)s)")
     args = parser.parse_args()
     try:
+        keep_freed_memory()
         model = sage.load_model("stilllife")
         cases = [edit_case(kind, args.seed) for kind in args.kinds]
         images = [[from_pixels(p) for p in case.pictures(64)] for case in cases]

@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -107,11 +107,15 @@ class Journal:
         self.text = text[:whole]
 
     def append(self, line: dict[str, Any]) -> None:
-        """Write a line, for good."""
+        """Write a line, for good; where that fails, nothing of it stays."""
+        end, rest = os.fstat(self._file).st_size, (json.dumps(line) + "\n").encode()
         try:
-            os.write(self._file, (json.dumps(line) + "\n").encode())
+            while rest:  # a disk that fills up takes a part, and only then says that it is full
+                rest = rest[os.write(self._file, rest):]
             os.fsync(self._file)
         except OSError as fault:
+            with suppress(OSError):
+                os.ftruncate(self._file, end)
             raise self._unwritable(fault) from fault
 
     def close(self) -> None:

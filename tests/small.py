@@ -65,6 +65,14 @@ def make(folder: Path, unet: UNetParams = UNET, prediction: str = "epsilon", dty
     return Small(model, *theirs, tokenizer)
 
 
+def hooks(model: StableDiffusion | nn.Module) -> list[str]:
+    """The kind and place of every hook on every module of a model, or of one network."""
+    networks = (model,) if isinstance(model, nn.Module) else (model.unet, model.vae, model.text)
+    return [f"{kind} of {type(network).__name__}.{name}" for network in networks
+            for name, module in network.named_modules() for kind, found in vars(module).items()
+            if kind.endswith("_hooks") for _ in found]
+
+
 def normalise(vae: nn.Module) -> None:
     """Let the latents of `picture` vary in place as much as latents do: of random weights they are nearly constant."""
     x = torch.from_numpy(np.array(picture())).permute(2, 0, 1)[None] / 127.5 - 1

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 import sage
 from benchmarks.speed.models import networks, picture, write_folder
-from sage.config import EditConfig
+from sage import EditConfig
 from tests.models import compvis
 
 pytestmark = pytest.mark.slow

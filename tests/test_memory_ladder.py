@@ -3,17 +3,15 @@
 import pytest
 import torch
 
-from sage import memory
-from sage.config import EditConfig
-from sage.editing import edit
+from sage import EditConfig, memory
+from sage.editing import edit, invert, task_of
 from sage.errors import MemoryRunOut
-from sage.inversion import invert, task_of
 from sage.models.memory import Savings, free_memory
 from tests import small
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
 GUIDED = EditConfig(steps=3, guidance_scale=2.0, reconstruction_scale=1.0, replace=None, blend=None)
-GPU = torch.device("cuda")
+GPU = "cuda"
 
 
 @pytest.fixture
@@ -32,7 +30,7 @@ ERRORS = (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=("cuda", "python", "cpu"))
-@pytest.mark.parametrize("stage", ("encode", "denoise", "decode"))
+@pytest.mark.parametrize("stage", ("encode", "predict", "decode"))
 def test_memory_that_runs_out_once_is_saved_and_the_edit_goes_on(model, usual, monkeypatch, stage, error):
     whole, failed = getattr(model, stage), []
 
@@ -44,12 +42,13 @@ def test_memory_that_runs_out_once_is_saved_and_the_edit_goes_on(model, usual, m
 
     monkeypatch.setattr(model, stage, short)
     result = edit(model, small.picture(), SOURCE, TARGET, GUIDED)
-    assert len(failed) == 1 and model.savings == Savings(tiles=True)
+    assert len(failed) == 1 and result.savings == Savings(tiles=True)
+    assert model.savings == Savings()  # it was this edit's
     assert [n for n in result.notes if n.startswith("memory ran out while")] and "tiles" in result.notes[0]
     assert torch.allclose(result.latents, usual.latents, atol=1e-4)  # one tile holds the whole of so small a picture
 
 
-@pytest.mark.parametrize("stage, said", (("encode", "inverting the picture"), ("denoise", "inverting the picture"),
+@pytest.mark.parametrize("stage, said", (("encode", "inverting the picture"), ("predict", "inverting the picture"),
                                          ("decode", "decoding the picture")))
 def test_the_last_rung_ends_in_one_line(model, monkeypatch, stage, said):
     def short(*args):
@@ -62,26 +61,26 @@ def test_the_last_rung_ends_in_one_line(model, monkeypatch, stage, said):
 
 def test_while_sampling_too_and_other_errors_pass(model, usual, monkeypatch):
     trajectory = invert(model, small.picture(), SOURCE, GUIDED)
-    denoise = model.denoise
+    predict = model.predict
 
     def short(*args):
         if not model.savings.tiles:
             raise MemoryError
-        return denoise(*args)
+        return predict(*args)
 
-    monkeypatch.setattr(model, "denoise", short)
+    monkeypatch.setattr(model, "predict", short)
     result = edit(model, small.picture(), SOURCE, TARGET, GUIDED, trajectory=trajectory)
     assert torch.allclose(result.latents, usual.latents, atol=1e-4) and "while sampling" in result.notes[0]
-    monkeypatch.setattr(model, "denoise", lambda *args: 1 / 0)
+    monkeypatch.setattr(model, "predict", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         edit(model, small.picture(), SOURCE, TARGET, GUIDED, trajectory=trajectory)
 
 
 def test_what_is_free_decides_beforehand_and_is_said(model, monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
-    notes = edit(model, small.picture(), SOURCE, TARGET, GUIDED).notes
-    assert model.savings == Savings(tiles=True)
-    assert [n for n in notes if n.startswith("about ") and "are free: the autoencoder works in tiles" in n]
+    result = edit(model, small.picture(), SOURCE, TARGET, GUIDED)
+    assert result.savings == Savings(tiles=True) and model.savings == Savings()
+    assert [n for n in result.notes if n.startswith("about ") and "are free: the autoencoder works in tiles" in n]
     monkeypatch.setattr(memory, "free_memory", lambda device: None)  # cannot be told
     notes = edit(model, small.picture(), SOURCE, TARGET, GUIDED).notes
     assert not [n for n in notes if "are free" in n]
@@ -127,6 +126,23 @@ def test_the_text_encoder_works_on_the_host(model, usual):
     model.save(Savings(text=True, references=True))
     assert {p.device.type for p in model.text.parameters()} == {"cpu"}
     assert torch.equal(edit(model, small.picture(), SOURCE, TARGET, GUIDED).latents, usual.latents)
+
+
+def test_what_the_page_cache_holds_is_free(tmp_path, monkeypatch):
+    """In a container of 1,000 bytes with 700 used, 400 of which are files that were read."""
+    monkeypatch.setattr("sage.models.memory.ROOT", tmp_path)
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 8 kB\n")
+    assert free_memory(torch.device("cpu")) == 8 * 1024  # no container
+    (group / "memory.max").write_text("1000\n")
+    (group / "memory.current").write_text("700\n")
+    assert free_memory(torch.device("cpu")) == 300
+    (group / "memory.stat").write_text("anon 250\nworkingset_inactive_file 5\ninactive_file 400\nactive_file 50\n")
+    assert free_memory(torch.device("cpu")) == 700
+    (group / "memory.max").write_text("max\n")
+    assert free_memory(torch.device("cpu")) == 8 * 1024
 
 
 def test_free_memory_is_a_number_here():

@@ -1,16 +1,21 @@
 """Every short cut together changes an edit by rounding only: the same latents to 1e-4 as by the plain way."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
-from sage import passes
-from sage.config import EditConfig
+import sage
+from sage import EditConfig, kit
 from sage.editing import edit
-from sage.guidance import hooks as taps
+from sage.guidance import hooks
+from sage.job import Job
+from sage.guidance import masks
+from sage.guidance.blend import BlendingMask
 from sage.models import layers
 from sage.models.loading import load_model
-from sage.models.sd import attention
 from sage.models.sd.model import StableDiffusion
+from sage.models.sites import Site
 from sage.pictures import open_picture
 from tests import small
 
@@ -27,23 +32,38 @@ SETTINGS = {
 }
 
 
+class OneByOne(BlendingMask):
+    """Of passes that are not made together: what each has looked at is taken as it passes."""
+
+    @contextmanager
+    def listen(self, wanted=True):
+        if not (self.used and self.sites and wanted):
+            yield None
+            return
+        heard: list[list] = []
+        with hooks.hooked((site.map, lambda m, i, out: heard.append(out)) for site in self.sites):
+            yield heard
+
+    def add(self, tap, *branches):
+        if tap is None:
+            return
+        size = len(self.sites)
+        for i, name in enumerate(branches):
+            self.attention[name] += masks.token_attention(tap[i * size:(i + 1) * size], self.tokens[name], *self.grid)
+
+
 @pytest.fixture
 def plainly(monkeypatch):
     """Everything the long way: torch's own layers, maps at every site, keys and time anew in every pass, two passes."""
     monkeypatch.setattr("sage.models.loading.make_fast", lambda model: None)
     monkeypatch.setattr(layers, "PRODUCT", None)
-    monkeypatch.setattr(attention.AttentionMap, "tapped", property(lambda site: True))
-    monkeypatch.setattr(StableDiffusion, "prepare", lambda model, text: text)
+    monkeypatch.setattr(Site, "tapped", property(lambda site: True))
+    monkeypatch.setattr(StableDiffusion, "prepare", lambda model, text, guidance=None: text)
     monkeypatch.setattr(StableDiffusion, "_time", lambda model, t: torch.tensor(float(t)))
-    monkeypatch.setattr(passes, "listen", lambda sites, last=False: taps.listen(sites))
-
-    def one_by_one(self, step, z, level):
-        target = self._target(step, z, level)
-        source, tap = self._source(step, z, level)
-        self.mask.add(0, tap)
-        return source, target
-
-    monkeypatch.setattr(passes.Passes, "_in_one", one_by_one)
+    monkeypatch.setattr(kit, "listen", lambda sites, last=False: hooks.listen(sites))
+    monkeypatch.setattr(kit, "BlendingMask", OneByOne)
+    monkeypatch.setattr(Job, "together", lambda job, level, **branches: {
+        name: job.predict(z, level, text, name) for name, (z, text) in branches.items()})
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +71,7 @@ def fast():
     """The bundled model, with large products from small ones on, so that they are tried too."""
     model, kept = load_model("stilllife", device="cpu"), layers.LARGE
     layers.LARGE = 2**20
-    configs = {name: model.recommended.but(**dict(steps=5, guided_steps=3, retries=0) | change)
+    configs = {name: sage.method("sage").recommended(model).but(**dict(steps=5, guided_steps=3, retries=0) | change)
                for name, change in SETTINGS.items()}
     yield {name: (config, edit(model, open_picture("examples/mug.png"), SOURCE, TARGET, config))
            for name, config in configs.items()}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sage.config import EditConfig
+from sage import EditConfig
 from sage.editing import EditResult, edit
 from tests import released, small
 from tests.released import Options, Released

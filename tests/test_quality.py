@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sage import edit, invert, quality
-from sage.config import EditConfig
+from sage import EditConfig
 from sage.editing import edit_batch
 from sage.prompts.plan import check_prompts
 from tests import small

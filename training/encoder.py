@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import sage
+from sage.allocator import keep_freed_memory
 from sage.bench.encoder import CONFIG, FOLDER, WEIGHTS, Encoder, EncoderNet, EncoderParams, as_config, load_encoder
 from sage.files import written_whole
 from sage.models.sd.clip import CLIPTextParams
@@ -295,6 +296,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     model = sage.load_model(args.model)
     tokenizer = model.prompts.tokenizer
     if not args.export_only:

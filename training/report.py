@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import sage
 from sage import pictures
+from sage.allocator import keep_freed_memory
 from sage.config import EditConfig
 from sage.inversion import invert_batch
 from sage.models.sd.model import StableDiffusion
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("weights/stilllife"))
     parser.add_argument("--reconstructions", type=int, default=200)
     args = parser.parse_args()
+    keep_freed_memory()
     model = sage.load_model(args.model)
 
     vae, back = autoencoder(model, args.reconstructions)

@@ -33,7 +33,7 @@ def _two_passes(self: passes.Passes, step: int, z: torch.Tensor, level: Any) -> 
 # Each with what puts it out of action.
 SHORT_CUTS: dict[str, Callable[[ExitStack], None]] = {
     "what is freed is kept": lambda out: out.enter_context(
-        patch("sage.models.loading.keep_freed_memory", lambda: False)),
+        patch("benchmarks.speed.measure.keep_freed_memory", lambda: False)),
     "large products by oneDNN": lambda out: out.enter_context(patch.object(layers, "PRODUCT", None)),
     "no map is formed that nobody asks for": lambda out: out.enter_context(
         patch.object(attention.AttentionMap, "tapped", property(lambda site: True))),

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.speed.cells import WHOLE, Cell
 from benchmarks.speed.models import MODELS, ROOT
+from sage.allocator import keep_freed_memory
 
 Job = dict[str, Any]
 
@@ -60,6 +61,7 @@ def ablation(job: Job) -> Any:
 def recommended(job: Job) -> Any:
     """Edits of 50 steps by the miniature as it recommends, once loaded."""
     import sage
+    keep_freed_memory()
     about = MODELS["stilllife"]
     model = sage.load_model("stilllife", device="cpu")
     config, seconds = model.recommended.but(steps=WHOLE, retries=0), []

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.speed.cells import BASELINE, GUIDED, OURS, WHOLE, Cell
 from benchmarks.speed.models import MODELS, Model
+from sage.allocator import keep_freed_memory
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Progress = Callable[[str, int, int], None]
@@ -99,6 +100,7 @@ class Ours:
 
     def __init__(self, model: Model, folder: Path, device: str, dtype: torch.dtype):
         import sage
+        keep_freed_memory()
         self.about, self.model = model, sage.load_model(folder, device=device, dtype=dtype)
 
     def modules(self) -> dict[str, nn.Module]:

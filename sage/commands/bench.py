@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from sage.allocator import keep_freed_memory
 from sage.bench import tables
 from sage.bench.cases import Benchmark, read_benchmark
 from sage.bench.configs import CONFIGURATIONS, DEFAULT, Configuration, configuration
@@ -156,6 +157,7 @@ def make_engine(benchmark: Benchmark, model: str, device: str | None, dtype: str
 
     import sage
     from sage.bench.engine import ModelEngine
+    keep_freed_memory()  # in each worker of a cluster too
     if threads:
         torch.set_num_threads(threads)
     networks = judges(benchmark, extractors, device)

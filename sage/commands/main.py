@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sage import __version__, console
+from sage.allocator import keep_freed_memory
 from sage.commands.about import add_commands as add_about_commands
 from sage.commands.batch import add_command as add_batch_command
 from sage.commands.bench import add_commands as add_bench_commands
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding == "utf-8" else "backslashreplace")
     try:
         args = make_parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
+        keep_freed_memory()
         status = args.run(args) or 0
         if sys.stdout:
             sys.stdout.flush()

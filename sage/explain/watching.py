@@ -224,9 +224,10 @@ class Watched:
     def charts(self) -> list[Chart]:
         """The curves over the steps, as pictures and for a page."""
         distance = {"l1": "mean distance", "l2": "mean squared distance"}[self.config.map_loss]
-        compared = "predicted clean latents" if self.config.reconstruction == "latent" else (
-            f"{self.config.reconstruction}-attention maps")
-        return [Chart("Reconstruction loss", f"{distance} of {compared} from those recorded", self.losses),
+        compared = {"self": "self-attention maps", "cross": "cross-attention maps",
+                    "latent": "predicted clean latents"}.get(self.config.reconstruction)
+        measured = f"{distance} of {compared} from those recorded" if compared else "nothing is compared"
+        return [Chart("Reconstruction loss", measured, self.losses),
                 Chart("Guidance difference", "root mean square, in units of the noise", self.difference_norms),
                 Chart("Attention gradient", "root mean square, in units of the latents", self.gradient_norms)]
 

@@ -167,9 +167,6 @@ class SAGE(Method[Settings]):
 
     # ---- the way to noise
 
-    def inversion(self, settings: Settings) -> str:
-        return "ddim" if settings.reweight_passes == "target" or not settings.reweight else "ddim, reweighted"
-
     def wants(self, settings: Settings) -> tuple["kit.Wanted", ...]:
         s, steps = settings, range(settings.steps)
         compared = frozenset(k for i in steps if (k := s.compared_with(i)) is not None and k < s.steps

@@ -12,7 +12,6 @@ from transformers import CLIPTokenizer
 from sage.errors import ModelError, SettingsError
 from sage.models.known import KNOWN, PICKLES, find_model, installed, pickled
 from sage.models.layers import pack
-from sage.models.memory import keep_freed_memory
 from sage.models.sd import configs, renames
 from sage.models.sd.clip import CLIPText, CLIPTextParams
 from sage.models.sd.model import StableDiffusion
@@ -49,7 +48,7 @@ def load_model(model: str | Path, device: str | torch.device | None = None, dtyp
 
 
 def make_fast(model: StableDiffusion) -> None:
-    """Lay weights and memory out as the device likes them; what the model computes stays the same, to rounding.
+    """Lay the weights out as the device likes them; what the model computes stays the same, to rounding.
 
     Decided by the device and the model alone, never by what is free: the same machine shall give the same bytes.
     """
@@ -58,7 +57,6 @@ def make_fast(model: StableDiffusion) -> None:
         for network in networks:
             network.to(memory_format=torch.channels_last)
     elif model.device.type == "cpu":
-        keep_freed_memory()
         if model.dtype == torch.float32 and sum(p.nbytes for n in networks for p in n.parameters()) <= SMALL:
             pack(model.unet)
             pack(model.vae)

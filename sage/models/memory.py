@@ -1,9 +1,6 @@
-"""Memory of the machine: what an edit may have of it, and how it is kept."""
+"""Memory of the machine: what an edit may have of it."""
 
-import ctypes
-import sys
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -11,25 +8,7 @@ from torch import Tensor
 
 from sage.models.savings import Savings as Savings
 
-# From glibc's malloc.h: no allocation by mmap, and no memory given back below this many free bytes.
-M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
-KEPT = 2**31 - 1
-
-
-@cache
-def keep_freed_memory() -> bool:
-    """Let this process keep up to 2 GiB of the memory it frees; whether that could be done.
-
-    glibc takes each large tensor from the system and gives it back, and the system clears every page of it each time:
-    a fifth of the time of a UNet's forward pass on a CPU.  Only glibc has this setting.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
-        return False
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, KEPT))
+ROOT = Path("/")  # of the files in which the system tells what is free
 
 
 @dataclass(frozen=True)
@@ -52,17 +31,19 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
-    limits = [_number(Path("/proc/meminfo"), "MemAvailable:", 1024)]
-    group = Path("/sys/fs/cgroup")
+    limits = [_number(ROOT / "proc/meminfo", "MemAvailable:", 1024)]
+    group = ROOT / "sys/fs/cgroup"
     most, used = _number(group / "memory.max"), _number(group / "memory.current")
     if most is not None and used is not None:
-        limits.append(max(0, most - used))
+        # Files that were read or written count as used, but are dropped for whoever needs their memory.
+        cached = _number(group / "memory.stat", "\ninactive_file ") or 0
+        limits.append(max(0, most - max(0, used - cached)))
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _number(path: Path, key: str = "", unit: int = 1) -> int | None:
     try:
-        text = path.read_text().partition(key)[2] if key else path.read_text()
+        text = ("\n" + path.read_text()).partition(key)[2] if key else path.read_text()
         return int(text.split()[0]) * unit
     except (OSError, ValueError, IndexError):
         return None

@@ -80,6 +80,9 @@ class AttentionMap(nn.Module):
         self.upcast = upcast
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        return self.probabilities(q, k)
+
+    def probabilities(self, q: Tensor, k: Tensor) -> Tensor:
         """(B, H, N, D) queries and (B, H, M, D) keys -> (B, H, N, M) probabilities, in the dtype of q."""
         dtype = q.dtype
         if self.upcast:

@@ -153,13 +153,15 @@ class DiffusionSchedule:
     def levels(self, steps: int, spacing: str = "leading", size: tuple[int, int] = (0, 0)) -> tuple[Level, ...]:
         """N + 1 levels, clean to noisy; the cleanest is told to the network as timestep 0.
 
+        The clean end of "linspace" has no noise, whatever `set_alpha_to_one`: its first timestep is 0, and the step
+        between would have no length.
+
         Raises:
             SettingsError: steps or spacing out of range.
         """
         visited = timesteps(self.params, steps, spacing)
-        if visited[0] == 0 and not self.params.set_alpha_to_one:  # which is the cleanest level itself
-            visited = timesteps(self.params, steps + 1, spacing)[1:]
-        return (Level.of(0, self._final), *(Level.of(t, self._alphas[t]) for t in visited))
+        final = 1.0 if spacing == "linspace" else self._final
+        return (Level.of(0, final), *(Level.of(t, self._alphas[t]) for t in visited))
 
     def inferred(self, steps: int, spacing: str = "leading") -> tuple[Edges, Edges]:
         """The steps that diffusers 0.21.4 infers from labels, there and back: each as long as train_steps // steps.

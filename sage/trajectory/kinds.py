@@ -117,6 +117,16 @@ class Trajectory:
         return self.origin.settings
 
     @property
+    def source(self) -> tuple[Prompt, ...]:
+        """The source prompts, one a picture."""
+        return self.origin.source
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """(width, height) of the picture as it was given."""
+        return self.origin.picture_size
+
+    @property
     def wants(self) -> tuple[Wanted, ...]:
         """The attention that it holds."""
         return ()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sage.batch.table import COLUMNS, Row, TableError, read_table
-from sage.config import EditConfig
+from sage import EditConfig
 
 GOOD = {"picture": "p.png", "source": "a red mug", "target": "a blue mug"}
 

@@ -12,7 +12,7 @@ from sage.bench.configs import CONFIGURATIONS, configuration
 from sage.bench.engine import ModelEngine
 from sage.bench.runner import run
 from sage.bench.scoring import DONE
-from sage.config import EditConfig
+from sage import EditConfig
 from sage.errors import SettingsError
 from sage.models.fingerprint import fingerprint
 from tests.bench.world import make_benchmark, picture

@@ -21,7 +21,7 @@ import sage
 from sage import pictures
 from sage.commands import main as cli
 from sage.commands.flags import flag
-from sage.config import EditConfig
+from sage import EditConfig
 from sage.errors import PromptError
 from sage.models.known import KNOWN
 from sage.progress import Progress

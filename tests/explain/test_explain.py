@@ -160,6 +160,16 @@ def test_titles_of_curves_fit(seen):
         assert chart.picture().width == charts.WIDTH * 2 and (right == 255).all(), chart.unit
 
 
+@pytest.mark.parametrize("reconstruction, said", (
+    ("self", "mean distance of self-attention maps from those recorded"),
+    ("cross", "mean distance of cross-attention maps from those recorded"),
+    ("latent", "mean distance of predicted clean latents from those recorded"),
+    ("none", "nothing is compared"), ("replace", "nothing is compared")))
+def test_the_loss_s_caption_names_what_is_compared(model, picture, reconstruction, said):
+    config = model.recommended.but(reconstruction=reconstruction)
+    assert Explanation(model, picture, SOURCE, TARGET, config).charts()[0].unit == said
+
+
 def test_a_curve_has_gaps_where_there_is_no_number():
     chart = Chart("Loss", "units", [None, 1.0, 2.0, None, 4.0])
     assert [len(run) for run in chart.runs()] == [2, 1] and chart.y(0) > chart.y(4.0) >= charts.TOP

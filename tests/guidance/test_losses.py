@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sage.guidance.losses import gradient, latent_slopes, limited, map_slopes
-from sage.models.sd.attention import QueriesKeys
+from sage.models.sites import QueriesKeys
 
 
 def mean_distance(current: list[Tensor], reference: list[Tensor], kind: str, weight: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sage
-from sage.config import EditConfig
+from sage import EditConfig
 from sage.errors import ModelError, NumericsError, SettingsError
 from sage.models import loading
 from sage.models.describe import describe

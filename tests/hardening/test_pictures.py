@@ -10,7 +10,7 @@ from PIL import Image
 
 import sage
 from sage import pictures
-from sage.config import EditConfig
+from sage import EditConfig
 from sage.errors import PictureError
 from tests import small
 from tests.hardening import files

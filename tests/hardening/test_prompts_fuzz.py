@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sage
-from sage.config import EditConfig
+from sage import EditConfig
 from sage.errors import PromptError
 from sage.models.known import installed
 from sage.prompts.tokens import MAX_PROMPT

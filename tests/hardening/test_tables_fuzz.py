@@ -11,7 +11,7 @@ from sage.batch.table import TableError, read_table
 from sage.bench.cases import decode_mask, read_benchmark
 from sage.bench.files import BenchmarkError, inside
 from sage.bench.runner import read_manifests
-from sage.config import EditConfig
+from sage import EditConfig
 from sage.errors import PictureError
 from tests.hardening import files
 from tests.hardening.ends import ends_well, tries

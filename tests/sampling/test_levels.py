@@ -6,7 +6,15 @@ import torch
 from diffusers import DDIMScheduler
 
 from sage.errors import SettingsError
-from sage.sampling.levels import Level, ScheduleParams, alphas_cumprod, make_schedule, timesteps
+from sage.sampling.levels import (
+    DiffusionSchedule,
+    Level,
+    ScheduleParams,
+    alphas_cumprod,
+    downwards,
+    timesteps,
+    upwards,
+)
 
 EVERY_N = (*range(1, 61), 64, 75, 77, 99, 100, 123, 128, 200, 250, 333, 334, 499, 500)
 
@@ -69,35 +77,36 @@ def test_timesteps_of_fifty_steps():
     assert timesteps(p, 1000, "trailing") == list(range(1000))
 
 
-@pytest.mark.parametrize("to_one, cleanest", ((False, 0.99915), (True, 1.0)))
+@pytest.mark.parametrize("to_one", (False, True))
 @pytest.mark.parametrize("spacing", ("leading", "trailing", "linspace"))
 @pytest.mark.parametrize("steps", (1, 7, 50))
-def test_consistent_grid_walks_the_same_levels_both_ways(steps, spacing, to_one, cleanest):
-    s = make_schedule(ScheduleParams(set_alpha_to_one=to_one), steps, spacing)
-    assert len(s) == len(s.inversion) == len(s.sampling) == steps
-    assert s.sampling == tuple((b, a) for a, b in reversed(s.inversion))
-    for before, after in zip(s.inversion, s.inversion[1:], strict=False):
-        assert before[1] == after[0]
-    start, table = s.inversion[0][0], alphas_cumprod(ScheduleParams()).tolist()
-    assert start.t == 0 and start.alpha == pytest.approx(cleanest, abs=1e-6)
-    assert [b.t for _, b in s.inversion] == timesteps(ScheduleParams(), steps, spacing)
-    assert all(b.alpha == table[b.t] for _, b in s.inversion)
+def test_consistent_grid_walks_the_same_levels_both_ways(steps, spacing, to_one):
+    params = ScheduleParams(set_alpha_to_one=to_one)
+    levels = DiffusionSchedule(params).levels(steps, spacing)
+    up, down = upwards(levels), downwards(levels)
+    assert len(levels) == steps + 1 and len(up) == len(down) == steps
+    assert down == tuple((b, a) for a, b in reversed(up))
+    start, table = levels[0], alphas_cumprod(params).tolist()
+    assert start.t == 0 and start == Level.of(0, 1.0 if to_one or spacing == "linspace" else table[0])
+    assert all(level.signal == table[level.t]**0.5 and level.noise == (1 - table[level.t])**0.5 for level in levels[1:])
+    assert [level.t for level in levels[1:]] == timesteps(params, steps, spacing)
+    assert all(a.signal > b.signal for a, b in up)  # no step of no length
 
 
 def test_released_grid_of_fifty_steps():
     """The table of methods/sage.md: labels 0, 1, 21 ... 961 climb to 20, 21, 41 ... 981."""
     a = theirs().alphas_cumprod.tolist()  # its very table, in float32
-    s = make_schedule(ScheduleParams(), 50, grid="released")
-    assert [start.t for start, _ in s.inversion] == [0, *range(1, 962, 20)]
-    assert [end.t for _, end in s.inversion] == [20, *range(21, 982, 20)]
-    assert [start.t for start, _ in s.sampling] == list(range(981, 0, -20))
-    assert s.sampling[-1][1] == Level(0, a[0])
-    assert all(level.alpha == a[level.t] for edge in (*s.inversion, *s.sampling) for level in edge)
+    up, down = DiffusionSchedule().inferred(50)
+    assert [start.t for start, _ in up] == [0, *range(1, 962, 20)]
+    assert [end.t for _, end in up] == [20, *range(21, 982, 20)]
+    assert [start.t for start, _ in down] == list(range(981, 0, -20))
+    assert down[-1][1] == Level.of(0, a[0])
+    assert all(level == Level.of(level.t, a[level.t]) for edge in (*up, *down) for level in edge)
 
 
 def test_released_grid_with_trailing_steps():
-    s = make_schedule(ScheduleParams(), 10, "trailing", "released")
-    assert [(start.t, end.t) for start, end in s.inversion] == [(0, 100), *((t, t + 100) for t in range(99, 900, 100))]
+    up, _ = DiffusionSchedule().inferred(10, "trailing")
+    assert [(start.t, end.t) for start, end in up] == [(0, 100), *((t, t + 100) for t in range(99, 900, 100))]
 
 
 @pytest.mark.parametrize("call, said", (
@@ -105,8 +114,8 @@ def test_released_grid_with_trailing_steps():
     (lambda: timesteps(ScheduleParams(), 1001), "steps is 1001"),
     (lambda: timesteps(ScheduleParams(), 1000), "pass timestep 999"),
     (lambda: timesteps(ScheduleParams(), 10, "karras"), "leading, trailing, linspace"),
-    (lambda: make_schedule(ScheduleParams(), 10, grid="other"), "consistent, released"),
-    (lambda: make_schedule(ScheduleParams(), 10, "other", "released"), "leading, trailing, linspace"),
+    (lambda: DiffusionSchedule().levels(10, "other"), "leading, trailing, linspace"),
+    (lambda: DiffusionSchedule().inferred(10, "other"), "leading, trailing, linspace"),
     (lambda: ScheduleParams(beta_schedule="cosine"), "scaled_linear or linear")))
 def test_what_cannot_be_is_refused_in_one_line(call, said):
     with pytest.raises(SettingsError, match=said) as caught:

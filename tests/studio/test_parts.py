@@ -2,7 +2,7 @@
 
 import pytest
 
-from sage.config import EditConfig
+from sage import EditConfig
 from sage.errors import SettingsError
 from sage.studio import form
 from sage.studio.cache import Cache

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sage.commands import main as cli
-from sage.config import EditConfig
+from sage import EditConfig
 from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError
 from sage.models.known import find_model
 from sage.pictures import read_settings

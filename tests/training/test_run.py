@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import sage
-from sage.config import EditConfig
+from sage import EditConfig
 from sage.models.sd.unet import UNetParams
 from sage.models.sd.vae import VAEParams
 from sage.pictures import from_pixels

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage.config import EditConfig
+from sage import EditConfig
 from sage.errors import SettingsError
 from sage.inversion import invert
 from sage.trajectory.disk import load_trajectory, save_trajectory

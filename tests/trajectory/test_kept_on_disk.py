@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from sage import pictures
-from sage.config import EditConfig
+from sage import EditConfig
 from sage.editing import edit, edit_batch
 from sage.errors import SettingsError
 from sage.inversion import Trajectory, invert, invert_batch, vae_reconstruction

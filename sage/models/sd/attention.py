@@ -51,7 +51,7 @@ class Attention(nn.Module):
         if site.tapped:
             out = site.map(q, k).to(v.dtype) @ v
         elif context is None and q.device.type == "cpu" and q.shape[2] ** 2 <= SMALL:
-            out = site.map.forward(q, k).to(v.dtype) @ v
+            out = site.map.probabilities(q, k).to(v.dtype) @ v
         elif site.map.upcast:
             with torch.autocast(q.device.type, enabled=False):
                 out = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(v.dtype)

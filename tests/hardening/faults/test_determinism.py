@@ -12,7 +12,7 @@ import torch
 
 import sage
 from sage import pictures
-from sage.config import EditConfig
+from sage import EditConfig
 from sage.editing import edit_batch
 from sage.prompts.plan import check_prompts
 from tests import small

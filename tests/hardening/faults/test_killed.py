@@ -18,7 +18,7 @@ from sage.bench.configs import configuration
 from sage.bench.engine import ModelEngine
 from sage.bench.runner import run
 from sage.commands import main as cli
-from sage.config import EditConfig
+from sage import EditConfig
 from sage.models import known
 from sage.models.fetch import fetch
 from tests import small

@@ -5,7 +5,7 @@ import torch
 
 import sage
 from sage.commands import main as cli
-from sage.config import EditConfig
+from sage import EditConfig
 from sage.errors import NumericsError
 from tests import small
 from tests.hardening.faults.stages import STAGES, STEPS, wrong
