@@ -1,6 +1,6 @@
 """Phrases and factors as people write them: on the command line and in the studio."""
 
-from sage.config import AUTO, Phrases
+from sage.settings import AUTO, Phrases
 from sage.errors import SettingsError
 
 
