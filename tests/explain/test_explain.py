@@ -172,7 +172,7 @@ def test_of_a_batch_the_first_picture_is_watched_in_every_attempt(model, picture
 
 def test_few_predictions_where_they_cost(model, picture, seen):
     moment = seen[1][0]
-    explanation = Explanation(model, picture, SOURCE, TARGET, settings(model).but(steps=1000))
+    explanation = Explanation(model, picture, SOURCE, TARGET, settings(model).but(steps=1000, spacing="trailing"))
     large = replace(moment, z=torch.zeros(1, 4, 64, 64))
     for step in range(1000):
         explanation(replace(large, step=step))
