@@ -238,7 +238,7 @@ class _Batch:
     progress: Progress | None
     notes: list[str]
 
-    def edited(self, config: Settings, watch: Watch | None) -> list[EditResult]:
+    def edited(self, config: Settings, watch: Watch | None, attempt: int = 0) -> list[EditResult]:
         """Every picture's result at these settings, however it looks."""
         model, report = self.task.model, self.progress or (lambda phase, done, total: None)
 
@@ -246,7 +246,7 @@ class _Batch:
             self.trajectory.keep(model.savings)
             job = Job(method_of(config), model, config, self.plans, self.trajectory.latents[0], requests=self.requests,
                       report=self.progress, watched=watch is not None)
-            return _sampled(job, self.trajectory, watch)
+            return _sampled(job, self.trajectory, watch, attempt)
 
         done = stepping_down(self.task, "sampling", sampled, self.notes)
         report("decode", 0, 1)
@@ -274,7 +274,7 @@ class _Batch:
             bad = [i for i, result in enumerate(results) if result.looks_wrong(config)]
             if not bad or gentler is None:
                 break
-            again = self.only(bad).edited(gentler, watch if bad[0] == 0 else None)
+            again = self.only(bad).edited(gentler, watch if bad[0] == 0 else None, attempt)
             said = " and ".join(f"{name} {getattr(gentler, name):g}" for name in gentler.names()
                                 if isinstance(getattr(gentler, name), float)
                                 and getattr(gentler, name) != getattr(config, name))
@@ -301,7 +301,7 @@ class _Sampled:
 
 
 @torch.no_grad()
-def _sampled(job: Job, trajectory: Trajectory, watch: Watch | None) -> _Sampled:
+def _sampled(job: Job, trajectory: Trajectory, watch: Watch | None, attempt: int = 0) -> _Sampled:
     difference, masks, losses, z, total = None, [], [], trajectory.latents[0], len(job.down)
     for done, step in enumerate(job.method.edit(job, trajectory), start=1):
         z = step.z
@@ -313,7 +313,7 @@ def _sampled(job: Job, trajectory: Trajectory, watch: Watch | None) -> _Sampled:
         if step.loss is not None:
             losses.append(step.loss)
         if watch:
-            watch(replace(step, looks=job.take_looks()))
+            watch(replace(step, looks=job.take_looks(), attempt=attempt))
         job.report("edit", done, max(done, total))
     if not torch.isfinite(z).all():
         raise NumericsError("the edited latents are not finite: nothing was written; try a smaller guidance_scale and "

@@ -65,6 +65,7 @@ class Step:
 
     Attributes:
         step: from 0 on; an edit that is made again by `retries` begins anew at 0.
+        attempt: 0, or which of the retries it is of; filled in by the driver.
         z: (B, C, h, w) latents after the step.
         level: the noise level from which it started.
         source, target: what was predicted under each prompt; None where a method has no such branch.
@@ -86,6 +87,7 @@ class Step:
     loss: tuple[float, ...] | None = None
     mask: "Tensor | None" = None
     looks: Mapping[str, "Tensor"] = field(default_factory=lambda: MappingProxyType({}))
+    attempt: int = 0
 
     @property
     def x0_source(self) -> "Tensor | None":
@@ -237,6 +239,10 @@ class Method(ABC, Generic[S]):
     def generate(self, job: "Job[S]") -> Iterator[Step]:
         """The steps from `job.z0`, which is noise, to a picture under the target prompt."""
         raise NotImplementedError
+
+    def compares(self, settings: S) -> str:
+        """What `Step.loss` measures, in a few words; "" where there is none."""
+        return ""
 
     def random(self, settings: S) -> bool:
         """Whether the result depends on the seed."""
