@@ -129,7 +129,8 @@ class Method(ABC, Generic[S]):
         reads: which members of a `Request` it looks at.
         presets: named changes to the settings, such as "published": those of the original code.
         calls: how often the network is asked for one picture, as people read it: "N" for an inversion of N steps.
-        generates: whether it makes pictures from noise (sage.generate) and edits none, or does both.
+        edits: whether it edits pictures (sage.edit).
+        generates: whether it makes pictures from noise (sage.generate).
     """
 
     name: ClassVar[str]
@@ -151,6 +152,10 @@ class Method(ABC, Generic[S]):
     def where(self) -> str:
         """What finds it again: its name, or path/to/file.py:Class for a method that is not ours."""
         return getattr(self, "_where", self.name)
+
+    def does(self, task: str) -> bool:
+        """Whether it is for "edit", or for "generate"."""
+        return {"edit": self.edits, "generate": self.generates}[task]
 
     # ---- what it is made for
 
@@ -250,7 +255,29 @@ _OWNERS: dict[type[Settings], type[Method[Any]]] = {}
 # Where each method is; imported when it is asked for.
 METHODS: dict[str, str] = {
     "sage": "sage.methods.sage:SAGE",
+    "plain": "sage.methods.plain:Plain",
+    "sag": "sage.methods.sag:SAG",
 }
+
+
+DEFAULTS = {"edit": "sage", "generate": "plain"}  # the methods where none is named
+
+
+@cache
+def able(task: str) -> tuple[str, ...]:
+    """The names of the methods that do one of two things.
+
+    Args:
+        task: "edit" or "generate".
+    """
+    return tuple(name for name in METHODS if method(name).does(task))
+
+
+def check_task(found: Method[Any], task: str) -> None:
+    """SettingsError for a method that edits no pictures, or makes none, naming those that do."""
+    if not found.does(task):
+        wanted = {"edit": "edits no picture", "generate": "makes no pictures from noise"}[task]
+        raise SettingsError(f"{found.name} {wanted}: {' and '.join(able(task))} do")
 
 
 @cache
