@@ -14,7 +14,7 @@ from sage.method import DEFAULTS, Method, able, method
 from sage.models.known import KNOWN, find_model, installed, known_model
 from sage.pictures.metadata import PREDICTIONS, read_record
 from sage.prompts.phrases import read_factors, read_phrases
-from sage.settings import Factors, Output, Phrases, Picture, Settings, annotations
+from sage.settings import Factors, Phrases, Settings, annotations
 from sage.trajectory.label import flag, read_label
 
 DEFAULT_MODEL = "sd-1.4"
@@ -76,8 +76,8 @@ def add_method(parser: argparse.ArgumentParser, chosen: Method, task: str = "edi
     Args:
         task: "edit" or "generate".
     """
-    unread = () if task == "edit" else tuple(name for name in Picture.names() if name not in Output.names())
-    parser.set_defaults(method=chosen.where)
+    unread = chosen.of_pictures if task == "generate" else ()
+    parser.set_defaults(method=chosen.where, **chosen.variant)
     parser.add_argument_group("method").add_argument(
         "--method", default=argparse.SUPPRESS, metavar="NAME", help=f"{', '.join(able(task))}, or path/to/file.py:Class; the "
         f"settings below are those of {chosen.name} (sage methods) [{DEFAULTS[task]}]")

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Settings(Guidance, Stochastic, Picture):
     """Guidance."""
 
-    negative: str = setting("source", "what guidance leads away from in an edit: the source prompt, as in negative-prompt "
-                            "inversion, or the empty one", "source", "empty")
+    negative: str = setting("source", "what guidance leads away from: the source prompt, as in negative-prompt inversion, "
+                            "or the empty one", "source", "empty")
 
 
 class Plain(Method[Settings]):
@@ -34,6 +34,7 @@ class Plain(Method[Settings]):
     about = "follows the target prompt from the inverted noise; keeps of the picture what the noise holds of it"
     reads = frozenset({"source", "target", "negative"})
     calls = "3 N, 2 N at guidance_scale 1"
+    of_pictures = Method.of_pictures | {"negative"}
     generates = True
 
     def random(self, settings: Settings) -> bool:
