@@ -1,9 +1,5 @@
 """Phrases and factors as people write them: on the command line and in the studio."""
 
-<<<<<<< HEAD
-=======
-from sage.settings import AUTO, Phrases
->>>>>>> studio
 from sage.errors import SettingsError
 from sage.settings import AUTO, Phrases
 
