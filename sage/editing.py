@@ -386,7 +386,7 @@ def sharing_key(config: Settings, plans: Sequence[Plan]) -> tuple:
     """Edits of the same pictures with one model and equal keys make the very same way to noise, to the last bit."""
     method = method_of(config)
     followed = tuple((p.target, p.factors) for p in plans) if method.follows_target(config) else None
-    return (method.inversion(config), tuple(sorted(config.inversion().items(), key=str)),
+    return (method.inversion(config), tuple(sorted(config.fixed().items(), key=str)),
             _seed(config) if method.draws(config) else None, method.wants(config), followed,
             tuple(plan.source for plan in plans))
 
@@ -405,10 +405,11 @@ def check_trajectory(trajectory: Trajectory, wanted: Origin, wants: Sequence[Wan
         raise SettingsError(f"the trajectory is of a picture of {had.picture_size}, not {wanted.picture_size}")
     if had.pictures != wanted.pictures:
         raise SettingsError("the trajectory is of another picture of the same size: invert this one")
-    before, now = had.settings.inversion(), wanted.settings.inversion()
-    for name in now:
-        if before.get(name, now[name]) != now[name]:
-            raise SettingsError(f"the trajectory was made with {name}={before[name]}, not {now[name]}: invert again")
+    before, now = had.settings.fixed(), wanted.settings.fixed()
+    for name in {**now, **before}:  # where one method has no such setting, the way is that of the other's default
+        then = before[name] if name in before else type(wanted.settings).default(name)
+        if then != (needed := now[name] if name in now else type(had.settings).default(name)):
+            raise SettingsError(f"the trajectory was made with {name}={then}, not {needed}: invert again")
     if method.draws(wanted.settings) and _seed(had.settings) != _seed(wanted.settings):
         raise SettingsError(f"the trajectory was made with seed={_seed(had.settings)}: invert again")
     if had.target != wanted.target or (wanted.target is not None and _words(had) != _words(wanted)):

@@ -71,7 +71,7 @@ def named_method(argv: Sequence[str], default: str = DEFAULT_METHOD) -> Method:
 
 def add_method(parser: argparse.ArgumentParser, chosen: Method) -> None:
     """The method, and every one of its settings, absent from the parsed arguments unless given."""
-    parser.set_defaults(method=chosen.where)
+    parser.set_defaults(method=chosen.where, **chosen.variant)
     parser.add_argument_group("method").add_argument(
         "--method", default=argparse.SUPPRESS, metavar="NAME", help=f"{', '.join(METHODS)}, or path/to/file.py:Class; the "
         f"settings below are those of {chosen.name} (sage methods) [{DEFAULT_METHOD}]")

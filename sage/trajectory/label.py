@@ -174,7 +174,7 @@ def check_label(label: Label, path: str | Path, image: Image.Image, source: str,
     if label.source[0].text != " ".join(source.split()):
         raise SettingsError(f"--source contradicts {path}, which is of {label.source[0].text!r}: leave it out, or "
                             "invert again")
-    fixed = dict(label.settings.inversion())
+    fixed = dict(label.settings.fixed())
     if method(label.method).draws(label.settings):
         fixed["seed"] = label.settings.as_dict()["seed"]
     for name, made in fixed.items():
