@@ -18,7 +18,7 @@ export SAGE_OUT := $(value OUT)
 unexport IMG SRC TGT MODEL OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup edit demo ui weights train train-encoder train-report test test-slow test-fuzz test-cluster test-ui lint audit bench bench-speed load experiments
+.PHONY: help setup edit demo ui weights train train-encoder train-report test test-slow test-fuzz test-cluster test-ui lint docs audit bench bench-speed load experiments
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,8 +89,12 @@ test-ui: $(READY)  ## install Gradio and Playwright, and test the studio in a re
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui,browser]'
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/studio $(ARGS)
 
-lint: $(READY)  ## ruff
+lint: $(READY)  ## style, docstrings and types
 	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+docs: $(READY)  ## docs/api.md, from the docstrings
+	$(BIN)/python docs/make_api.py
 
 audit: $(READY)  ## look up what is pinned in the advisory databases; fails too where they cannot be reached
 	$(BIN)/python -m venv .venv/audit

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Moment = Step
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Imported when first used, so that the command line can check its arguments before torch is loaded.
 _LAZY = {

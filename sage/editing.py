@@ -71,8 +71,8 @@ class EditResult:
 
     def badness(self, settings: Retry) -> float:
         """How far the worse of its measures is from where it would look wrong; above 1 it does."""
-        return max(value / most if most else float(value > 0) * float("inf") if value else 0.0 for value, most in (
-            (self.spread, settings.most_spread), (self.drift, settings.most_drift)))
+        return max(value / max(most, 1e-9) for value, most in ((self.spread, settings.most_spread),
+                                                               (self.drift, settings.most_drift)))
 
 
 def check_prompts(model: Backbone, source: str, target: str, config: Settings, truncate: bool = False) -> Plan:

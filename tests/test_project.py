@@ -1,15 +1,19 @@
-"""The Makefile hands prompts over as typed, what is pinned is what is needed, and no two modules need each other."""
+"""What holds the project together: make, pins, the wheel, the changelog, the documents, and imports without circles."""
 
 import ast
 import os
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -78,6 +82,73 @@ def test_help_lists_every_target(make):
     assert targets >= {"setup", "edit", "demo", "weights", "train", "test", "test-slow", "lint", "bench", "bench-speed"}
 
 
+def documents() -> list[Path]:
+    """The project's Markdown files."""
+    return [path for path in ROOT.rglob("*.md") if not {"runs", "out", ".venv"} & {*path.relative_to(ROOT).parts}]
+
+
+def test_the_readme_and_the_phony_targets_name_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)) - {"help"}
+    named = re.search(r"`make help` lists the targets: ([^.]*)", (ROOT / "README.md").read_text())[1]
+    assert set(re.split(r",\s+", named)) == targets
+    assert set(re.search(r"^.PHONY: (.*)", makefile, re.MULTILINE)[1].split()) == targets | {"help"}
+
+
+def test_targets_that_the_documents_name_are_there():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for document in documents():
+        code = re.findall(r"^```.*?^```|`[^`]+`", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        named = {name for part in code for name in re.findall(r"^`?make ([a-z-]+)", part, re.MULTILINE)}
+        assert named <= targets, document.name
+
+
+def test_links_in_the_documents_lead_somewhere():
+    for document in documents():
+        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / link).exists(), f"{document.name} links to {link}"
+
+
+def test_the_changelog_begins_with_this_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert re.search(r"^## (\S+),", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == version
+    assert f'__version__ = "{version}"' in (ROOT / "sage" / "__init__.py").read_text()
+
+
+def test_the_workflow_runs_what_has_to_pass_on_every_python_that_is_promised():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    job = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["run"]
+    promised = [name.rpartition(" ")[2] for name in project["classifiers"] if re.search(r":: 3\.\d+$", name)]
+    assert job["strategy"]["matrix"]["python"] == promised
+    assert project["requires-python"] == f">={promised[0]}"
+    assert {"run": ".ci/run"} in job["steps"] and os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_hooks_call_what_make_has_installed_and_make_lint_runs():
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["lint"]
+    [repository] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    tools = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in repository["hooks"]}
+    assert tools == set(re.findall(r"\$\(BIN\)/(\w+)", lint))
+    assert all(any(needed.startswith(tool) for needed in extra) for tool in tools)
+    assert {hook["language"] for hook in repository["hooks"]} == {"system"}
+
+
+def test_a_wheel_holds_the_types_the_model_and_no_tests(tmp_path):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "hatch_build.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("sage", "weights/stilllife"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "--target", "wheel"], cwd=tmp_path, check=True,
+                   capture_output=True)
+    [wheel] = (tmp_path / "dist").glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"sage/py.typed", "sage/__init__.py", "sage/studio/studio.css",
+            "sage/weights/stilllife/unet/diffusion_pytorch_model.fp16.safetensors"} <= names
+    assert {name.partition("/")[0] for name in names} == {"sage", f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
+
+
 def test_everything_needed_is_pinned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = (ROOT / "constraints.txt").read_text().split()
@@ -109,10 +180,9 @@ def imported(tree: ast.AST) -> Iterator[list[str]]:
 
 
 def test_files_that_the_documents_name_are_there():
-    documents = [path for path in ROOT.rglob("*.md") if not {"runs", "out", ".venv"} & {*path.relative_to(ROOT).parts}]
     files = [str(path.relative_to(ROOT)) for folder in ("sage", "training", "benchmarks", "tests", "examples", "space")
              for path in (ROOT / folder).rglob("*.py")]
-    for document in documents:
+    for document in documents():
         for name, contents in re.findall(r"`([\w/]+\.py)(?:: ([\w., ]+))?`", document.read_text(encoding="utf-8")):
             found = [file for file in files if f"/{file}".endswith(f"/{name}")]
             assert found or name == "image_eval.py", f"{document.name} names {name}"  # MagicBrush's own

@@ -7,11 +7,11 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from sage.commands.flags import DEFAULT_METHOD, reader
+from sage.console import did_you_mean
 from sage.errors import SageError, SettingsError
 from sage.method import METHODS, Method, method
 from sage.pictures import WRITTEN
@@ -19,6 +19,9 @@ from sage.pictures.metadata import check_prompt
 from sage.settings import Phrases, Settings, annotations
 
 REQUIRED, NAMES, METHOD = ("picture", "source", "target"), ("out", "name", "id"), "method"
+COMMENTS = ("comment", "comments", "note", "notes", "remark", "remarks")
+# 2,5 and 0,125, but not 1,000, which is one to some and a thousand to others
+DECIMAL_COMMA = re.compile(r"([+-]?(?:0|\d+(?!,\d{3}$))),(\d+)")
 SHEET = re.compile(r"contact-sheet(-\d+)?\.png", re.IGNORECASE)
 MAX_TABLE, MAX_CELL, MAX_NAME = 256 * 2**20, 2**16, 120  # bytes of a file; characters of a cell; bytes of a name
 
@@ -62,7 +65,8 @@ def read_table(path: Path, default: str = DEFAULT_METHOD) -> list[Row]:
     """Rows of a .csv or .tsv file with a header, or of a .jsonl file with an object a line; blank ones are left out.
 
     Columns are picture, source and target; out, name or id for the file to write; method; and the settings of the row's
-    method.  Those that begin with # are comments.  Pictures are found from the table's folder.
+    method.  Those that begin with #, or are called comment, note or remark, are left alone.  Numbers may have a decimal
+    comma.  Pictures are found from the table's folder.
 
     Args:
         default: the method of rows that name none.  A table is perhaps a stranger's: it may name a method that is
@@ -122,9 +126,9 @@ def _csv(path: Path, text: str, known: Sequence[str]) -> Cells:
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         header = next((cells for cells in lines if any(cells)), [])
         names = [_column(cell) for cell in header]
-        if strange := [name for name in names if name not in known and not name.startswith("#")]:
-            raise TableError(f"{path}: {_unknown(strange[0], known)}; those that begin with # are left alone")
-        if twice := [name for name in names if names.count(name) > 1 and not name.startswith("#")]:
+        if strange := [name for name in names if name not in known and not _is_comment(name)]:
+            raise TableError(f"{path}: {_no_column(strange[0], known)} (begin the names of comments with #)")
+        if twice := [name for name in names if names.count(name) > 1 and not _is_comment(name)]:
             raise TableError(f"{path} has the column {twice[0]} twice")
         missing = {name: "" for name in names}
         for cells in lines:
@@ -134,7 +138,7 @@ def _csv(path: Path, text: str, known: Sequence[str]) -> Cells:
                 yield lines.line_num, f"it has {len(cells)} cells, and the header {len(names)}"
             else:
                 row = missing | dict(zip(names, cells, strict=False))
-                yield lines.line_num, {k: v for k, v in row.items() if not k.startswith("#")}
+                yield lines.line_num, {k: v for k, v in row.items() if not _is_comment(k)}
     except csv.Error as error:
         raise TableError(f"{path}, line {lines.line_num}: no CSV ({error}); text with quotes in it is written "
                          '"in quotes, with each "" of its own doubled"') from error
@@ -160,15 +164,19 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _unknown(name: str, known: Sequence[str]) -> str:
-    """What is wrong with a column's name, and which may have been meant."""
-    near = get_close_matches(name, known, 1)
-    meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    return f"there is no column {name[:40]!r}: {meant}"
-
-
 def _column(name: str) -> str:
     return name.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def _is_comment(column: str) -> bool:
+    return column.startswith("#") or column in COMMENTS
+
+
+def _no_column(name: str, known: Sequence[str]) -> str:
+    """What is said of one that there is not, with the one that may be meant."""
+    near = did_you_mean(_column(name), known) or (f": there are {', '.join((*REQUIRED, *NAMES, METHOD))} and any "
+                                                  "setting")
+    return f"there is no column {name[:40]!r}{near}"
 
 
 # ---- cells -> a row
@@ -181,8 +189,8 @@ def _row(number: int, line: int, found: dict[str, Any] | str, folder: Path, know
         cells = {}
         for name, value in found.items():
             column = _column(name)
-            if column not in known and not column.startswith("#"):
-                raise TableError(_unknown(name, known))
+            if column not in known and not _is_comment(column):
+                raise TableError(_no_column(name, known))
             if column in cells:
                 raise TableError(f"it has {column} twice")
             cells[column] = value
@@ -211,7 +219,7 @@ def _settings(chosen: Method, cells: Mapping[str, Any]) -> dict[str, Any]:
     """The settings in a row, read as the flags of its method are."""
     owner, settings = chosen.Settings, {}
     for name, value in cells.items():
-        if name.startswith("#") or not _says(owner, name, value):
+        if _is_comment(name) or not _says(owner, name, value):
             continue
         if name not in owner.names():
             raise TableError(f"{chosen.name} has no setting {name}: it has {', '.join(owner.names())}")
@@ -243,12 +251,14 @@ def _says(owner: type[Settings], name: str, value: Any) -> bool:
 
 
 def _setting(owner: type[Settings], name: str, value: Any) -> Any:
-    """A text as its flag reads it, any other JSON value as it is."""
+    """A text as its flag reads it, but with a decimal comma too; any other JSON value as it is."""
     if not isinstance(value, str):
         return value
-    text = value.strip()
+    text, read = value.strip(), reader(owner, name)
+    if read is float and (parts := DECIMAL_COMMA.fullmatch(text)):
+        text = ".".join(parts.groups())
     try:
-        return reader(owner, name)(text[:MAX_CELL])
+        return read(text[:MAX_CELL])
     except SettingsError as error:
         raise TableError(f"{name}: {str(error)[:200]}") from error
     except ValueError as error:

@@ -7,10 +7,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Any
 
 from sage.bench.cases import Case
+from sage.console import did_you_mean
 from sage.errors import SettingsError
 from sage.method import METHODS, Method
 from sage.method import method as find_method
@@ -177,9 +177,8 @@ def _named(name: str) -> Configuration:
     wanted = name.removeprefix(EXPLICIT)
     if wanted.partition("+")[0] not in METHODS and ".py:" not in wanted:
         known = [*CONFIGURATIONS, *METHODS]
-        near = get_close_matches(name, known, 1)
-        raise SettingsError(f"no configuration is called {name[:40]!r}: " + (
-            f"did you mean {near[0]}?" if near else f"there are {', '.join(dict.fromkeys(known))}"))
+        near = did_you_mean(name, known) or f": there are {', '.join(dict.fromkeys(known))}"
+        raise SettingsError(f"no configuration is called {name[:40]!r}{near}")
     method = find_method(wanted)
     if not method.edits:
         raise SettingsError(f"{wanted} makes pictures from nothing and edits none")
