@@ -128,7 +128,7 @@ def plan_edit(args: argparse.Namespace) -> Job:
         SageError: whatever is wrong with it.
     """
     changes = given_settings(args)
-    old = read_record(args.config_from, "edit") if args.config_from else {}
+    old = read_record(args.config_from, "edit", args.method) if args.config_from else {}
     bases = [f for f in ("--published", "--config-from", "--trajectory") if vars(args)[f.strip("-").replace("-", "_")]]
     if len(bases) > 1:
         raise SettingsError(f"{bases[0]} and {bases[1]} are two sets of settings: give one of them")

@@ -122,7 +122,7 @@ def plan_generation(args: argparse.Namespace) -> Job:
     check_task(chosen, "generate")
     if args.published and args.config_from:
         raise SettingsError("--published and --config-from are two sets of settings: give one of them")
-    old = read_record(args.config_from, "generate") if args.config_from else {}
+    old = read_record(args.config_from, "generate", args.method) if args.config_from else {}
     if old and old["method"] != chosen.where:
         raise SettingsError(f"{args.config_from} was made by {old['method']}, and the method is {chosen.where}: leave out "
                             "one of them")

@@ -115,11 +115,12 @@ def identity(path: Path, name: str | None = None) -> dict[str, str]:
         raise PictureError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
-def read_record(path: str | Path, task: str | None = None) -> dict[str, Any]:
+def read_record(path: str | Path, task: str | None = None, trusted: str = "") -> dict[str, Any]:
     """The settings that `sage edit` or `sage generate` stored in a picture, their types checked.
 
     Args:
         task: "edit" or "generate", if only a record of that will do.
+        trusted: path/to/file.py:Class of the user's own method, the only one of the kind that a picture may name.
     Raises:
         PictureError: none there, or not what these write.
     """
@@ -138,7 +139,8 @@ def read_record(path: str | Path, task: str | None = None) -> dict[str, Any]:
     wrong += ["prediction_type"] if record.get("prediction_type") not in (None, *PREDICTIONS) else []
     if wrong:
         raise PictureError(f"{path}: the settings in it are damaged ({', '.join(wrong)})")
-    if ".py:" in record["method"]:  # a stranger's picture shall not say which code is run
+    # A stranger's picture shall not say which code is run.
+    if ".py:" in record["method"] and record["method"] != trusted:
         raise PictureError(f"{path} was made by a method of someone's own, {record['method'][:60]}: give it with --method")
     try:
         settings_in(record)
