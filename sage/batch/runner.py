@@ -145,7 +145,7 @@ def _check_place(path: Path, given: Iterable[Path], trusted: str) -> None:
     if any(picture.exists() and path.samefile(picture) for picture in given):
         raise PictureError(f"{path} is a picture to edit, and would be overwritten: give another name")
     try:
-        read_record(path, trusted)
+        read_record(path, "edit", trusted)
     except PictureError as error:
         raise PictureError(f"{path} exists and is no edit of ours: it is left alone; give another name") from error
 

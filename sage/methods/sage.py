@@ -233,6 +233,12 @@ class SAGE(Method[Settings]):
                 z = m * z + (1 - m) * path.latents[s.steps - i if s.blend_latents == "noisier" else s.steps - 1 - i]
             yield Step(i, z, here, source, target, guided, g, loss, m)
 
+    def compares(self, settings: Settings) -> str:
+        compared = {"self": "self-attention maps", "cross": "cross-attention maps",
+                    "latent": "predicted clean latents"}.get(settings.reconstruction)
+        distance = {"l1": "mean distance", "l2": "mean squared distance"}[settings.map_loss]
+        return f"{distance} of {compared} from those recorded" if compared else ""
+
     def gentler(self, settings: Settings) -> Settings:
         w = settings.guidance_scale
         return settings.but(guidance_scale=(w + min(w, 1)) / 2, reconstruction_scale=settings.reconstruction_scale / 2)
