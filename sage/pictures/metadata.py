@@ -139,7 +139,8 @@ def read_record(path: str | Path, task: str | None = None, trusted: str = "") ->
     wrong += ["prediction_type"] if record.get("prediction_type") not in (None, *PREDICTIONS) else []
     if wrong:
         raise PictureError(f"{path}: the settings in it are damaged ({', '.join(wrong)})")
-    if ".py:" in record["method"] and record["method"] != trusted:  # a picture shall not say which code is run
+    # A stranger's picture shall not say which code is run.
+    if ".py:" in record["method"] and record["method"] != trusted:
         raise PictureError(f"{path} was made by a method of someone's own, {record['method'][:60]}: give it with --method")
     try:
         settings_in(record)

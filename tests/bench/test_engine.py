@@ -13,7 +13,7 @@ from sage.bench.engine import ModelEngine
 from sage.bench.runner import run
 from sage.bench.scoring import DONE
 from sage.errors import SettingsError
-from sage.method import METHODS, method
+from sage.method import able, method
 from tests.bench.world import make_benchmark, picture
 from tests.models import tiny
 
@@ -72,7 +72,6 @@ def of_method(name):
     return configuration(f"method={name}:steps=2")
 
 
-METHODS_THAT_EDIT = [name for name in METHODS if method(name).edits]
 OWN = """
 from sage.methods.plain import Plain, Settings as PlainSettings
 from sage.settings import frozen
@@ -86,7 +85,7 @@ class Own(Plain):
 """
 
 
-@pytest.mark.parametrize("name", METHODS_THAT_EDIT)
+@pytest.mark.parametrize("name", able("edit"))
 def test_every_method_is_a_configuration_and_its_result_that_of_sage_edit(model, benchmark, name):
     case, found = benchmark.cases[0], method(name)
     source = benchmark.source(case)
@@ -102,7 +101,7 @@ def test_every_method_is_a_configuration_and_its_result_that_of_sage_edit(model,
 
 
 def test_methods_of_one_run_are_told_apart_and_scored(model, benchmark, tmp_path):
-    names = [f"method={name}:steps=2" for name in METHODS_THAT_EDIT if not method(name).fits(model)]
+    names = [f"method={name}:steps=2" for name in able("edit") if not method(name).fits(model)]
     lines = run(benchmark, [configuration(n) for n in names], ModelEngine(model), tmp_path, batch=2)
     assert {line.status for line in lines} == {DONE} and all(line.calls > 0 for line in lines)
     made = {pictures.read_settings(tmp_path / line.picture)["method"] for line in lines}
@@ -301,7 +300,7 @@ def test_a_reconstruction_with_changed_settings_is_held_to_the_source(model, ben
 @pytest.mark.parametrize("text, message", [
     ("nobody", "no configuration is called 'nobody'"), ("sdedid", "did you mean sdedit"),
     ("method=nobody", "no configuration is called 'method=nobody'"), ("sdedit:self_level=1", "no setting 'self_level'"),
-    ("sage+direct", "no inversion 'direct'"),
+    ("sage+direct", "no inversion 'direct'"), ("sag", "edits no picture"),
     ("recommended:words=mine", "must be prompts or benchmark"),
     ("plain:steps", "must be SETTING=VALUE"),
     ("plain:stepz=3", "there is no setting 'stepz'"), ("plain:steps=0", "at least 1"),
