@@ -224,6 +224,10 @@ class Method(ABC, Generic[S]):
         from sage.inversion import ddim_inversion
         return ddim_inversion(job, job.source, self.wants(job.settings))
 
+    def inverted_under(self, settings: S, source: "Prompt", prompts: "Prompts") -> "Prompt":
+        """The prompt that the way to noise follows, and under which plain sampling leads back."""
+        return source
+
     def reconstructing(self, model: "Backbone", path: "Trajectory") -> AbstractContextManager[None]:
         """Context around the passes of plain sampling back from a trajectory, for inversions that change the network."""
         return nullcontext()
@@ -254,6 +258,8 @@ METHODS: dict[str, str] = {
     "sage": "sage.methods.sage:SAGE",
     "plain": "sage.methods.plain:Plain",
     "sdedit": "sage.methods.sdedit:SDEdit",
+    "masactrl": "sage.methods.masactrl:MasaCtrl",
+    "pnp": "sage.methods.pnp:PlugAndPlay",
     "p2p": "sage.methods.p2p:PromptToPrompt",
 }
 

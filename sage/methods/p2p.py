@@ -121,12 +121,7 @@ class PromptToPrompt(Method[Settings]):
         return settings.way
 
     def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
-        if settings.conventions == "consistent":
-            return super().edges(model, settings, size)
-        ahead = getattr(model.schedule, "ahead", None)
-        if ahead is None:
-            raise SettingsError(f"conventions is published: {model.name} has no timesteps to tell ahead")
-        return ahead(settings.steps, settings.spacing)
+        return anchors.edges(model, settings) or super().edges(model, settings, size)
 
     def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
         return anchors.invert(job)

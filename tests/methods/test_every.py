@@ -48,6 +48,14 @@ class Row:
     silent: Mapping[str, str] = field(default_factory=dict)
 
 
+# Settings of sage.anchors
+ANCHORED = dict(null_text_steps=2, null_text_rate=0.1, null_text_tolerance=10.0, negative_empty=0.4, proximal_quantile=0.6,
+                proximal_rate=0.5, proximal_below=600.0, proximal_margin=0)
+WITH_ANCHORS = {"negative_empty": dict(inversion="negative"),
+                **dict.fromkeys(("null_text_steps", "null_text_rate", "null_text_tolerance", "null_text_branches"),
+                                dict(inversion="null-text")),
+                **dict.fromkeys(("proximal_quantile", "proximal_kind", "proximal_hold", "proximal_rate", "proximal_below",
+                                 "proximal_margin"), dict(inversion="proximal"))}
 # Networks of random weights make nothing that looks right, and it would be made again.
 LENIENT = {"most_spread": 1e9, "most_drift": 1e9}
 ROWS = {
@@ -61,23 +69,30 @@ ROWS = {
         beside={"most_spread": dict(retries=1), "most_drift": dict(retries=1, reweight={}), "retries": dict(most_spread=0.01),
                 "decay": dict(guided_steps=4), "spare": dict(cross_level=1, self_level=1)},
         silent={"spare=removed": "no word is only dropped here"}),
+    "masactrl": Row(
+        base=dict(first_step=1, first_block=0.3),
+        plainly=dict(source_text="source"),
+        others={**ANCHORED, **dict(first_step=2, first_block=0.7, foreground=("cat", "dog"), foreground_threshold=0.6,
+                                   cross_level=1)},
+        beside={**WITH_ANCHORS, **dict.fromkeys(("foreground", "keys"), dict(source_text="source")),
+                **dict.fromkeys(("foreground_threshold", "cross_level"), dict(source_text="source",
+                                                                              foreground=("cat", "dog"))),
+                "negative_empty": dict(inversion="negative", source_text="source"),
+                "inversion=negative": dict(source_text="source")}),  # the empty prompt is the source's own
+    "pnp": Row(
+        plainly=dict(feature_fraction=0.0, attention_fraction=0.0),
+        others=dict(feature_fraction=0.2, feature_layer=1, attention_fraction=1.0, first_block=0.8, negative_prompt="dog")),
     "plain": Row(),
     "p2p": Row(
         base=dict(cross_level=0, cross_fraction=0.75, self_fraction=0.5, blend=("cat", "dog"), blend_threshold=0.8,
                   reweight={"mat": 1.5}),
         plainly=dict(reweight={}, blend=None),
-        others=dict(null_text_steps=2, null_text_rate=0.1, null_text_tolerance=10.0, negative_empty=0.4,
-                    proximal_quantile=0.6, proximal_rate=0.5, proximal_below=600.0, proximal_margin=0, cross_start=0.3,
+        others=ANCHORED | dict(
+                    cross_start=0.3,
                     word_starts={"dog": 0.5}, word_fractions={"on": 0.3}, self_start=0.3, self_fraction=1.0, self_level=2,
                     cross_fraction=0.2, blend_start=0.8, blend_except=("mat", "mat"), except_threshold=0.9),
-        beside={"negative_empty": dict(inversion="negative"), "except_threshold": dict(blend_except=("mat", "mat")),
-                "word_starts": dict(carry="replace"),
-                "proximal_kind=soft": dict(inversion="proximal", proximal_kind="hard"),
-                "proximal_below": dict(inversion="proximal"), "reweight_steps": dict(cross_fraction=0.3),
-                **{name: dict(inversion="null-text") for name in ("null_text_steps", "null_text_rate",
-                                                                   "null_text_tolerance", "null_text_branches")},
-                **{name: dict(inversion="proximal") for name in ("proximal_quantile", "proximal_kind", "proximal_hold",
-                                                                  "proximal_rate", "proximal_below", "proximal_margin")}}),
+        beside=WITH_ANCHORS | {"except_threshold": dict(blend_except=("mat", "mat")), "word_starts": dict(carry="replace"),
+                               "reweight_steps": dict(cross_fraction=0.3)}),
     "sdedit": Row(plainly=dict(strength=0.0), bound="picture", others=dict(strength=0.3)),
 }
 OTHERS = dict(steps=5, guidance_scale=3.0, size=96, seed=1, reweight={"dog": 3.0}, cross_level=1, blend=("mat", "mat"),
