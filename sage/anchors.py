@@ -36,18 +36,18 @@ class Anchored(Guidance, Solver):
     inversion: str = setting("ddim", "how the source branch is held to the picture", *INVERSIONS)
     null_text_steps: int = setting(10, "null-text: steps of Adam at each sampling step, at most", low=1, high=1000)
     null_text_rate: float = setting(0.01, "null-text: rate of the first sampling step's, falling to half of it", low=0)
-    null_text_tolerance: float = setting(1e-5, "null-text: mean square error at which the first sampling step's fit ends; "
-                                         "each further step allows for two of these more", low=0)
-    null_text_branches: str = setting("both", "null-text: guided away from what was fitted: both branches, or the source's "
-                                      "alone", "both", "source")
-    negative_empty: float = setting(0.0, "negative, proximal: share of the empty prompt in the source prompt that guidance "
-                                    "leads away from, on the arc between them", low=0, high=1)
-    proximal_quantile: float = setting(0.75, "proximal: share of the guidance of both branches that is taken for small, "
-                                       "that of the source branch being zero", low=0, high=1)
-    proximal_kind: str = setting("soft", "proximal: what remains is made smaller by the threshold, or left as it is; or "
-                                 "as the original's option l1 does by mistake", "soft", "hard", "l1")
-    proximal_hold: str = setting("path", "proximal: places with little guidance are drawn to the inversion's latents, to "
-                                 "the clean picture's, or not at all", "path", "picture", "none")
+    null_text_tolerance: float = setting(1e-5, "null-text: mean square error at which the first sampling step's fit "
+                                         "ends; each further step allows for two of these more", low=0)
+    null_text_branches: str = setting("both", "null-text: guided away from what was fitted: both branches, or the "
+                                      "source's alone", "both", "source")
+    negative_empty: float = setting(0.0, "negative, proximal: share of the empty prompt in the source prompt that "
+                                    "guidance leads away from, on the arc between them", low=0, high=1)
+    proximal_quantile: float = setting(0.75, "proximal: share of the guidance of both branches that is taken for "
+                                       "small, that of the source branch being zero", low=0, high=1)
+    proximal_kind: str = setting("soft", "proximal: what remains is made smaller by the threshold, or left as it is; "
+                                 "or as the original's option l1 does by mistake", "soft", "hard", "l1")
+    proximal_hold: str = setting("path", "proximal: places with little guidance are drawn to the inversion's latents, "
+                                 "to the clean picture's, or not at all", "path", "picture", "none")
     proximal_rate: float = setting(1.0, "proximal: how far they are drawn", low=0, high=1)
     proximal_below: float = setting(400.0, "proximal: the timestep below which they are", low=0)
     proximal_margin: int = setting(1, "proximal: places around those with much guidance that are left alone too", low=0,
@@ -108,7 +108,7 @@ class DDIM:
         self.job, self.path, self.text, self.w = job, path, text, job.settings.guidance_scale
 
     def branches(self, step: int, source: "Tensor", target: "Tensor") -> Branches:
-        """Latents and text of a pass by branch, for `Job.together`: "source" and "target", and what they are guided from."""
+        """Latents and text of a pass, for `Job.together`: "source" and "target", and what they are guided from."""
         from_source, from_target = self.negatives(step)
         guided_from = {} if from_source is None else {"no_source": (source, from_source)}
         return guided_from | {"no_target": (target, from_target), "source": (source, self.text),
@@ -151,7 +151,7 @@ class Negative(DDIM):
 
 
 class Proximal(Negative):
-    """Of what guidance adds only the large is kept, and where there is none the latents can be drawn to the picture's."""
+    """Of what guidance adds the large alone is kept; where that is nothing, latents can be drawn to the picture's."""
 
     def guided(self, seen: Predictions, level: "kit.Level") -> "tuple[kit.Prediction, kit.Prediction]":
         import torch

@@ -290,8 +290,8 @@ def _with_inversion(name: str, inversion: str) -> Method[Any]:
     found = method(name)
     known = next((f.metadata["choices"] for f in found.Settings.fields() if f.name == "inversion"), ())
     if inversion not in known:
-        raise SettingsError(f"{name} has no inversion {inversion[:40]!r}: " + (f"it has {', '.join(known)}" if known else
-                                                                               "its way to noise is its own"))
+        has = f"it has {', '.join(known)}" if known else "its way to noise is its own"
+        raise SettingsError(f"{name} has no inversion {inversion[:40]!r}: {has}")
     made = type(found)()
     made.variant = MappingProxyType({"inversion": inversion})
     return made

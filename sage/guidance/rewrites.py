@@ -46,8 +46,8 @@ def replacement(spans: Iterable[Span], length: int) -> tuple[Tensor, Tensor]:
 
 
 def refinement(aligned: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
-    """Refinement (Hertz et al. 2022, eq. 6) as a linear map on columns: a token that both prompts have takes the source's
-    attention, a new one keeps its own.
+    """Refinement (Hertz et al. 2022, eq. 6) as a linear map on columns: a token that both prompts have takes the
+    source's attention, a new one keeps its own.
 
     Args:
         aligned: of `sage.prompts.words`.
@@ -64,15 +64,15 @@ def refinement(aligned: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
 
 
 def word_swap(changed: Iterable[Span], length: int, shifted: bool = True) -> tuple[Tensor, Tensor]:
-    """Word swap (Hertz et al. 2022, sec. 3.2) as a linear map on columns: every token takes the source's attention, those
-    of a changed word that of the word in its place, in equal shares where their numbers differ.
+    """Word swap (Hertz et al. 2022, sec. 3.2) as a linear map on columns: every token takes the source's attention,
+    those of a changed word that of the word in its place, in equal shares where their numbers differ.
 
     Args:
         shifted: behind the last change too, tokens are paired in their order; else by their position, as in the
             original code, where two prompts of different length are out of step.
     Returns:
-        carry (M, M) and keep (M,), as of `replacement`; columns for which the source has none are kept if `shifted`, and
-        else zero.
+        carry (M, M) and keep (M,), as of `replacement`; columns for which the source has none are kept if `shifted`,
+        and else zero.
     """
     carry, i, j = torch.zeros(length, length), 0, 0
     for span in changed:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sage.prompts.plan import Plan
     from sage.prompts.tokens import Prompt, Prompts
 
+Maps = dict[str, "Tensor"]  # (B, H, N, M) by branch
 PUBLISHED = dict(steps=50, guidance_scale=7.5, conventions="published", proximal_hold="none", quantise="truncate")
 
 
@@ -30,11 +31,11 @@ class Settings(anchors.Anchored, Picture):
     """Attention."""
 
     first_step: int = setting(4, "steps that are left to the target alone, for its layout", low=0, high=1000)
-    first_block: float = setting(0.625, "share of the network's self-attention that is left alone, from its start", low=0,
-                                 high=1)
+    first_block: float = setting(0.625, "share of the network's self-attention that is left alone, from its start",
+                                 low=0, high=1)
     keys: str = setting("source", "what the target looks at: the source, or both", "source", "both")
-    source_text: str = setting("empty", "what the picture is inverted under: the empty prompt, or the source prompt", "empty",
-                               "source")
+    source_text: str = setting("empty", "what the picture is inverted under: the empty prompt, or the source prompt",
+                               "empty", "source")
     foreground: Phrases = setting(None, "phrases whose places look at each other alone: auto (what differs between the "
                                   "prompts), none, or SOURCE,TARGET")
     foreground_threshold: float = setting(0.1, "attention to them, between its least and its greatest, from which on a "
@@ -67,8 +68,8 @@ class MasaCtrl(Method[Settings]):
         if phrases is None:
             return plan
         if phrases == AUTO:
-            spans = [*plan.edited]
-            marks = kit.Span(tuple(p for s in spans for p in s.source), tuple(p for s in spans for p in s.target))
+            marks = kit.Span(tuple(p for span in plan.edited for p in span.source),
+                             tuple(p for span in plan.edited for p in span.target))
         else:
             marks = kit.marked(prompts, source, target, phrases, words=False)
         if not (marks.source and marks.target):
@@ -92,7 +93,7 @@ class MasaCtrl(Method[Settings]):
     # ---- the way back
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
-        s, held, mutual = job.settings, anchors.anchor(job, path, _text(job)), Mutual(job)
+        held, mutual = anchors.anchor(job, path, _text(job)), Mutual(job)
         source = target = path.noise
         for i, (here, there) in enumerate(job.down):
             branches = held.branches(i, source, target)
@@ -113,7 +114,7 @@ class Mutual:
 
     def __init__(self, job: "Job[Settings]"):
         s, sites = job.settings, job.model.sites()
-        self.s, self.size, self.plans = s, tuple(job.z0.shape[-2:]), job.plans
+        self.s, self.size = s, tuple(job.z0.shape[-2:])
         self.late = kit.Sites(site for site in sites if site.kind == "self" and site.depth >= s.first_block)
         self.marked = any(plan.blend for plan in job.plans)
         self.cross = sites.at(kit.Where("cross", s.cross_level)) if self.marked else kit.Sites()
@@ -129,12 +130,12 @@ class Mutual:
         lenders = {"target": "source", "no_target": "no_source" if "no_source" in names else "source"}
         stack.enter_context(kit.lent(self.late, names, lenders, own=self.s.keys == "both"))
         if self.marked:
-            heard: list[dict[str, Tensor]] = []  # of the layers that this pass has come through
+            heard: list[Maps] = []  # of the layers that this pass has come through
             stack.enter_context(kit.between(self.cross, names, lambda maps, site: heard.append(maps) or {}))
             stack.enter_context(kit.between(self.late, names, lambda maps, site: self._apart(maps, site, heard)))
         return stack
 
-    def _apart(self, maps: "dict[str, Tensor]", site: "kit.Site", heard: "list[dict[str, Tensor]]") -> "dict[str, Tensor]":
+    def _apart(self, maps: "Maps", site: "kit.Site", heard: "list[Maps]") -> "Maps":
         """The maps of both halves of the target, foreground and the rest each among themselves."""
         if not heard:
             return {}

@@ -32,15 +32,15 @@ class Settings(Guidance, Solver, Picture):
 
     fixes = frozenset({"conventions"})
 
-    inversion: str = setting("direct", "where the source's features come from: latents of sampling back from the noise, or "
-                             "those of the inversion itself", "ddim", "direct")
+    inversion: str = setting("direct", "where the source's features come from: latents of sampling back from the "
+                             "noise, or those of the inversion itself", "ddim", "direct")
     feature_fraction: float = setting(0.8, "share of the steps with the source's features", low=0, high=1)
     feature_layer: int = setting(4, "residual block of the decoder whose features they are, from 0", low=0, high=100)
     attention_fraction: float = setting(0.5, "share of the steps with the source's queries and keys", low=0, high=1)
     first_block: float = setting(0.5, "share of the network's self-attention that is left alone, from its start", low=0,
                                  high=1)
     negative_prompt: str = setting("", "what guidance leads away from")
-    conventions: str = setting("consistent", "levels and windows of steps: consistent, or as in the code of its benchmark",
+    conventions: str = setting("consistent", "levels and windows of steps: consistent, or as in its benchmark's code",
                                "consistent", "published")
 
     def window(self, share: float) -> int:
@@ -70,7 +70,8 @@ class PlugAndPlay(Method[Settings]):
         z = sources[0]
         for i, (here, there) in enumerate(job.down):
             with given.at(i):
-                seen = job.together(here, source=(sources[i], job.empty), negative=(z, negative), target=(z, job.target))
+                seen = job.together(here, source=(sources[i], job.empty), negative=(z, negative),
+                                    target=(z, job.target))
             guided = kit.classifier_free(seen["negative"], seen["target"], s.guidance_scale)
             z = kit.renoise(guided, there)
             yield Step(i, z, here, seen["source"], seen["target"], guided)
@@ -91,7 +92,8 @@ class Given:
         self.s, model = job.settings, job.model
         decoder = [feature for feature in model.features() if feature.place == "up"]
         if self.s.feature_layer >= len(decoder):
-            raise SettingsError(f"feature_layer is {self.s.feature_layer}: the decoder of {model.name} has {len(decoder)}")
+            raise SettingsError(f"feature_layer is {self.s.feature_layer}: the decoder of {model.name} has "
+                                f"{len(decoder)}")
         self.feature = decoder[self.s.feature_layer]
         self.sites = [site for site in model.sites() if site.kind == "self" and site.depth >= self.s.first_block]
 

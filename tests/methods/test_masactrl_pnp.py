@@ -24,7 +24,7 @@ def made(tmp_path_factory):
 
 
 class Attention:
-    """A processor for every layer, numbered in the order of a forward pass; `edit` sees (q, k, v) and gives the output."""
+    """A processor for every layer, numbered in the order of a forward pass; `edit` makes (q, k, v) the output."""
 
     def __init__(self, owner, name: str, number: int):
         self.owner, self.cross, self.number = owner, "attn2" in name, number
@@ -45,7 +45,7 @@ def attend(q, k, v, scale, allowed=None):
 
 
 class Original:
-    """The loops that both share: inversion with the label ahead, and a batch of rows whose text and latents are given."""
+    """What both share: inversion with the label ahead, and hooks on the layers."""
 
     def __init__(self, made, layers: int):
         self.unet, self.step, self.on = made.unet, 0, False
@@ -171,7 +171,8 @@ MARKS = dict(foreground=("cat", "dog"), source_text="source")
 
 @pytest.mark.parametrize("theirs, ours", (
     ({}, {}), (dict(direct=True), dict(inversion="direct")), (dict(union=True), dict(keys="both")),
-    (dict(marks=True, source="source"), MARKS), (dict(marks=True, source="source", union=True), MARKS | dict(keys="both")),
+    (dict(marks=True, source="source"), MARKS),
+    (dict(marks=True, source="source", union=True), MARKS | dict(keys="both")),
     (dict(first_step=0, first_layer=0), dict(first_step=0, first_block=0.0))))
 def test_every_step_of_masactrl_is_that_of_the_original_code(made, theirs, ours):
     if "marks" in theirs:
@@ -184,7 +185,7 @@ def test_every_step_of_masactrl_is_that_of_the_original_code(made, theirs, ours)
 
 @pytest.mark.parametrize("inversion", ("ddim", "direct"))
 def test_every_step_of_plug_and_play_is_that_of_the_original_code(made, inversion):
-    settings = PNP.preset("published", steps=N, guidance_scale=2.0, inversion=inversion, first_block=0.5, feature_layer=3)
+    settings = PNP.preset("published", steps=N, guidance_scale=2.0, inversion=inversion, feature_layer=3)
     original = PnP(made, LAYERS, 5, inversion == "direct", made.unet.up_blocks[1].resnets[1])
     assert worst(made, PNP, original, settings) < 2e-5
 

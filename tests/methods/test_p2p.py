@@ -70,8 +70,8 @@ CASES = {
     "replace": (dict(refine=False), dict(carry="replace")),
     "reweight": (dict(equalizer={"dog": 2.0, "mat": 0.5}), dict(reweight={"dog": 2.0, "mat": 0.5})),
     "windows": (dict(cross={"default_": (0.2, 0.8), "dog": (0.0, 0.3), "on": (0.5, 0.4)}, self_=(0.1, 0.35)),
-                dict(cross_start=0.2, cross_fraction=0.8, word_starts={"on": 0.5}, word_fractions={"dog": 0.3, "on": 0.4},
-                     self_start=0.1, self_fraction=0.35)),
+                dict(cross_start=0.2, cross_fraction=0.8, word_starts={"on": 0.5},
+                     word_fractions={"dog": 0.3, "on": 0.4}, self_start=0.1, self_fraction=0.35)),
     "blend": (dict(blend=("cat", "dog"), th=(0.9, 0.3)), dict(blend=("cat", "dog"), blend_threshold=0.9)),
     "subtract": (dict(blend=("cat", "dog"), subtract=("mat", "mat"), th=(0.3, 0.95), equalizer={"dog": 3.0}),
                  dict(blend=("cat", "dog"), blend_except=("mat", "mat"), blend_threshold=0.3, except_threshold=0.95,
@@ -79,7 +79,8 @@ CASES = {
     "direct": (dict(inversion="direct", blend=("cat", "dog"), th=(0.9, 0.3)),
                dict(inversion="direct", blend=("cat", "dog"), blend_threshold=0.9)),
     "negative": (dict(inversion="negative"), dict(inversion="negative")),
-    "negative, interpolated": (dict(inversion="negative", interpolate=0.3), dict(inversion="negative", negative_empty=0.3)),
+    "negative, interpolated": (dict(inversion="negative", interpolate=0.3),
+                               dict(inversion="negative", negative_empty=0.3)),
     "proximal": (dict(inversion="proximal"), dict(inversion="proximal")),
     "proximal, hard, held": (
         dict(inversion="proximal", prox="hard", hold="path", eta=0.8, recon_t=600, quantile=0.9),
@@ -124,8 +125,9 @@ def test_refinement_takes_the_longest_common_subsequence():
     assert carry.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]] and keep.tolist() == [0, 0, 1, 0]
 
 
-@pytest.mark.parametrize("source, target", (("a cat on a mat", "a dog on a mat"), ("a cat", "a fat cat on a mat"), ("", ""),
-                                            ("a dog on a mat by a cat", "a cat by a mat"), ("a a b a", "b a a b a")))
+@pytest.mark.parametrize("source, target", (("a cat on a mat", "a dog on a mat"), ("a cat", "a fat cat on a mat"),
+                                            ("", ""), ("a dog on a mat by a cat", "a cat by a mat"),
+                                            ("a a b a", "b a a b a")))
 def test_alignment_is_that_of_the_original(made, source, target):
     prompts, n = made.model.prompts, 77
     ours = aligned(prompts.tokens(prompts.parse(source)), prompts.tokens(prompts.parse(target)), n)
@@ -134,13 +136,15 @@ def test_alignment_is_that_of_the_original(made, source, target):
 
 
 @pytest.mark.parametrize("shifted", (True, False))
-@pytest.mark.parametrize("source, target", (("a cat on a mat", "a mat on a cat"), ("a mat is on a dog", "a cat is on a mat"),
-                                            ("a cat", "a cat"), ("cat on a mat", "dog on a dog")))
+@pytest.mark.parametrize("source, target", (("a cat on a mat", "a mat on a cat"),
+                                            ("a mat is on a dog", "a cat is on a mat"), ("a cat", "a cat"),
+                                            ("cat on a mat", "dog on a dog")))
 def test_word_swap_is_that_of_the_original(made, source, target, shifted):
     prompts = made.model.prompts
     changed = changed_words(prompts, prompts.parse(source), prompts.parse(target))
     carry, keep = word_swap(changed, 77, shifted)
-    assert torch.equal(carry, torch.from_numpy(original.swap_matrix(made.tokenizer, source, target, 77, shifted)).float())
+    theirs = original.swap_matrix(made.tokenizer, source, target, 77, shifted)
+    assert torch.equal(carry, torch.from_numpy(theirs).float())
     assert torch.equal(keep, (carry.sum(0) == 0).float() if shifted else torch.zeros(77))
 
 
