@@ -189,6 +189,14 @@ class Solver(Settings):
 
 
 @frozen
+class Stochastic(Solver):
+    """Solver."""
+
+    eta: float = setting(0.0, "fresh noise in each sampling step: 0 for none, which is DDIM; 1 for as much as DDPM", low=0,
+                         high=1)
+
+
+@frozen
 class Guidance(Settings):
     """Guidance."""
 
@@ -197,7 +205,15 @@ class Guidance(Settings):
 
 
 @frozen
-class Picture(Settings):
+class Output(Settings):
+    """Output."""
+
+    quantise: str = setting("round", "8-bit output: rounded, or truncated as in the released code", "round", "truncate")
+    seed: int = setting(0, "seed of everything that is drawn at random", low=0, high=2**63 - 1)
+
+
+@frozen
+class Picture(Output):
     """Picture."""
 
     fixes = frozenset({"encode", "size", "fit"})
@@ -208,8 +224,6 @@ class Picture(Settings):
                                low=8, high=4096)
     fit: str = setting("keep", "keep the picture's aspect, or squash it to a square as the released code does",
                        "keep", "squash")
-    quantise: str = setting("round", "8-bit output: rounded, or truncated as in the released code", "round", "truncate")
-    seed: int = setting(0, "seed of everything that is drawn at random", low=0, high=2**63 - 1)
 
 
 @frozen

@@ -19,16 +19,34 @@ def token_attention(maps: Sequence[Tensor], tokens: Tensor, height: int, width: 
     return total.reshape(-1, 1, height, width)
 
 
-def threshold(attention: Tensor, share: float) -> Tensor:
-    """Places whose 3x3-max-pooled attention exceeds `share` of the picture's maximum.
+def threshold(attention: Tensor, share: float, pooled: bool = True) -> Tensor:
+    """Places whose attention exceeds `share` of the picture's maximum.
 
     Args:
         attention: (B, 1, h, w), >= 0.
+        pooled: take the greatest of the 3x3 places around each.
     Returns:
         (B, 1, h, w) bool, all False where there is no attention at all.
     """
-    pooled = F.max_pool2d(attention, 3, stride=1, padding=1)
-    return pooled / pooled.amax(dim=(2, 3), keepdim=True) > share  # 0 / 0 is not greater
+    if pooled:
+        attention = F.max_pool2d(attention, 3, stride=1, padding=1)
+    return attention / attention.amax(dim=(2, 3), keepdim=True) > share  # 0 / 0 is not greater
+
+
+def dilated(mask: Tensor, margin: int) -> Tensor:
+    """`mask` (B, C, h, w) float in {0, 1}, each channel's places grown by `margin` to all sides."""
+    return F.max_pool2d(mask, 2 * margin + 1, stride=1, padding=margin) if margin else mask
+
+
+def attended(maps: Tensor) -> Tensor:
+    """Places that are looked at more than the mean place is (Hong et al. 2210.00939).
+
+    Args:
+        maps: (B, H, N, N) float32 self-attention.
+    Returns:
+        (B, N) bool.
+    """
+    return maps.mean(dim=1).sum(dim=1) > 1  # each query has 1 to give, so that 1 is the mean
 
 
 def resize(mask: Tensor, height: int, width: int) -> Tensor:

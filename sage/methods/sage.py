@@ -278,10 +278,7 @@ class _Passes:
         s, job, blend = self.s, self.job, self.blend
         marking = s.floors or s.blends_at(step)
         if not (s.guided(step) or self._replaces(step) or job.factors is not None or s.reconstruction == "replace"):
-            with blend.listen(marking) as tap:
-                both = job.together(level, source=(z, job.source), target=(z, job.target))
-            blend.add(tap, "source", "target")
-            return both["source"], both["target"], None, None
+            return *self._in_one(z, level, marking), None, None
         with ExitStack() as stack:
             if self._replaces(step):
                 undone = self.heard_cross[s.steps - 1 - step]
@@ -300,6 +297,12 @@ class _Passes:
                                     "nothing was written; try a smaller reconstruction_scale")
         blend.add(tap, "source")
         return source, target, g, loss
+
+    def _in_one(self, z: "Tensor", level: "kit.Level", marking: bool) -> tuple["kit.Prediction", "kit.Prediction"]:
+        with self.blend.listen(marking) as tap:
+            both = self.job.together(level, source=(z, self.job.source), target=(z, self.job.target))
+        self.blend.add(tap, "source", "target")
+        return both["source"], both["target"]
 
     def _source(self, step: int, z: "Tensor", level: "kit.Level", marking: bool) -> tuple[Any, ...]:
         import torch

@@ -1,7 +1,7 @@
 """The seam between methods and a network: `Backbone`, what any model has to offer, and the values that pass through it.
 
-Whatever has these members can be edited with (docs/porting.md).  `predict` returns (x0, eps): nobody past this seam knows
-whether a network predicts the noise, v or a flow.  A backbone knows no method and no settings.
+Whatever has these members can be edited with (docs/porting.md).  `predict` returns (x0, eps): past this seam nobody has
+to know whether a network predicts the noise, v or a flow.  A backbone knows no method and no settings.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,6 +56,18 @@ class Text:
         pooled = None if self.pooled is None or other.pooled is None else torch.lerp(self.pooled, other.pooled, share)
         return Text(torch.lerp(self.tokens, other.tokens, share), pooled)
 
+    def slerp(self, other: "Text", share: float) -> "Text":
+        """Some of the way to another text on the arc between them, each prompt's embedding taken as one vector."""
+        def arc(a: Tensor, b: Tensor) -> Tensor:
+            cos = torch.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1, 1)
+            angle = cos.acos().reshape(-1, *[1] * (a.dim() - 1))
+            if not angle.all():  # there is no arc between what points one way
+                return torch.lerp(a, b, share)
+            return ((1 - share) * angle).sin() / angle.sin() * a + (share * angle).sin() / angle.sin() * b
+
+        pooled = None if self.pooled is None or other.pooled is None else arc(self.pooled, other.pooled)
+        return Text(arc(self.tokens, other.tokens), pooled)
+
     def __add__(self, other: "Text") -> "Text":
         pooled = None if self.pooled is None or other.pooled is None else self.pooled + other.pooled
         return Text(self.tokens + other.tokens, pooled)
@@ -76,6 +88,8 @@ class Backbone(Protocol):
         sample_size: side in pixels of the pictures it was trained on.
         pixel_multiple: sides of pictures must be multiples of this.
         distilled: guidance is an input of the network, and one pass is enough.
+        prediction_type: what the network itself gives, "epsilon" or "v_prediction", for methods that reckon with its
+            output (`sage.sampling.steps.to_output`); all others go by `Prediction`.
         prompts: its tokenizer.
         schedule: its noise levels.
         savings: what is done at present to need less memory.
@@ -88,6 +102,7 @@ class Backbone(Protocol):
     dtype: torch.dtype
     sample_size: int
     distilled: bool
+    prediction_type: str
     prompts: Prompts
     schedule: Schedule
     savings: Savings
