@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Settings(Guidance, Stochastic, Picture):
     """Guidance."""
 
-    negative: str = setting("source", "what guidance leads away from: the source prompt, as in negative-prompt inversion, "
-                            "or the empty one", "source", "empty")
+    negative: str = setting("source", "what guidance leads away from: the source prompt, as in negative-prompt "
+                            "inversion, or the empty one", "source", "empty")
 
 
 class Plain(Method[Settings]):
