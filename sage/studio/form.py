@@ -62,7 +62,7 @@ def _text(how: str, value: Any) -> Any:
         return phrases_text(value)
     if how == "factors":
         return factors_text(value)
-    return value if how == "switch" else "" if value is None else value if isinstance(value, str) else repr(value)
+    return value if how == "switch" else "" if value is None else value if isinstance(value, str) else repr(value).removesuffix(".0")
 
 
 def read(cls: type[Settings], values: Any) -> Settings:

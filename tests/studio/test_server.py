@@ -177,6 +177,21 @@ def test_an_index_that_is_none_of_ones_own(http):
             assert answer.status_code == 200 and "not remembered any more" in answer.text
 
 
+@pytest.mark.parametrize("where", ["/etc/passwd:X", f"{ROOT}/sage/methods/sage.py:SAGE", None, 3, "x" * 500])
+def test_a_form_cannot_name_a_file_to_run(http, where, monkeypatch):
+    monkeypatch.setattr("sage.method._from_file", lambda name: pytest.fail(f"{name} was run"))
+    form = {"method": where, "values": {}, "groups": []}
+    answer = call(http, "source", "change", ["a", "b", form])
+    assert answer.status_code == 200 and "this studio has no method" in answer.text
+
+
+def test_touching_the_model_box_changes_nothing(http):
+    form = {"method": "sage", "values": {"steps": "7"}, "groups": []}
+    answer = call(http, "model", "input", ["stilllife", form, form])
+    assert answer.status_code == 200 and all(d.get("__type__") == "update" and "value" not in d
+                                             for d in answer.json()["data"])
+
+
 def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(http, monkeypatch, capsys):
     port = http.base_url.port
     monkeypatch.setattr(server, "prepare", lambda folder: pytest.fail("too late"))
