@@ -128,7 +128,7 @@ def settings_for(model: Backbone, config: Settings | None, method: str | None, t
         raise SettingsError(f"these are settings of {found.name}, and the method is {method}: give one of the two")
     if why := found.fits(model):
         raise SettingsError(f"{found.name} cannot edit with {model.name}: {why}")
-    return found.recommended(model) if config is None else config
+    return found.recommended(model, task) if config is None else config
 
 
 def check_request(method: Method, request: Request) -> None:
@@ -212,6 +212,7 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
                progress: Progress | None = None, trajectory: Trajectory | None = None, watch: Watch | None = None, *,
                requests: Sequence[Request] = (), savings: Savings | None = None) -> list[EditResult]:
     """`edit` for several pictures at once, all worked at the size of the first; who watches sees the first."""
+    check_task(method_of(config), "edit")
     images = [pictures.normalise(image) for image in images]
     with own_savings(model, savings):
         task, notes = task_of(model, images, config), list[str]()
@@ -363,7 +364,7 @@ def run(method: str | Method, model: Backbone, z0: Tensor, source: str | Text, t
         SageError: what does not fit.
     """
     found = method if isinstance(method, Method) else find_method(method)
-    settings = found.recommended(model) if settings is None else settings
+    settings = found.recommended(model, "edit" if found.edits else "generate") if settings is None else settings
     if not isinstance(settings, found.Settings):
         raise SettingsError(f"these are not settings of {found.name}")
     texts = dict(texts or {})

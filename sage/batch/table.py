@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sage.commands.flags import DEFAULT_METHOD, reader
+from sage.commands.flags import reader
 from sage.console import did_you_mean
 from sage.errors import SageError, SettingsError
-from sage.method import METHODS, Method, method
+from sage.method import DEFAULTS, Method, able, method
 from sage.pictures import WRITTEN
 from sage.pictures.metadata import check_prompt
 from sage.settings import Phrases, Settings, annotations
@@ -49,19 +49,19 @@ class Row:
     source: str = ""
     target: str = ""
     out: str = ""
-    method: str = DEFAULT_METHOD
+    method: str = DEFAULTS["edit"]
     settings: Mapping[str, Any] = field(default_factory=dict)
     wrong: str = ""
 
 
-def columns_of(default: str = DEFAULT_METHOD) -> tuple[str, ...]:
+def columns_of(default: str = DEFAULTS["edit"]) -> tuple[str, ...]:
     """Every column that a table may have: settings are those of any known method, and of the default one."""
-    owners = [method(name).Settings for name in dict.fromkeys((default, *METHODS))]
+    owners = [method(name).Settings for name in dict.fromkeys((default, *able("edit")))]
     settings = dict.fromkeys(name for owner in owners for name in owner.names())
     return tuple(dict.fromkeys((*REQUIRED, *NAMES, METHOD, *settings)))
 
 
-def read_table(path: Path, default: str = DEFAULT_METHOD) -> list[Row]:
+def read_table(path: Path, default: str = DEFAULTS["edit"]) -> list[Row]:
     """Rows of a .csv or .tsv file with a header, or of a .jsonl file with an object a line; blank ones are left out.
 
     Columns are picture, source and target; out, name or id for the file to write; method; and the settings of the row's

@@ -61,7 +61,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("prompts", metavar="PROMPT", nargs="*", help="what the picture shall show; several are made one after the other")
-    add("--negative", metavar="PROMPT", help="what it shall not show")
+    # `plain` has a setting of this name too, for edits.
+    add("--negative", dest="unwanted", metavar="PROMPT", help="what it shall not show")
     add("--width", metavar="N", type=int, help="in pixels [the side that the model was trained at]")
     add("--height", metavar="N", type=int, help="in pixels [the side that the model was trained at]")
     add("--count", metavar="N", type=int, default=1, help="pictures a prompt, each with the next seed [1]")
@@ -119,10 +120,10 @@ def plan_generation(args: argparse.Namespace) -> Job:
         SageError: whatever is wrong with it.
     """
     changes, chosen = given_settings(args), method(args.method)
-    check_task(chosen, "generate")
     if args.published and args.config_from:
         raise SettingsError("--published and --config-from are two sets of settings: give one of them")
     old = read_record(args.config_from, "generate", args.method) if args.config_from else {}
+    check_task(chosen, "generate")
     if old and old["method"] != chosen.where:
         raise SettingsError(f"{args.config_from} was made by {old['method']}, and the method is {chosen.where}: leave out "
                             "one of them")
@@ -134,7 +135,7 @@ def plan_generation(args: argparse.Namespace) -> Job:
     prompts = args.prompts or ([old["target"]] if old else [])
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise PromptError('there is no prompt: say what the picture shall show, such as "a red mug on grass"')
-    negative = args.negative if args.negative is not None else old.get("negative", "")
+    negative = args.unwanted if args.unwanted is not None else old.get("negative", "")
     for prompt in (*prompts, negative):
         check_text(prompt)
     (base or chosen.Settings()).but(**changes)

@@ -38,7 +38,7 @@ class SAG(Method[Settings]):
     """Self-Attention Guidance."""
 
     name, title, paper, Settings = "sag", "Self-Attention Guidance (SAG)", "2210.00939", Settings
-    about = "makes pictures from noise, sharper and sounder than guidance by the prompt alone; edits none"
+    about = "makes pictures from noise, led away from what they would be if blurred where the network attends; edits none"
     reads = frozenset({"target", "negative"})
     presets = {"published": {"steps": 50, "guidance_scale": 7.5, "sag_scale": 0.75, "eta": 0.0}}
     calls = "3 N, 2 N at guidance_scale 1"

@@ -129,7 +129,7 @@ def read_record(path: str | Path, task: str | None = None, trusted: str = "") ->
         raise PictureError(f"{path}: the settings in it are of version {str(record['version'])[:20]}, which this version of "
                            "SAGE does not know")
     own = record.get("task", "edit")
-    if own not in TYPES:
+    if not isinstance(own, str) or own not in TYPES:
         raise PictureError(f"{path}: the settings in it are damaged (task)")
     if task is not None and own != task:
         raise PictureError(f"{path} is an edit: sage edit repeats it" if own == "edit" else
