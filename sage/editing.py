@@ -119,8 +119,8 @@ def settings_for(model: Backbone, config: Settings | None, method: str | None, t
     Args:
         task: "edit" or "generate".
     Raises:
-        SettingsError: settings of another method than the one that is named, one that does not do this, or a model that it
-            does not fit.
+        SettingsError: settings of another method than the one that is named, one that does not do this, or a model
+            that it does not fit.
     """
     found = find_method(method or DEFAULTS[task]) if config is None else method_of(config)
     check_task(found, task)
@@ -321,8 +321,8 @@ def followed(job: Job, steps: Iterator[Step], phase: str, watch: Watch | None = 
             watch(replace(step, looks=job.take_looks()))
         job.report(phase, done, max(done, total))
     if step is not None and not torch.isfinite(step.z).all():
-        raise NumericsError("the latents are not finite at the end: nothing was written; try a smaller guidance_scale and "
-                            "gentler settings")
+        raise NumericsError("the latents are not finite at the end: nothing was written; try a smaller guidance_scale "
+                            "and gentler settings")
 
 
 @torch.no_grad()
@@ -455,5 +455,5 @@ def unusual(model: Backbone, size: tuple[int, int]) -> list[str]:
     area = size[0] * size[1] / model.sample_size**2
     if 0.5 <= area <= 2:
         return []
-    return [f"{model.name} was trained at {model.sample_size} x {model.sample_size} pixels, and this picture is worked at "
-            f"{size[0]} x {size[1]}: it may fall apart"]
+    return [f"{model.name} was trained at {model.sample_size} x {model.sample_size} pixels, and this picture is worked "
+            f"at {size[0]} x {size[1]}: it may fall apart"]

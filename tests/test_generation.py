@@ -53,13 +53,14 @@ def test_a_picture_of_a_batch_is_the_one_that_is_made_alone_with_its_seed(model,
 
 @every
 def test_the_same_again_to_the_bit_and_another_seed_another(model, name):
-    first, second, third = (sage.generate(model, PROMPT, SETTINGS[name].but(seed=seed))[0].latents for seed in (1, 1, 2))
+    first, second, third = (sage.generate(model, PROMPT, SETTINGS[name].but(seed=s))[0].latents for s in (1, 1, 2))
     assert torch.equal(first, second) and distance(first, third) > 0.1
 
 
 def test_a_generator_is_one_for_all_or_one_a_picture(model):
     def made(generator) -> Tensor:
-        return torch.cat([r.latents for r in sage.generate(model, PROMPT, PLAIN.but(eta=1), count=2, generator=generator)])
+        results = sage.generate(model, PROMPT, PLAIN.but(eta=1), count=2, generator=generator)
+        return torch.cat([result.latents for result in results])
 
     one, each = made(torch.Generator().manual_seed(7)), made([torch.Generator().manual_seed(s) for s in (7, 8)])
     assert distance(one[1:], each[1:]) > 0.1

@@ -48,7 +48,7 @@ def test_pictures_their_sheet_and_their_repetition_to_the_byte(here, capsys):
 
     assert main(["generate", "--config-from", out[1], "--out", "again.png", "--device", "cpu"]) == 0
     assert (here / "again.png").read_bytes() == (here / out[1]).read_bytes()
-    assert main(["generate", PROMPT, *QUICK, "--config-from", out[1], "--seed", "4", "--out", "first.png", "--json"]) == 0
+    assert main(["generate", *QUICK, "--config-from", out[1], "--seed", "4", "--out", "first.png", "--json"]) == 0
     assert (here / "first.png").read_bytes() == (here / out[0]).read_bytes()
     capsys.readouterr()
     assert main(["info", out[1]]) == 0
@@ -56,8 +56,8 @@ def test_pictures_their_sheet_and_their_repetition_to_the_byte(here, capsys):
 
 
 def test_several_prompts_in_a_batch_and_savings(capsys):
-    assert main(["generate", PROMPT, "a blue ball on sand", *QUICK, "--count", "2", "--batch", "3", "--savings", "text,tiles",
-                 "--json", "--sheet", "all.png", "--out", "made/"]) == 0
+    assert main(["generate", PROMPT, "a blue ball on sand", *QUICK, "--count", "2", "--batch", "3", "--json",
+                 "--savings", "text,tiles", "--sheet", "all.png", "--out", "made/"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [record["target"] for record in told["settings"]] == [PROMPT, PROMPT, *["a blue ball on sand"] * 2]
     assert [record["settings"]["seed"] for record in told["settings"]] == [0, 1, 0, 1]
@@ -71,8 +71,8 @@ def test_several_prompts_in_a_batch_and_savings(capsys):
 
 def test_edits_and_pictures_from_nothing_are_not_mistaken_for_one_another(here, capsys):
     assert main(["generate", PROMPT, *QUICK, "--out", "made.png"]) == 0
-    assert main(["edit", "made.png", "--source", PROMPT, "--target", "a small blue mug on grass", *QUICK, "--guided-steps",
-                 "0", "--out", "edited.png"]) == 0
+    assert main(["edit", "made.png", "--source", PROMPT, "--target", "a small blue mug on grass", *QUICK,
+                 "--guided-steps", "0", "--out", "edited.png"]) == 0
     capsys.readouterr()
     assert "is an edit: sage edit repeats it" in refused(capsys, "--config-from", "edited.png")
     assert main(["edit", "made.png", "--config-from", "made.png", "--target", "x", "--source", PROMPT]) == 2
@@ -81,13 +81,14 @@ def test_edits_and_pictures_from_nothing_are_not_mistaken_for_one_another(here, 
     assert "sag edits no picture" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", ({"size": [64]}, {"size": [64, "64"]}, {"size": [True, 64]}, {"size": "64"}, {"batch": 0},
-                                    {"batch": True}, {"negative": None}, {"target": 3}, {"task": "draw"}, {"task": []},
-                                    {"settings": {"sag_scale": 2}}, {"method": "nothing"}))
+@pytest.mark.parametrize("change", (
+    {"size": [64]}, {"size": [64, "64"]}, {"size": [True, 64]}, {"size": "64"}, {"batch": 0}, {"batch": True},
+    {"negative": None}, {"target": 3}, {"task": "draw"}, {"task": []}, {"settings": {"sag_scale": 2}},
+    {"method": "nothing"}))
 def test_damaged_records_are_refused(here, capsys, change):
     record = {"version": 2, "task": "generate", "method": "sag", "settings": {}, "target": PROMPT, "negative": "",
-              "size": [64, 64], "batch": 1, "model": "stilllife", "prediction_type": None, "truncate": False, "savings": {},
-              "made": {}}
+              "size": [64, 64], "batch": 1, "model": "stilllife", "prediction_type": None, "truncate": False,
+              "savings": {}, "made": {}}
     pictures.save_picture(Image.new("RGB", (8, 8)), here / "old.png", record | change)
     assert "damaged" in refused(capsys, "--config-from", "old.png")
 
