@@ -14,12 +14,13 @@ _FROM = {
     "sage.guidance.masks": "attended dilated resize threshold token_attention",
     "sage.guidance.blur": "gaussian_blur",
     "sage.guidance.proximal": "proximal",
-    "sage.guidance.rewrites": "between refinement replace_columns replacement reweight reweighted rewrite_columns "
-                              "rewrite_maps word_swap",
+    "sage.guidance.rewrites": "between lent refinement replace_columns replacement reweight reweighted "
+                              "rewrite_columns rewrite_maps word_swap",
     "sage.inversion": "ddim_inversion",
     "sage.models.backbone": "Text",
     "sage.models.sites": "Feature Projection QueriesKeys Site Sites Where",
     "sage.prompts.plan": "Plan marked replaced token_factors token_mask",
+    "sage.prompts.tokens": "Span",
     "sage.prompts.words": "aligned changed_words",
     "sage.sampling.levels": "Edge Edges Level downwards upwards",
     "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step from_output gaussian "

@@ -237,6 +237,10 @@ class Method(ABC, Generic[S]):
         from sage.inversion import ddim_inversion
         return ddim_inversion(job, job.source, self.wants(job.settings))
 
+    def inverted_under(self, settings: S, source: "Prompt", prompts: "Prompts") -> "Prompt":
+        """The prompt that the way to noise follows, and under which plain sampling leads back."""
+        return source
+
     def reconstructing(self, model: "Backbone", path: "Trajectory") -> AbstractContextManager[None]:
         """Context around the passes of plain sampling back from a trajectory, for inversions that change the network."""
         return nullcontext()
@@ -272,6 +276,8 @@ METHODS: dict[str, str] = {
     "plain": "sage.methods.plain:Plain",
     "sag": "sage.methods.sag:SAG",
     "sdedit": "sage.methods.sdedit:SDEdit",
+    "masactrl": "sage.methods.masactrl:MasaCtrl",
+    "pnp": "sage.methods.pnp:PlugAndPlay",
     "p2p": "sage.methods.p2p:PromptToPrompt",
 }
 
@@ -322,8 +328,8 @@ def _with_inversion(name: str, inversion: str) -> Method[Any]:
     found = method(name)
     known = next((f.metadata["choices"] for f in found.Settings.fields() if f.name == "inversion"), ())
     if inversion not in known:
-        raise SettingsError(f"{name} has no inversion {inversion[:40]!r}: " + (f"it has {', '.join(known)}" if known else
-                                                                               "its way to noise is its own"))
+        has = f"it has {', '.join(known)}" if known else "its way to noise is its own"
+        raise SettingsError(f"{name} has no inversion {inversion[:40]!r}: {has}")
     made = type(found)()
     made.variant = MappingProxyType({"inversion": inversion})
     return made

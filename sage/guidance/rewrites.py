@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sage.errors import PromptError
-from sage.guidance.hooks import rewrite
-from sage.models.sites import QueriesKeys, Site
+from sage.guidance.hooks import rewrite, swap
+from sage.models.sites import Projection, QueriesKeys, Site
 from sage.prompts.tokens import Span
 
 
@@ -46,8 +46,8 @@ def replacement(spans: Iterable[Span], length: int) -> tuple[Tensor, Tensor]:
 
 
 def refinement(aligned: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
-    """Refinement (Hertz et al. 2022, eq. 6) as a linear map on columns: a token that both prompts have takes the source's
-    attention, a new one keeps its own.
+    """Refinement (Hertz et al. 2022, eq. 6) as a linear map on columns: a token that both prompts have takes the
+    source's attention, a new one keeps its own.
 
     Args:
         aligned: of `sage.prompts.words`.
@@ -64,15 +64,15 @@ def refinement(aligned: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
 
 
 def word_swap(changed: Iterable[Span], length: int, shifted: bool = True) -> tuple[Tensor, Tensor]:
-    """Word swap (Hertz et al. 2022, sec. 3.2) as a linear map on columns: every token takes the source's attention, those
-    of a changed word that of the word in its place, in equal shares where their numbers differ.
+    """Word swap (Hertz et al. 2022, sec. 3.2) as a linear map on columns: every token takes the source's attention,
+    those of a changed word that of the word in its place, in equal shares where their numbers differ.
 
     Args:
         shifted: behind the last change too, tokens are paired in their order; else by their position, as in the
             original code, where two prompts of different length are out of step.
     Returns:
-        carry (M, M) and keep (M,), as of `replacement`; columns for which the source has none are kept if `shifted`, and
-        else zero.
+        carry (M, M) and keep (M,), as of `replacement`; columns for which the source has none are kept if `shifted`,
+        and else zero.
     """
     carry, i, j = torch.zeros(length, length), 0, 0
     for span in changed:
@@ -124,6 +124,29 @@ def between(sites: Sequence[Site], branches: Iterable[str], change: Between) -> 
         return torch.cat([*(maps | change(maps, site)).values()])
 
     return rewrite(sites, rewritten)
+
+
+def lent(sites: Sequence[Site], branches: Iterable[str], lenders: Mapping[str, str],
+         own: bool = False) -> AbstractContextManager[None]:
+    """Context in which, in a batch of several branches, some use the keys and values of others (Cao et al. 2023).
+
+    Args:
+        branches: their names, in the order of the batch's rows (`Job.together`).
+        lenders: by the name of a branch the one that lends.
+        own: beside their own; else in place of them.
+    """
+    names = tuple(branches)
+    row = [names.index(lenders.get(name, name)) for name in names]
+
+    def swapped(given: Projection, site: Site) -> Projection:
+        def of_lender(t: Tensor) -> Tensor:
+            parts = t.chunk(len(names))
+            borrowed = torch.cat([parts[i] for i in row])
+            return torch.cat([borrowed, t], dim=2) if own else borrowed  # what is there twice weighs as if once
+
+        return Projection(given.queries, of_lender(given.keys), of_lender(given.values))
+
+    return swap(sites, swapped)
 
 
 def rewrite_columns(sites: Sequence[Site], reference: Sequence[QueriesKeys], carry: Tensor,

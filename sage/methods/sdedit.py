@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Settings(Guidance, Solver, Picture):
     """Strength."""
 
-    strength: float = setting(0.6, "share of the way to noise that the picture is taken: 0 leaves it as it is, 1 leaves "
-                              "nothing of it", low=0, high=1)
+    strength: float = setting(0.6, "share of the way to noise that the picture is taken: 0 leaves it as it is, 1 "
+                              "leaves nothing of it", low=0, high=1)
 
 
 class SDEdit(Method[Settings]):
