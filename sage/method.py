@@ -168,9 +168,13 @@ class Method(ABC, Generic[S]):
         """Settings for a model whose maker recommends none."""
         return self.Settings()  # type: ignore[return-value]
 
-    def recommended(self, model: "Backbone") -> S:
-        """What the model's maker recommends for this method, else its defaults."""
-        own = model.recommends.get(self.name)
+    def recommended(self, model: "Backbone", task: str = "edit") -> S:
+        """What the model's maker recommends for this method, else its defaults.
+
+        Args:
+            task: "edit" or "generate", for which there may be other settings, under "generate/NAME".
+        """
+        own = model.recommends.get(self.name if task == "edit" else f"{task}/{self.name}")
         found = self.defaults(model) if own is None else self.Settings.from_dict(own)
         return found.but(**self.variant)  # type: ignore[return-value]
 

@@ -1,5 +1,5 @@
-"""Classifier-free guidance and nothing else: from inverted noise the floor that every editing method stands on, from fresh
-noise a picture of the prompt.
+"""Classifier-free guidance and nothing else: from inverted noise the floor that every editing method stands on, from
+fresh noise a picture of the prompt.
 
     invert   z0 -> z_T under the source prompt (Song et al. 2010.02502, sec. 4.3)
     sample   eps = eps_negative + w (eps_target - eps_negative)          (Ho & Salimans 2207.12598, eq. 6)

@@ -93,7 +93,8 @@ class Backbone(Protocol):
         prompts: its tokenizer.
         schedule: its noise levels.
         savings: what is done at present to need less memory.
-        recommends: settings by the name of a method, plain values that came with the model.
+        recommends: settings by the name of a method, plain values that came with the model; by "generate/NAME" those
+            for pictures from nothing.
     """
 
     name: str

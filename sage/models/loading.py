@@ -121,7 +121,8 @@ def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype, predict
 
 
 def _recommends(folder: Path) -> dict[str, dict[str, Any]]:
-    """Settings by the name of a method, as a folder recommends them for itself in settings.json.
+    """Settings by the name of a method, or generate/NAME for pictures from nothing, as a folder recommends them for
+    itself in settings.json.
 
     In edit_config.json, of which older folders have one, are those of SAGE.
     """
