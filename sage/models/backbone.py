@@ -163,3 +163,6 @@ class Backbone(Protocol):
     def fingerprint(self) -> str:
         """What the model is known by: the same for the same weights and configuration, SHA-256 in hex."""
         ...
+
+
+MEMBERS = tuple(name for name in (*Backbone.__annotations__, *vars(Backbone)) if not name.startswith("_"))
