@@ -35,7 +35,8 @@ def studio(tmp_path_factory):
 
 @pytest.fixture
 def wanted(studio) -> EditRequest:
-    return EditRequest("stilllife", SOURCE, TARGET, studio.recommended("edit", "sage").but(steps=3, guided_steps=2, retries=0))
+    config = studio.recommended("edit", "sage").but(steps=3, guided_steps=2, retries=0)
+    return EditRequest("stilllife", SOURCE, TARGET, config)
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def left_nothing(studio, folder, who):
 def test_who_leaves_before_the_edit_is_saved_leaves_nothing(studio, wanted, who, monkeypatch):
     studio.take(who, MUG, "mug.png")
     folder, real = studio.visit(who).folder, service.make_record
-    monkeypatch.setattr(service, "make_record", lambda *given: studio.leave(who) or real(*given))
+    monkeypatch.setattr(service, "make_record", lambda *given, **more: studio.leave(who) or real(*given, **more))
     with pytest.raises(Cancelled):
         ended(studio.edit(who, wanted))
     assert left_nothing(studio, folder, who)
@@ -245,7 +246,7 @@ def test_no_picture_yet(studio, wanted, who):
 
 def test_whatever_else_goes_wrong_is_told_without_a_traceback(studio, wanted, who, monkeypatch, capsys):
     studio.take(who, MUG, "mug.png")
-    monkeypatch.setattr("sage.studio.service.edit_batch", lambda *_: 1 / 0)
+    monkeypatch.setattr("sage.studio.service.edit_batch", lambda *_, **__: 1 / 0)
     with pytest.raises(SageError, match="something went wrong on the server"):
         ended(studio.edit(who, wanted))
     assert "ZeroDivisionError" in capsys.readouterr().err
@@ -276,7 +277,7 @@ def test_look_inside_is_a_page_of_the_same_edit(studio, wanted, who):
     studio.take(who, MUG, "mug.png")
     entry = ended(studio.edit(who, wanted))
     page = ended(studio.look_inside(who, entry))
-    assert page.startswith("<!doctype html>") and "Reconstruction loss" in page and "inversion and back" in page
+    assert page.startswith("<!doctype html>") and "self-attention maps from those recorded" in page and "inversion and back" in page
     assert "yellow" in page
 
 
@@ -343,7 +344,8 @@ def test_every_method_edits_repeats_and_is_explained(studio, who, name, tmp_path
 
 def test_words_that_are_gone_do_not_block_an_edit(studio, wanted, who):
     studio.take(who, MUG, "mug.png")
-    stale = wanted.config.but(reweight={"grumpy": 2.0, "yellow": 1.5}, replace=("tree", "mug"), blend=("blue", "yellow"))
+    stale = wanted.config.but(reweight={"grumpy": 2.0, "yellow": 1.5}, replace=("tree", "mug"),
+                              blend=("blue", "yellow"))
     entry = ended(studio.edit(who, EditRequest("stilllife", SOURCE, TARGET, stale)))
     kept = entry.record["settings"]
     assert kept["reweight"] == {"yellow": 1.5} and kept["replace"] == "auto" and kept["blend"] == ["blue", "yellow"]
@@ -392,9 +394,10 @@ def test_savings_of_a_record_are_passed_when_it_is_repeated_and_only_then(studio
 @pytest.mark.parametrize("name", able("generate"))
 def test_a_picture_from_text_is_that_of_sage_generate(studio, who, name, tmp_path):
     config = studio.recommended("generate", name).but(steps=2)
-    entry = ended(studio.make(who, MakeRequest("stilllife", TARGET, "a cone", 64, 72, config)))
-    assert Image.open(entry.path).size == (64, 72) and entry.record["task"] == "generate"
-    assert cli.main(["generate", "--config-from", str(entry.path), "--out", str(tmp_path / "again.png"), "--quiet"]) == 0
+    entry = ended(studio.make(who, MakeRequest("stilllife", TARGET, "a cone", 64, 80, config)))
+    assert Image.open(entry.path).size == (64, 80) and entry.record["task"] == "generate"
+    assert cli.main(["generate", "--config-from", str(entry.path), "--out", str(tmp_path / "again.png"),
+                     "--quiet"]) == 0
     assert (tmp_path / "again.png").read_bytes() == entry.path.read_bytes()
     assert studio.take(who, entry.path, "mine.png")["target"] == TARGET  # a picture to edit
 
