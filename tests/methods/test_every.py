@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import sage
 from sage.editing import check_prompts, edit_batch
 from sage.errors import SettingsError
-from sage.inversion import ddim_reconstruction
 from sage.job import Job
 from sage.method import METHODS, Request, method_of
 from sage.pictures.metadata import make_record, settings_in
+from sage.reconstruction import ddim_reconstruction
 from sage.settings import Settings, annotations
 from tests import small
 
