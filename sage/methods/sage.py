@@ -138,6 +138,9 @@ class Settings(Guidance, Reconstruction, Replacement, Blending, Retry, Released)
         return cls.from_dict({**RELEASED, **changes})
 
 
+EditConfig = Settings  # by which the library knows them
+
+
 class SAGE(Method[Settings]):
     """Self-attention guidance."""
 

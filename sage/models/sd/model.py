@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -62,6 +64,12 @@ class StableDiffusion:
         self.recommends = recommends or {}
         self.savings = Savings()
         self._times: dict[tuple[int, torch.dtype], Time] = {}  # the same in every pass and edit
+
+    @property
+    def recommended(self) -> Any:
+        """Settings of SAGE for this model, as versions before 0.2 had them: now `method("sage").recommended(model)`."""
+        warnings.warn("model.recommended is now sage.method(\"sage\").recommended(model)", DeprecationWarning, stacklevel=2)
+        return import_module("sage.method").method("sage").recommended(self)
 
     @property
     def pixel_multiple(self) -> int:
