@@ -106,7 +106,7 @@ class Job(Generic[S]):
         return dict(zip(branches, both.chunk(len(branches)), strict=True))
 
     def cfg(self, z: Tensor, level: Level, text: Text, negative: Text, w: float, branch: str = "target") -> Prediction:
-        """negative + w (text - negative), both in one batch; one pass where w is 1 or guidance is the network's input."""
+        """Negative + w (text - negative), both in one batch; one pass where w is 1 or guidance is the network's input."""
         if self.model.distilled:
             return self.model.predict(z, level, self.model.prepare(text, w))
         if w == 1:

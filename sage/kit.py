@@ -1,5 +1,6 @@
 """What method files speak with: levels, steps, attention, masks, noise.  Each name is imported when it is first used, so
-that a method's settings can be read without torch."""
+that a method's settings can be read without torch.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -123,7 +123,8 @@ def hear_features(features: Sequence[Feature]) -> Iterator[Tap]:
 @contextmanager
 def detour(modules: Iterable[nn.Module], function: Callable[..., Any]) -> Iterator[None]:
     """Call `function(plain, module, *inputs)` instead of each module inside the context; `plain(*inputs)` is what it
-    would have computed."""
+    would have computed.
+    """
     modules = list(modules)
     kept = [vars(module).get("forward") for module in modules]
     try:

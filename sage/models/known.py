@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sage.errors import ModelError
 
@@ -38,10 +39,10 @@ class KnownModel:
     mirrors: tuple[str, ...] = ()
 
 
-OPENRAIL_M = {"licence": "CreativeML Open RAIL-M",
-              "licence_url": "https://huggingface.co/spaces/CompVis/stable-diffusion-license"}
-OPENRAIL_PP = {"licence": "CreativeML Open RAIL++-M",
-               "licence_url": "https://github.com/Stability-AI/stablediffusion/blob/main/LICENSE-MODEL"}
+OPENRAIL_M: dict[str, Any] = {"licence": "CreativeML Open RAIL-M",
+                              "licence_url": "https://huggingface.co/spaces/CompVis/stable-diffusion-license"}
+OPENRAIL_PP: dict[str, Any] = {"licence": "CreativeML Open RAIL++-M",
+                               "licence_url": "https://github.com/Stability-AI/stablediffusion/blob/main/LICENSE-MODEL"}
 
 KNOWN = {model.name: model for model in (
     KnownModel("stilllife", "stilllife", 64),

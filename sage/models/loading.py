@@ -55,7 +55,7 @@ def make_fast(model: StableDiffusion) -> None:
     networks = model.unet, model.vae, model.text
     if model.device.type == "cuda":
         for network in networks:
-            network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     elif model.device.type == "cpu":
         if model.dtype == torch.float32 and sum(p.nbytes for n in networks for p in n.parameters()) <= SMALL:
             pack(model.unet)

@@ -5,13 +5,13 @@ import io
 import json
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
 from sage.errors import PictureError
 from sage.files import parse_json, unwritable, written_whole
@@ -98,13 +98,13 @@ def normalise(image: Image.Image, most: int = MAX_PIXELS) -> Image.Image:
 
 
 @contextmanager
-def _opened(path: Path, formats: Sequence[str]) -> Iterator[Image.Image]:
+def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     """The file, its header read."""
     with ExitStack() as stack:
         yield _header(path, formats, stack)
 
 
-def _header(path: Path, formats: Sequence[str], stack: ExitStack) -> Image.Image:
+def _header(path: Path, formats: tuple[str, ...], stack: ExitStack) -> Image.Image:
     try:
         if not path.is_file():
             kind = "is a folder" if path.is_dir() else "is no plain file" if path.exists() else "does not exist"
@@ -122,7 +122,7 @@ def _header(path: Path, formats: Sequence[str], stack: ExitStack) -> Image.Image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise PictureError(f"{path}: the picture has more than {MAX_PIXELS // 10**6} million pixels; scale it "
                            "down") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise PictureError(f"{path} is no picture of a kind that is read here: {', '.join(formats)}") from error
     except Exception as error:  # as above
         raise PictureError(f"{path} cannot be read ({getattr(error, 'strerror', None) or _line(error)})") from error
@@ -130,7 +130,7 @@ def _header(path: Path, formats: Sequence[str], stack: ExitStack) -> Image.Image
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(image) or image
     except Exception:  # unreadable EXIF says nothing about orientation, and is no reason to refuse the pixels
         return image
 

@@ -92,7 +92,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
                            "this version of SAGE does not know")
     types = {"source": str, "target": str, "model": str, "method": str, "settings": dict, "savings": dict,
              "picture": dict, "made": dict, "truncate": bool}
-    picture = record.get("picture")
+    picture: Any = record.get("picture")
     wrong = [name for name, kind in types.items() if not isinstance(record.get(name), kind)]
     wrong += ["picture"] if not wrong and not all(isinstance(picture.get(k), str) for k in ("name", "sha256")) else []
     wrong += ["prediction_type"] if record.get("prediction_type") not in (None, *PREDICTIONS) else []

@@ -115,10 +115,10 @@ def _variants(scene: Scene, attribute: str) -> Iterator[Scene]:
             continue
         if attribute in MAIN:
             yield replace(scene, main=replace(main, **{attribute: value}))
-        elif attribute in SECOND:
+        elif second and attribute in SECOND:
             yield replace(scene, second=replace(second, **{attribute.removeprefix("second_"): value}))
         else:
-            yield replace(scene, **{attribute: value})
+            yield replace(scene, **{attribute: value})  # type: ignore[arg-type]
 
 
 def _propose(kind: int, rng: np.random.Generator) -> tuple[Scene, list[Scene], tuple[str, ...]]:
@@ -142,7 +142,8 @@ def _edited_words(source: list, target: list) -> tuple[tuple[str, ...], tuple[st
     """The phrases in which two captions in pieces differ; neighbouring pieces make one phrase."""
     if len(source) != len(target):
         of_second = [[w for a, w in p if a.startswith("second") and w != ","] for p in (source, target)]
-        return tuple(tuple([" ".join(words)] if words else []) for words in of_second)
+        old, new = (tuple([" ".join(words)] if words else []) for words in of_second)
+        return old, new
     runs: list[list[int]] = []
     for i, (s, t) in enumerate(zip(source, target, strict=True)):
         if s != t:
@@ -150,13 +151,15 @@ def _edited_words(source: list, target: list) -> tuple[tuple[str, ...], tuple[st
                 runs[-1].append(i)
             else:
                 runs.append([i])
-    return tuple(tuple(" ".join(p[i][1] for i in run) for run in runs) for p in (source, target))
+    old, new = (tuple(" ".join(p[i][1] for i in run) for run in runs) for p in (source, target))
+    return old, new
 
 
 def _blend_words(source: list, target: list, changed: tuple[str, ...]) -> tuple[str, str] | None:
     for group in (MAIN, SECOND):
         if set(changed) <= set(group):
-            return tuple(" ".join(w for a, w in p if a in group and a != "position") for p in (source, target))
+            old, new = (" ".join(w for a, w in p if a in group and a != "position") for p in (source, target))
+            return old, new
     return None
 
 

@@ -83,7 +83,7 @@ def _light(thing: Placed, s: Surface) -> tuple[Array, Array, Array]:
     n = s.normal
     world = to_world(thing.form, thing.tilted).T.astype(np.float32)
     bend = np.float32(0.9 if thing.form == "cube" else 0.45)
-    away = (s.point - np.float32((0, 0.5, 0))) @ world * bend + AWAY.astype(np.float32)
+    away = (s.point - np.array((0, 0.5, 0), np.float32)) @ world * bend + AWAY.astype(np.float32)
     away /= np.sqrt((away * away).sum(1, keepdims=True))
     facing = -(n * away).sum(1)
     r = away + 2 * facing[:, None] * n
@@ -177,7 +177,8 @@ def _night_shade(thing, s, x, y):
 @dataclass(frozen=True)
 class Style:
     """stage(empty stage (h, w, 3), is_floor, dark, x, y, each (h, w)) and shade(thing, surface, x, y, each (n,)) make
-    colours (h, w, 3) and (n, 3); line is the outlines' colour, or None."""
+    colours (h, w, 3) and (n, 3); line is the outlines' colour, or None.
+    """
 
     stage: Callable[[Array, Array, Array, Array, Array], Array]
     shade: Callable[[Placed, Surface, Array, Array], Array]

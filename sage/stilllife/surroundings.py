@@ -18,7 +18,7 @@ def ramp(d: Array, width: float) -> Array:
 
 
 def mix(a, b, t: Array) -> Array:
-    """a + (b - a) t, for colours or pictures a and b and weights t (h, w) or (n,)."""
+    """A + (b - a) t, for colours or pictures a and b and weights t (h, w) or (n,)."""
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
     return a + (b - a) * t[..., None]
 

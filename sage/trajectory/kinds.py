@@ -231,7 +231,8 @@ class Pair(Trajectory):
 @dataclass(frozen=True, eq=False)
 class Noises(Trajectory):
     """With the noise that each sampling step needs to meet the recorded latents, in the order of sampling
-    (Huberman-Spiegelglas et al. 2024)."""
+    (Huberman-Spiegelglas et al. 2024).
+    """
 
     kind: ClassVar[str] = "noises"
     noises: tuple[Tensor, ...] = ()
