@@ -127,7 +127,7 @@ def settings_for(model: Backbone, config: Settings | None, method: str | None) -
     return found.recommended(model) if config is None else config
 
 
-def check_request(method: Method, request: Request) -> None:
+def check_request(method: Method[Any], request: Request) -> None:
     """SettingsError for what was given and the method does not look at, so that nothing is left out in silence."""
     given = [name for name in ("mask", "reference", "points", "edits") if getattr(request, name)]
     if unread := [name for name in given if name not in method.reads]:
@@ -301,7 +301,7 @@ class _Sampled:
 
 
 @torch.no_grad()
-def _sampled(job: Job, trajectory: Trajectory, watch: Watch | None) -> _Sampled:
+def _sampled(job: Job[Any], trajectory: Trajectory, watch: Watch | None) -> _Sampled:
     difference, masks, losses, z, total = None, [], [], trajectory.latents[0], len(job.down)
     for done, step in enumerate(job.method.edit(job, trajectory), start=1):
         z = step.z
@@ -321,7 +321,7 @@ def _sampled(job: Job, trajectory: Trajectory, watch: Watch | None) -> _Sampled:
     return _Sampled(z, difference, tuple(masks), tuple(losses))
 
 
-def run(method: str | Method, model: Backbone, z0: Tensor, source: str | Text, target: str | Text,
+def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Text, target: str | Text,
         settings: Settings | None = None, noises: Noises | None = None, *, trajectory: Trajectory | None = None,
         texts: Mapping[str, Text] | None = None, request: Request | None = None,
         progress: Progress | None = None) -> Iterator[Step]:
@@ -356,7 +356,7 @@ def run(method: str | Method, model: Backbone, z0: Tensor, source: str | Text, t
     parsed = model.prompts.parse(words["source"]), model.prompts.parse(words["target"])
     plan = found.plan(model.prompts, *parsed, settings)
     job = Job(found, model, settings, [plan] * len(z0), z0.to(model.device), texts=texts, noises=noises,
-              requests=[request or Request(**words)] * len(z0), report=progress)
+              requests=[request or Request(words["source"], words["target"])] * len(z0), report=progress)
     with torch.no_grad():
         if not found.edits:
             yield from found.generate(job)
@@ -382,7 +382,7 @@ def origin_of(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Pl
                   tuple(map(pictures.digest, images)), images[0].size)
 
 
-def sharing_key(config: Settings, plans: Sequence[Plan]) -> tuple:
+def sharing_key(config: Settings, plans: Sequence[Plan]) -> tuple[Any, ...]:
     """Edits of the same pictures with one model and equal keys make the very same way to noise, to the last bit."""
     method = method_of(config)
     followed = tuple((p.target, p.factors) for p in plans) if method.follows_target(config) else None

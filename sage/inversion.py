@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from sage import pictures
 from sage.guidance.hooks import listen
@@ -18,8 +20,8 @@ from sage.settings import Settings
 from sage.trajectory.kinds import Heard, Recorded, Trajectory, Wanted, mapped
 
 
-def ddim_inversion(job: Job, text: Text, wants: Sequence[Wanted] = (), *, edges: Edges | None = None,
-                   around: Callable[[], AbstractContextManager] = nullcontext) -> Trajectory:
+def ddim_inversion(job: Job[Any], text: Text, wants: Sequence[Wanted] = (), *, edges: Edges | None = None,
+                   around: Callable[[], AbstractContextManager[None]] = nullcontext) -> Trajectory:
     """Follow the prediction under a text from the clean latents to noise (Song et al. 2021, sec. 4.3).
 
     Args:
@@ -30,12 +32,12 @@ def ddim_inversion(job: Job, text: Text, wants: Sequence[Wanted] = (), *, edges:
     """
     edges, keep = edges or job.up, _Recorder(job, wants)
 
-    def predict(z: object, level: Level) -> Prediction:
+    def predict(z: Tensor, level: Level) -> Prediction:
         with keep, around():
-            return job.predict(z, level, text)  # type: ignore[arg-type]
+            return job.predict(z, level, text)
 
     latents = [job.z0]
-    for done, z in enumerate(walk(predict, job.z0, edges), start=1):  # type: ignore[arg-type]
+    for done, z in enumerate(walk(predict, job.z0, edges), start=1):
         latents.append(z)
         job.report("invert", done, len(edges))
     if not wants:
@@ -46,7 +48,7 @@ def ddim_inversion(job: Job, text: Text, wants: Sequence[Wanted] = (), *, edges:
 class _Recorder:
     """Keeps, step by step, the attention that is wanted."""
 
-    def __init__(self, job: Job, wants: Sequence[Wanted]):
+    def __init__(self, job: Job[Any], wants: Sequence[Wanted]):
         self.wants, self.savings, self._done = wants, job.model.savings, 0
         self.sites = [job.model.sites().at(wanted.where) if wanted.steps else () for wanted in wants]
         self._heard: list[list[tuple[QueriesKeys, ...] | None]] = [[] for _ in wants]

@@ -16,7 +16,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
 from sage.errors import SettingsError
 from sage.settings import Settings
@@ -143,14 +143,20 @@ class Method(ABC, Generic[S]):
     edits: ClassVar[bool] = True
     generates: ClassVar[bool] = False
 
+    _where: ClassVar[str] = ""
+
     def __init_subclass__(cls) -> None:
-        if settings := vars(cls).get("Settings"):
-            _OWNERS[settings] = cls
+        """A class of Method[Settings] has these settings."""
+        for base in vars(cls).get("__orig_bases__", ()):
+            if isinstance(settings := get_args(base)[0], type):
+                cls.Settings = settings
+        if "Settings" in vars(cls):
+            _OWNERS[cls.Settings] = cls
 
     @property
     def where(self) -> str:
         """What finds it again: its name, or path/to/file.py:Class for a method that is not ours."""
-        return getattr(self, "_where", self.name)
+        return self._where or self.name
 
     # ---- what it is made for
 

@@ -21,6 +21,7 @@ class Tap:
         self.sites, self._heard = sites, dict[str, Any]()
 
     def hear(self, site: Site | Feature, what: Any) -> None:
+        """Hold what a site had."""
         self._heard[site.path] = what
 
     def pop(self) -> list[Any]:
@@ -47,7 +48,7 @@ def listen(sites: Sequence[Site], last: bool = False) -> Iterator[Tap]:
     tap, with_gradient = Tap(sites), torch.is_grad_enabled()
 
     def hear(site: Site) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple, output: Projection) -> None:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Projection) -> None:
             tap.hear(site, QueriesKeys(output.queries, output.keys))
             if last and site is sites[-1]:
                 torch.set_grad_enabled(False)

@@ -8,9 +8,9 @@
 docs/method.md gives each line its place in the paper, and every point where paper and released code differ.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from sage import kit
@@ -141,7 +141,7 @@ class Settings(Guidance, Reconstruction, Replacement, Blending, Retry, Released)
 class SAGE(Method[Settings]):
     """Self-attention guidance."""
 
-    name, title, paper, Settings = "sage", "Self-attention guidance", "2505.09571", Settings
+    name, title, paper = "sage", "Self-attention guidance", "2505.09571"
     about = "holds the picture by the gradient of the distance between self-attention maps; strict about what is kept"
     presets = {"published": RELEASED}
     calls = "3 N, and a way back through the network at each guided step"
@@ -194,16 +194,14 @@ class SAGE(Method[Settings]):
         return inferred(settings.steps, settings.spacing)
 
     def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
-        around = nullcontext
+        around: Callable[[], AbstractContextManager[None]] = nullcontext
         if job.settings.reweight_passes == "all" and job.factors is not None:
-            factors = job.factors
-            def around() -> AbstractContextManager:
-                return kit.reweighted(job.model.sites(), factors)
+            around = partial(kit.reweighted, job.model.sites(), job.factors)
         return kit.ddim_inversion(job, job.source, self.wants(job.settings), around=around)
 
-    def reconstructing(self, model: "Backbone", path: "kit.Trajectory") -> AbstractContextManager:
+    def reconstructing(self, model: "Backbone", path: "kit.Trajectory") -> AbstractContextManager[None]:
         settings, target = path.config, path.origin.target
-        if target is None:
+        if target is None or not isinstance(settings, Settings):
             return nullcontext()
         plan = self.plan(model.prompts, path.origin.source[0], target[0], settings)
         factors = kit.token_factors([plan], len(plan.target.ids))
@@ -218,7 +216,7 @@ class SAGE(Method[Settings]):
         for i, (here, there) in enumerate(job.down):
             source, target, g, loss = passes.at(i, z, here)
             blend.add_difference(target.eps - source.eps)
-            w = s.guidance_scale
+            w: float | Tensor = s.guidance_scale
             if s.guidance_mask_floor < 1:
                 w = w * blend.floored(s.guidance_mask_floor, z)
             guided = source + w * (target - source)
@@ -254,8 +252,8 @@ class _Passes:
         self.replaces = any(plan.replace for plan in job.plans)
         self.selfs = kit.Where("self", s.self_level)
         self.crosses = kit.Where("cross", s.cross_level)
-        heard = {want.where: path.of(want) for want in SAGE().wants(s)}
-        self.heard_self, self.heard_cross = heard.get(self.selfs), heard.get(self.crosses)
+        heard = {want.where: path.of(want) for want in SAGE().wants(s)} if isinstance(path, kit.Recorded) else {}
+        self.heard_self, self.heard_cross = heard.get(self.selfs, ()), heard.get(self.crosses, ())
         self.self_sites = sites.at(self.selfs) if s.reconstruction in ("self", "replace") else kit.Sites()
         self.cross_sites = sites.at(self.crosses) if self.replaces or s.reconstruction == "cross" else kit.Sites()
         marked = s.mask_from == "attention" and any(plan.blend for plan in job.plans)

@@ -245,7 +245,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         PictureError: no picture, or none that holds settings.
     """
     path = Path(path)
-    with _opened(path, sorted(set(WRITTEN.values()))) as image:
+    with _opened(path, tuple(sorted(set(WRITTEN.values())))) as image:
         text = image.info.get(TEXT_KEY) if image.format == "PNG" else _comment(image)
     if text is None:
         raise PictureError(f"{path} holds no settings of an edit; many programs drop them when they save a picture")
