@@ -6,15 +6,6 @@
 import argparse
 import sys
 
-from tqdm import tqdm
-
-import sage
-from sage.allocator import keep_freed_memory
-from sage.editing import edit_batch
-from sage.pictures import from_pixels, save_picture, sheet
-from sage.prompts.plan import check_prompts
-from sage.stilllife import KINDS, edit_case
-
 
 def changed(case) -> str:
     """The edited words, for a title."""
@@ -23,6 +14,24 @@ def changed(case) -> str:
 
 
 def main() -> int:
+    """Make the sheet and say where it is; returns the exit status."""
+    try:
+        return demo()
+    except KeyboardInterrupt:
+        print("demo: interrupted", file=sys.stderr)
+        return 130
+
+
+def demo() -> int:
+    """Imports what it needs itself: that takes long enough for Ctrl-C."""
+    from tqdm import tqdm
+
+    import sage
+    from sage.allocator import keep_freed_memory
+    from sage.editing import check_prompts, edit_batch
+    from sage.pictures import from_pixels, save_picture, sheet
+    from sage.stilllife import KINDS, edit_case
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=3, help="which held-out scenes (default: %(default)s)")
     parser.add_argument("--kinds", type=int, nargs="+", default=[*range(len(KINDS))], choices=range(len(KINDS)),
@@ -35,14 +44,15 @@ def main() -> int:
         cases = [edit_case(kind, args.seed) for kind in args.kinds]
         images = [[from_pixels(p) for p in case.pictures(64)] for case in cases]
         sources = [source for source, _ in images]
-        plans = [check_prompts(model, case.source_prompt, case.target_prompt, model.recommended) for case in cases]
+        config = sage.method("sage").recommended(model)
+        plans = [check_prompts(model, case.source_prompt, case.target_prompt, config) for case in cases]
         with tqdm(desc=f"{len(cases)} edits", disable=None) as bar:
             def progress(phase: str, done: int, total: int) -> None:
                 bar.set_description(phase)
                 bar.total, bar.n = total, done
                 bar.refresh()
 
-            results = edit_batch(model, sources, plans, model.recommended, progress)
+            results = edit_batch(model, sources, plans, config, progress)
         rows = [[(case.source_prompt, source), (f"edit: {changed(case)}", result.image), ("the true edit", truth)]
                 for case, (source, truth), result in zip(cases, images, results, strict=True)]
         page = sheet([[cell for row in rows[i:i + 2] for cell in row] for i in range(0, len(rows), 2)], side=192)

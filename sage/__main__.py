@@ -1,7 +1,17 @@
-"""`python -m sage`."""
+"""The program `sage`, also as `python -m sage`."""
 
 import sys
 
-from sage.commands.main import main
 
-sys.exit(main())
+def main() -> int:
+    """Run one command; returns the exit status.  Ctrl-C while it is being imported is told as at any other time."""
+    try:
+        from sage.commands.main import main
+        return main()
+    except KeyboardInterrupt:
+        print("sage: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

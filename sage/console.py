@@ -1,6 +1,8 @@
 """What is said on stderr: one line each, without control characters."""
 
 import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 LONGEST = 1000
 
@@ -16,6 +18,7 @@ def one_line(text: str) -> str:
 
 
 def note(message: str) -> None:
+    """Say what a user should know."""
     print(f"sage: note: {one_line(message)}", file=sys.stderr)
 
 
@@ -23,3 +26,9 @@ def fail(message: str) -> int:
     """Say what is wrong; returns the exit status for that."""
     print(f"sage: error: {one_line(message)}", file=sys.stderr)
     return 2
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`: did you mean X?` with the nearest of the known words, to be added to what is wrong; "" if none is near."""
+    near = get_close_matches(word, known, n=1)
+    return f": did you mean {near[0]}?" if near else ""

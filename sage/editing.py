@@ -71,8 +71,8 @@ class EditResult:
 
     def badness(self, settings: Retry) -> float:
         """How far the worse of its measures is from where it would look wrong; above 1 it does."""
-        return max(value / most if most else float(value > 0) * float("inf") if value else 0.0 for value, most in (
-            (self.spread, settings.most_spread), (self.drift, settings.most_drift)))
+        return max(value / max(most, 1e-9) for value, most in ((self.spread, settings.most_spread),
+                                                               (self.drift, settings.most_drift)))
 
 
 def check_prompts(model: Backbone, source: str, target: str, config: Settings, truncate: bool = False) -> Plan:
@@ -223,7 +223,8 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
         if isinstance(config, Retry):
             results = batch.retried(config, results, watch)
     return [replace(result, notes=(*result.notes, *notes, *(
-        [f"the result looks {seen}: try a smaller guidance_scale"] if (seen := result.looks_wrong(config)) else []))) for result in results]
+        [f"the result looks {seen}: try a smaller guidance_scale"] if (seen := result.looks_wrong(config)) else [])))
+        for result in results]
 
 
 @dataclass
@@ -330,11 +331,11 @@ def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Te
     Args:
         method: one, its name, or path/to/file.py:Class.
         z0: (B, C, h, w) float32 latents of the pictures; where a method generates and does not edit, its noise.
-        source, target: prompts, or embedded ones of 1 or B rows; a method that goes by words needs prompts, beside which
-            embeddings can be given in `texts`.
+        source, target: prompts, or embedded ones of 1 or B rows; a method that goes by words needs prompts, beside
+            which embeddings can be given in `texts`.
         settings: default: those that the model recommends.
-        noises: every random tensor of the way to noise and back, in the order in which it is drawn; or a function of its
-            tag.  Default: drawn from the settings' seed.
+        noises: every random tensor of the way to noise and back, in the order in which it is drawn; or a function of
+            its tag.  Default: drawn from the settings' seed.
         trajectory: start from this way to noise instead of making it.
         texts: embedded prompts by "source", "target" and "empty".
         request: what else the method reads.
@@ -386,7 +387,7 @@ def sharing_key(config: Settings, plans: Sequence[Plan]) -> tuple[Any, ...]:
     """Edits of the same pictures with one model and equal keys make the very same way to noise, to the last bit."""
     method = method_of(config)
     followed = tuple((p.target, p.factors) for p in plans) if method.follows_target(config) else None
-    return (method.inversion(config), tuple(sorted(config.inversion().items(), key=str)),
+    return (method.inversion(config), tuple(sorted(config.fixed().items(), key=str)),
             _seed(config) if method.draws(config) else None, method.wants(config), followed,
             tuple(plan.source for plan in plans))
 
@@ -405,10 +406,11 @@ def check_trajectory(trajectory: Trajectory, wanted: Origin, wants: Sequence[Wan
         raise SettingsError(f"the trajectory is of a picture of {had.picture_size}, not {wanted.picture_size}")
     if had.pictures != wanted.pictures:
         raise SettingsError("the trajectory is of another picture of the same size: invert this one")
-    before, now = had.settings.inversion(), wanted.settings.inversion()
-    for name in now:
-        if before.get(name, now[name]) != now[name]:
-            raise SettingsError(f"the trajectory was made with {name}={before[name]}, not {now[name]}: invert again")
+    before, now = had.settings.fixed(), wanted.settings.fixed()
+    for name in {**now, **before}:  # where one method has no such setting, the way is that of the other's default
+        then = before[name] if name in before else type(wanted.settings).default(name)
+        if then != (needed := now[name] if name in now else type(had.settings).default(name)):
+            raise SettingsError(f"the trajectory was made with {name}={then}, not {needed}: invert again")
     if method.draws(wanted.settings) and _seed(had.settings) != _seed(wanted.settings):
         raise SettingsError(f"the trajectory was made with seed={_seed(had.settings)}: invert again")
     if had.target != wanted.target or (wanted.target is not None and _words(had) != _words(wanted)):

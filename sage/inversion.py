@@ -84,6 +84,7 @@ def ddim_reconstruction(model: Backbone, trajectory: Trajectory, progress: Progr
     settings: Settings = trajectory.config
     method, z = method_of(settings), trajectory.noise[:1]
     _, down = method.edges(model, settings, tuple(z.shape[-2:]))  # type: ignore[arg-type]
+    down = down[len(down) - (len(trajectory.latents) - 1):]  # a way to noise need not have gone all the way
     with torch.no_grad(), method.reconstructing(model, trajectory):
         text = model.prepare(model.embed(trajectory.origin.source[:1]))
         for done, reached in enumerate(walk(lambda z, level: model.predict(z, level, text), z, down), start=1):

@@ -44,8 +44,8 @@ _FROM = {
     "sage.models.sites": "Feature Projection QueriesKeys Site Sites Where",
     "sage.prompts.plan": "replaced token_factors token_mask",
     "sage.sampling.levels": "Edge Edges Level downwards upwards",
-    "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step gaussian mixed_with_noise "
-                           "renoise walk with_noise",
+    "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step gaussian "
+                           "mixed_with_noise renoise walk with_noise",
     "sage.trajectory.kinds": "Noises NullText Pair Recorded Trajectory Wanted",
 }
 _WHERE = {name: module for module, names in _FROM.items() for name in names.split()}

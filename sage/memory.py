@@ -92,4 +92,5 @@ def stepping_down(task: Task, stage: str, run: Callable[[], T], notes: list[str]
 
 
 def gib(amount: int) -> str:
+    """An amount of bytes for people."""
     return f"{amount / 2**30:.1f} GiB"

@@ -1,8 +1,8 @@
 """`Method`: what an editing method is, and where the methods are.  Imports no torch.
 
 A method is one file in sage/methods: a frozen dataclass of settings and two functions, a way to noise and a way back.
-The way back is a generator of steps; the driver (sage.editing) runs it and knows no method.  docs/methods.md shows how to
-write one.
+The way back is a generator of steps; the driver (sage.editing) runs it and knows no method.  docs/methods.md shows how
+to write one.
 """
 
 import importlib.util
@@ -72,8 +72,8 @@ class Step:
         gradient: (B, C, h, w) what a gradient took out of the latents, None where it did nothing.
         loss: a number a picture, None where there was none.
         mask: (B, 1, h, w) in {0, 1}, where the picture could change; None without blending.
-        looks: (B, M, h', w') by the name of a branch: how much each place looks at each token of its prompt, as applied,
-            mean over heads and sites; filled in by the driver for who watches.
+        looks: (B, M, h', w') by the name of a branch: how much each place looks at each token of its prompt, as
+            applied, mean over heads and sites; filled in by the driver for who watches.
     """
 
     step: int
@@ -142,6 +142,7 @@ class Method(ABC, Generic[S]):
     calls: ClassVar[str] = ""
     edits: ClassVar[bool] = True
     generates: ClassVar[bool] = False
+    variant: Mapping[str, Any] = MappingProxyType({})  # settings that a name such as "p2p+direct" stands for
 
     _where: ClassVar[str] = ""
 
@@ -167,7 +168,8 @@ class Method(ABC, Generic[S]):
     def recommended(self, model: "Backbone") -> S:
         """What the model's maker recommends for this method, else its defaults."""
         own = model.recommends.get(self.name)
-        return self.defaults(model) if own is None else self.Settings.from_dict(own)  # type: ignore[return-value]
+        found = self.defaults(model) if own is None else self.Settings.from_dict(own)
+        return found.but(**self.variant)  # type: ignore[return-value]
 
     def preset(self, name: str, **changes: Any) -> S:
         """A preset with some settings changed.
@@ -178,7 +180,7 @@ class Method(ABC, Generic[S]):
         if name not in self.presets:
             raise SettingsError(f"{self.name} has no preset {name!r}"
                                 + (f": there is {', '.join(self.presets)}" if self.presets else ""))
-        return self.Settings.from_dict({**self.presets[name], **changes})  # type: ignore[return-value]
+        return self.Settings.from_dict({**self.presets[name], **self.variant, **changes})  # type: ignore[return-value]
 
     def fits(self, model: "Backbone") -> str:
         """Why a model cannot be used, in a few words; "" if it can."""
@@ -229,7 +231,7 @@ class Method(ABC, Generic[S]):
         return ddim_inversion(job, job.source, self.wants(job.settings))
 
     def reconstructing(self, model: "Backbone", path: "Trajectory") -> AbstractContextManager[None]:
-        """Context around the passes of plain sampling back from a trajectory, for inversions that change the network."""
+        """Context around the passes of plain sampling from a trajectory, for inversions that change the network."""
         return nullcontext()
 
     # ---- the way back
@@ -256,16 +258,21 @@ _OWNERS: dict[type[Settings], type[Method[Any]]] = {}
 # Where each method is; imported when it is asked for.
 METHODS: dict[str, str] = {
     "sage": "sage.methods.sage:SAGE",
+    "plain": "sage.methods.plain:Plain",
+    "sdedit": "sage.methods.sdedit:SDEdit",
 }
 
 
 @cache
 def method(name: str) -> Method[Any]:
-    """A method by its name, or by where it is: `path/to/file.py:Class`.
+    """A method by its name, or by where it is: `path/to/file.py:Class`.  NAME+INVERSION is one with that inversion.
 
     Raises:
         SettingsError: there is none.
     """
+    base, plus, inversion = name.partition("+")
+    if plus and base in METHODS:
+        return _with_inversion(base, inversion)
     where = METHODS.get(name)
     if where is None and ".py:" in name:
         return _from_file(name)
@@ -276,6 +283,17 @@ def method(name: str) -> Method[Any]:
         raise SettingsError(f"no method is called {name[:40]!r}: {hint}; or give path/to/file.py:Class")
     module, _, cls = where.partition(":")
     return getattr(import_module(module), cls)()
+
+
+def _with_inversion(name: str, inversion: str) -> Method[Any]:
+    found = method(name)
+    known = next((f.metadata["choices"] for f in found.Settings.fields() if f.name == "inversion"), ())
+    if inversion not in known:
+        raise SettingsError(f"{name} has no inversion {inversion[:40]!r}: "
+                            + (f"it has {', '.join(known)}" if known else "its way to noise is its own"))
+    made = type(found)()
+    made.variant = MappingProxyType({"inversion": inversion})
+    return made
 
 
 def _from_file(where: str) -> Method[Any]:

@@ -15,6 +15,7 @@ class Progress:
         self.bar: Any = None
 
     def __call__(self, phase: str, done: int, total: int) -> None:
+        """Show how far a phase has come."""
         if not self.shown:
             return
         if self.bar is None or phase != self.phase or done < self.bar.n:

@@ -95,10 +95,15 @@ class Settings:
         return self.but(**{name: None for name in self.names() if kinds[name] == Phrases},
                         **{name: {} for name in self.names() if kinds[name] == Factors})
 
-    def inversion(self) -> dict[str, Any]:
+    def fixed(self) -> dict[str, Any]:
         """The settings that an inversion depends on, as plain values."""
         fixed = {name for group in type(self).__mro__ for name in vars(group).get("fixes", ())}
         return {name: _plain(getattr(self, name)) for name in self.names() if name in fixed}
+
+    @classmethod
+    def default(cls, name: str) -> Any:
+        """The default of a setting, as a plain value."""
+        return _plain(cls.__dataclass_fields__[name].default)
 
     @classmethod
     def _known(cls, values: dict[str, Any]) -> dict[str, Any]:

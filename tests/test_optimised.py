@@ -8,10 +8,9 @@ import torch
 import sage
 from sage import EditConfig, kit
 from sage.editing import edit
-from sage.guidance import hooks
-from sage.job import Job
-from sage.guidance import masks
+from sage.guidance import hooks, masks
 from sage.guidance.blend import BlendingMask
+from sage.job import Job
 from sage.models import layers
 from sage.models.loading import load_model
 from sage.models.sd.model import StableDiffusion

@@ -3,10 +3,8 @@
 import pytest
 import torch
 
-from sage import edit, invert, quality
-from sage import EditConfig
-from sage.editing import edit_batch
-from sage.prompts.plan import check_prompts
+from sage import EditConfig, edit, invert, quality
+from sage.editing import check_prompts, edit_batch
 from tests import small
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"

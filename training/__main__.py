@@ -8,25 +8,47 @@ import torch
 from training import autoencoder, diffusion, tokenizer
 from training.export import export
 
+PARTS = ("autoencoder", "diffusion")
 
-def main() -> None:
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/stilllife"), help="pictures, checkpoints, curves")
-    parser.add_argument("--weights", type=Path, default=Path("weights/stilllife"), help="where the model is written")
+    parser.add_argument("--weights", type=Path, help="where the model is written (default: weights/stilllife, with "
+                        "--noisy-captions the folder noisy under --out)")
     parser.add_argument("--pictures", type=int, default=50_000, help="distinct pictures rendered (a multiple of 1000)")
-    parser.add_argument("--autoencoder", type=int, default=44_000, help="pictures the autoencoder is shown")
-    parser.add_argument("--diffusion", type=int, default=120_000, help="samples the UNet and text encoder are shown")
+    parser.add_argument("--outer", type=int, default=44_000, help="crops the autoencoder's outer levels are shown")
+    parser.add_argument("--outer-of", type=Path, metavar="MODEL", help="take the outer levels from a model instead")
+    parser.add_argument("--autoencoder", type=int, default=40_000, help="pictures the autoencoder is shown")
+    parser.add_argument("--diffusion", type=int, default=250_000, help="samples the UNet and text encoder are shown")
+    parser.add_argument("--noisy-captions", action="store_true",
+                        help="go on from the finished model with captions that are often wrong, as those of the web")
+    parser.add_argument("--noisy", type=int, default=40_000, help="samples shown with noisy captions")
+    parser.add_argument("--only", choices=PARTS, help="train this part, and write no model: the parts need not wait "
+                        "for each other once the outer levels are there")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--export-only", action="store_true", help="write the model from the latest checkpoints")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = _parser().parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
+    course = diffusion.NOISY if args.noisy_captions else diffusion.CLEAN
     if not args.export_only:
         tokenizer.train(args.out / "tokenizer")
-        autoencoder.train(args.out, args.pictures, args.autoencoder)
-        diffusion.train(args.out, args.pictures, args.diffusion)
-    export(args.out, args.weights)
-    print(args.weights)
+        outer = autoencoder.train_outer(args.out, args.pictures, args.outer, args.outer_of)
+        if args.only != "diffusion":
+            autoencoder.train(args.out, outer, args.pictures, args.autoencoder)
+        if args.only != "autoencoder":
+            diffusion.train(args.out, outer, args.pictures, args.diffusion)
+            if args.noisy_captions:
+                diffusion.train(args.out, outer, args.pictures, args.noisy, course)
+    if args.only is None:
+        weights = args.weights or (args.out / "noisy" if args.noisy_captions else Path("weights/stilllife"))
+        export(args.out, weights, course.name)
+        print(weights)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Captions as token ids, drawn anew at every visit of a scene, with where each attribute's word stands."""
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
 from transformers import CLIPTokenizer
 
-from sage.stilllife import ATTRIBUTES, training_scene
-from sage.stilllife.captions import draw_keep, draw_wording, phrases
+from sage.stilllife import ATTRIBUTES, Scene, varied_scene
+from sage.stilllife.edits import variants
+from sage.stilllife.prompts import draw_wording, phrases
 from sage.stilllife.scenes import VALUES
 
 EMPTY_SHARE = 0.1
@@ -16,12 +18,34 @@ READOUTS = {"form": ("form", "colour", "material", "size"), "second_form": ("sec
             "end": ATTRIBUTES}
 IGNORE = -100
 
+scene_of = cache(varied_scene)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How captions are wrong, as those of pictures found on the web are.
+
+    wrong: the share of a scene's attributes that are taken for another value; strange: the share of captions that are
+    another picture's.
+    """
+
+    wrong: float = 0.1
+    strange: float = 0.1
+
+    def mistaken(self, seed: int, seeds: np.ndarray, rng: np.random.Generator) -> Scene:
+        """The scene that a noisy caption of the picture `seed` tells of; `seeds` are what it may be mixed up with."""
+        scene = scene_of(int(rng.choice(seeds) if rng.random() < self.strange else seed))
+        for attribute in np.array(ATTRIBUTES)[rng.random(len(ATTRIBUTES)) < self.wrong]:
+            if scene.attributes()[attribute] != "none" and (others := list(variants(scene, attribute))):
+                scene = others[int(rng.integers(len(others)))]
+        return scene
+
 
 class Captioner:
     """Draws captions of training scenes as padded ids."""
 
-    def __init__(self, tokenizer: CLIPTokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: CLIPTokenizer, noise: Noise | None = None):
+        self.tokenizer, self.noise = tokenizer, noise
         self.length = tokenizer.model_max_length
         self.tokens = cache(lambda words: tokenizer(words, add_special_tokens=False).input_ids)
 
@@ -34,7 +58,8 @@ class Captioner:
         """(B, length) int64; one caption in ten is empty, for guidance without a source prompt."""
         rows = []
         for seed in seeds:
-            pieces = phrases(training_scene(int(seed)), draw_wording(rng), draw_keep(rng))
+            scene = self.noise.mistaken(seed, seeds, rng) if self.noise else scene_of(int(seed))
+            pieces = phrases(scene, draw_wording(rng))
             ids = [] if rng.random() < EMPTY_SHARE else [i for _, words in pieces for i in self.tokens(words)]
             rows.append(self.pad(ids))
         return torch.tensor(rows)
@@ -44,8 +69,8 @@ class Captioner:
         rows, places = [], {name: [] for name in READOUTS}
         labels = {a: [] for a in ATTRIBUTES}
         for seed in seeds:
-            scene = training_scene(int(seed))
-            pieces = phrases(scene, draw_wording(rng), draw_keep(rng))
+            scene = scene_of(int(seed))
+            pieces = phrases(scene, draw_wording(rng))
             ids, at = [], {}
             for attribute, words in pieces:
                 ids += self.tokens(words)

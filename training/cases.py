@@ -14,6 +14,8 @@ from sage.models.sd.model import StableDiffusion
 from sage.pictures import from_pixels
 from sage.prompts.plan import check_prompts
 from sage.stilllife import EditCase, edit_case
+from sage.stilllife.edits import Prompts
+from training.data import SIDE
 
 KINDS = range(10)
 
@@ -25,21 +27,23 @@ def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Case:
-    """An edit, its pictures and its mask of truly changed pixels."""
+    """An edit, the prompts that ask for it, its pictures and its mask of truly changed pixels."""
 
     edit: EditCase
+    prompts: Prompts
     source: Image.Image
     truth: Image.Image
     mask: np.ndarray
 
 
-def draw(seeds: Sequence[int], side: int = 64) -> list[Case]:
-    """One case of each kind for every seed."""
+def draw(seeds: Sequence[int], short: bool = False, side: int = SIDE) -> list[Case]:
+    """One case of each kind for every seed, asked for in short or in full."""
     cases = []
     for seed in seeds:
         for kind in KINDS:
-            edit = edit_case(kind, seed)
-            cases.append(Case(edit, *(from_pixels(p) for p in edit.pictures(side)), edit.mask(side)))
+            edit = edit_case(kind, seed, varied=True)
+            source, truth = (from_pixels(p) for p in edit.pictures(side))
+            cases.append(Case(edit, edit.short if short else edit.full, source, truth, edit.mask(side)))
     return cases
 
 
@@ -55,7 +59,7 @@ def run(model: StableDiffusion, cases: Sequence[Case], config: EditConfig, batch
     for start in range(0, len(cases), batch):
         part = cases[start:start + batch]
         images = [case.source for case in part]
-        plans = [check_prompts(model, c.edit.source_prompt, c.edit.target_prompt, config) for c in part]
+        plans = [check_prompts(model, c.prompts.source, c.prompts.target, config) for c in part]
         trajectory = (trajectories or {}).get(start)
         if trajectory is None:
             trajectory = invert_batch(model, images, plans, config, progress)

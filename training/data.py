@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sage.stilllife import held_out_scene, render, training_scene
+from sage.stilllife import render, varied_scene
 
-SIDE = 64
+SIDE = 128
 CHUNK = 1000
 
 
 def _render(args: tuple[int, bool]) -> np.ndarray:
     seed, held_out = args
-    scene = (held_out_scene if held_out else training_scene)(seed)
-    return (render(scene, SIDE) * 255 + 0.5).astype(np.uint8)
+    return (render(varied_scene(seed, held_out), SIDE) * 255 + 0.5).astype(np.uint8)
 
 
 def _chunk(job: tuple[Path, int, bool]) -> None:
@@ -35,7 +34,7 @@ def render_cache(folder: Path, count: int, held_out: bool = False, workers: int 
     """Render what is missing of the first `count` pictures and map them all.
 
     Returns:
-        Memory maps of (1000, 64, 64, 3) uint8, in the order of their seeds.
+        Memory maps of (1000, 128, 128, 3) uint8, in the order of their seeds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = "held_out" if held_out else "train"
@@ -49,6 +48,6 @@ def render_cache(folder: Path, count: int, held_out: bool = False, workers: int 
 
 
 def batch(cache: list[np.ndarray], indices: np.ndarray) -> torch.Tensor:
-    """Pictures by seed -> (B, 3, 64, 64) float32 in [-1, 1]."""
+    """Pictures by seed -> (B, 3, 128, 128) float32 in [-1, 1]."""
     pictures = np.stack([cache[i // CHUNK][i % CHUNK] for i in indices])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1

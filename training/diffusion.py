@@ -1,4 +1,4 @@
-"""Phase 2: the text encoder and the UNet together, on the latents of the finished autoencoder.
+"""Phase 2: the text encoder and the UNet together, on the latents that the autoencoder learns to encode.
 
 The network predicts v; the error of x0 weighs min(SNR + 1, 6) at every level:
 
@@ -9,7 +9,7 @@ weighted as min-SNR does, they weigh next to nothing, and positions stay at chan
 """
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +23,15 @@ from sage.models.sd.unet import UNet, UNetParams
 from sage.models.sd.vae import VAE, VAEParams
 from sage.sampling.levels import ScheduleParams, alphas_cumprod
 from training import autoencoder, run, tokenizer
-from training.captions import IGNORE, READOUTS, VALUES, Captioner
+from training.captions import IGNORE, READOUTS, VALUES, Captioner, Noise
 from training.data import CHUNK, batch, render_cache
 
-UNET = UNetParams(channels=(64, 128, 224), attention=(True, True, True), layers_per_block=1, heads=(2, 4, 7),
+UNET = UNetParams(in_channels=autoencoder.PARAMS.latent_channels, out_channels=autoencoder.PARAMS.latent_channels,
+                  channels=(64, 128, 224), attention=(True, True, True), layers_per_block=1, heads=(2, 4, 7),
                   context_width=192)
 SCHEDULE = ScheduleParams()
 SNR_CAP = 6.0
-SHEET_EVERY = 1200.0  # seconds between sample sheets
+SHEET_EVERY = 2400.0  # seconds between sample sheets
 
 
 def scaled(params: VAEParams, scale: float) -> VAEParams:
@@ -44,10 +45,8 @@ def text_params(vocabulary: int) -> CLIPTextParams:
 
 
 @torch.no_grad()
-def latents(out: Path, pictures: int) -> tuple[np.ndarray, float]:
-    """(pictures, 4, 16, 16) float16 unscaled posterior means, cached by chunk, and the scale to unit variance."""
-    vae = VAE(autoencoder.PARAMS).to(run.device()).eval()
-    run.State(out / "autoencoder.safetensors", {"vae": vae}, torch.optim.SGD(vae.parameters())).load_averages()
+def latents(out: Path, outer: VAE, pictures: int) -> tuple[np.ndarray, float]:
+    """(pictures, 16, 16, 16) float16 unscaled posterior means, cached by chunk, and the scale to unit variance."""
     cache = render_cache(out / "data", pictures)
     folder = out / "latents"
     folder.mkdir(exist_ok=True)
@@ -58,8 +57,8 @@ def latents(out: Path, pictures: int) -> tuple[np.ndarray, float]:
         parts = []
         for start in range(0, CHUNK, 50):
             x = batch(cache, np.arange(chunk * CHUNK + start, chunk * CHUNK + start + 50)).to(run.device())
-            with torch.autocast(x.device.type, torch.bfloat16):
-                parts.append(vae.posterior(x)[0].float().half().cpu().numpy())
+            with run.autocast(x.device):
+                parts.append(autoencoder.posterior_of(outer, x)[0].half().cpu().numpy())
         temporary = path.with_suffix(".tmp.npy")
         np.save(temporary, np.concatenate(parts))
         temporary.replace(path)
@@ -114,35 +113,66 @@ def v_loss(unet: UNet, text: CLIPText, z0: Tensor, ids: Tensor, alphas: Tensor, 
     eps = torch.randn(z0.shape, generator=generator).to(device)
     z = a.sqrt() * z0 + (1 - a).sqrt() * eps
     v = a.sqrt() * eps - (1 - a).sqrt() * z0
-    with torch.autocast(device.type, torch.bfloat16):
+    with run.autocast(device):
         predicted = unet(z, t.to(device), text(ids.to(device)))
     snr_plus_1 = 1 / (1 - a)
     weight = snr_plus_1.clamp(max=SNR_CAP) / snr_plus_1
     return (weight * (predicted.float() - v).square()).mean()
 
 
-def train(out: Path, pictures: int, samples: int, batch_size: int = 32, peak: float = 1e-3, seed: int = 0) -> run.State:
-    """Train until `samples` captioned latents were seen, continuing from out/diffusion.safetensors if it is there."""
+@dataclass(frozen=True)
+class Course:
+    """One training of the text encoder and the UNet; `noise` is that of its captions."""
+
+    name: str
+    peak: float
+    noise: Noise | None = None
+
+
+CLEAN = Course("diffusion", 1e-3)
+NOISY = Course("noisy", 4e-4, Noise())
+
+
+def _networks(vocabulary: int) -> dict[str, nn.Module]:
+    text, unet = CLIPText(text_params(vocabulary)), UNet(UNET)
+    nn.init.normal_(text.text_model.embeddings.position_embedding.weight, std=0.1)
+    nn.init.zeros_(unet.conv_out.weight)
+    return {"text": text.to(run.device()), "unet": unet.to(run.device())}
+
+
+def _begin(state: run.State, out: Path, course: Course, captioner: Captioner, pictures: int, seed: int) -> None:
+    """The weights of the last checkpoint, or those that the course starts from."""
+    if state.load():
+        return
+    if course.noise:
+        clean = run.State(out / f"{CLEAN.name}.safetensors", state.modules, state.optimiser)
+        state.numbers["scale"] = clean.load_averages()["scale"]
+    else:
+        warm_up_text(state.modules["text"], captioner, pictures, seed=seed)
+    state.restart_averages()
+
+
+def train(out: Path, outer: VAE, pictures: int, samples: int, course: Course = CLEAN, batch_size: int = 32,
+          seed: int = 0, save_every: float = 180.0) -> run.State:
+    """Train until `samples` captioned latents were seen, continuing from out/{course.name}.safetensors if it is there.
+
+    A course with noisy captions starts from the finished training with clean ones.
+    """
     from training import sheets  # which needs the parameters above
 
     torch.manual_seed(seed)
     device = run.device()
-    z, scale = latents(out, pictures)
-    captioner = Captioner(tokenizer.train(out / "tokenizer"))
-    text = CLIPText(text_params(len(captioner.tokenizer))).to(device)
-    nn.init.normal_(text.text_model.embeddings.position_embedding.weight, std=0.1)
-    unet = UNet(UNET).to(device)
-    nn.init.zeros_(unet.conv_out.weight)
-    modules = {"text": text, "unet": unet}
+    z, scale = latents(out, outer, pictures)
+    captioner = Captioner(tokenizer.train(out / "tokenizer"), course.noise)
+    modules = _networks(len(captioner.tokenizer))
     parameters = [p for m in modules.values() for p in m.parameters()]
-    optimiser = torch.optim.AdamW(parameters, peak, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
-    state = run.State(out / "diffusion.safetensors", modules, optimiser, rate=0.9995)
+    optimiser = torch.optim.AdamW(parameters, course.peak, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    state = run.State(out / f"{course.name}.safetensors", modules, optimiser, rate=0.9995)
     state.numbers["scale"] = scale
-    if not state.load():
-        warm_up_text(text, captioner, pictures, seed=seed)
-        state.averages["text"] = run.Average(text, 0.9995)
+    _begin(state, out, course, captioner, pictures, seed)
+    scale = state.numbers["scale"]
     alphas = alphas_cumprod(SCHEDULE)
-    bar = tqdm(total=samples, initial=state.done, desc="diffusion", unit="sample", mininterval=10)
+    bar = tqdm(total=samples, initial=state.done, desc=course.name, unit="sample", mininterval=10)
     recent: list[float] = []
     saved = shown = time.monotonic()
     while state.done < samples:
@@ -151,8 +181,8 @@ def train(out: Path, pictures: int, samples: int, batch_size: int = 32, peak: fl
         seeds = rng.integers(len(z), size=batch_size)
         z0 = torch.from_numpy(z[seeds]).float().to(device) * scale
         for group in optimiser.param_groups:
-            group["lr"] = run.learning_rate(peak, state.done, samples)
-        loss = v_loss(unet, text, z0, captioner.ids(seeds, rng), alphas, generator)
+            group["lr"] = run.learning_rate(course.peak, state.done, samples)
+        loss = v_loss(modules["unet"], modules["text"], z0, captioner.ids(seeds, rng), alphas, generator)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
@@ -162,15 +192,15 @@ def train(out: Path, pictures: int, samples: int, batch_size: int = 32, peak: fl
         state.done += batch_size
         recent.append(loss.item())
         bar.update(batch_size)
-        if time.monotonic() - saved > 180 or state.done >= samples:
+        if time.monotonic() - saved > save_every or state.done >= samples:
             state.save()
             saved = time.monotonic()
-            run.log(out / "diffusion.jsonl", done=state.done, seconds=state.seconds, lr=group["lr"],
+            run.log(out / f"{course.name}.jsonl", done=state.done, seconds=state.seconds, lr=group["lr"],
                     loss=float(np.mean(recent)))
             bar.set_postfix(loss=f"{np.mean(recent):.4f}")
             recent.clear()
             if saved - shown > SHEET_EVERY or state.done >= samples:
-                sheets.samples(sheets.assemble(out), out / f"samples-{state.done:07d}.png")
+                sheets.samples(sheets.assemble(out, course.name), out / f"samples-{course.name}-{state.done:07d}.png")
                 shown = time.monotonic()
     bar.close()
     return state

@@ -11,7 +11,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +26,12 @@ from sage.bench.encoder import CONFIG, FOLDER, WEIGHTS, Encoder, EncoderNet, Enc
 from sage.files import written_whole
 from sage.models.sd.clip import CLIPTextParams
 from sage.models.sd.vae import VAE
-from sage.stilllife import held_out_scene, training_scene
-from sage.stilllife.captions import draw_keep, draw_wording, phrases
+from sage.stilllife import Scene, nameable, varied_scene
+from sage.stilllife.prompts import draw_wording, phrases
 from sage.stilllife.scenes import VALUES
 from training import run
-from training.captions import IGNORE, Captioner
-from training.data import CHUNK, batch, render_cache
+from training.captions import IGNORE, Captioner, scene_of
+from training.data import CHUNK, SIDE, batch, render_cache
 from training.export import machine
 
 CONTRAST, CAPTIONS, SMOOTHING = 0.3, 0.3, 0.02
@@ -40,12 +39,10 @@ ROUND_TRIP_SHARE, MOST_NOISE = 0.35, 0.4  # noise in units of the latents' devia
 CUT_SHARE = 0.1
 HELD_OUT = 2000
 
-scene_of = cache(training_scene)
-
 
 def params(vocabulary: int, length: int) -> EncoderParams:
-    return EncoderParams(text=CLIPTextParams(width=128, mlp_width=512, heads=4, layers=2, vocabulary=vocabulary,
-                                             max_length=length))
+    text = CLIPTextParams(width=128, mlp_width=512, heads=4, layers=2, vocabulary=vocabulary, max_length=length)
+    return EncoderParams(channels=(24, 32, 64, 128), blocks=(1, 1, 1, 2), text=text, side=SIDE)
 
 
 # ---- pictures
@@ -68,7 +65,7 @@ def round_trips(vae: VAE, pictures: list[np.ndarray], folder: Path, count: int, 
             parts = []
             for start in range(0, CHUNK, 50):
                 x = batch(pictures, np.arange(chunk * CHUNK + start, chunk * CHUNK + start + 50)).to(run.device())
-                with torch.autocast(x.device.type, torch.bfloat16):
+                with run.autocast(x.device):
                     z = vae.encode(x).float()
                     sigma = noise * torch.rand(len(x), 1, 1, 1, generator=generator)
                     y = vae.decode(z + (sigma * torch.randn(z.shape, generator=generator)).to(z)).float()
@@ -111,16 +108,19 @@ def cut(x: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def labels_of(scenes: list) -> dict[str, Tensor]:
-    """The class of every attribute: (B,) int64 each."""
-    values = [scene.attributes() for scene in scenes]
-    return {name: torch.tensor([VALUES[name].index(v[name]) for v in values]) for name in VALUES}
+    """The class of every attribute: (B,) int64 each, IGNORE where its name does not fit what is seen."""
+    def label(scene: Scene, name: str) -> int:
+        value = scene.attributes()[name]
+        return VALUES[name].index(value) if value == "none" or name in nameable(scene) else IGNORE
+
+    return {name: torch.tensor([label(scene, name) for scene in scenes]) for name in VALUES}
 
 
 def captions(captioner: Captioner, seeds: np.ndarray, rng: np.random.Generator):
     """Captions of scenes: ids (B, N) without common padding, ends (B,), and the classes of what they say."""
     rows, ends, said = [], [], []
     for seed in seeds:
-        pieces = phrases(scene_of(int(seed)), draw_wording(rng), draw_keep(rng))
+        pieces = phrases(scene_of(int(seed)), draw_wording(rng))
         ids = [i for _, words in pieces for i in captioner.tokens(words)]
         rows.append(captioner.pad(ids))
         ends.append(min(len(ids), captioner.length - 2) + 1)
@@ -161,7 +161,7 @@ def info_nce(a: Tensor, b: Tensor, log_scale: Tensor) -> Tensor:
 def loss_of(model: Trained, x: Tensor, whole: Tensor, labels: dict[str, Tensor], ids: Tensor, ends: Tensor,
             said: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The loss, and the contrastive part alone; attributes are read off pictures that are `whole` (B,)."""
-    with torch.autocast(x.device.type, torch.bfloat16):
+    with run.autocast(x.device):
         image, logits = model.net.image(model.net.features(x)[-1])
         hidden = model.net.last_hidden(ids, ends)
         text = model.net.text_to_common(hidden)
@@ -173,7 +173,8 @@ def loss_of(model: Trained, x: Tensor, whole: Tensor, labels: dict[str, Tensor],
 
 @torch.no_grad()
 def accuracy(net: EncoderNet, pictures: list[np.ndarray], labels: dict[str, Tensor]) -> dict[str, float]:
-    """The share of the first pictures, as many as there are labels, whose attributes are read right: by attribute."""
+    """The share of the first pictures, as many as there are labels, whose attributes are read right: by attribute, of
+    those that have a label for it."""
     right: dict[str, list[Tensor]] = {name: [] for name in VALUES}
     count = len(next(iter(labels.values())))
     for start in range(0, count, 100):
@@ -181,7 +182,8 @@ def accuracy(net: EncoderNet, pictures: list[np.ndarray], labels: dict[str, Tens
         x = batch(pictures, part).to(next(net.parameters()).device)
         _, logits = net.image(net.features(x)[-1])
         for name in VALUES:
-            right[name].append(logits[name].argmax(1).cpu() == labels[name][part[0]:part[-1] + 1])
+            truth = labels[name][part[0]:part[-1] + 1]
+            right[name].append((logits[name].argmax(1).cpu() == truth)[truth != IGNORE])
     return {name: torch.cat(values).float().mean().item() for name, values in right.items()}
 
 
@@ -203,7 +205,7 @@ def train(out: Path, tokenizer, vae: VAE, pictures: int, samples: int, trips: in
     rendered = render_cache(out / "data", pictures)
     coded = round_trips(vae, rendered, out / "round_trips", trips)
     held_out = render_cache(out / "data", watched, held_out=True)
-    truth = labels_of([held_out_scene(i) for i in range(watched)])
+    truth = labels_of([varied_scene(i, held_out=True) for i in range(watched)])
     captioner = Captioner(tokenizer)
     model = Trained(make(len(tokenizer), tokenizer.model_max_length)).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), peak, betas=(0.9, 0.98), weight_decay=2e-2, fused=True)
@@ -270,7 +272,7 @@ def export(out: Path, weights: Path, tokenizer, vae: VAE, held_out: int = HELD_O
     net = model.net.half().float().eval().requires_grad_(False)
     pictures = render_cache(out / "data", held_out, held_out=True)
     coded = round_trips(vae, pictures, out / "held_out_round_trips", held_out, noise=0.0)
-    labels = labels_of([held_out_scene(i) for i in range(held_out)])
+    labels = labels_of([varied_scene(i, held_out=True) for i in range(held_out)])
     found = {}
     for which, of in (("true pictures", pictures), ("autoencoded pictures", coded)):
         shares = accuracy(net, of, labels)

@@ -53,14 +53,18 @@ def scheduler_config(p: ScheduleParams) -> dict:
         "set_alpha_to_one": p.set_alpha_to_one, "clip_sample": False, "prediction_type": "v_prediction"}
 
 
-def export(out: Path, weights: Path) -> None:
-    """Write the model trained under `out` into the folder `weights`, replacing the networks there."""
+def export(out: Path, weights: Path, course: str = diffusion.CLEAN.name) -> None:
+    """Write the model trained under `out` into the folder `weights`, replacing the networks there.
+
+    Args:
+        course: the training whose UNet and text encoder are written.
+    """
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         (weights / "tokenizer").mkdir(parents=True, exist_ok=True)
         shutil.copy(out / "tokenizer" / name, weights / "tokenizer" / name)
-    model = sheets.assemble(out)
+    model = sheets.assemble(out, course)
     history = {name: json.loads((out / f"{name}.jsonl").read_text().splitlines()[-1])
-               for name in ("autoencoder", "diffusion")}
+               for name in ("autoencoder", course)}
     side = SIDE // model.vae.factor
     configs = {"vae": vae_config(model.vae.params, SIDE), "unet": unet_config(model.unet.params, side),
                "text_encoder": text_config(model.text.params),

@@ -43,9 +43,14 @@ class State:
     def __init__(self, path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer,
                  rate: float = 0.999):
         self.path, self.modules, self.optimiser = path, modules, optimiser
-        self.averages = {name: Average(module, rate) for name, module in modules.items()}
+        self.rate = rate
+        self.restart_averages()
         self.numbers: dict[str, float] = {}  # anything else that belongs to the weights
         self.done, self.seconds, self._since = 0, 0.0, time.monotonic()
+
+    def restart_averages(self) -> None:
+        """Average from the modules' present weights on."""
+        self.averages = {name: Average(module, self.rate) for name, module in self.modules.items()}
 
     def save(self) -> None:
         now = time.monotonic()
@@ -81,6 +86,7 @@ class State:
                 states.setdefault(int(index), {})[field] = value
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": states})
         self.done, self.seconds, self._since = meta["done"], meta["seconds"], time.monotonic()
+        self.numbers = {k: v for k, v in meta.items() if k not in ("done", "seconds", "updates")}
         return True
 
     def load_averages(self) -> dict:
@@ -112,3 +118,9 @@ def log(path: Path, **values: float) -> None:
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where it is faster: on CUDA, and on processors that multiply it themselves."""
+    faster = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=faster)

@@ -18,22 +18,24 @@ from sage.models.sd.unet import UNet
 from sage.models.sd.vae import VAE
 from sage.pictures import save_picture, sheet, to_picture
 from sage.sampling.steps import walk
-from sage.stilllife import caption, held_out_scene
+from sage.stilllife import varied_scene
+from sage.stilllife.captions import join
+from sage.stilllife.prompts import draw_wording, everything, phrases
 from training import autoencoder, diffusion, run, tokenizer
 from training.data import SIDE
 
 HELD_OUT_PROMPTS = 5000  # the first held-out seed of the captions that are drawn
 
 
-def assemble(out: Path) -> StableDiffusion:
-    """The model that the latest checkpoints under `out` average to, float32."""
+def assemble(out: Path, course: str = diffusion.CLEAN.name) -> StableDiffusion:
+    """The model that the latest checkpoints under `out` average to, float32; `course` names the UNet's training."""
     words = tokenizer.train(out / "tokenizer")
     vae = VAE(autoencoder.PARAMS)
     text, unet = CLIPText(diffusion.text_params(len(words))), UNet(diffusion.UNET)
-    modules = {"autoencoder": {"vae": vae}, "diffusion": {"text": text, "unet": unet}}
+    modules = {"autoencoder": {"vae": vae}, course: {"text": text, "unet": unet}}
     numbers = {name: run.State(out / f"{name}.safetensors", m, torch.optim.SGD([torch.zeros(1)])).load_averages()
                for name, m in modules.items()}
-    vae = VAE(diffusion.scaled(autoencoder.PARAMS, numbers["diffusion"]["scale"])).requires_grad_(False)
+    vae = VAE(diffusion.scaled(autoencoder.PARAMS, numbers[course]["scale"])).requires_grad_(False)
     vae.load_state_dict(modules["autoencoder"]["vae"].state_dict())
     model = StableDiffusion(unet=unet, vae=vae, text=text, tokenizer=words, schedule=diffusion.SCHEDULE,
                             prediction_type="v_prediction", name="stilllife", sample_size=SIDE, device=run.device(),
@@ -44,8 +46,13 @@ def assemble(out: Path) -> StableDiffusion:
 
 
 def prompts(count: int) -> list[str]:
-    """Captions of held-out scenes in varied wording, every attribute named in most."""
-    return [caption(held_out_scene(HELD_OUT_PROMPTS + i), np.random.default_rng(i)) for i in range(count)]
+    """Captions of held-out scenes in varied wording: every second one names everything, the others a part."""
+    texts = []
+    for i in range(count):
+        scene, rng = varied_scene(HELD_OUT_PROMPTS + i, held_out=True), np.random.default_rng(i)
+        wording = draw_wording(rng)
+        texts.append(join(phrases(scene, wording, everything(scene, wording) if i % 2 == 0 else None)))
+    return texts
 
 
 @torch.no_grad()
@@ -61,7 +68,8 @@ def from_noise(model: StableDiffusion, texts: list[str], steps: int = 50, w: flo
             (x0, eps), (x0_text, eps_text) = model.denoise(z, level, empty), model.denoise(z, level, text)
             return x0 + w * (x0_text - x0), eps + w * (eps_text - eps)
 
-        noise = torch.randn(len(part), 4, side, side, generator=torch.Generator().manual_seed(start))
+        shape = (len(part), model.vae.params.latent_channels, side, side)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(start))
         *_, z = walk(guided, noise.to(model.device), model.schedule(steps).sampling)
         x = model.decode(z)
         images += [to_picture(x[i:i + 1]) for i in range(len(part))]
@@ -87,7 +95,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/stilllife"))
     args = parser.parse_args()
     done = json.loads((args.out / "diffusion.jsonl").read_text().splitlines()[-1])["done"]
-    path = args.out / f"samples-{done:07d}.png"
+    path = args.out / f"samples-diffusion-{done:07d}.png"
     samples(assemble(args.out), path)
     print(path)
 

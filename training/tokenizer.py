@@ -7,17 +7,18 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from sage.stilllife import caption, training_scene
+from sage.stilllife import varied_scene
+from sage.stilllife.prompts import prompt
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-MAX_LENGTH = 64
+MAX_LENGTH = 48
 
 
 def train(folder: Path, captions: int = 20_000) -> CLIPTokenizer:
     """Write vocab.json, merges.txt and tokenizer_config.json into `folder`, unless they are there."""
     if not (folder / "vocab.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        texts = [caption(training_scene(i), np.random.default_rng(i)) for i in range(captions)]
+        texts = [prompt(varied_scene(i), np.random.default_rng(i)) for i in range(captions)]
         # Bytes that occur nowhere stay spellable, so that no prompt is ever outside the vocabulary.
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))

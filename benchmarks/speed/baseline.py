@@ -29,8 +29,8 @@ Progress = Callable[[str, int, int], None]
 
 
 def alphas() -> list[float]:
-    roots = torch.linspace(0.00085**0.5, 0.012**0.5, TRAIN_STEPS, dtype=torch.float64)
-    return torch.cumprod(1 - roots**2, dim=0).tolist()
+    """The table of diffusers, which computes it in float32."""
+    return torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, TRAIN_STEPS) ** 2, dim=0).tolist()
 
 
 @dataclass(frozen=True)

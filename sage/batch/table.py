@@ -12,6 +12,7 @@ from typing import Any
 
 from sage.commands.flags import reader
 from sage.config import EditConfig
+from sage.console import did_you_mean
 from sage.errors import SageError, SettingsError
 from sage.pictures import WRITTEN
 from sage.pictures.metadata import check_prompt
@@ -19,6 +20,9 @@ from sage.pictures.metadata import check_prompt
 REQUIRED, NAMES = ("picture", "source", "target"), ("out", "name", "id")
 SETTINGS = tuple(f.name for f in fields(EditConfig))
 COLUMNS = (*REQUIRED, *NAMES, *SETTINGS)
+COMMENTS = ("comment", "comments", "note", "notes", "remark", "remarks")
+# 2,5 and 0,125, but not 1,000, which is one to some and a thousand to others
+DECIMAL_COMMA = re.compile(r"([+-]?(?:0|\d+(?!,\d{3}$))),(\d+)")
 SHEET = re.compile(r"contact-sheet(-\d+)?\.png", re.IGNORECASE)
 MAX_TABLE, MAX_CELL, MAX_NAME = 256 * 2**20, 2**16, 120  # bytes of a file; characters of a cell; bytes of a name
 
@@ -53,7 +57,8 @@ def read_table(path: Path) -> list[Row]:
     """Rows of a .csv or .tsv file with a header, or of a .jsonl file with an object a line; blank ones are left out.
 
     Columns are picture, source and target; out, name or id for the file to write; and any setting.  Those that begin
-    with # are comments.  Pictures are found from the table's folder.
+    with #, or are called comment, note or remark, are left alone.  Numbers may have a decimal comma.  Pictures are
+    found from the table's folder.
 
     Raises:
         TableError: missing, too large, not UTF-8, empty, or without the columns it needs.
@@ -108,10 +113,9 @@ def _csv(path: Path, text: str) -> Cells:
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         header = next((cells for cells in lines if any(cells)), [])
         names = [_column(cell) for cell in header]
-        if strange := [name for name in names if name not in COLUMNS and not name.startswith("#")]:
-            raise TableError(f"{path}: there is no column {strange[0][:40]!r}: there are {', '.join(COLUMNS)}; those "
-                             "that begin with # are left alone")
-        if twice := [name for name in names if names.count(name) > 1 and not name.startswith("#")]:
+        if strange := [name for name in names if name not in COLUMNS and not _is_comment(name)]:
+            raise TableError(f"{path}: {_no_column(strange[0])} (begin the names of comments with #)")
+        if twice := [name for name in names if names.count(name) > 1 and not _is_comment(name)]:
             raise TableError(f"{path} has the column {twice[0]} twice")
         missing = {name: "" for name in names}
         for cells in lines:
@@ -121,7 +125,7 @@ def _csv(path: Path, text: str) -> Cells:
                 yield lines.line_num, f"it has {len(cells)} cells, and the header {len(names)}"
             else:
                 row = missing | dict(zip(names, cells, strict=False))
-                yield lines.line_num, {k: v for k, v in row.items() if not k.startswith("#")}
+                yield lines.line_num, {k: v for k, v in row.items() if not _is_comment(k)}
     except csv.Error as error:
         raise TableError(f"{path}, line {lines.line_num}: no CSV ({error}); text with quotes in it is written "
                          '"in quotes, with each "" of its own doubled"') from error
@@ -151,6 +155,16 @@ def _column(name: str) -> str:
     return name.strip().lower().replace("-", "_").replace(" ", "_")
 
 
+def _is_comment(column: str) -> bool:
+    return column.startswith("#") or column in COMMENTS
+
+
+def _no_column(name: str) -> str:
+    """What is said of one that there is not, with the one that may be meant."""
+    near = did_you_mean(_column(name), COLUMNS) or f": there are {', '.join((*REQUIRED, *NAMES))} and any setting"
+    return f"there is no column {name[:40]!r}{near}"
+
+
 # ---- cells -> a row
 
 
@@ -161,8 +175,8 @@ def _row(number: int, line: int, found: dict[str, Any] | str, folder: Path) -> R
         cells = {}
         for name, value in found.items():
             column = _column(name)
-            if column not in COLUMNS and not column.startswith("#"):
-                raise TableError(f"there is no column {name[:40]!r}")
+            if column not in COLUMNS and not _is_comment(column):
+                raise TableError(_no_column(name))
             if column in cells:
                 raise TableError(f"it has {column} twice")
             cells[column] = value
@@ -201,12 +215,14 @@ def _says(name: str, value: Any) -> bool:
 
 
 def _setting(name: str, value: Any) -> Any:
-    """A text as its flag reads it, any other JSON value as it is."""
+    """A text as its flag reads it, but with a decimal comma too; any other JSON value as it is."""
     if not isinstance(value, str):
         return value
-    text = value.strip()
+    text, read = value.strip(), reader(name)
+    if read is float and (parts := DECIMAL_COMMA.fullmatch(text)):
+        text = ".".join(parts.groups())
     try:
-        return reader(name)(text[:MAX_CELL])
+        return read(text[:MAX_CELL])
     except SettingsError as error:
         raise TableError(f"{name}: {str(error)[:200]}") from error
     except ValueError as error:

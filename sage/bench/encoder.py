@@ -1,6 +1,6 @@
 """A picture-and-text encoder of the still-life world: what networks trained on photographs cannot judge.
 
-    picture -> one vector in the space of prompts, a read-out of every attribute, and features on three grids
+    picture -> one vector in the space of prompts, a read-out of every attribute, and features on several grids
 
 Its picture side is a residual network with one learned query for each attribute, which gathers by attention what that
 attribute needs from the coarsest grid; its text side is CLIP's, small.  A folder holds it as
@@ -31,7 +31,6 @@ from sage.models.weights import fill, open_weights
 from sage.prompts.tokens import Prompts
 from sage.stilllife.scenes import VALUES
 
-SIDE = 64  # pixels; pictures of another size are resized to this
 FOLDER, CONFIG, WEIGHTS = "encoder", "config.json", "model.fp16.safetensors"
 REMEMBERED = 256  # pictures whose features are kept: sources and truths come again with every configuration
 MOST = 4096  # of any number in a configuration
@@ -42,10 +41,11 @@ class EncoderParams:
     """What tells one encoder from another.
 
     Attributes:
-        channels: of the grids of 32, 16 and 8 cells a side.
+        channels: of the grids, each half as fine as the one before; the last but one has 16 cells a side.
         blocks: residual blocks on each.
         heads: of the attention that reads attributes out.
         width: of the space that pictures and prompts share.
+        side: of the pictures in pixels; those of another size are resized to this.
     """
 
     channels: tuple[int, ...] = (32, 64, 128)
@@ -55,6 +55,12 @@ class EncoderParams:
     width: int = 128
     text: CLIPTextParams = field(default_factory=lambda: CLIPTextParams(
         width=128, mlp_width=512, heads=4, layers=2, vocabulary=512, max_length=77))
+    side: int = 64
+
+    def __post_init__(self) -> None:
+        if len(self.channels) != len(self.blocks) or self.side >> len(self.channels) != 8:
+            raise ValueError(f"pictures of {self.side} pixels do not become grids of 8 cells a side in "
+                             f"{len(self.channels)} steps of {len(self.blocks)}")
 
 
 class Block(nn.Module):
@@ -112,23 +118,23 @@ class Readers(nn.Module):
 
 
 class EncoderNet(nn.Module):
-    """Both towers.  Pictures are (B, 3, 64, 64) in [-1, 1], prompts (B, N) int64 token ids."""
+    """Both towers.  Pictures are (B, 3, side, side) in [-1, 1], prompts (B, N) int64 token ids."""
 
     def __init__(self, params: EncoderParams):
         super().__init__()
         p = self.params = params
         self.stages = nn.ModuleList(
             Stage(c_in, c, kernel, blocks, p.groups) for c_in, c, kernel, blocks in
-            zip((3, *p.channels), p.channels, (5, 3, 3), p.blocks, strict=False))
+            zip((3, *p.channels), p.channels, (5, *[3] * len(p.channels)), p.blocks, strict=False))
         last = p.channels[-1]
-        self.readers = Readers(last, p.heads, (SIDE >> len(p.channels)) ** 2)
+        self.readers = Readers(last, p.heads, (p.side >> len(p.channels)) ** 2)
         self.readouts = nn.ModuleDict({name: nn.Linear(last, len(values)) for name, values in VALUES.items()})
         self.to_common = nn.Linear(last * len(VALUES), p.width)
         self.text = CLIPText(p.text)
         self.text_to_common = nn.Linear(p.text.width, p.width)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The grids, fine to coarse: (B, C, 32, 32), (B, C, 16, 16), (B, C, 8, 8)."""
+        """The grids, fine to coarse: (B, C, side / 2, side / 2) to (B, C, 8, 8)."""
         grids = []
         for stage in self.stages:
             x = stage(x)
@@ -166,7 +172,7 @@ class Encoder:
     def keys(self, picture: Array) -> Array:
         """(256, C): the features of a 16 x 16 grid, whose self-similarity is the picture's structure."""
         grids, _, _ = self._see(picture)
-        return rearrange(grids[1][0], "c h w -> (h w) c").numpy()
+        return rearrange(grids[-2][0], "c h w -> (h w) c").numpy()
 
     def distance(self, x: Array, y: Array) -> float:
         """LPIPS's formula with these features and no weights, of float32 pictures in [-1, 1]:
@@ -217,22 +223,22 @@ class Encoder:
         if key in self._seen:
             self._seen.move_to_end(key)
         else:
-            grids = self.net.features(prepared(picture))
+            grids = self.net.features(prepared(picture, self.net.params.side))
             self._seen[key] = grids, *self.net.image(grids[-1])
             if len(self._seen) > REMEMBERED:
                 self._seen.popitem(last=False)
         return self._seen[key]
 
 
-def prepared(picture: Array) -> Tensor:
-    """(H, W, 3), uint8 or float32 in [-1, 1] -> (1, 3, 64, 64) in [-1, 1]: averaged down as the renderer does."""
+def prepared(picture: Array, side: int) -> Tensor:
+    """(H, W, 3), uint8 or float32 in [-1, 1] -> (1, 3, side, side) in [-1, 1]: averaged down as the renderer does."""
     x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
     x = x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x
-    if x.shape[2:] == (SIDE, SIDE):
+    if x.shape[2:] == (side, side):
         return x
-    if min(x.shape[2:]) >= SIDE:
-        return F.interpolate(x, (SIDE, SIDE), mode="area")
-    return F.interpolate(x, (SIDE, SIDE), mode="bicubic", align_corners=False).clamp(-1, 1)
+    if min(x.shape[2:]) >= side:
+        return F.interpolate(x, (side, side), mode="area")
+    return F.interpolate(x, (side, side), mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
 # ---- folders
@@ -242,9 +248,9 @@ def as_config(params: EncoderParams, accuracy: dict[str, dict[str, float]]) -> d
     """The values of config.json."""
     text = params.text
     return {"channels": list(params.channels), "blocks": list(params.blocks), "groups": params.groups,
-            "heads": params.heads, "width": params.width, "text_width": text.width, "text_mlp_width": text.mlp_width,
-            "text_heads": text.heads, "text_layers": text.layers, "vocabulary": text.vocabulary,
-            "max_length": text.max_length, "accuracy": accuracy}
+            "heads": params.heads, "width": params.width, "side": params.side, "text_width": text.width,
+            "text_mlp_width": text.mlp_width, "text_heads": text.heads, "text_layers": text.layers,
+            "vocabulary": text.vocabulary, "max_length": text.max_length, "accuracy": accuracy}
 
 
 def bundled() -> Path | None:
@@ -273,23 +279,27 @@ def load_encoder(folder: str | Path | None = None) -> Encoder:
 
 def _read(config: Config) -> tuple[EncoderParams, dict[str, dict[str, float]]]:
     """Parameters and accuracies, checked."""
-    def number(key: str) -> int:
-        value = config.values.get(key)
+    def number(key: str, default: int | None = None) -> int:
+        value = config.values.get(key, default)
         if type(value) is not int or not 1 <= value <= MOST:
             raise config.fail(key, f"and must be a whole number from 1 to {MOST}")
         return value
 
     def numbers(key: str) -> tuple[int, ...]:
         values = config.values.get(key)
-        if not isinstance(values, list) or len(values) != 3 or not all(
+        if not isinstance(values, list) or len(values) not in (3, 4) or not all(
                 type(v) is int and 1 <= v <= MOST for v in values):
-            raise config.fail(key, f"and must be three whole numbers from 1 to {MOST}")
+            raise config.fail(key, f"and must be three or four whole numbers from 1 to {MOST}")
         return tuple(values)
 
     text = CLIPTextParams(number("text_width"), number("text_mlp_width"), number("text_heads"), number("text_layers"),
                           number("vocabulary"), number("max_length"))
-    params = EncoderParams(numbers("channels"), numbers("blocks"), number("groups"), number("heads"), number("width"),
-                           text)
+    values = (numbers("channels"), numbers("blocks"), number("groups"), number("heads"), number("width"), text,
+              number("side", 64))
+    try:
+        params = EncoderParams(*values)
+    except ValueError as error:
+        raise ModelError(f"{config.path}: {error}") from error
     pairs = [*((c, params.groups) for c in params.channels), (params.channels[-1], params.heads),
              (text.width, text.heads)]
     if any(a % b for a, b in pairs) or max(*params.blocks, text.layers) > 64:

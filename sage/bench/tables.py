@@ -105,7 +105,7 @@ class Results:
                 if line.status != DONE and kind in (None, line.kind)]
 
     def compare(self, a: str, b: str, metric: Metric, kind: int | None = None) -> Comparison | None:
-        """How a and b differ; None where they share no case."""
+        """a against b; None where they share no case."""
         first, second = (self.scores(name, metric.key, kind) for name in (a, b))
         differences = np.array([first[case] - second[case] for case in first if case in second])
         found = interval(differences.tolist())

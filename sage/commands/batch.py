@@ -34,8 +34,8 @@ the table: CSV with a header, or JSON lines; one row an edit
 
 picture is found from the table's folder. out, name or id say what the edit is called, below DIR. Any setting below is
 a column too, with a value as its flag takes it; an empty cell means the flag's value, or the model's own. Columns that
-begin with # are comments. A batch that was stopped goes on when it is started again; rows that have changed are made
-again.
+begin with # or are called comment are left alone; numbers may have a decimal comma. A batch that was stopped goes on
+when it is started again; rows that have changed are made again.
 """
 
 

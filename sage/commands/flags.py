@@ -45,7 +45,7 @@ def add_ways(parser: argparse.ArgumentParser, reported: str) -> None:
 
 
 def named_method(argv: Sequence[str], default: str = DEFAULT_METHOD) -> Method:
-    """The method that a command line names, or the earlier edit or trajectory in it: it says which other flags there are.
+    """The method that a command line names, or the earlier edit or trajectory in it; other flags depend on it.
 
     Raises:
         SettingsError: no such method.
@@ -71,10 +71,10 @@ def named_method(argv: Sequence[str], default: str = DEFAULT_METHOD) -> Method:
 
 def add_method(parser: argparse.ArgumentParser, chosen: Method) -> None:
     """The method, and every one of its settings, absent from the parsed arguments unless given."""
-    parser.set_defaults(method=chosen.where)
+    parser.set_defaults(method=chosen.where, **chosen.variant)
     parser.add_argument_group("method").add_argument(
-        "--method", default=argparse.SUPPRESS, metavar="NAME", help=f"{', '.join(METHODS)}, or path/to/file.py:Class; the "
-        f"settings below are those of {chosen.name} (sage methods) [{DEFAULT_METHOD}]")
+        "--method", default=argparse.SUPPRESS, metavar="NAME", help=f"{', '.join(METHODS)}, or path/to/file.py:Class; "
+        f"the settings below are those of {chosen.name} (sage methods) [{DEFAULT_METHOD}]")
     for heading, members in chosen.Settings.groups().items():
         group = parser.add_argument_group(heading)
         for f in members:

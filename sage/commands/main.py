@@ -30,7 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # any file name can be printed: as its bytes, or escaped
         sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding == "utf-8" else "backslashreplace")
     try:
-        args = make_parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
+        given = sys.argv[1:] if argv is None else argv
+        parser = make_parser(given)
+        if not given:
+            parser.print_help()
+            return 0
+        args = parser.parse_args(given)
         keep_freed_memory()
         status = args.run(args) or 0
         if sys.stdout:
@@ -59,10 +64,25 @@ def _abandon_stdout() -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line."""
+    """argparse, but a mistake is one line, which names what is nearest to what was typed."""
 
     def error(self, message: str):
         sys.exit(console.fail(f"{message} (see {self.prog} --help)"))
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse's, but here and not in the parser above it an unknown flag is an error."""
+        known, rest = super().parse_known_args(args, namespace)
+        if strange := next((word.partition("=")[0] for word in rest if word.startswith("--")), None):
+            self.error(f"there is no {strange}{console.did_you_mean(strange, self._option_string_actions)}")
+        return known, rest
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            if near := console.did_you_mean(str(value), map(str, action.choices)):
+                raise argparse.ArgumentError(action, f"there is no {value!r}{near}") from None
+            raise error
 
 
 # ---- arguments

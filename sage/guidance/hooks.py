@@ -1,7 +1,7 @@
 """Context managers over forward hooks: hear, record, rewrite or swap what passes through a network.  No arithmetic.
 
-Hooks live only inside a `with`; they know no time, prompt or phase.  Contexts nest, and what passes goes through them in
-the order in which they were entered.
+Hooks live only inside a `with`; they know no time, prompt or phase.  Contexts nest, and what passes goes through them
+in the order in which they were entered.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -123,8 +123,9 @@ def hear_features(features: Sequence[Feature]) -> Iterator[Tap]:
 
 @contextmanager
 def detour(modules: Iterable[nn.Module], function: Callable[..., Any]) -> Iterator[None]:
-    """Call `function(plain, module, *inputs)` instead of each module inside the context; `plain(*inputs)` is what it
-    would have computed.
+    """Call `function(plain, module, *inputs)` instead of each module inside the context.
+
+    `plain(*inputs)` is what the module would have computed.
     """
     modules = list(modules)
     kept = [vars(module).get("forward") for module in modules]

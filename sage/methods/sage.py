@@ -10,7 +10,8 @@ docs/method.md gives each line its place in the paper, and every point where pap
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 from sage import kit
@@ -106,8 +107,10 @@ class Released(Picture):
     mask: str = setting("union", "mask: union of a mask per prompt, or one mask of their summed maps", "union", "sum")
     reweight_passes: str = setting("target", "passes that are reweighted: the target's, or all, inversion included",
                                    "target", "all")
-    reconstruction_mask_floor: float = setting(1.0, "below 1: the gradient times 1 - mask, at least this", low=0, high=1)
-    guidance_mask_floor: float = setting(1.0, "below 1: the guidance scale times the mask, at least this", low=0, high=1)
+    reconstruction_mask_floor: float = setting(1.0, "below 1: the gradient times 1 - mask, at least this", low=0,
+                                               high=1)
+    guidance_mask_floor: float = setting(1.0, "below 1: the guidance scale times the mask, at least this", low=0,
+                                         high=1)
 
     @property
     def floors(self) -> bool:
@@ -237,7 +240,7 @@ class SAGE(Method[Settings]):
 
 
 class _Passes:
-    """What a sampling step asks of the network: the prediction under each prompt, and the gradient that holds the picture.
+    """What a sampling step asks of the network: the prediction under each prompt, and the gradient of the loss.
 
         target pass   cross-attention replaced and reweighted
         source pass   queries and keys heard, to be compared with those of the inversion; differentiated
@@ -262,7 +265,7 @@ class _Passes:
 
     def at(self, step: int, z: "Tensor", level: "kit.Level") -> tuple["kit.Prediction", "kit.Prediction",
                                                                       "Tensor | None", tuple[float, ...] | None]:
-        """The predictions under the source and the target prompt, and the gradient of the loss with its value a picture.
+        """The predictions under the source and the target prompt, the gradient of the loss, and its value a picture.
 
         Raises:
             NumericsError: the gradient is not finite, in float32 neither.
@@ -277,7 +280,7 @@ class _Passes:
         with ExitStack() as stack:
             if self._replaces(step):
                 undone = self.heard_cross[s.steps - 1 - step]
-                stack.enter_context(kit.rewrite_columns(self.cross_sites, undone, *self._carried))
+                stack.enter_context(kit.rewrite_columns(self.cross_sites, undone or (), *self._carried))
             tap = stack.enter_context(blend.listen(marking))
             if job.factors is not None:
                 stack.enter_context(kit.reweighted(job.model.sites(), job.factors))
@@ -299,7 +302,7 @@ class _Passes:
         z = z.clone().requires_grad_(guided)
         with torch.set_grad_enabled(guided), ExitStack() as stack:
             if s.reconstruction == "replace" and held is not None:
-                stack.enter_context(kit.rewrite_maps(self.self_sites, self.heard_self[held]))
+                stack.enter_context(kit.rewrite_maps(self.self_sites, self.heard_self[held] or ()))
             tap = stack.enter_context(self.blend.listen(marking))
             if job.factors is not None and s.reweight_passes == "all":
                 stack.enter_context(kit.reweighted(job.model.sites(), job.factors))
@@ -307,7 +310,7 @@ class _Passes:
             heard = stack.enter_context(kit.listen(compared if guided else kit.Sites(), last=True))
             seen = job.predict(z, level, job.source, "source")
         source = seen.detach()
-        if not guided:
+        if not guided or held is None:
             return source, None, None, tap
         if s.reconstruction == "latent":
             current = [seen.x0]
@@ -316,7 +319,7 @@ class _Passes:
             pairs = heard.pop()
             current = [t for pair in pairs for t in pair]
             reference = (self.heard_self if s.reconstruction == "self" else self.heard_cross)[held]
-            losses, slopes = kit.map_slopes(pairs, reference, s.map_loss, self._spared)
+            losses, slopes = kit.map_slopes(pairs, reference or (), s.map_loss, self._spared)
             del pairs
         del seen
         used = [(t, slope) for t, slope in zip(current, slopes, strict=True) if t.requires_grad]  # not a text's keys
@@ -341,7 +344,7 @@ class _Passes:
         if s.spare == "none" or s.reconstruction != "self":
             return None
         sites = self.job.model.sites().at(self.crosses)
-        total = sum(sum(pair.map().mean(dim=1) for pair in pairs) for pairs in self.heard_cross)  # (B, N, M)
+        total = reduce(add, (pair.map().mean(dim=1) for pairs in self.heard_cross for pair in pairs or ()))  # (B, N, M)
         tokens = kit.token_mask([[p for span in plan.edited if s.spare == "edited" or not span.target
                                   for p in span.source] for plan in self.job.plans], total.shape[-1]).to(z.device)
         looks = (total / len(self.heard_cross) * tokens[:, None]).sum(dim=-1)

@@ -1,7 +1,7 @@
 """The seam between methods and a network: `Backbone`, what any model has to offer, and the values that pass through it.
 
-Whatever has these members can be edited with (docs/porting.md).  `predict` returns (x0, eps): nobody past this seam knows
-whether a network predicts the noise, v or a flow.  A backbone knows no method and no settings.
+Whatever has these members can be edited with (docs/porting.md).  `predict` returns (x0, eps): nobody past this seam
+knows whether a network predicts the noise, v or a flow.  A backbone knows no method and no settings.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,7 +74,6 @@ class Backbone(Protocol):
         family: the kind of network, such as "sd".
         device, dtype: where and in what it computes; latents and what is made of them are float32.
         sample_size: side in pixels of the pictures it was trained on.
-        pixel_multiple: sides of pictures must be multiples of this.
         distilled: guidance is an input of the network, and one pass is enough.
         prompts: its tokenizer.
         schedule: its noise levels.
@@ -94,7 +93,9 @@ class Backbone(Protocol):
     recommends: Mapping[str, Mapping[str, Any]]
 
     @property
-    def pixel_multiple(self) -> int: ...
+    def pixel_multiple(self) -> int:
+        """Sides of pictures must be multiples of this."""
+        ...
 
     def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, C, h, w) float32 latents: the mean, or a sample with a CPU generator."""

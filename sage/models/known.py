@@ -70,6 +70,7 @@ def known_model(name: str) -> KnownModel | None:
 
 
 def unknown(name: str) -> ModelError:
+    """The error for a name that nothing has."""
     return ModelError(f"no model is called {name!r}, and no folder or file either; known are {', '.join(KNOWN)}")
 
 
@@ -120,5 +121,6 @@ def find_model(model: str | Path) -> tuple[str, Path]:
 
 
 def pickled(path: Path) -> ModelError:
+    """The error for weights that could run a program."""
     return ModelError(f"{path} is a pickle, which can run any program when opened, and was not opened: use a "
                       ".safetensors version of it")

@@ -24,6 +24,7 @@ WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST = {"JPEG": MAX_SIDE, "WEBP": 16_383}
 TEXT_KEY = "sage"
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
+HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 ASCII = b"ASCII\0\0\0"
 
 
@@ -123,9 +124,19 @@ def _header(path: Path, formats: tuple[str, ...], stack: ExitStack) -> Image.Ima
         raise PictureError(f"{path}: the picture has more than {MAX_PIXELS // 10**6} million pixels; scale it "
                            "down") from error
     except UnidentifiedImageError as error:
+        if "HEIF" not in formats and _is_heic(path):
+            raise PictureError(f"{path} is a HEIC picture, which needs pillow-heif: pip install 'sage-edit[heif]'; or "
+                               "save it as JPEG") from error
         raise PictureError(f"{path} is no picture of a kind that is read here: {', '.join(formats)}") from error
     except Exception as error:  # as above
         raise PictureError(f"{path} cannot be read ({getattr(error, 'strerror', None) or _line(error)})") from error
+
+
+def _is_heic(path: Path) -> bool:
+    """By the first box of the file, which names the kind."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:] in HEIC
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -141,7 +152,7 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if "sRGB" in ImageCms.getProfileDescription(given):
             return image
-        return ImageCms.profileToProfile(image, given, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return ImageCms.profileToProfile(image, given, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return image
 

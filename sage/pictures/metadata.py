@@ -1,6 +1,6 @@
 """The settings record that goes inside a picture: made, and read back.  Imports no torch.
 
-    {"version": 2, "method": "p2p", "settings": {...}, "savings": {...}, "source": ..., "target": ..., "model": ..., ...}
+    {"version": 2, "method": "p2p", "settings": {...}, "savings": {...}, "source": ..., "target": ..., "model": ...}
 
 The command line and the studio write the same record, so that either repeats what the other made.  Version 1, of when
 there was one method, has "config" in place of "method" and "settings"; it is read as version 2.
@@ -64,6 +64,7 @@ def made_by(model: "Backbone") -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
+    """What an edit is made with: the versions of SAGE and torch."""
     return {"sage": __version__, "torch": metadata.version("torch")}
 
 
@@ -88,8 +89,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """
     record = upgraded(pictures.read_settings(path))
     if record.get("version", VERSION) != VERSION:
-        raise PictureError(f"{path}: the settings of the edit in it are of version {str(record['version'])[:20]}, which "
-                           "this version of SAGE does not know")
+        raise PictureError(f"{path}: the settings of the edit in it are of version {str(record['version'])[:20]}, "
+                           "which this version of SAGE does not know")
     types = {"source": str, "target": str, "model": str, "method": str, "settings": dict, "savings": dict,
              "picture": dict, "made": dict, "truncate": bool}
     picture: Any = record.get("picture")
@@ -99,7 +100,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
     if wrong:
         raise PictureError(f"{path}: the settings of the edit in it are damaged ({', '.join(wrong)})")
     if ".py:" in record["method"]:  # a stranger's picture shall not say which code is run
-        raise PictureError(f"{path} was made by a method of someone's own, {record['method'][:60]}: give it with --method")
+        raise PictureError(f"{path} was made by a method of someone's own, {record['method'][:60]}: give it with "
+                           "--method")
     try:
         settings_in(record)
         Savings.from_dict(record["savings"])

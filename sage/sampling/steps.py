@@ -42,7 +42,7 @@ class Prediction:
 
     @property
     def velocity(self) -> Tensor:
-        """Eps - x0: what a rectified flow predicts."""
+        """eps - x0: what a rectified flow predicts."""
         return self.eps - self.x0
 
     def detach(self) -> "Prediction":
@@ -75,8 +75,9 @@ def ddim_step(z: Tensor, eps: Tensor, here: Level, there: Level) -> Tensor:
 
 
 def advance(p: Prediction, here: Level, there: Level) -> Tensor:
-    """(s' - s) x0 + (n' - n) eps: how far latents move from one level to another; also that of a difference of two
-    predictions, as in FlowEdit (Kulikov et al. 2024, eq. 7).
+    """(s' - s) x0 + (n' - n) eps: how far latents move from one level to another.
+
+    It may be that of a difference of two predictions, as in FlowEdit (Kulikov et al. 2024, eq. 7).
     """
     return (there.signal - here.signal) * p.x0 + (there.noise - here.noise) * p.eps
 
@@ -133,7 +134,7 @@ def mixed_with_noise(z: Tensor, noise: Tensor, share: float) -> Tensor:
 
 
 def classifier_free(negative: Prediction, positive: Prediction, w: float | Tensor) -> Prediction:
-    """Negative + w (positive - negative) (Ho & Salimans 2022, eq. 6)."""
+    """negative + w (positive - negative) (Ho & Salimans 2022, eq. 6)."""
     return negative + w * (positive - negative)
 
 

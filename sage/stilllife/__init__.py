@@ -2,7 +2,7 @@
 
 from sage.stilllife.captions import caption
 from sage.stilllife.edits import KINDS, EditCase, edit_case
-from sage.stilllife.render import render, thing_mask
+from sage.stilllife.render import Layers, layers, render, thing_mask
 from sage.stilllife.scenes import (
     ATTRIBUTES,
     BACKGROUNDS,
@@ -17,6 +17,7 @@ from sage.stilllife.scenes import (
     TILTS,
     Companion,
     Jitter,
+    Place,
     Scene,
     Thing,
     held_out_scene,
@@ -24,6 +25,7 @@ from sage.stilllife.scenes import (
     sample_scene,
     training_scene,
 )
+from sage.stilllife.varied import nameable, relation, sample_varied_scene, varied_scene
 
 __all__ = [
     "ATTRIBUTES",
@@ -35,8 +37,10 @@ __all__ = [
     "FORMS",
     "Jitter",
     "KINDS",
+    "Layers",
     "MATERIALS",
     "POSITIONS",
+    "Place",
     "SECOND_FORMS",
     "SIZES",
     "STYLES",
@@ -47,8 +51,13 @@ __all__ = [
     "edit_case",
     "held_out_scene",
     "is_held_out",
+    "layers",
+    "nameable",
+    "relation",
     "render",
     "sample_scene",
+    "sample_varied_scene",
     "thing_mask",
     "training_scene",
+    "varied_scene",
 ]

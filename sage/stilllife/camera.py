@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 from sage.stilllife.forms import FORM
-from sage.stilllife.scenes import Scene
+from sage.stilllife.scenes import Place, Scene
 
 Array = np.ndarray
 
@@ -88,12 +88,16 @@ def _foot(form: str, tilted: bool) -> float:
     return float(p[low < low.min() + 0.02, 0].mean() - (left + right) / 2)
 
 
-def _place(form, rgb, material, tilted, height, x, y) -> Placed:
+def _place(form, rgb, material, tilted, height, x, y, place: Place) -> Placed:
+    """A thing where its names put it, which is within the frame, then moved and scaled to its place."""
     left, right, low, high = _extent(form, False)
     scale = min(height / (high - low), height * WIDEST / (right - left))
-    left, right, low, high = (scale * e for e in _extent(form, tilted))
+    left, right, low, high = _extent(form, tilted)
+    half = scale * (right - left) / 2
+    x = min(max(x, MARGIN + half), 1 - MARGIN - half) + place.dx
+    y, scale = y + place.dy, scale * place.scale
+    left, right, low, high = (scale * e for e in (left, right, low, high))
     half = (right - left) / 2
-    x = min(max(x, MARGIN + half), 1 - MARGIN - half)
     foot = x + scale * _foot(form, tilted)
     return Placed(form, rgb, material, tilted, scale, x, foot, y, (x - half, x + half, y, y + high - low))
 
@@ -104,17 +108,16 @@ def _turn_hue(rgb, turns: float):
 
 
 def place_things(scene: Scene) -> list[Placed]:
-    """The things of a scene, back to front."""
+    """The things of a scene, the main one first."""
     m, j = scene.main, scene.jitter
     height = HEIGHT[m.size] * j.scale
     rgb = _turn_hue(RGB[m.colour], j.hue)
     x = CENTRE[m.position] + j.dx
-    things = [_place(m.form, rgb, m.material, m.tilt == "tilted", height, x, BASELINE)]
+    things = [_place(m.form, rgb, m.material, m.tilt == "tilted", height, x, BASELINE, m.place)]
     if scene.second:
         s = scene.second
-        things.append(
-            _place(s.form, RGB[s.colour], "matte", False, SECOND_HEIGHT, SECOND_CENTRE[s.side], SECOND_BASELINE)
-        )
+        x = SECOND_CENTRE[s.side]
+        things.append(_place(s.form, RGB[s.colour], "matte", False, SECOND_HEIGHT, x, SECOND_BASELINE, s.place))
     return things
 
 

@@ -5,14 +5,18 @@ The kinds are those of PIE-Bench, by the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 
 import numpy as np
 
-from sage.stilllife.captions import draw_wording, join, phrases
+from sage.stilllife import captions, prompts
+from sage.stilllife.camera import place_things
+from sage.stilllife.captions import join
 from sage.stilllife.render import render
 from sage.stilllife.scenes import AROUND, MAIN, SECOND, Scene, is_held_out, sample_companion, sample_scene
+from sage.stilllife.varied import nameable, relation, sample_accompanied, sample_varied_scene, within_frame
 
 KINDS = (
     "mixed",
@@ -70,22 +74,53 @@ def dilate(mask: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class EditCase:
-    """An edit and its true result.
+class Prompts:
+    """Two prompts that ask for an edit.
 
-    source_words, target_words: the phrases in which the prompts differ, in order; where one prompt has a clause that
-    the other lacks, the other's are empty. blend_words: the noun phrases that name the edited thing in the two prompts
+    source_words, target_words: the phrases in which they differ, in order; where one prompt has a clause that the
+    other lacks, the other's are empty. blend_words: the noun phrases that name the edited thing in the two prompts
     ("" where it is absent), or None when the edit is not of one thing.
+    """
+
+    source: str
+    target: str
+    source_words: tuple[str, ...]
+    target_words: tuple[str, ...]
+    blend_words: tuple[str, str] | None
+
+
+@dataclass(frozen=True)
+class EditCase:
+    """An edit and its true result, asked for in two ways.
+
+    full: prompts that name everything; short: prompts of just the noun and what changes.
     """
 
     kind: int
     source: Scene
     target: Scene
-    source_prompt: str
-    target_prompt: str
-    source_words: tuple[str, ...]
-    target_words: tuple[str, ...]
-    blend_words: tuple[str, str] | None
+    full: Prompts
+    short: Prompts
+
+    @property
+    def source_prompt(self) -> str:
+        return self.full.source
+
+    @property
+    def target_prompt(self) -> str:
+        return self.full.target
+
+    @property
+    def source_words(self) -> tuple[str, ...]:
+        return self.full.source_words
+
+    @property
+    def target_words(self) -> tuple[str, ...]:
+        return self.full.target_words
+
+    @property
+    def blend_words(self) -> tuple[str, str] | None:
+        return self.full.blend_words
 
     def pictures(self, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
         """The true pictures of source and target, each float32 (size, size, 3) in [0, 1]."""
@@ -96,7 +131,7 @@ class EditCase:
         return dilate(changed_pixels(*self.pictures(size)))
 
 
-def _variants(scene: Scene, attribute: str) -> Iterator[Scene]:
+def variants(scene: Scene, attribute: str) -> Iterator[Scene]:
     """All scenes that differ from `scene` in just this attribute."""
     old = scene.attributes()[attribute]
     main, second = scene.main, scene.second
@@ -115,66 +150,96 @@ def _variants(scene: Scene, attribute: str) -> Iterator[Scene]:
             continue
         if attribute in MAIN:
             yield replace(scene, main=replace(main, **{attribute: value}))
-        elif second and attribute in SECOND:
+        elif attribute in SECOND:
             yield replace(scene, second=replace(second, **{attribute.removeprefix("second_"): value}))
         else:
-            yield replace(scene, **{attribute: value})  # type: ignore[arg-type]
+            yield replace(scene, **{attribute: value})
 
 
-def _propose(kind: int, rng: np.random.Generator) -> tuple[Scene, list[Scene], tuple[str, ...]]:
+Sampler = Callable[[np.random.Generator], Scene]
+
+
+def _propose(kind: int, rng: np.random.Generator, sample: Sampler,
+             accompany: Sampler) -> tuple[Scene, list[Scene], tuple[str, ...]]:
     """A source scene, its possible targets, and the attributes in which they differ."""
-    scene = sample_scene(rng)
+    scene = sample(rng)
     if kind in (2, 3):
         without = replace(scene, second=None)
-        with_second = replace(scene, second=sample_companion(rng, scene.main))
+        with_second = accompany(rng, scene)
         pair = (without, with_second) if kind == 2 else (with_second, without)
         return pair[0], [pair[1]], ("second_form", "second_colour")
     if kind == 4 and scene.second is None:
-        scene = replace(scene, second=sample_companion(rng, scene.main))
+        scene = accompany(rng, scene)
     changed = _CHANGED[kind][int(rng.integers(len(_CHANGED[kind])))]
     targets = [scene]
     for attribute in changed:
-        targets = [variant for t in targets for variant in _variants(t, attribute)]
+        targets = [variant for t in targets for variant in variants(t, attribute)]
     return scene, targets, changed
 
 
 def _edited_words(source: list, target: list) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The phrases in which two captions in pieces differ; neighbouring pieces make one phrase."""
-    if len(source) != len(target):
-        of_second = [[w for a, w in p if a.startswith("second") and w != ","] for p in (source, target)]
-        old, new = (tuple([" ".join(words)] if words else []) for words in of_second)
-        return old, new
-    runs: list[list[int]] = []
-    for i, (s, t) in enumerate(zip(source, target, strict=True)):
-        if s != t:
-            if runs and runs[-1][-1] == i - 1:
-                runs[-1].append(i)
-            else:
-                runs.append([i])
-    old, new = (tuple(" ".join(p[i][1] for i in run) for run in runs) for p in (source, target))
-    return old, new
+    same = SequenceMatcher(None, source, target, autojunk=False)
+    runs = [op for op in same.get_opcodes() if op[0] != "equal"]
+    words = [
+        [" ".join(w for _, w in source[i:j] if w != ",") for _, i, j, _, _ in runs],
+        [" ".join(w for _, w in target[i:j] if w != ",") for _, _, _, i, j in runs],
+    ]
+    return tuple(tuple(w for w in of if w) for of in words)
 
 
 def _blend_words(source: list, target: list, changed: tuple[str, ...]) -> tuple[str, str] | None:
     for group in (MAIN, SECOND):
         if set(changed) <= set(group):
-            old, new = (" ".join(w for a, w in p if a in group and a != "position") for p in (source, target))
-            return old, new
+            return tuple(" ".join(w for a, w in p if a in group and a != "position") for p in (source, target))
     return None
 
 
-def edit_case(kind: int, seed: int, held_out: bool = True) -> EditCase:
+def _accompanied(rng: np.random.Generator, scene: Scene) -> Scene:
+    return replace(scene, second=sample_companion(rng, scene.main))
+
+
+def _is_plain(source: Scene, target: Scene, changed: tuple[str, ...]) -> bool:
+    """Whether both scenes are of a main thing and at most a tiny one, in the frame, and have words for the change that
+    tell which thing is meant."""
+    for scene in (source, target):
+        present = {a for a in changed if scene.attributes()[a] != "none"}
+        if scene.second and relation(scene) != "beside" or not present <= nameable(scene):
+            return False
+        if "second_form" in changed and scene.second and scene.second.form == scene.main.form:
+            return False
+        if not all(within_frame(thing) for thing in place_things(scene)):
+            return False
+    return True
+
+
+def prompts_of(source: list, target: list, changed: tuple[str, ...]) -> Prompts:
+    """The prompts of two captions in pieces that differ in the attributes `changed`."""
+    return Prompts(join(source), join(target), *_edited_words(source, target), _blend_words(source, target, changed))
+
+
+def _short(source: Scene, target: Scene, changed: tuple[str, ...], rng: np.random.Generator) -> Prompts:
+    wording = replace(prompts.draw_wording(rng), say_upright="tilt" in changed)
+    keep = {"form", *changed, *(["second_form"] if "second_colour" in changed else [])}
+    return prompts_of(*(prompts.phrases(scene, wording, keep) for scene in (source, target)), changed)
+
+
+def edit_case(kind: int, seed: int, held_out: bool = True, varied: bool = False) -> EditCase:
     """The edit of a kind (index into KINDS) and a seed (an integer >= 0); the same at every call.
 
-    Both scenes are held out, or with `held_out` False neither is. Raises ValueError for an unknown kind.
+    Both scenes are held out, or with `held_out` False neither is. With `varied` things stand at free places and the
+    full prompts are worded as people write too. Raises ValueError for an unknown kind.
     """
     if kind not in range(len(KINDS)):
         raise ValueError(f"kind {kind!r} is not one of 0 to {len(KINDS) - 1}")
-    rng = np.random.default_rng((2, kind, int(held_out), seed))
-    wording = draw_wording(rng)
+    rng = np.random.default_rng((6 if varied else 2, kind, int(held_out), seed))
+    sample, accompany = (
+        (sample_varied_scene, sample_accompanied) if varied else (sample_scene, _accompanied)
+    )
+    wording = (prompts if varied else captions).draw_wording(rng)
     while True:
-        source, targets, changed = _propose(kind, rng)
-        targets = [t for t in targets if is_held_out(t) == held_out]
+        source, targets, changed = _propose(kind, rng, sample, accompany)
+        targets = [t for t in targets if is_held_out(t) == held_out and (not varied or _is_plain(source, t, changed))]
         if is_held_out(source) != held_out or not targets:
             continue
         target = targets[int(rng.integers(len(targets)))]
@@ -182,15 +247,10 @@ def edit_case(kind: int, seed: int, held_out: bool = True) -> EditCase:
             break
     # Saying "upright" only where the tilt changes keeps every other edit's prompts apart in just its own words.
     wording = replace(wording, say_upright="tilt" in changed)
-    s, t = phrases(source, wording), phrases(target, wording)
-    source_words, target_words = _edited_words(s, t)
-    return EditCase(
-        kind=kind,
-        source=source,
-        target=target,
-        source_prompt=join(s),
-        target_prompt=join(t),
-        source_words=source_words,
-        target_words=target_words,
-        blend_words=_blend_words(s, t, changed),
-    )
+    if varied:
+        keep = prompts.everything(source, wording) | prompts.everything(target, wording)
+        full = [prompts.phrases(scene, wording, keep & nameable(scene)) for scene in (source, target)]
+    else:
+        full = [captions.phrases(scene, wording) for scene in (source, target)]
+    short = _short(source, target, changed, np.random.default_rng((7, kind, int(held_out), seed)))
+    return EditCase(kind, source, target, prompts_of(*full, changed), short)

@@ -39,6 +39,34 @@ def _check(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} {value!r} is not one of {', '.join(choices)}")
 
 
+def _check_ranges(name: str, values: Place | Jitter) -> None:
+    for f in fields(values):
+        low, high = values.RANGES[f.name]
+        if not low <= getattr(values, f.name) <= high:
+            raise ValueError(f"{name} {f.name} {getattr(values, f.name)!r} is outside {low} to {high}")
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a thing is from where its names put it, and how much larger.
+
+    dx, dy: shift in picture widths, to the right and upwards, within 1; scale: factor on its size about the middle of
+    its foot, 0.25 to 3. Raises ValueError when a number leaves its range.
+    """
+
+    dx: float = 0.0
+    dy: float = 0.0
+    scale: float = 1.0
+
+    RANGES = {"dx": (-1.0, 1.0), "dy": (-1.0, 1.0), "scale": (0.25, 3.0)}
+
+    def __post_init__(self) -> None:
+        _check_ranges("place", self)
+
+
+HERE = Place()
+
+
 @dataclass(frozen=True)
 class Thing:
     """The main thing of a scene. Raises ValueError for an unknown value, and for a tilted ball."""
@@ -49,6 +77,7 @@ class Thing:
     size: str = "large"
     position: str = "middle"
     tilt: str = "upright"
+    place: Place = HERE
 
     def __post_init__(self) -> None:
         _check("form", self.form, FORMS)
@@ -63,11 +92,12 @@ class Thing:
 
 @dataclass(frozen=True)
 class Companion:
-    """The second thing: tiny, matte, upright, in front, near one side of the picture."""
+    """The second thing: matte, upright, tiny and in front, near one side of the picture, unless its place says else."""
 
     form: str
     colour: str
     side: str = "right"
+    place: Place = HERE
 
     def __post_init__(self) -> None:
         _check("second form", self.form, SECOND_FORMS)
@@ -91,10 +121,7 @@ class Jitter:
     RANGES = {"dx": (-0.03, 0.03), "scale": (0.93, 1.07), "hue": (-0.012, 0.012), "horizon": (0.42, 0.50)}
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            low, high = self.RANGES[f.name]
-            if not low <= getattr(self, f.name) <= high:
-                raise ValueError(f"jitter {f.name} {getattr(self, f.name)!r} is outside {low} to {high}")
+        _check_ranges("jitter", self)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from sage.stilllife.camera import AWAY, BASELINE, Placed, Surface, to_world
 from sage.stilllife.forms import FORM, is_stem
-from sage.stilllife.surroundings import mix, ramp
+from sage.stilllife.surroundings import Stage, mix, ramp
 
 Array = np.ndarray
 
@@ -49,23 +49,20 @@ def _hatch(x: Array, y: Array) -> Array:
     return np.float32(0.5) + np.float32(0.5) * np.sin(phase)
 
 
-def shadows(things: list[Placed], x: Array, y: Array) -> Array:
-    """Darkness that the things cast on the floor, (h, w) in [0, 1], soft, to the lower right."""
-    dark = np.zeros(x.shape, np.float32)
-    for t in things:
-        left, right, low, high = t.box
-        half = (right - left) / 2
-        foot = half * (0.62 if t.tilted or t.form == "mushroom" else 0.85)
-        depth = max(foot * 0.42, 0.03)
-        length = 0.30 * (high - low)
-        u = (x - np.float32(0.6 * t.foot + 0.4 * t.x if t.tilted else t.x)) * np.float32(1 / foot)
-        v = (y - np.float32(low + depth * 0.55)) * np.float32(1 / depth)
-        # Distance to the segment from the foot to the tip of the shadow.
-        tip_u, tip_v = length / foot, -0.12 * length / depth
-        k = np.clip((u * tip_u + v * tip_v) / np.float32(tip_u**2 + tip_v**2), 0, 1)
-        d = np.sqrt((u - k * tip_u) ** 2 + (v - k * tip_v) ** 2)
-        dark = np.maximum(dark, np.clip((np.float32(1.25) - d) / np.float32(0.55), 0, 1) * (1 - 0.35 * k))
-    return dark
+def shadow(t: Placed, x: Array, y: Array) -> Array:
+    """Darkness that a thing casts on the floor, (h, w) in [0, 1], soft, to the lower right."""
+    left, right, low, high = t.box
+    half = (right - left) / 2
+    foot = half * (0.62 if t.tilted or t.form == "mushroom" else 0.85)
+    depth = max(foot * 0.42, 0.03)
+    length = 0.30 * (high - low)
+    u = (x - np.float32(0.6 * t.foot + 0.4 * t.x if t.tilted else t.x)) * np.float32(1 / foot)
+    v = (y - np.float32(low + depth * 0.55)) * np.float32(1 / depth)
+    # Distance to the segment from the foot to the tip of the shadow.
+    tip_u, tip_v = length / foot, -0.12 * length / depth
+    k = np.clip((u * tip_u + v * tip_v) / np.float32(tip_u**2 + tip_v**2), 0, 1)
+    d = np.sqrt((u - k * tip_u) ** 2 + (v - k * tip_v) ** 2)
+    return np.clip((np.float32(1.25) - d) / np.float32(0.55), 0, 1) * (1 - 0.35 * k)
 
 
 def _light(thing: Placed, s: Surface) -> tuple[Array, Array, Array]:
@@ -83,7 +80,7 @@ def _light(thing: Placed, s: Surface) -> tuple[Array, Array, Array]:
     n = s.normal
     world = to_world(thing.form, thing.tilted).T.astype(np.float32)
     bend = np.float32(0.9 if thing.form == "cube" else 0.45)
-    away = (s.point - np.array((0, 0.5, 0), np.float32)) @ world * bend + AWAY.astype(np.float32)
+    away = (s.point - np.float32((0, 0.5, 0))) @ world * bend + AWAY.astype(np.float32)
     away /= np.sqrt((away * away).sum(1, keepdims=True))
     facing = -(n * away).sum(1)
     r = away + 2 * facing[:, None] * n
@@ -101,13 +98,8 @@ def _vivid(rgb: Array, amount: float) -> Array:
     return np.clip(grey + (rgb - grey) * np.float32(amount), 0, 1)
 
 
-def _far_edge(is_floor: Array) -> Array:
-    """The line in which the floor meets the background."""
-    return np.clip(1 - np.abs(is_floor - np.float32(0.5)) * 2.1, 0, 1)
-
-
-def _photo_stage(stage, is_floor, dark, x, y):
-    return stage * (1 - np.float32(0.58) * dark * is_floor)[..., None]
+def _photo_stage(empty, dark, x, y):
+    return empty.colours * (1 - np.float32(0.58) * dark * empty.is_floor)[..., None]
 
 
 def _photo_shade(thing, s, x, y):
@@ -118,10 +110,10 @@ def _photo_shade(thing, s, x, y):
     return mix(colour, (1, 1, 1), highlight)
 
 
-def _cartoon_stage(stage, is_floor, dark, x, y):
-    stage = _vivid(stage * np.float32(1.08), 1.35)
-    stage = mix(stage, stage * np.float32(0.55), ramp(dark - np.float32(0.45), 0.1) * is_floor)
-    return mix(stage, INK, np.float32(0.75) * _far_edge(is_floor))
+def _cartoon_stage(empty, dark, x, y):
+    stage = _vivid(empty.colours * np.float32(1.08), 1.35)
+    stage = mix(stage, stage * np.float32(0.55), ramp(dark - np.float32(0.45), 0.1) * empty.is_floor)
+    return mix(stage, INK, np.float32(0.75) * empty.far)
 
 
 def _cartoon_shade(thing, s, x, y):
@@ -133,12 +125,12 @@ def _cartoon_shade(thing, s, x, y):
     return mix(np.clip(colour, 0, 1), (1, 1, 1), ramp(highlight - np.float32(0.35), 0.1))
 
 
-def _sketch_stage(stage, is_floor, dark, x, y):
-    tone = stage.mean(-1)
-    pale = mix(PAPER, _vivid(stage, 1.2), np.full(x.shape, 0.42, np.float32))
+def _sketch_stage(empty, dark, x, y):
+    tone = empty.colours.mean(-1)
+    pale = mix(PAPER, _vivid(empty.colours, 1.2), np.full(x.shape, 0.42, np.float32))
     hatch = _hatch(x, y)
-    stroke = hatch * (np.float32(0.10) * np.clip(1.3 - 1.6 * tone, 0, 1) + np.float32(0.42) * dark * is_floor)
-    return mix(pale, PENCIL, np.maximum(stroke, np.float32(0.55) * _far_edge(is_floor)))
+    stroke = hatch * (np.float32(0.10) * np.clip(1.3 - 1.6 * tone, 0, 1) + np.float32(0.42) * dark * empty.is_floor)
+    return mix(pale, PENCIL, np.maximum(stroke, np.float32(0.55) * empty.far))
 
 
 def _sketch_shade(thing, s, x, y):
@@ -156,13 +148,13 @@ def _sketch_shade(thing, s, x, y):
 _MOONLIT = (0.34, 0.42, 0.72)
 
 
-def _night_stage(stage, is_floor, dark, x, y):
-    grey = stage.mean(-1, keepdims=True)
-    stage = (np.float32(0.75) * stage + np.float32(0.25) * grey) * np.array(_MOONLIT, np.float32)
+def _night_stage(empty, dark, x, y):
+    grey = empty.colours.mean(-1, keepdims=True)
+    stage = (np.float32(0.75) * empty.colours + np.float32(0.25) * grey) * np.array(_MOONLIT, np.float32)
     # A lamp's pool on the floor; it stays where it is when the things move.
-    pool = np.clip(1 - ((x - 0.5) / 0.65) ** 2 - ((y - BASELINE - 0.05) / 0.36) ** 2, 0, 1) * is_floor
+    pool = np.clip(1 - ((x - 0.5) / 0.65) ** 2 - ((y - BASELINE - 0.05) / 0.36) ** 2, 0, 1) * empty.is_floor
     stage = stage * (1 + np.array((1.1, 0.75, 0.2), np.float32) * pool[..., None])
-    return stage * (1 - np.float32(0.72) * dark * is_floor)[..., None]
+    return stage * (1 - np.float32(0.72) * dark * empty.is_floor)[..., None]
 
 
 def _night_shade(thing, s, x, y):
@@ -176,11 +168,10 @@ def _night_shade(thing, s, x, y):
 
 @dataclass(frozen=True)
 class Style:
-    """stage(empty stage (h, w, 3), is_floor, dark, x, y, each (h, w)) and shade(thing, surface, x, y, each (n,)) make
-    colours (h, w, 3) and (n, 3); line is the outlines' colour, or None.
-    """
+    """stage(empty stage, dark, x, y, each (h, w)) and shade(thing, surface, x, y, each (n,)) make colours (h, w, 3)
+    and (n, 3); line is the outlines' colour, or None."""
 
-    stage: Callable[[Array, Array, Array, Array, Array], Array]
+    stage: Callable[[Stage, Array, Array, Array], Array]
     shade: Callable[[Placed, Surface, Array, Array], Array]
     line: tuple[float, float, float] | None = None
 

@@ -2,10 +2,12 @@
 
 x runs from 0 at the left to 1 at the right, y from 0 at the lower edge to 1 at the upper edge. All arrays are float32
 (h, w); pictures are float32 (h, w, 3) in [0, 1]. Nothing is finer than about a hundredth of the picture, so that a
-small autoencoder can hold it.
+small autoencoder can hold it; only edges are, by `soft`: their width as a share of what it is at 64 pixels.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,7 +20,7 @@ def ramp(d: Array, width: float) -> Array:
 
 
 def mix(a, b, t: Array) -> Array:
-    """A + (b - a) t, for colours or pictures a and b and weights t (h, w) or (n,)."""
+    """a + (b - a) t, for colours or pictures a and b and weights t (h, w) or (n,)."""
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
     return a + (b - a) * t[..., None]
 
@@ -34,7 +36,7 @@ def _hash(a: Array, b: Array | float = 0.0) -> Array:
     return v - np.floor(v)
 
 
-def _blue_sky(x, y, horizon):
+def _blue_sky(x, y, horizon, soft):
     t = np.clip((y - horizon) / (1 - horizon), 0, 1)
     sky = mix((0.66, 0.85, 0.98), (0.20, 0.50, 0.92), t)
     clouds = np.maximum.reduce(
@@ -49,16 +51,16 @@ def _blue_sky(x, y, horizon):
     return mix(sky, (1.0, 1.0, 1.0), np.clip(clouds * 2.2, 0, 1))
 
 
-def _sunset(x, y, horizon):
+def _sunset(x, y, horizon, soft):
     t = np.clip((y - horizon) / (1 - horizon), 0, 1)
     low = mix((1.0, 0.74, 0.36), (0.93, 0.42, 0.36), np.clip(t * 2.2, 0, 1))
     sky = mix(low, (0.36, 0.22, 0.46), np.clip(t * 1.7 - 0.65, 0, 1))
     d = np.sqrt((x - 0.8) ** 2 + (y - horizon - 0.10) ** 2)
     sky = mix(sky, (1.0, 0.85, 0.45), np.clip(1 - d / 0.34, 0, 1) ** 2)
-    return mix(sky, (1.0, 0.96, 0.72), ramp(0.095 - d, 0.025))
+    return mix(sky, (1.0, 0.96, 0.72), ramp(0.095 - d, 0.025 * soft))
 
 
-def _brick_wall(x, y, horizon):
+def _brick_wall(x, y, horizon, soft):
     v = (y - horizon) * np.float32(1 / 0.105)
     row = np.floor(v)
     u = x * np.float32(1 / 0.23) + np.where(row % 2 == 0, np.float32(0.2), np.float32(0.7))
@@ -66,10 +68,10 @@ def _brick_wall(x, y, horizon):
     brick = mix((0.60, 0.28, 0.21), (0.72, 0.38, 0.29), _hash(row, col))
     fu, fv = u - col, v - row
     inside = np.minimum(np.minimum(fu, 1 - fu) * np.float32(0.23), np.minimum(fv, 1 - fv) * np.float32(0.105))
-    return mix((0.80, 0.74, 0.67), brick, ramp(inside - np.float32(0.010), 0.014))
+    return mix((0.80, 0.74, 0.67), brick, ramp(inside - np.float32(0.010), 0.014 * soft))
 
 
-def _forest(x, y, horizon):
+def _forest(x, y, horizon, soft):
     h = y - horizon
     wall = mix((0.62, 0.76, 0.66), (0.80, 0.90, 0.88), np.clip(h / 0.5, 0, 1))
 
@@ -78,29 +80,29 @@ def _forest(x, y, horizon):
         n = np.floor(u)
         f = u - n - np.float32(0.5)
         top = height * (0.85 + 0.3 * _hash(n))
-        picture = mix(picture, bark, ramp(0.09 - np.abs(f), 0.06) * ramp(top * 0.5 - h, 0.02))
+        picture = mix(picture, bark, ramp(0.09 - np.abs(f), 0.06 * soft) * ramp(top * 0.5 - h, 0.02 * soft))
         # Two tiers of a fir.
         width = (top - h) / (top * 0.72) * 0.52
         width = np.where(h > top * 0.52, (top - h) / (top * 0.48) * 0.42, width)
-        crown = ramp(width - np.abs(f), 0.10) * ramp(h - top * 0.2, 0.02)
+        crown = ramp(width - np.abs(f), 0.10 * soft) * ramp(h - top * 0.2, 0.02 * soft)
         return mix(picture, mix(colour, np.multiply(colour, 0.72), ramp(f, 0.3)), crown)
 
     far = trees(wall, 0.17, 0.15, 0.36, (0.36, 0.56, 0.44), (0.40, 0.42, 0.34))
     return trees(far, 0.27, 0.62, 0.47, (0.12, 0.36, 0.20), (0.32, 0.23, 0.15))
 
 
-def _grey_wall(x, y, horizon):
+def _grey_wall(x, y, horizon, soft):
     light = np.clip(1 - np.sqrt((x - 0.3) ** 2 + (y - 0.9) ** 2), 0, 1)
     return mix((0.47, 0.48, 0.50), (0.70, 0.71, 0.72), light)
 
 
-def _curtain(x, y, horizon):
+def _curtain(x, y, horizon, soft):
     phase = x * np.float32(2 * np.pi * 5.5) + np.float32(0.5) * np.sin(y * np.float32(5.0))
     fold = np.float32(0.5) + np.float32(0.5) * np.sin(phase + np.float32(0.5) * np.cos(phase))
     cloth = mix((0.10, 0.29, 0.33), (0.36, 0.62, 0.64), fold)
     # The hem sways, and lets a dark gap be seen.
     hem = y - horizon - np.float32(0.022) + np.float32(0.010) * np.sin(phase)
-    return mix((0.12, 0.14, 0.16), cloth, ramp(hem, 0.02))
+    return mix((0.12, 0.14, 0.16), cloth, ramp(hem, 0.02 * soft))
 
 
 def _ground(x, y, horizon):
@@ -110,7 +112,7 @@ def _ground(x, y, horizon):
     return (x - np.float32(0.5)) * depth, depth
 
 
-def _wooden(x, y, horizon):
+def _wooden(x, y, horizon, soft):
     across, depth = _ground(x, y, horizon)
     u = across * np.float32(1.9) + np.float32(0.35)
     plank = np.floor(u)
@@ -118,10 +120,10 @@ def _wooden(x, y, horizon):
     wood = mix((0.62, 0.41, 0.22), (0.75, 0.53, 0.31), _hash(plank, 3.0))
     wood = wood * (1 + 0.05 * np.sin(depth * 2.2 + plank * 2.0) * np.sin(f * np.pi))[..., None]
     edge = np.minimum(f, 1 - f) / depth * np.float32(1 / 1.9)
-    return mix((0.40, 0.25, 0.13), wood, ramp(edge - np.float32(0.004), 0.012))
+    return mix((0.40, 0.25, 0.13), wood, ramp(edge - np.float32(0.004), 0.012 * soft))
 
 
-def _stone(x, y, horizon):
+def _stone(x, y, horizon, soft):
     across, depth = _ground(x, y, horizon)
     v = depth * np.float32(1.15)
     row = np.floor(v)
@@ -131,24 +133,24 @@ def _stone(x, y, horizon):
     tile = mix((0.50, 0.51, 0.54), (0.67, 0.67, 0.68), _hash(row, col + 5))
     edge_u = np.minimum(fu, 1 - fu) / depth * np.float32(1 / 1.25)
     edge_v = np.minimum(fv, 1 - fv) / (depth * depth) * np.float32(1 / 1.15)
-    return mix((0.34, 0.34, 0.37), tile, ramp(np.minimum(edge_u, edge_v) - np.float32(0.006), 0.014))
+    return mix((0.34, 0.34, 0.37), tile, ramp(np.minimum(edge_u, edge_v) - np.float32(0.006), 0.014 * soft))
 
 
-def _grass(x, y, horizon):
+def _grass(x, y, horizon, soft):
     t = np.clip((horizon - y) / horizon, 0, 1)
     wave = np.sin(x * 17 + 2 * np.sin(y * 21)) * np.sin(y * 40 + 3 * np.sin(x * 9))
     green = mix((0.52, 0.70, 0.28), (0.30, 0.54, 0.16), t)
     return green * (1 + 0.11 * wave)[..., None]
 
 
-def _sand(x, y, horizon):
+def _sand(x, y, horizon, soft):
     t = np.clip((horizon - y) / horizon, 0, 1)
     _, depth = _ground(x, y, horizon)
     ripple = np.sin(depth * 9 + 1.3 * np.sin(x * 7 + 1) + 0.8 * np.sin(x * 13))
     return mix((0.93, 0.82, 0.58), (0.87, 0.72, 0.46), t) * (1 + 0.055 * ripple * t)[..., None]
 
 
-def _snow(x, y, horizon):
+def _snow(x, y, horizon, soft):
     t = np.clip((horizon - y) / horizon, 0, 1)
     drift = np.sin(x * 6 + 1 + 2.5 * t) * np.sin(t * 7 + x * 4)
     return mix((0.97, 0.98, 1.0), (0.80, 0.87, 0.96), np.clip(0.35 + 0.45 * drift, 0, 1))
@@ -167,16 +169,27 @@ _FLOOR = {"wooden": _wooden, "stone": _stone, "grass": _grass, "sand": _sand, "s
 _BUMPS = {"wooden": 0.0, "stone": 0.0, "grass": 0.006, "sand": 0.012, "snow": 0.018}
 
 
-def surroundings(floor: str, background: str, horizon: float, x: Array, y: Array) -> tuple[Array, Array]:
-    """The empty stage: colours (h, w, 3), and where it is floor, (h, w) in [0, 1]."""
+@dataclass(frozen=True)
+class Stage:
+    """The empty stage. colours: (h, w, 3); is_floor, far: (h, w) in [0, 1], the second the floor's far edge, as a line
+    of the same width at every size."""
+
+    colours: Array
+    is_floor: Array
+    far: Array
+
+
+def surroundings(floor: str, background: str, horizon: float, x: Array, y: Array, soft: float = 1.0) -> Stage:
+    """The empty stage of a floor and a background that meet at `horizon` above the lower edge."""
     edge = horizon + _BUMPS[floor] * np.sin(x * 8 + 0.6)
-    is_floor = ramp(edge - y, 0.012)
+    is_floor = ramp(edge - y, 0.012 * soft)
+    far = np.clip(1 - np.abs(ramp(edge - y, 0.012) - np.float32(0.5)) * 2.1, 0, 1)
     # Rows above `floor_from` are background only, rows below `wall_until` floor only.
     floor_from = int(np.count_nonzero(y[:, 0] > horizon + 0.03))
     wall_until = int(np.count_nonzero(y[:, 0] >= horizon - 0.03))
     h = np.float32(horizon)
     stage = np.zeros((*x.shape, 3), np.float32)
-    stage[:wall_until] = _BACKGROUND[background](x[:wall_until], y[:wall_until], h)
-    ground = _FLOOR[floor](x[floor_from:], y[floor_from:], h)
+    stage[:wall_until] = _BACKGROUND[background](x[:wall_until], y[:wall_until], h, soft)
+    ground = _FLOOR[floor](x[floor_from:], y[floor_from:], h, soft)
     stage[floor_from:] = mix(stage[floor_from:], ground, is_floor[floor_from:])
-    return stage, is_floor
+    return Stage(stage, is_floor, far)

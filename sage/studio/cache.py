@@ -38,6 +38,10 @@ class Cache(Generic[V]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def keys(self) -> list[Hashable]:
+        with self._lock:
+            return list(self._values)
+
     def get(self, key: Hashable) -> V | None:
         with self._lock:
             if key in self._values:

@@ -1,6 +1,7 @@
 """What happens on the page: from components to the studio, and back."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +54,7 @@ class Handlers:
         ui, name, config = self.ui, record["model"], EditConfig.from_dict(record["config"])
         kind = "done"
         if name not in self.studio.places:
-            name, kind = self.studio.model.name, "note"
+            name, kind = self.studio.name, "note"
             note += f" It was made with {record['model']}, which this studio does not have."
         if record.get("prediction_type"):
             kind = "note"
@@ -64,12 +65,19 @@ class Handlers:
                 **dict(zip(ui.settings, form.values(config), strict=True))}
 
     def chosen(self, event: gr.SelectData, request: gr.Request) -> Changes:
-        """An example was clicked: it is edited at once."""
+        """An example was clicked: it is edited at once.
+
+        Raises:
+            gr.Error: its model cannot be loaded.
+        """
         examples_ = examples(self.studio.folder)
         example = examples_[event.index if 0 <= event.index < len(examples_) else 0]
         who = request.session_hash
+        try:
+            config = self.studio.recommended.get(MODEL) or self.studio.use(MODEL)
+        except SageError as error:
+            raise gr.Error(str(error), print_exception=False) from None
         self.studio.take(who, example.path, example.name)
-        config = self.studio.recommended.get(MODEL) or self.studio.use(MODEL)
         record = {"model": MODEL, "config": config.as_dict(), "source": example.source, "target": example.target,
                   "truncate": False}
         return self._restored(record, self.studio.visit(who), "")
@@ -180,5 +188,7 @@ def story(entry: Entry) -> str:
 
 
 def shown(visit: Visit) -> str | None:
-    """The visitor's picture as a file for the page."""
-    return str(visit.show(visit.picture)) if visit.picture else None
+    """The visitor's picture as a file for the page; None where there is none, or where they have left."""
+    with suppress(Cancelled):
+        return str(visit.show(visit.picture)) if visit.picture else None
+    return None

@@ -52,7 +52,7 @@ def _wire(page: gr.Blocks, studio: Studio, ui) -> None:
     edits = [ui.edit.click(**edited, api_name="edit")]
     if hasattr(ui, "examples"):
         picked = ui.examples.select(on.chosen, None, form, **at_once)
-        edits.append(picked.then(**edited, api_name=False))
+        edits.append(picked.success(**edited, api_name=False))
     looks = ui.look.click(on.look, None, [ui.inside, ui.status, ui.look, ui.cancel], show_progress="minimal",
                           show_progress_on=ui.status, **queued)
     ui.cancel.click(on.cancel, None, [ui.status, ui.edit, ui.cancel], cancels=[*edits, looks], **at_once)

@@ -1,5 +1,6 @@
 """How the studio is reached: from this machine alone, unless it is told otherwise in so many words."""
 
+import errno
 import os
 import signal
 import sys
@@ -61,12 +62,12 @@ def launch(studio: Studio, host: str = "127.0.0.1", port: int = 7860, queue: int
     Raises:
         SettingsError: the address cannot be had.
     """
+    port = free_port(host, port)
     from starlette.middleware import Middleware
 
     from sage.studio.page import CSS, THEME, build
     page = build(studio)
     page.queue(max_size=queue, default_concurrency_limit=1, api_open=False)
-    port = port or _free_port(host)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -76,14 +77,15 @@ def launch(studio: Studio, host: str = "127.0.0.1", port: int = 7860, queue: int
                 enable_monitoring=False, run_history=False, mcp_server=False, ssr_mode=False, pwa=False,
                 footer_links=[], state_session_capacity=studio.limits.visits, strict_cors=True, theme=THEME, css=CSS,
                 app_kwargs={"middleware": [Middleware(Guard)], "docs_url": None, "redoc_url": None})
-        except OSError as error:
-            raise SettingsError(f"{host}:{port} cannot be served at: {str(error).splitlines()[0]}") from error
+        except OSError as error:  # somebody was quicker
+            raise SettingsError(_refused(host, port)) from error
     return page, shared or local
 
 
 def serve(models: Sequence[str] | None, limits: Limits, host: str, port: int, queue: int, share: bool) -> None:
     """Serve until Ctrl-C; everything that visitors left is deleted then."""
     import tempfile
+    port = free_port(host, port)  # before a model is loaded for nothing
     with tempfile.TemporaryDirectory(prefix="sage-studio-", ignore_cleanup_errors=True) as folder:
         if ignored := prepare(Path(folder)):
             print(f"sage: note: {', '.join(ignored)} ignored: the studio is opened by its own arguments alone",
@@ -104,14 +106,28 @@ def serve(models: Sequence[str] | None, limits: Limits, host: str, port: int, qu
             studio.close()
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str, port: int) -> int:
+    """`port`, or for 0 any free one.
+
+    Raises:
+        SettingsError: it cannot be listened at.
+    """
     import socket
-    with socket.socket() as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError as error:
-            raise SettingsError(f"{host} is no address of this machine: {error.strerror}") from error
-        return probe.getsockname()[1]
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return probe.getsockname()[1]
+    except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise SettingsError(f"{host} is no address of this machine: leave --host out") from error
+        raise SettingsError(_refused(host, port, error.errno)) from error
+
+
+def _refused(host: str, port: int, why: int | None = errno.EADDRINUSE) -> str:
+    reason = "is taken by another program" if why == errno.EADDRINUSE else "may not be listened at"
+    return f"{host}:{port} {reason}: give another --port, or --port 0 for any that is free"
 
 
 class Guard:

@@ -6,8 +6,9 @@ import sys
 import tempfile
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -21,6 +22,7 @@ from sage.explain import Explanation
 from sage.inversion import Trajectory, recording_key
 from sage.models.known import find_model
 from sage.models.loading import load_model
+from sage.models.sd.model import StableDiffusion
 from sage.pictures.metadata import check_prompt, identity, make_record, read_record
 from sage.prompts.plan import Plan, check_prompts
 from sage.studio.cache import Cache
@@ -68,6 +70,10 @@ class EditRequest:
 class Studio:
     """One model in memory, and whoever comes to use it.
 
+    Attributes:
+        model: None after one could not be loaded, until another is.
+        name: of the model that is in memory, or was last.
+
     Args:
         models: what the visitors can choose from, as `sage.load_model` takes it; the first is loaded at once.
         folder: where the visitors' files go.
@@ -88,8 +94,9 @@ class Studio:
         self._lock, self._words = Lock(), Lock()  # tokenizers cannot be shared by two threads at once
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="sage-edit")
         self.recommended: dict[str, EditConfig] = {}
-        self.model = self._worker.submit(load_model, next(iter(self.places.values()))).result()
-        self.recommended[self.model.name] = self.model.recommended
+        self.name, place = next(iter(self.places.items()))
+        self.model: StableDiffusion | None = self._worker.submit(load_model, place).result()
+        self.recommended[self.name] = self.model.recommended
 
     # ---- visitors
 
@@ -208,8 +215,13 @@ class Studio:
         return (yield from self._watched(clock, self._look, who, visit, picture, request, clock))
 
     def use(self, name: str) -> EditConfig:
-        """Load a model in the place of the one that is there, and say what settings it recommends."""
-        return self._worker.submit(self._load, name, Clock()).result()
+        """Load a model in the place of the one that is there, and say what settings it recommends.
+
+        Raises:
+            ModelError: it cannot be loaded; there is then no model, until one is chosen that can.
+        """
+        with _told():
+            return self._worker.submit(self._load, name, Clock()).result()
 
     def words(self, source: str, target: str, config: EditConfig) -> dict[str, Any]:
         """`sage.studio.words.compare` with the present model's tokenizer."""
@@ -222,16 +234,10 @@ class Studio:
         """Run in the worker's thread; one at a time, whoever asks."""
         future: Future[T] = self._worker.submit(work, *arguments)
         try:
-            while not wait([future], timeout=TICK).done:
-                yield clock
-            return future.result()
-        except (SageError, Cancelled):
-            raise
-        except Exception as error:
-            if out_of_memory(error):
-                raise SettingsError("out of memory: try a smaller size") from None
-            traceback.print_exception(error, file=sys.stderr)
-            raise SageError("something went wrong on the server, and was written to its log") from None
+            with _told():
+                while not wait([future], timeout=TICK).done:
+                    yield clock
+                return future.result()
         finally:
             clock.cancel()
             future.cancel()
@@ -259,16 +265,17 @@ class Studio:
         else:
             clock.plan = (("edit", request.config.steps),)
         result = edit_batch(self.model, [picture.image], [plan], request.config, clock, trajectory)[0]
-        self.trajectories.put(key, result.trajectory)
         record = make_record(self.model, request.source, request.target, request.config, picture.identity,
                              request.truncate)
-        path = visit.new_file(f"{Path(picture.identity['name']).stem}-edit.png")
-        pictures.save_picture(result.image, path, record)
         saved = None if trajectory is None else clock.pace.seconds.get("invert", 0.0) * request.config.steps
-        entry = Entry(record, path, clock.elapsed, saved, result.notes)
-        for image, eye in zip((picture.image, result.image), entry.eyes, strict=True):
-            pictures.save_picture(for_eyes(image), eye)
-        visit.remember(entry)
+        with visit.lasting():  # of who has left nothing is kept
+            self.trajectories.put(key, result.trajectory)
+            path = visit.new_file(f"{Path(picture.identity['name']).stem}-edit.png")
+            pictures.save_picture(result.image, path, record)
+            entry = Entry(record, path, clock.elapsed, saved, result.notes)
+            for image, eye in zip((picture.image, result.image), entry.eyes, strict=True):
+                pictures.save_picture(for_eyes(image), eye)
+            visit.remember(entry)
         return entry
 
     def _look(self, who: str, visit: Visit, picture: Picture, request: EditRequest, clock: Clock) -> str:
@@ -299,11 +306,34 @@ class Studio:
     def _load(self, name: str, clock: Clock) -> EditConfig:
         if name not in self.places:
             raise ModelError(f"this studio has no model {name[:60]!r}: choose one of {', '.join(self.places)}")
-        if self.model is None or name != self.model.name:
+        if self.model is None or name != self.name:
             clock("load", 0, 1)
             self.trajectories.drop(lambda key: True)
             with self._words:
                 self.model = None  # two would be a lot
-                self.model = load_model(self.places[name])
+                self.model, self.name = self._loaded(name), name
             self.recommended[name] = self.model.recommended
         return self.model.recommended
+
+    def _loaded(self, name: str) -> StableDiffusion:
+        try:
+            return load_model(self.places[name])
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        # Outside the handler, which would keep alive what was loaded.
+        raise ModelError(f"{name} does not fit into memory: choose another model")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Whatever goes wrong is one line for the visitor."""
+    try:
+        yield
+    except (SageError, Cancelled):
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise SettingsError("out of memory: try a smaller size") from None
+        traceback.print_exception(error, file=sys.stderr)
+        raise SageError("something went wrong on the server, and was written to its log") from None

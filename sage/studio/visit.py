@@ -2,14 +2,17 @@
 
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from PIL import Image, ImageOps
 
 from sage.pictures import save_picture
-from sage.studio.clock import Clock
+from sage.studio.clock import Cancelled, Clock
 
 LEAST, MOST = 384, 1024  # pixels of the longer side of what is shown
 
@@ -69,6 +72,20 @@ class Visit:
     entries: list[Entry] = field(default_factory=list)
     clock: Clock | None = None
     shown: Entry | None = None
+    _ended: bool = False
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    @contextmanager
+    def lasting(self) -> Iterator[None]:
+        """While something is written or kept for the visitor: the visit does not end meanwhile.
+
+        Raises:
+            Cancelled: it has ended.
+        """
+        with self._lock:
+            if self._ended:
+                raise Cancelled
+            yield
 
     def new_file(self, name: str) -> Path:
         """The path for a file of this name, in a folder of its own."""
@@ -87,16 +104,19 @@ class Visit:
             self.clock.cancel()
 
     def end(self) -> None:
-        """Forget everything."""
+        """Forget everything, and keep nothing from now on."""
         self.cancel()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with self._lock:
+            self._ended = True
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def show(self, picture: Picture) -> Path:
         """A file of the picture for the page, in the place of the last one."""
         folder = self.folder / "shown"
-        shutil.rmtree(folder, ignore_errors=True)
         path = folder / secrets.token_hex(4) / f"{Path(picture.identity['name']).stem}.png"
-        return save_picture(for_eyes(picture.image), path)
+        with self.lasting():
+            shutil.rmtree(folder, ignore_errors=True)
+            return save_picture(for_eyes(picture.image), path)
 
 
 def for_eyes(image: Image.Image) -> Image.Image:

@@ -166,8 +166,8 @@ def _version_1(blank: Trajectory, stored: dict[str, Stored]) -> Names:
         kind = blank.wants[int(want)].where.kind
         key = f"{kind}.{k}.{site}.{what}"
         if key not in stored and kind == "cross" and what == "keys":
-            key = next((f"cross.{i}.{site}.keys" for i in reversed(range(int(k))) if f"cross.{i}.{site}.keys" in stored),
-                       key)
+            earlier = (f"cross.{i}.{site}.keys" for i in reversed(range(int(k))))
+            key = next((other for other in earlier if other in stored), key)
         names[name] = key, (0, 2, 1, 3)
     return names
 

@@ -179,6 +179,7 @@ class Recorded(Trajectory):
 
     @property
     def wants(self) -> tuple[Wanted, ...]:
+        """The attention that it holds."""
         return self.wanted
 
     def of(self, wanted: Wanted) -> Heard:
@@ -195,11 +196,13 @@ class Recorded(Trajectory):
         return tuple(Maps(at(k, "self"), at(k, "cross")) for k in range(len(self.latents) - 1))
 
     def keep(self, savings: Savings) -> None:
+        """Move the attention to where it shall lie."""
         if savings.references:
             object.__setattr__(self, "heard", mapped(self.heard, lambda name, t: on_host(t)))
 
     @classmethod
     def shapes(cls, frame: Frame) -> dict[str, Any]:
+        """With the attention that is wanted."""
         def steps(wanted: Wanted) -> Heard:
             sites = frame.sites.at(wanted.where)
             return tuple(tuple(map(frame.pair, sites)) if k in wanted.steps else None for k in range(frame.steps))
@@ -216,6 +219,7 @@ class NullText(Trajectory):
 
     @classmethod
     def shapes(cls, frame: Frame) -> dict[str, Any]:
+        """With an empty prompt a step."""
         return super().shapes(frame) | {"empties": tuple(frame.embedding() for _ in range(frame.steps))}
 
 
@@ -228,6 +232,7 @@ class Pair(Trajectory):
 
     @classmethod
     def shapes(cls, frame: Frame) -> dict[str, Any]:
+        """With the second latent."""
         return super().shapes(frame) | {"other": frame.latent()}
 
 
@@ -243,6 +248,7 @@ class Noises(Trajectory):
 
     @classmethod
     def shapes(cls, frame: Frame) -> dict[str, Any]:
+        """With a noise a step."""
         return super().shapes(frame) | {"noises": tuple(frame.latent() for _ in range(frame.steps))}
 
 

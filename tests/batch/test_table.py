@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sage.batch.table import COLUMNS, Row, TableError, read_table
 from sage import EditConfig
+from sage.batch.table import COLUMNS, Row, TableError, read_table
 
 GOOD = {"picture": "p.png", "source": "a red mug", "target": "a blue mug"}
 
@@ -67,12 +67,35 @@ def test_every_setting_is_a_column_read_as_its_flag_is(tmp_path):
     assert not whole.wrong and EditConfig(**whole.settings) == EditConfig(reweight={"mug": 2})
 
 
+@pytest.mark.parametrize("text, value", [
+    ("7,5", 7.5), ("0,125", 0.125), ("12,25", 12.25), (" 1,5 ", 1.5), ("2.5", 2.5), ("1,000", None), ("1,2,3", None),
+    (",5", None)])
+def test_decimal_commas(tmp_path, text, value):
+    row = one(tmp_path, guidance_scale=text)
+    assert row.settings == {"guidance_scale": value} if value else "guidance_scale" in row.wrong
+    rows = table(tmp_path, f"picture;source;target;guidance_scale\np.png;a, b;c;{text}\n")
+    assert (rows[0].settings, rows[0].wrong) == (row.settings, row.wrong)
+
+
+def test_commas_in_words_are_no_decimal_commas(tmp_path):
+    assert one(tmp_path, replace="1,5", steps="7").settings == {"replace": ("1", "5"), "steps": 7}
+    assert "steps is '7,5': must be a number" in one(tmp_path, steps="7,5").wrong
+
+
+def test_comments_are_left_alone(tmp_path):
+    rows = table(tmp_path, "Comment,picture,source,target,Notes,#,#\nold,p.png,a,b,x,y,z\n")
+    assert not rows[0].wrong and rows[0].settings == {}
+    assert not line(tmp_path, comment="old", remarks=3).wrong
+
+
 @pytest.mark.parametrize("text, word", [
     ("", "no rows"), ("\n\n", "no rows"), ("picture,source,target\n", "no rows"),
     ("picture,source\np.png,a\n", "no column target"),
     (b"\xff\xfep\x00i\x00", "not UTF-8"), (b"picture,source,target\np.png,\xe9,b\n", "not UTF-8"),
     ("picture,source,target,steps,Steps\np.png,a,b,1,2\n", "steps twice"),
-    ("picture,source,target,stpes\np.png,a,b,1\n", "'stpes'"),
+    ("picture,source,target,stpes\np.png,a,b,1\n", "there is no column 'stpes': did you mean steps. .begin the"),
+    ("picture,source,target,guidance\np.png,a,b,1\n", "there is no column 'guidance': did you mean guidance_scale"),
+    ("picture,source,target,zzz\np.png,a,b,1\n", "'zzz': there are picture, source, target, out, name, id and any"),
     ('picture,source,target\np.png,"a,b\n', "line 2"), ('picture,source,target\np.png,"a"x,b\n', "line 2"),
     ("p\0i\0c\0t\0u\0r\0e\0,\0\n1,2\n", "no column")])
 def test_mistakes_of_a_whole_table(tmp_path, text, word):
@@ -116,7 +139,8 @@ def test_a_bad_row_says_why_and_is_no_error(tmp_path, cells, word):
 
 
 @pytest.mark.parametrize("cells, word", [
-    ({"picture": 3}, "must be a text"), ({"source": None}, "empty"), ({"stpes": 3}, "no column 'stpes'"),
+    ({"picture": 3}, "must be a text"), ({"source": None}, "empty"),
+    ({"stpes": 3}, "no column 'stpes': did you mean steps?"),
     ({"steps": True}, "steps"), ({"steps": "many"}, "steps"), ({"steps": 7.5}, "whole number"),
     ({"Steps": 3, "steps": 4}, "steps twice"), ({"target": "\ud800"}, "control character"),
     ({"reweight": {"a": "b"}}, "factors"), ({"guidance_scale": 10**400}, "guidance_scale"), ({"name": ["x"]}, "text")])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -166,9 +167,12 @@ def test_a_folder_is_read(folder):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"channels": [8, 8]}, "channels is .* three whole numbers"),
-    ({"channels": [8, 8, 10**9]}, "channels is .* three whole numbers"),
+    ({"channels": [8, 8]}, "channels is .* three or four whole numbers"),
+    ({"channels": [8, 8, 10**9]}, "channels is .* three or four whole numbers"),
     ({"channels": "8"}, "channels is"),
+    ({"channels": [8, 8, 8, 8]}, "do not become grids"),
+    ({"side": 128}, "do not become grids"),
+    ({"side": "64"}, "side is"),
     ({"blocks": [1, 1, True]}, "blocks is"),
     ({"blocks": [1, 1, 4000]}, "too many layers"),
     ({"text_layers": 4000}, "too many layers"),
@@ -205,8 +209,23 @@ def test_damaged_files_are_refused(folder):
     refused(folder, "config.json is missing")
 
 
+def test_a_folder_of_before_pictures_had_another_side_is_read(folder):
+    config = as_config(TINY, ACCURACY)
+    del config["side"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_encoder(folder).net.params == TINY
+
+
+def test_larger_pictures_take_another_step():
+    net = EncoderNet(replace(TINY, channels=(4, *TINY.channels), blocks=(1, *TINY.blocks), groups=4, side=128))
+    grids = net.features(torch.zeros(1, 3, 128, 128))
+    assert [g.shape[-1] for g in grids] == [64, 32, 16, 8]
+    found = Encoder(net, None, ACCURACY)
+    assert found.keys(np.zeros((64, 64, 3), np.uint8)).shape == (256, TINY.channels[1])
+
+
 def test_pictures_of_any_size_are_made_64():
     checks = np.indices((128, 256)).sum(0)[..., None].repeat(3, -1) % 2 * np.uint8(255)
-    assert torch.allclose(encoders.prepared(checks.astype(np.uint8)), torch.zeros(1, 3, 64, 64), atol=1e-6)
+    assert torch.allclose(encoders.prepared(checks.astype(np.uint8), 64), torch.zeros(1, 3, 64, 64), atol=1e-6)
     grey = np.asarray(Image.new("RGB", (20, 30), (51, 51, 51)))
-    assert torch.allclose(encoders.prepared(grey), torch.full((1, 3, 64, 64), -0.6), atol=1e-5)
+    assert torch.allclose(encoders.prepared(grey, 64), torch.full((1, 3, 64, 64), -0.6), atol=1e-5)

@@ -4,17 +4,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sage.models.fingerprint import fingerprint
 
 import sage
-from sage import editing, pictures
+from sage import EditConfig, editing, pictures
 from sage.bench import engine as engines
 from sage.bench.configs import CONFIGURATIONS, configuration
 from sage.bench.engine import ModelEngine
 from sage.bench.runner import run
 from sage.bench.scoring import DONE
-from sage import EditConfig
 from sage.errors import SettingsError
-from sage.models.fingerprint import fingerprint
 from tests.bench.world import make_benchmark, picture
 from tests.models import tiny
 

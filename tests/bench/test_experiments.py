@@ -3,11 +3,11 @@ import re
 
 import pytest
 
+from sage import EditConfig
 from sage.bench.configs import configuration
 from sage.bench.experiments import BOUNDS, EXPERIMENTS, FRONTIERS, experiment, sweep
 from sage.bench.runner import run
 from sage.bench.tables import Results
-from sage import EditConfig
 from sage.errors import SettingsError
 from tests.bench.world import StubEngine, make_benchmark
 

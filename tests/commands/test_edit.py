@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import fields
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,15 +20,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import sage
-from sage import pictures
+from sage import EditConfig, pictures
+from sage.__main__ import main as start
 from sage.commands import main as cli
 from sage.commands.flags import flag
-from sage import EditConfig
 from sage.errors import PromptError
 from sage.models.known import KNOWN
 from sage.progress import Progress
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RECOMMENDED = EditConfig(steps=7, reconstruction_scale=3.0)
 PROMPTS = ["--source", "a red mug", "--target", "a blue mug"]
 
@@ -163,7 +165,7 @@ def one_error(capsys, *words: str) -> str:
 WRONG = {
     "no picture": (["edit", "gone.png", *PROMPTS], "does not exist"),
     "folder": (["edit", ".", *PROMPTS], "is a folder"),
-    "no command": ([], "COMMAND"),
+    "no command": (["--"], "COMMAND"),
     "unknown command": (["paint"], "paint"),
     "unknown flag": (["edit", "mug.png", *PROMPTS, "--step", "3"], "--step"),
     "no picture named": (["edit", *PROMPTS], "IMG"),
@@ -463,6 +465,47 @@ def test_signals_in_a_real_process(engine, where, sent, status, left):
     assert run.returncode == status and "Traceback" not in err
     assert pictures.read_settings("out/e.png") == {"old": 1}
     assert len(files("out")) == 1 + left  # what a kill leaves behind is hidden, and never the picture
+
+
+def test_ctrl_c_while_sage_is_imported(monkeypatch, capsys):
+    class Interrupted:
+        @staticmethod
+        def find_spec(name, *_):
+            if name == "sage.commands.main":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "sage.commands.main")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted, *sys.meta_path])
+    assert start() == 130 and capsys.readouterr() == ("", "sage: interrupted\n")
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"] == {"sage": "sage.__main__:main"}
+
+
+def test_ctrl_c_in_the_demo(monkeypatch, capsys):
+    demo = SourceFileLoader("demo", str(ROOT / "examples" / "demo.py")).load_module()
+    monkeypatch.setattr(sys, "argv", ["demo.py"])
+    monkeypatch.setattr(sage, "load_model", lambda name: (_ for _ in ()).throw(KeyboardInterrupt), raising=False)
+    assert demo.main() == 130 and capsys.readouterr() == ("", "demo: interrupted\n")
+
+
+def test_sage_alone_is_the_help(capsys):
+    assert cli.main([]) == 0
+    assert capsys.readouterr().out.startswith("usage: sage [-h] [--version] COMMAND")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["edti"], "argument COMMAND: there is no 'edti': did you mean edit? (see sage --help)"),
+    (["edit", "mug.png", "--guidance", "3"],
+     "there is no --guidance: did you mean --guidance-scale? (see sage edit --help)"),
+    (["edit", "mug.png", "--stpes=3"], "there is no --stpes: did you mean --steps? (see sage edit --help)"),
+    (["edit", "mug.png", "--spacing", "leadin"],
+     "argument --spacing: there is no 'leadin': did you mean leading? (see sage edit --help)"),
+    (["bench", "stillife"],
+     "argument BENCHMARK: there is no 'stillife': did you mean stilllife? (see sage bench --help)"),
+    (["models", "--xyzzy"], "there is no --xyzzy (see sage models --help)")])
+def test_what_is_nearest_to_a_slip_is_named(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert capsys.readouterr().err == f"sage: error: {message}\n"
 
 
 def test_python_m_sage():

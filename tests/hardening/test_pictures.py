@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import sage
-from sage import pictures
-from sage import EditConfig
+from sage import EditConfig, pictures
 from sage.errors import PictureError
 from tests import small
 from tests.hardening import files

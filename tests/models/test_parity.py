@@ -1,13 +1,15 @@
 """Each network gives what diffusers' or transformers' gives with the same weights: 1e-5 relative, in float32."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
-from sage.models.sd.attention import AttentionMap
 from sage.models.sd.clip import CLIPText
 from sage.models.sd.unet import UNet
 from sage.models.sd.vae import VAE
+from sage.models.sites import Site
 from tests.models import oracle
 
 TOLERANCE = 1e-5
@@ -54,10 +56,10 @@ def test_unet_with_every_map_tapped(unets, batch):
     z, t, context = unet_inputs(ours, batch)
     seen = []
 
-    def look(site: AttentionMap, _, probabilities: torch.Tensor) -> None:
-        seen.append((site.path, probabilities))
+    def look(site: Site) -> Callable:
+        return lambda map, _, probabilities: seen.append((site.path, probabilities))
 
-    hooks = [site.register_forward_hook(look) for site in ours.sites()]
+    hooks = [site.map.register_forward_hook(look(site)) for site in ours.sites()]
     try:
         out = ours(z, t, context)
     finally:

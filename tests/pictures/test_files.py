@@ -4,6 +4,7 @@ import io
 import os
 import stat
 import struct
+import sys
 import threading
 import zlib
 from pathlib import Path
@@ -192,6 +193,17 @@ def test_a_file_cut_short_is_refused(tmp_path, kind):
         with pytest.raises(PictureError) as caught:
             pictures.open_picture(path)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_heic_picture_that_cannot_be_read_says_what_it_needs(tmp_path, monkeypatch):
+    path = tmp_path / "IMG_0001.HEIC"
+    path.write_bytes(struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic") + bytes(100))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as where it is not installed
+    with pytest.raises(PictureError, match=r"which needs pillow-heif: pip install 'sage-edit\[heif\]'"):
+        pictures.open_picture(path)
+    path.write_bytes(b"neither")
+    with pytest.raises(PictureError, match="is no picture of a kind that is read here"):
+        pictures.open_picture(path)
 
 
 def test_what_is_no_picture(tmp_path):

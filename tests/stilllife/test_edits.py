@@ -3,8 +3,10 @@ import re
 import numpy as np
 import pytest
 
+from sage.stilllife.camera import place_things
 from sage.stilllife.edits import KINDS, LEAST_CHANGE, THRESHOLD, dilate, edit_case
-from sage.stilllife.scenes import is_held_out
+from sage.stilllife.scenes import ATTRIBUTES, is_held_out
+from sage.stilllife.varied import relation, within_frame
 
 SEEDS = range(12)
 ALLOWED = {
@@ -24,6 +26,69 @@ COUNT = {0: 2, 2: 2, 3: 2}
 @pytest.fixture(scope="module", params=range(len(KINDS)), ids=KINDS)
 def cases(request):
     return request.param, [edit_case(request.param, seed) for seed in SEEDS]
+
+
+@pytest.fixture(scope="module", params=range(len(KINDS)), ids=KINDS)
+def varied(request):
+    return request.param, [edit_case(request.param, seed, varied=True) for seed in SEEDS]
+
+
+def changed(case):
+    a, b = case.source.attributes(), case.target.attributes()
+    return {name for name in a if a[name] != b[name]}
+
+
+def replaced(prompts):
+    """The source prompt with its edited words replaced by the target's, one after the other."""
+    text, position = prompts.source, 0
+    for old, new in zip(prompts.source_words, prompts.target_words, strict=True):
+        at = re.search(rf"\b{old}\b", text[position:])
+        assert at, (old, text)
+        text = text[: position + at.start()] + new + text[position + at.end() :]
+        position += at.start() + len(new)
+    return text
+
+
+def test_places_are_kept_and_scenes_simple(varied):
+    kind, drawn = varied
+    assert edit_case(kind, 1, varied=True) == drawn[1] and len(set(drawn)) == len(drawn)
+    for case in drawn:
+        assert changed(case) <= ALLOWED.get(kind, set(ATTRIBUTES)) and len(changed(case)) == COUNT.get(kind, 1)
+        assert case.source.main.place == case.target.main.place and case.source.jitter == case.target.jitter
+        assert case.mask(128).mean() > 0.005
+        for scene in (case.source, case.target):
+            assert is_held_out(scene) and all(within_frame(thing) for thing in place_things(scene))
+            assert scene.second is None or relation(scene) == "beside"
+    assert any(case.source.main.place.dx for case in drawn)
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)), ids=KINDS)
+def test_short_prompts_name_the_noun_and_what_changes(kind):
+    for somewhere in (False, True):
+        for case in (edit_case(kind, seed, varied=somewhere) for seed in SEEDS):
+            short = case.short
+            if not somewhere and kind == 4 and case.source.main.form in short.source_words:
+                continue  # the word stands there twice
+            assert len(short.source) <= len(case.full.source) and len(short.source.split()) <= 13
+            if kind in (2, 3):
+                longer, shorter, words = (
+                    (short.target, short.source, short.target_words)
+                    if kind == 2
+                    else (short.source, short.target, short.source_words)
+                )
+                assert {short.source_words, short.target_words} == {(), words}
+                assert re.sub(f",? {words[0]}", "", longer) == shorter != longer
+            else:
+                assert replaced(short) == short.target != short.source
+            if case.blend_words and all(case.blend_words):
+                assert all(w in p for w, p in zip(short.blend_words, (short.source, short.target), strict=True))
+
+
+def test_full_prompts_of_varied_cases_differ_in_the_edited_words(varied):
+    kind, drawn = varied
+    for case in drawn:
+        if kind not in (2, 3):
+            assert replaced(case.full) == case.full.target != case.full.source
 
 
 def test_only_what_the_kind_names_changes(cases):
@@ -53,14 +118,7 @@ def test_prompts_differ_in_exactly_the_edited_words(cases):
             continue
         assert len(case.source_words) == len(case.target_words) > 0
         assert not set(zip(case.source_words, case.target_words, strict=True)) & {(w, w) for w in case.source_words}
-        text, position = case.source_prompt, 0
-        for old, new in zip(case.source_words, case.target_words, strict=True):
-            # The n-th phrase is the one whose replacement, together with the others, gives the target prompt.
-            at = re.search(rf"\b{old}\b", text[position:])
-            assert at, (old, text)
-            text = text[: position + at.start()] + new + text[position + at.end() :]
-            position += at.start() + len(new)
-        assert text == case.target_prompt
+        assert replaced(case.full) == case.target_prompt
 
 
 def test_prompts_name_everything(cases):

@@ -312,6 +312,7 @@ def test_phrases_are_corrected_in_the_words_panel(visitor):
 def test_text_of_a_stranger_is_text(visitor, tmp_path):
     """A prompt out of somebody's picture is shown, and never runs."""
     from sage.config import EditConfig
+
     from sage.pictures import save_picture
     evil = "a cat <img src=x onerror=document.title='owned'>"
     record = {"source": evil, "target": evil + " dog", "model": "<b>mine</b>", "config": EditConfig().as_dict(),

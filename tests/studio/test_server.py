@@ -177,11 +177,22 @@ def test_an_index_that_is_none_of_ones_own(http):
             assert answer.status_code == 200 and "not remembered any more" in answer.text
 
 
-def test_a_port_that_is_taken_is_one_line(http, monkeypatch):
+def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(http, monkeypatch, capsys):
+    port = http.base_url.port
+    monkeypatch.setattr(server, "prepare", lambda folder: pytest.fail("too late"))
+    assert cli.main(["ui", "--port", str(port)]) == 2
+    told = f"127.0.0.1:{port} is taken by another program: give another --port, or --port 0 for any that is free"
+    assert capsys.readouterr().err == f"sage: error: {told}\n"
+    assert cli.main(["ui", "--host", "192.0.2.1"]) == 2 and "is no address of this machine" in capsys.readouterr().err
+    assert 0 < server.free_port("127.0.0.1", 0) != port
+
+
+def test_a_port_that_is_taken_meanwhile_is_one_line(http, monkeypatch):
     with gradio.Blocks() as empty:
         pass
     monkeypatch.setattr("sage.studio.page.build", lambda studio: empty)
-    with pytest.raises(SettingsError, match="cannot be served at"):
+    monkeypatch.setattr(server, "free_port", lambda host, port: port)
+    with pytest.raises(SettingsError, match="is taken by another program: give another --port"):
         server.launch(SimpleNamespace(limits=Limits()), port=http.base_url.port)
 
 

@@ -2,16 +2,18 @@
 
 import json
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sage import EditConfig, pictures
 from sage.commands import main as cli
-from sage import EditConfig
 from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError
 from sage.models.known import find_model
 from sage.pictures import read_settings
+from sage.studio import service
 from sage.studio.clock import Cancelled
 from sage.studio.service import EditRequest, Limits, Studio
 
@@ -120,6 +122,35 @@ def test_leaving_ends_the_work_and_deletes_the_files(studio, wanted, who):
     with pytest.raises(Cancelled):
         ended(work)
     assert not entry.path.exists() and not studio.trajectories.get(("x",)) and len(studio.visit(who).entries) == 0
+
+
+def left_nothing(studio, folder, who):
+    return not folder.exists() and not any(key[0] == who for key in studio.trajectories.keys())
+
+
+def test_who_leaves_before_the_edit_is_saved_leaves_nothing(studio, wanted, who, monkeypatch):
+    studio.take(who, MUG, "mug.png")
+    folder, real = studio.visit(who).folder, service.make_record
+    monkeypatch.setattr(service, "make_record", lambda *given: studio.leave(who) or real(*given))
+    with pytest.raises(Cancelled):
+        ended(studio.edit(who, wanted))
+    assert left_nothing(studio, folder, who)
+
+
+def test_who_leaves_while_the_edit_is_saved_leaves_nothing(studio, wanted, who, monkeypatch):
+    studio.take(who, MUG, "mug.png")
+    folder, real, leaving = studio.visit(who).folder, pictures.save_picture, Thread(target=studio.leave, args=[who])
+
+    def save(*given):
+        if not leaving.ident:
+            leaving.start()
+            leaving.join(0.2)
+        return real(*given)
+
+    monkeypatch.setattr(pictures, "save_picture", save)
+    ended(studio.edit(who, wanted))
+    leaving.join()
+    assert left_nothing(studio, folder, who)
 
 
 def test_history_is_bounded_and_gives_settings_back(studio, wanted, who):
@@ -257,7 +288,7 @@ def test_words_show_what_differs(studio):
     assert json.dumps(words)
 
 
-def test_one_model_in_memory(tmp_path):
+def test_one_model_in_memory(tmp_path, monkeypatch):
     from tests.models import tiny
     folder = tiny.make(tmp_path / "little").folder
     studio = Studio([str(folder), "stilllife"], folder=tmp_path / "files")
@@ -269,5 +300,18 @@ def test_one_model_in_memory(tmp_path):
         with pytest.raises(ModelError, match="no model"):
             studio.use(str(ROOT))
         assert studio.use("little") == little
+
+        def no_memory(place):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4194304 bytes")
+
+        with monkeypatch.context() as m:
+            m.setattr(service, "load_model", no_memory)
+            with pytest.raises(ModelError, match="stilllife does not fit into memory: choose another model"):
+                studio.use("stilllife")
+            m.setattr(service, "load_model", lambda place: 1 / 0)
+            with pytest.raises(SageError, match="something went wrong on the server"):
+                studio.use("stilllife")
+        assert "there is no model" in studio.words("a", "b", little)["problem"] and studio.name == "little"
+        assert studio.use("little") == little and studio.model.name == "little"
     finally:
         studio.close()

@@ -1,6 +1,8 @@
 """The training goes on where it stopped, and what it exports is a model that edits."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,26 +63,109 @@ def test_learning_rate_rises_stays_and_falls():
     assert rates[4] == pytest.approx(0.505e-3) and rates[5] == pytest.approx(1e-5, rel=0.01)
 
 
-def test_from_pictures_to_an_edit(tmp_path, monkeypatch):
-    monkeypatch.setattr(autoencoder, "PARAMS", VAEParams(channels=(8, 8, 8), layers_per_block=1, groups=4, scaling=1.0))
+@pytest.fixture
+def small(monkeypatch):
+    """Networks that train in moments, and pictures of 32 pixels."""
+    channels = (8, 8, 16, 16)
+    inner = VAEParams(channels=channels, layers_per_block=1, groups=4, latent_channels=16, scaling=1.0)
+    outer = replace(inner, channels=channels[:-1], latent_channels=4)
+    monkeypatch.setattr(autoencoder, "PARAMS", inner)
+    monkeypatch.setattr(autoencoder, "FIRST", autoencoder.Stage("outer", outer, 16, 8, 1e-3))
+    monkeypatch.setattr(autoencoder, "SECOND", autoencoder.Stage("autoencoder", inner, 32, 4, 1e-3))
+    monkeypatch.setattr(autoencoder, "SETTLE", 16)
     monkeypatch.setattr(diffusion, "UNET", UNetParams(
-        channels=(16, 16), attention=(True, True), layers_per_block=1, heads=(1, 1), context_width=192, groups=8))
+        in_channels=16, out_channels=16, channels=(16, 16), attention=(True, True), layers_per_block=1, heads=(1, 1),
+        context_width=192, groups=8))
+    monkeypatch.setattr(autoencoder, "psnr", lambda *args: 0.0)
     monkeypatch.setattr(diffusion, "warm_up_text", lambda *args, **options: 0.0)
     monkeypatch.setattr(sheets, "samples", lambda model, path: path.write_bytes(b""))
-    (tmp_path / "data").mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (1000, 64, 64, 3), dtype=np.uint8)
-    for name in ("train", "held_out"):
-        np.save(tmp_path / "data" / f"{name}-0000000.npy", pixels)
-    tokenizer.train(tmp_path / "tokenizer", captions=200)
+    for module in (sheets, export):
+        monkeypatch.setattr(module, "SIDE", 32)
+    monkeypatch.setattr(run, "learning_rate", lambda peak, *args, **options: peak)
 
-    assert autoencoder.train(tmp_path, 1000, samples=16).done == 16
-    assert diffusion.train(tmp_path, 1000, samples=64).done == 64
-    assert diffusion.train(tmp_path, 1000, samples=96).done == 96  # goes on
-    done = [json.loads(line)["done"] for line in (tmp_path / "diffusion.jsonl").read_text().splitlines()]
-    assert done == [64, 96]
-    export.export(tmp_path, tmp_path / "model")
+
+def folder(path, words):
+    """A training's folder with its pictures and tokenizer."""
+    (path / "data").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (1000, 32, 32, 3), dtype=np.uint8)
+    for name in ("train", "held_out"):
+        np.save(path / "data" / f"{name}-0000000.npy", pixels)
+    shutil.copytree(words, path / "tokenizer")
+    return path
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    path = tmp_path_factory.mktemp("words")
+    tokenizer.train(path, captions=200)
+    return path
+
+
+def same(a, b):
+    for name, module in a.modules.items():
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, b.modules[name].state_dict()[key])
+            assert torch.equal(a.averages[name].shadow[key], b.averages[name].shadow[key])
+
+
+def test_both_stages_of_the_autoencoder_go_on_as_if_never_stopped(tmp_path, words, small):
+    whole, parts = folder(tmp_path / "whole", words), folder(tmp_path / "parts", words)
+    outer = autoencoder.train_outer(whole, 1000, 32)
+    autoencoder.train_outer(parts, 1000, 16)
+    again = autoencoder.train_outer(parts, 1000, 32)
+    for key, value in outer.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key])
+    # The second stage is stopped while it settles, and once more after.
+    for samples in (8, 24, 32):
+        state = autoencoder.train(parts, outer, 1000, samples)
+    same(autoencoder.train(whole, outer, 1000, 32), state)
+    assert state.done == 32
+
+
+def test_the_new_level_settles_before_what_it_inherits_moves(tmp_path, words, small):
+    out = folder(tmp_path / "out", words)
+    outer = autoencoder.train_outer(out, 1000, 8)
+    first = autoencoder.VAE(autoencoder.PARAMS)
+    inherited = autoencoder.inherit(first, outer)
+    given = first.state_dict()
+    assert torch.equal(given["decoder.up_blocks.3.resnets.1.conv2.weight"],
+                       outer.state_dict()["decoder.up_blocks.2.resnets.1.conv2.weight"])
+    assert not [name for name in inherited if "mid_block" in name or "quant_conv" in name or "up_blocks.0" in name]
+    settled, moved = (autoencoder.train(out, outer, 1000, n).modules["vae"].state_dict() for n in (16, 20))
+    assert {name for name in inherited if torch.equal(settled[name], given[name])} == inherited
+    assert not any(torch.equal(settled[name], moved[name]) for name in settled)
+
+
+def test_the_latents_are_those_of_the_outer_levels_in_squares(small):
+    outer = autoencoder.VAE(autoencoder.FIRST.params)
+    x = torch.rand(2, 3, 32, 32)
+    mean, logvar = autoencoder.posterior_of(outer, x)
+    assert mean.shape == logvar.shape == (2, 16, 4, 4)
+    assert torch.equal(mean[0, 1::4, 2, 3], outer.posterior(x)[0][0, :, 4, 7])
+
+
+def test_from_pictures_to_an_edit(tmp_path, words, small):
+    out = folder(tmp_path / "out", words)
+    outer = autoencoder.train_outer(out, 1000, 8)
+    autoencoder.train(out, outer, 1000, samples=16)
+    assert diffusion.train(out, outer, 1000, samples=64).done == 64
+    parts = diffusion.train(out, outer, 1000, samples=96)  # goes on
+    done = [json.loads(line)["done"] for line in (out / "diffusion.jsonl").read_text().splitlines()]
+    assert parts.done == 96 and done == [64, 96]
+    (out / "diffusion.safetensors").unlink()
+    same(diffusion.train(out, outer, 1000, samples=96), parts)
+
+    export.export(out, tmp_path / "model")
     model = sage.load_model(tmp_path / "model")
-    assert model.prediction_type == "v_prediction" and model.vae.params.scaling != 1.0
-    result = sage.edit(model, from_pixels(pixels[0] / 255), source="a red ball", target="a blue ball",
+    assert model.prediction_type == "v_prediction" and model.vae.params.scaling != 1.0 and model.vae.factor == 8
+    picture = from_pixels(np.random.default_rng(0).random((32, 32, 3)))
+    result = sage.edit(model, picture, source="a red ball", target="a blue ball",
                        config=EditConfig(steps=2, self_level=0, cross_level=0, guidance_scale=1.5))
-    assert result.image.size == (64, 64) and torch.isfinite(result.latents).all()
+    assert result.image.size == (32, 32) and torch.isfinite(result.latents).all()
+
+    noisy = diffusion.train(out, outer, 1000, 32, diffusion.NOISY)
+    assert noisy.done == 32 and noisy.numbers == parts.numbers
+    export.export(out, tmp_path / "noisy", diffusion.NOISY.name)
+    again = sage.load_model(tmp_path / "noisy")
+    assert not torch.equal(again.unet.conv_out.weight, model.unet.conv_out.weight)
+    assert torch.equal(again.vae.decoder.conv_in.weight, model.vae.decoder.conv_in.weight)

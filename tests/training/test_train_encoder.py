@@ -10,6 +10,8 @@ import torch
 from sage.bench.encoder import EncoderParams, load_encoder
 from sage.models.sd.clip import CLIPTextParams
 from sage.models.sd.vae import VAE, VAEParams
+from sage.stilllife import nameable
+from sage.stilllife.prompts import WORDS
 from sage.stilllife.scenes import VALUES
 from training import data, encoder, run, tokenizer
 from training.captions import IGNORE, Captioner
@@ -90,7 +92,7 @@ def test_labels_are_those_of_what_a_caption_says(words):
                 unsaid += 1
             else:
                 assert VALUES[name][labels[name][i]] == value
-                assert name not in ("form", "colour", "floor") or value.split()[0] in text
+                assert any(words.removeprefix("a ") in text for words in WORDS.get(value, (value,)))
     assert unsaid > 40
 
 
@@ -122,3 +124,13 @@ def test_info_nce_is_the_cross_entropy_of_the_right_pair():
     columns = torch.stack([cosines[i, i] - cosines[:, i].logsumexp(0) for i in range(5)]).mean()
     found = encoder.info_nce(a, b, torch.tensor(3.0).log())
     assert found.item() == pytest.approx(-(rows + columns).item() / 2, rel=1e-4)
+
+
+def test_attributes_without_a_fitting_name_have_no_label():
+    scenes = [encoder.scene_of(i) for i in range(200)]
+    labels = encoder.labels_of(scenes)
+    for name in ("position", "size"):
+        unsaid = torch.tensor([name not in nameable(scene) for scene in scenes])
+        assert torch.equal(labels[name] == IGNORE, unsaid) and 0 < unsaid.sum() < 60
+    second = labels["second_form"]
+    assert (second != IGNORE).all() and 20 < (second > 0).sum() < 100

@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sage.trajectory.layout import named
 
 from sage import EditConfig
 from sage.errors import SettingsError
 from sage.inversion import invert
 from sage.trajectory.disk import load_trajectory, save_trajectory
 from sage.trajectory.label import KEY, MAX_HEADER, is_trajectory, read_label
-from sage.trajectory.layout import named
 from tests import small
 from tests.hardening import files
 from tests.hardening.ends import ends_well, tries

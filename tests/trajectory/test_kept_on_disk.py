@@ -9,19 +9,17 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from sage.models.fingerprint import fingerprint
+from sage.trajectory.layout import named
 from torch import nn
 
-from sage import pictures
-from sage import EditConfig
-from sage.editing import edit, edit_batch
+from sage import EditConfig, pictures
+from sage.editing import check_prompts, edit, edit_batch
 from sage.errors import SettingsError
 from sage.inversion import Trajectory, invert, invert_batch, vae_reconstruction
-from sage.models.fingerprint import fingerprint
-from sage.prompts.plan import check_prompts
 from sage.trajectory import disk
 from sage.trajectory.disk import load_trajectory, save_trajectory
 from sage.trajectory.label import read_label
-from sage.trajectory.layout import named
 from tests import small
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
@@ -156,7 +154,7 @@ def test_float32_and_float16_of_one_checkpoint_are_one_model(model, tokenizer, p
 def others(tokenizer):
     yield "prediction", small.make(tokenizer, prediction="v_prediction").model
     yield "schedule", small.make(tokenizer, schedule=replace(
-        small.make(tokenizer).model.schedule_params, beta_end=0.02)).model
+        small.make(tokenizer).model.schedule.params, beta_end=0.02)).model
     for part in ("unet", "vae", "text"):
         other = small.make(tokenizer).model
         weight = max(getattr(other, part).parameters(), key=lambda p: p.numel())

@@ -32,7 +32,7 @@ class CLIPTextParams:
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """X sigmoid(1.702 x), which is nearly the exact one."""
+    """x sigmoid(1.702 x), which is nearly the exact one."""
     return x * torch.sigmoid(1.702 * x)
 
 

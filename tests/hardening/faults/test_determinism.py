@@ -11,10 +11,8 @@ import pytest
 import torch
 
 import sage
-from sage import pictures
-from sage import EditConfig
-from sage.editing import edit_batch
-from sage.prompts.plan import check_prompts
+from sage import EditConfig, pictures
+from sage.editing import check_prompts, edit_batch
 from tests import small
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,7 +34,7 @@ def latents(model) -> torch.Tensor:
     """Of an edit of the bundled example by the bundled model."""
     picture = pictures.open_picture(ROOT / "examples" / "mug.png")
     return sage.edit(model, picture, "a big shiny blue mug", "a big shiny red mug",
-                     model.recommended.but(steps=4, retries=0)).latents
+                     sage.method("sage").recommended(model).but(steps=4, retries=0)).latents
 
 
 def alone(threads: int, seed: str) -> dict:

@@ -13,12 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sage
-from sage import pictures
+from sage import EditConfig, pictures
 from sage.bench.configs import configuration
 from sage.bench.engine import ModelEngine
 from sage.bench.runner import run
 from sage.commands import main as cli
-from sage import EditConfig
 from sage.models import known
 from sage.models.fetch import fetch
 from tests import small

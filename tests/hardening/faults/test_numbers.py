@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import sage
-from sage.commands import main as cli
 from sage import EditConfig
+from sage.commands import main as cli
 from sage.errors import NumericsError
 from tests import small
 from tests.hardening.faults.stages import STAGES, STEPS, wrong

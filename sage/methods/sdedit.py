@@ -1,0 +1,56 @@
+"""SDEdit: noise the picture part of the way, and let the target prompt take it back (Meng et al. 2108.01073, alg. 1).
+
+    z_k = s_k z0 + n_k eps,   k = strength N,   eps ~ N(0, I)
+
+No way to noise is followed: the noise is drawn, and what it covers is forgotten.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sage import kit
+from sage.method import Method, Step
+from sage.settings import Guidance, Picture, Solver, frozen, setting, share_of
+
+if TYPE_CHECKING:
+    from sage.job import Job
+    from sage.models.backbone import Backbone
+
+
+@frozen
+class Settings(Guidance, Solver, Picture):
+    """Strength."""
+
+    strength: float = setting(0.6, "share of the way to noise that the picture is taken: 0 leaves it as it is, 1 "
+                              "leaves nothing of it", low=0, high=1)
+
+
+class SDEdit(Method[Settings]):
+    """SDEdit."""
+
+    name, title, paper, Settings = "sdedit", "SDEdit", "2108.01073", Settings
+    about = "noises the picture and denoises it under the target prompt; the floor of every table of editing methods"
+    reads = frozenset({"target", "negative"})
+    calls = "2 strength N"
+
+    def inversion(self, settings: Settings) -> str:
+        return "none"
+
+    def random(self, settings: Settings) -> bool:
+        return True
+
+    def path_steps(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> int:
+        return 0
+
+    def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
+        return kit.Trajectory(origin=None, latents=(job.z0,))  # type: ignore[arg-type]  # the driver says of what
+
+    def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
+        s, z0 = job.settings, path.latents[0]
+        edges = job.down[len(job.down) - share_of(s.strength, s.steps):]
+        if edges:
+            z = kit.renoise(kit.Prediction(z0, job.noise()), edges[0][0])
+        for i, (here, there) in enumerate(edges):
+            guided = job.cfg(z, here, job.target, job.empty, s.guidance_scale)
+            z = kit.renoise(guided, there)
+            yield Step(i, z, here, guided=guided)

@@ -1,0 +1,306 @@
+"""What has to hold for every method, on a small network of random weights.  A new method needs one row in ROWS."""
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import sage
+from sage.editing import check_prompts, edit_batch
+from sage.errors import SettingsError
+from sage.inversion import ddim_reconstruction
+from sage.job import Job
+from sage.method import METHODS, Request, method_of
+from sage.pictures.metadata import make_record, settings_in
+from sage.settings import Settings, annotations
+from tests import small
+
+SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
+STEPS = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a method's tests need to be told of it.
+
+    Attributes:
+        base: settings under which it does all that it can.
+        plainly: changes of them under which, at guidance scale 1 and with equal prompts, it reconstructs.
+        bound: what it then gives: "inversion" there and back, or the "picture" itself.
+        others: for each setting of its own that is no choice, another value.
+        beside: settings without which a change of a setting, or of it to one value ("name=value"), shows nothing.
+        silent: changes ("name=value") or settings that show nothing on these networks, and why.
+    """
+
+    base: Mapping[str, Any] = field(default_factory=dict)
+    plainly: Mapping[str, Any] = field(default_factory=dict)
+    bound: str = "inversion"
+    others: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    silent: Mapping[str, str] = field(default_factory=dict)
+
+
+# Networks of random weights make nothing that looks right, and it would be made again.
+LENIENT = {"most_spread": 1e9, "most_drift": 1e9}
+ROWS = {
+    "sage": Row(
+        base=dict(cross_level=0, reconstruction_scale=10.0, replace_fraction=0.5, blend_fraction=0.5, reweight={"mat": 1.3},
+                  pairing="level", noise_fraction=0.1, **LENIENT),
+        plainly=dict(reconstruction="none", blend=None, noise_fraction=0.0, reweight={}),
+        others=dict(reconstruction_scale=20.0, loss_gain=300.0, step_limit=0.001, self_level=0, guided_steps=2,
+                    replace=None, replace_fraction=0.9, noise_fraction=0.3, reconstruction_mask_floor=0.2,
+                    guidance_mask_floor=0.3, retries=1, most_spread=0.01, most_drift=0.01),
+        beside={"most_spread": dict(retries=1), "most_drift": dict(retries=1, reweight={}), "retries": dict(most_spread=0.01),
+                "decay": dict(guided_steps=4), "spare": dict(cross_level=1, self_level=1)},
+        silent={"spare=removed": "no word is only dropped here"}),
+    "plain": Row(),
+    "sdedit": Row(plainly=dict(strength=0.0), bound="picture", others=dict(strength=0.3)),
+}
+OTHERS = dict(steps=5, guidance_scale=3.0, size=96, seed=1, reweight={"dog": 3.0}, cross_level=1, blend=("mat", "mat"),
+              blend_fraction=0.25, blend_threshold=0.6, cross_fraction=0.2)
+BESIDE = {"seed": dict(encode="sample"), "blend_match": dict(blend=("on a", "on a")), "fit": dict(size=96)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return small.make(tmp_path_factory.mktemp("every") / "tokenizer").model
+
+
+def names() -> list[str]:
+    return [name for name in METHODS if sage.method(name).edits]
+
+
+every = pytest.mark.parametrize("name", names())
+
+
+def settings_of(name: str, **changes: Any) -> Settings:
+    found = sage.method(name).Settings
+    return found.from_dict({"steps": STEPS, "guidance_scale": 2.0, **ROWS[name].base, **changes})
+
+
+def picture(seed: int = 0) -> Image.Image:
+    return small.picture(64, 96, seed)
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def test_every_method_has_a_row():
+    assert set(ROWS) == set(names())
+
+
+@every
+def test_it_says_what_it_is(name):
+    found = sage.method(name)
+    assert found.name == name and found.title and found.about and found.calls and found.reads
+    assert found.paper.count(".") == 1 and len(found.paper) == 10
+    assert all(f.metadata["help"] for f in found.Settings.fields())
+    assert all(found.preset(preset) for preset in found.presets)
+    assert type(found).__doc__ and found.Settings.__doc__
+
+
+@every
+def test_equal_prompts_and_scale_one_reconstruct(model, name):
+    settings = settings_of(name, guidance_scale=1.0, **ROWS[name].plainly)
+    result = sage.edit(model, picture(), SOURCE, SOURCE, settings)
+    clean = result.trajectory.latents[0]
+    if ROWS[name].bound == "picture":
+        assert distance(result.latents, clean) < 1e-4
+    else:  # to what inversion and sampling alone make of it
+        back = _there_and_back(model, result.trajectory)
+        assert distance(back, clean) > 1e-3
+        assert distance(result.latents, back) < 1e-4
+        theirs = ddim_reconstruction(model, result.trajectory)
+        assert max(abs(a - b) for a, b in zip(result.image.tobytes(), theirs.tobytes(), strict=True)) <= 1
+
+
+def _there_and_back(model, path) -> Tensor:
+    from sage.sampling.steps import walk
+    _, down = sage.method(path.origin.method).edges(model, path.config, tuple(path.noise.shape[-2:]))
+    text = model.embed(path.origin.source)
+    with torch.no_grad():
+        *_, z = walk(lambda z, level: model.predict(z, level, text), path.noise, down)
+    return z
+
+
+@every
+def test_pictures_of_a_batch_are_each_as_if_alone(model, name):
+    settings = settings_of(name)
+    settings = settings.but(**{n: {} for n in settings.names() if isinstance(getattr(settings, n), dict)})  # of one prompt
+    pairs = [(SOURCE, TARGET), ("a mat", "a mat"), ("a dog or a mat", "a cat or a mat")]
+    images, plans = [picture(seed) for seed in range(3)], [check_prompts(model, *pair, settings) for pair in pairs]
+    together = edit_batch(model, images, plans, settings)
+    for image, pair, ours in zip(images, pairs, together, strict=True):
+        alone = sage.edit(model, image, *pair, settings)
+        assert distance(ours.latents, alone.latents) < 1e-3
+        assert ours.notes == alone.notes
+        if alone.masks:
+            assert all(map(torch.equal, ours.masks, alone.masks))
+        else:  # it may change everywhere, beside others
+            assert all((m == 1).all() for m in ours.masks)
+
+
+@every
+def test_a_trajectory_from_a_file_gives_what_a_fresh_one_gives(model, name, tmp_path):
+    settings = settings_of(name)
+    fresh = sage.edit(model, picture(), SOURCE, TARGET, settings)
+    target = TARGET if sage.method(name).follows_target(settings) else None
+    made = sage.invert(model, picture(), SOURCE, settings, target=target)
+    loaded = sage.load_trajectory(sage.save_trajectory(made, tmp_path / "t.safetensors", model), model)
+    again = sage.edit(model, picture(), SOURCE, TARGET, settings, trajectory=loaded)
+    assert torch.equal(again.latents, fresh.latents) and again.image.tobytes() == fresh.image.tobytes()
+
+
+# ---- every setting does something
+
+
+def _swept() -> list[Any]:
+    swept = []
+    for name in names():
+        owner, row = sage.method(name).Settings, ROWS[name]
+        for f in owner.fields():
+            now = getattr(settings_of(name), f.name)
+            values = [v for v in f.metadata["choices"] if v != now] or (
+                [not now] if annotations(owner)[f.name] is bool else [{**OTHERS, **row.others}.get(f.name, "missing")])
+            swept += [pytest.param(name, f.name, value, id=f"{name}-{f.name}={value}") for value in values
+                      if not {f.name, f"{f.name}={value}"} & set(row.silent)]
+    return swept
+
+
+@pytest.mark.parametrize("name, setting, value", _swept())
+def test_every_setting_changes_something(model, made, name, setting, value):
+    assert value != "missing", f"ROWS[{name!r}].others says no other value of {setting}"
+    known = {**BESIDE, **ROWS[name].beside}
+    settings = settings_of(name, **known.get(f"{setting}={value}", known.get(setting, {})))
+    assert getattr(settings, setting) != value
+    assert made(settings) != made(settings.but(**{setting: value}))
+
+
+@pytest.fixture(scope="module")
+def made(model):
+    @cache
+    def bytes_of(key: str, name: str) -> tuple:
+        result = sage.edit(model, picture(), SOURCE, TARGET, sage.method(name).Settings.from_dict(json.loads(key)))
+        return result.image.tobytes(), result.latents.numpy().tobytes(), result.notes
+
+    return lambda settings: bytes_of(json.dumps(settings.as_dict()), method_of(settings).name)
+
+
+# ---- nothing is left behind
+
+
+def hooks(model) -> int:
+    modules = itertools.chain.from_iterable(part.modules() for part in vars(model).values() if isinstance(part, nn.Module))
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + len(m._backward_pre_hooks)
+               + ("forward" in vars(m)) for m in modules)
+
+
+@every
+def test_no_hook_is_left_on_any_module(model, name):
+    settings = settings_of(name)
+
+    def stop(step: sage.Step) -> None:
+        raise KeyboardInterrupt
+
+    assert hooks(model) == 0
+    sage.edit(model, picture(), SOURCE, TARGET, settings)
+    assert hooks(model) == 0
+    with pytest.raises(KeyboardInterrupt):
+        sage.edit(model, picture(), SOURCE, TARGET, settings, watch=stop)
+    assert hooks(model) == 0 and torch.is_grad_enabled()
+    assert not any(p.requires_grad or p.grad is not None for p in model.unet.parameters())
+
+
+@every
+def test_steps_left_in_the_middle_leave_nothing(model, name):
+    steps = sage.run(name, model, small_latents(model), SOURCE, TARGET, settings_of(name))
+    next(steps)
+    assert torch.is_grad_enabled()
+    steps.close()
+    assert hooks(model) == 0 and torch.is_grad_enabled()
+
+
+# ---- repeated, and held to what was recorded
+
+
+@every
+def test_the_record_repeats_the_edit_to_the_byte(model, name, tmp_path):
+    path = tmp_path / "in.png"
+    picture().save(path)
+    settings = settings_of(name)
+    result = sage.edit(model, picture(), SOURCE, TARGET, settings)
+    record = make_record(model, SOURCE, TARGET, settings, {"name": "in.png", "sha256": "0" * 64}, savings=result.savings)
+    record = json.loads(json.dumps(record))
+    read = settings_in(record)
+    assert read == settings and record["method"] == name
+    again = sage.edit(model, Image.open(path), record["source"], record["target"], read, savings=result.savings)
+    assert again.image.tobytes() == result.image.tobytes() and torch.equal(again.latents, result.latents)
+
+
+def small_latents(model, batch: int = 1) -> Tensor:
+    return torch.randn(batch, *model.latent_shape((64, 96)), generator=torch.Generator().manual_seed(3))
+
+
+@every
+def test_given_noises_and_embeddings_are_those_drawn_and_made(model, name, monkeypatch):
+    settings, z0, drawn = settings_of(name), small_latents(model), []
+    ordinary = Job.noise
+    monkeypatch.setattr(Job, "noise", lambda self, *tag: drawn.append(ordinary(self, *tag)) or drawn[-1])
+    want = [step.z for step in sage.run(name, model, z0, SOURCE, TARGET, settings)]
+    monkeypatch.undo()
+    assert bool(drawn) == sage.method(name).random(settings)
+    texts = {which: model.embed([model.prompts.parse(prompt)])
+             for which, prompt in (("source", SOURCE), ("target", TARGET), ("empty", ""))}
+    got = [step.z for step in sage.run(name, model, z0, SOURCE, TARGET, settings, drawn or None, texts=texts)]
+    assert len(got) == len(want) and all(map(torch.equal, got, want))
+    if drawn:
+        with pytest.raises(SettingsError, match="asks for more"):
+            list(sage.run(name, model, z0, SOURCE, TARGET, settings, drawn[:-1]))
+        other = [step.z for step in sage.run(name, model, z0, SOURCE, TARGET, settings, [n.flip(-1) for n in drawn])]
+        assert not torch.equal(other[-1], want[-1])
+
+
+# ---- what does not fit
+
+
+@every
+def test_what_does_not_fit_is_refused_in_one_line(model, name, tmp_path):
+    settings = settings_of(name)
+    found, image = sage.method(name), picture()
+    trajectory = sage.invert(model, image, SOURCE, settings, target=TARGET if found.follows_target(settings) else None)
+    unread = {"mask": image, "reference": image, "points": ((0, 0, 1, 1),), "edits": ("a",)}
+    shape = (1, 1, *small_latents(model).shape[2:])
+    attempts = [
+        lambda: sage.edit(model, image, "", TARGET, settings),
+        lambda: sage.edit(model, image, SOURCE, " ", settings),
+        lambda: sage.edit(model, image, SOURCE, "word " * 200, settings),
+        lambda: sage.edit(model, Path("a.png"), SOURCE, TARGET, settings),
+        lambda: sage.edit(model, image, SOURCE, TARGET, settings, method=next(n for n in METHODS if n != name)),
+        lambda: sage.edit(model, picture(1), SOURCE, TARGET, settings, trajectory=trajectory),
+        lambda: sage.edit(model, image, "a pig on a mat", TARGET, settings, trajectory=trajectory),
+        lambda: sage.edit(model, image, SOURCE, TARGET, settings.but(spacing="trailing"), trajectory=trajectory),
+        lambda: settings.but(nonsense=1), lambda: settings.but(steps=0), lambda: settings.but(steps="many"),
+        lambda: found.preset("nonsense"), lambda: sage.method(f"{name}+nonsense"),
+        *(lambda given=given: sage.edit(model, image, SOURCE, TARGET, settings, **{given: unread[given]})
+          for given in unread if given not in found.reads),
+        *([lambda: list(sage.run(name, model, small_latents(model), SOURCE, TARGET, settings, [torch.zeros(shape)]))]
+          if found.random(settings) else [])]
+    for attempt in attempts:
+        with pytest.raises(sage.SageError) as error:
+            attempt()
+        said = str(error.value)
+        assert "\n" not in said and 10 < len(said) < 1000, said
+
+
+def test_what_is_read_of_a_request_is_a_member_of_it():
+    for name in names():
+        assert sage.method(name).reads <= set(Request.__dataclass_fields__)
