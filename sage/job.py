@@ -107,7 +107,7 @@ class Job(Generic[S]):
         return dict(zip(branches, both.chunk(len(branches)), strict=True))
 
     def cfg(self, z: Tensor, level: Level, text: Text, negative: Text, w: float, branch: str = "target") -> Prediction:
-        """negative + w (text - negative), both in one batch; one pass where w is 1 or where the network takes guidance."""
+        """negative + w (text - negative), both in one batch; one pass where w is 1 or the network takes guidance."""
         if self.model.distilled:
             return self.model.predict(z, level, self.model.prepare(text, w))
         if w == 1:

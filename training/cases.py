@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from sage.config import EditConfig
 
 from sage.bench import metrics, tables
-from sage.config import EditConfig
 from sage.editing import edit_batch
 from sage.inversion import Trajectory, invert_batch
 from sage.models.sd.model import StableDiffusion

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from sage.config import EditConfig
 from tqdm import tqdm
 
 import sage
 from sage import pictures
 from sage.allocator import keep_freed_memory
-from sage.config import EditConfig
 from sage.inversion import invert_batch
 from sage.models.sd.model import StableDiffusion
 from sage.prompts.plan import check_prompts

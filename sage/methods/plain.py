@@ -26,7 +26,7 @@ class Settings(Guidance, Solver, Picture):
 class Plain(Method[Settings]):
     """Classifier-free guidance from inverted noise."""
 
-    name, title, paper, Settings = "plain", "Classifier-free guidance", "2207.12598", Settings
+    name, title, paper = "plain", "Classifier-free guidance", "2207.12598"
     about = "follows the target prompt from the inverted noise; keeps of the picture what the noise holds of it"
     reads = frozenset({"source", "target", "negative"})
     calls = "3 N, 2 N at guidance_scale 1"
