@@ -37,12 +37,15 @@ _FROM = {
     "sage.guidance.blend": "BlendingMask",
     "sage.guidance.hooks": "detour hear_features listen record rewrite swap swap_outputs",
     "sage.guidance.losses": "gradient latent_slopes limited map_slopes",
-    "sage.guidance.masks": "resize threshold token_attention",
-    "sage.guidance.rewrites": "replace_columns replacement reweight reweighted rewrite_columns rewrite_maps",
+    "sage.guidance.masks": "dilated resize threshold token_attention",
+    "sage.guidance.proximal": "proximal",
+    "sage.guidance.rewrites": "between refinement replace_columns replacement reweight reweighted rewrite_columns rewrite_maps "
+                              "word_swap",
     "sage.inversion": "ddim_inversion",
     "sage.models.backbone": "Text",
     "sage.models.sites": "Feature Projection QueriesKeys Site Sites Where",
-    "sage.prompts.plan": "replaced token_factors token_mask",
+    "sage.prompts.plan": "Plan marked replaced token_factors token_mask",
+    "sage.prompts.words": "aligned changed_words",
     "sage.sampling.levels": "Edge Edges Level downwards upwards",
     "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step gaussian "
                            "mixed_with_noise renoise walk with_noise",

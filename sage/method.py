@@ -260,6 +260,7 @@ METHODS: dict[str, str] = {
     "sage": "sage.methods.sage:SAGE",
     "plain": "sage.methods.plain:Plain",
     "sdedit": "sage.methods.sdedit:SDEdit",
+    "p2p": "sage.methods.p2p:PromptToPrompt",
 }
 
 

@@ -25,12 +25,14 @@ class BlendingMask:
         z: (B, C, h, w) latents.
         threshold: share of a picture's maximum above which a place is in the mask.
         union: a mask a prompt, of which the union is taken; or one mask of their summed maps.
+        kept: share of a picture's maximum of the attention to what a plan keeps, above which a place is not in the mask.
     Attributes:
         difference: (B, 1, h, w) the sum over the steps so far of |eps_target - eps_source|, mean over channels.
     """
 
-    def __init__(self, sites: Sites, plans: Sequence[Plan], z: Tensor, threshold: float, union: bool = True):
-        self.sites, self.threshold, self.union = sites, threshold, union
+    def __init__(self, sites: Sites, plans: Sequence[Plan], z: Tensor, threshold: float, union: bool = True,
+                 kept: float = 0.3):
+        self.sites, self.threshold, self.union, self.share_kept = sites, threshold, union, kept
         self.used = any(plan.blend for plan in plans)
         self.free = torch.tensor([plan.blend is None for plan in plans], device=z.device)[:, None, None, None]
         self.grid = sites[0].grid(*z.shape[-2:]) if sites else (1, 1)
@@ -38,6 +40,11 @@ class BlendingMask:
         self.tokens = {"source": token_mask([b.source for b in blends], length).to(z.device),
                        "target": token_mask([b.target for b in blends], length).to(z.device)}
         self.attention = {name: torch.zeros(len(plans), 1, *self.grid, device=z.device) for name in BRANCHES}
+        keeps = [plan.kept or Span((), ()) for plan in plans]
+        self.kept_tokens = {"source": token_mask([k.source for k in keeps], length).to(z.device),
+                            "target": token_mask([k.target for k in keeps], length).to(z.device)}
+        self.kept = {name: torch.zeros_like(seen) for name, seen in self.attention.items()
+                     if any(plan.kept for plan in plans)}
         self.difference = torch.zeros_like(z[:, :1])
 
     @contextmanager
@@ -60,7 +67,10 @@ class BlendingMask:
         maps = [m.detach().chunk(len(branches)) for m in tap.pop()]
         for i, name in enumerate(branches):
             if name in BRANCHES:
-                self.attention[name] += masks.token_attention([m[i] for m in maps], self.tokens[name], *self.grid)
+                of_branch = [m[i] for m in maps]
+                self.attention[name] += masks.token_attention(of_branch, self.tokens[name], *self.grid)
+                if self.kept:
+                    self.kept[name] += masks.token_attention(of_branch, self.kept_tokens[name], *self.grid)
 
     def add_difference(self, eps: Tensor) -> None:
         """Add what the two prompts' predictions eps (B, C, h, w) differ by (Couairon et al. 2022)."""
@@ -73,6 +83,8 @@ class BlendingMask:
         source, target = self.attention["source"], self.attention["target"]
         mask = (masks.threshold(source, self.threshold) | masks.threshold(target, self.threshold) if self.union else
                 masks.threshold(source + target, self.threshold))
+        for seen in self.kept.values():  # "subtracted words": never pooled
+            mask = mask & ~masks.threshold(seen, self.share_kept, pooled=False)
         return masks.resize(mask | self.free, *z.shape[-2:])
 
     def floored(self, floor: float, z: Tensor, inverse: bool = False) -> Tensor | float:

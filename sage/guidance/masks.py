@@ -21,16 +21,23 @@ def token_attention(maps: Sequence[Tensor], tokens: Tensor, height: int, width: 
     return total.reshape(-1, 1, height, width)
 
 
-def threshold(attention: Tensor, share: float) -> Tensor:
-    """Places whose 3x3-max-pooled attention exceeds `share` of the picture's maximum.
+def threshold(attention: Tensor, share: float, pooled: bool = True) -> Tensor:
+    """Places whose attention exceeds `share` of the picture's maximum.
 
     Args:
         attention: (B, 1, h, w), >= 0.
+        pooled: take the greatest of the 3x3 places around each.
     Returns:
         (B, 1, h, w) bool, all False where there is no attention at all.
     """
-    pooled = F.max_pool2d(attention, 3, stride=1, padding=1)
-    return pooled / pooled.amax(dim=(2, 3), keepdim=True) > share  # 0 / 0 is not greater
+    if pooled:
+        attention = F.max_pool2d(attention, 3, stride=1, padding=1)
+    return attention / attention.amax(dim=(2, 3), keepdim=True) > share  # 0 / 0 is not greater
+
+
+def dilated(mask: Tensor, margin: int) -> Tensor:
+    """`mask` (B, C, h, w) float in {0, 1}, each channel's places grown by `margin` to all sides."""
+    return F.max_pool2d(mask, 2 * margin + 1, stride=1, padding=margin) if margin else mask
 
 
 def resize(mask: Tensor, height: int, width: int) -> Tensor:

@@ -3,7 +3,7 @@
 Columns of a map are tokens.  Nothing is renormalised, as in prompt-to-prompt (Hertz et al. 2022) and SAGE.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -46,6 +46,50 @@ def replacement(spans: Iterable[Span], length: int) -> tuple[Tensor, Tensor]:
     return carry, keep
 
 
+def refinement(aligned: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
+    """Refinement (Hertz et al. 2022, eq. 6) as a linear map on columns: a token that both prompts have takes the source's
+    attention, a new one keeps its own.
+
+    Args:
+        aligned: of `sage.prompts.words`.
+    Returns:
+        carry (M, M) and keep (M,), as of `replacement`.
+    """
+    carry, keep = torch.zeros(length, length), torch.zeros(length)
+    for j, i in enumerate(aligned):
+        if i < 0:
+            keep[j] = 1.0
+        else:
+            carry[i, j] = 1.0
+    return carry, keep
+
+
+def word_swap(changed: Iterable[Span], length: int, shifted: bool = True) -> tuple[Tensor, Tensor]:
+    """Word swap (Hertz et al. 2022, sec. 3.2) as a linear map on columns: every token takes the source's attention, those
+    of a changed word that of the word in its place, in equal shares where their numbers differ.
+
+    Args:
+        shifted: behind the last change too, tokens are paired in their order; else by their position, as in the
+            original code, where two prompts of different length are out of step.
+    Returns:
+        carry (M, M) and keep (M,), as of `replacement`; columns for which the source has none are kept if `shifted`, and
+        else zero.
+    """
+    carry, i, j = torch.zeros(length, length), 0, 0
+    for span in changed:
+        before = span.source[0] - i
+        carry[range(i, i + before), range(j, j + before)] = 1.0
+        n, m = len(span.source), len(span.target)
+        if n == m:
+            carry[span.source, span.target] = 1.0
+        else:
+            carry[span.source[0]:span.source[-1] + 1, span.target[0]:span.target[-1] + 1] = 1 / m
+        i, j = i + before + n, j + before + m
+    rest = range(length - max(i, j))
+    carry[[(i if shifted else j) + k for k in rest], [j + k for k in rest]] = 1.0
+    return carry, (carry.sum(dim=0) == 0).float() if shifted else torch.zeros(length)
+
+
 def replace_columns(map: Tensor, reference: Tensor, carry: Tensor, keep: Tensor) -> Tensor:
     """The target's map with some columns taken from the recorded source map.
 
@@ -62,6 +106,25 @@ def reweight(map: Tensor, factors: Tensor) -> Tensor:
 
 
 # ---- contexts
+
+
+Between = Callable[[dict[str, Tensor], Site], Mapping[str, Tensor]]
+
+
+def between(sites: Sequence[Site], branches: Iterable[str], change: Between) -> AbstractContextManager[None]:
+    """Context in which, in a batch of several branches, the maps of one are made from those of others.
+
+    Args:
+        branches: their names, in the order of the batch's rows (`Job.together`).
+        change: (maps (B, H, N, M) by branch, site) -> new maps, of those branches that change.
+    """
+    names = tuple(branches)
+
+    def rewritten(map: Tensor, site: Site) -> Tensor:
+        maps = dict(zip(names, map.chunk(len(names)), strict=True))
+        return torch.cat([*(maps | change(maps, site)).values()])
+
+    return rewrite(sites, rewritten)
 
 
 def rewrite_columns(sites: Sequence[Site], reference: Sequence[QueriesKeys], carry: Tensor,

@@ -56,6 +56,18 @@ class Text:
         pooled = None if self.pooled is None or other.pooled is None else torch.lerp(self.pooled, other.pooled, share)
         return Text(torch.lerp(self.tokens, other.tokens, share), pooled)
 
+    def slerp(self, other: "Text", share: float) -> "Text":
+        """Some of the way to another text on the arc between them, each prompt's embedding taken as one vector."""
+        def arc(a: Tensor, b: Tensor) -> Tensor:
+            cos = torch.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1, 1)
+            angle = cos.acos().reshape(-1, *[1] * (a.dim() - 1))
+            if not angle.all():  # there is no arc between what points one way
+                return torch.lerp(a, b, share)
+            return ((1 - share) * angle).sin() / angle.sin() * a + (share * angle).sin() / angle.sin() * b
+
+        pooled = None if self.pooled is None or other.pooled is None else arc(self.pooled, other.pooled)
+        return Text(arc(self.tokens, other.tokens), pooled)
+
     def __add__(self, other: "Text") -> "Text":
         pooled = None if self.pooled is None or other.pooled is None else self.pooled + other.pooled
         return Text(self.tokens + other.tokens, pooled)

@@ -1,7 +1,7 @@
 """Phrases and factors as people write them: on the command line and in the studio."""
 
-from sage.config import AUTO, Phrases
 from sage.errors import SettingsError
+from sage.settings import AUTO, Phrases
 
 
 def read_phrases(text: str) -> Phrases:

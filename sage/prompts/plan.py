@@ -21,6 +21,9 @@ class Plan:
         blend: tokens that mark where the picture may change, or None for everywhere.
         factors: token position in the target prompt -> factor on its cross-attention.
         edited: spans in which the prompts differ.
+        aligned: for each token of the target the position of the source token that it is, -1 where it is new.
+        windows: token positions in the target prompt with the shares of the steps between which alone they are carried.
+        kept: tokens that mark where the picture may not change, whatever `blend` marks.
         notes: what was left out by itself, and why, for people to read.
     """
 
@@ -30,6 +33,9 @@ class Plan:
     blend: Span | None = None
     factors: tuple[tuple[int, float], ...] = ()
     edited: tuple[Span, ...] = ()
+    aligned: tuple[int, ...] = ()
+    windows: tuple[tuple[int, float, float], ...] = ()
+    kept: Span | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -53,7 +59,7 @@ def make_plan(prompts: Prompts, source: Prompt, target: Prompt, settings: Settin
         blend = _blend(prompts, source, target, settings, spans, notes)
     factors = {p: factor for phrase, factor in (settings.reweight.items() if isinstance(settings, Words) else ())
                for p in prompts.find(target, phrase, every=True)}
-    return Plan(source, target, (), blend, tuple(sorted(factors.items())), tuple(spans), tuple(notes))
+    return Plan(source, target, (), blend, tuple(sorted(factors.items())), tuple(spans), notes=tuple(notes))
 
 
 def replaced(prompts: Prompts, plan: Plan, phrases: Phrases) -> tuple[tuple[Span, ...], tuple[str, ...]]:
@@ -86,11 +92,8 @@ def _blend(prompts: Prompts, source: Prompt, target: Prompt, settings: Blending,
         return None
     if phrases == AUTO:
         blend = Span(tuple(p for span in spans for p in span.source), tuple(p for span in spans for p in span.target))
-    elif words:
-        blend = Span(prompts.find_word(source, phrases[0]), prompts.find_word(target, phrases[1]))
-    else:  # an empty phrase stands for a thing that only the other prompt names
-        blend = Span(*(prompts.find(p, phrase, every=True) if phrase else ()
-                       for p, phrase in zip((source, target), phrases, strict=True)))
+    else:
+        blend = marked(prompts, source, target, phrases, words)
     if blend.source or blend.target:
         return blend
     if phrases != AUTO and words:
@@ -99,6 +102,19 @@ def _blend(prompts: Prompts, source: Prompt, target: Prompt, settings: Blending,
     if phrases != AUTO:
         notes.append("blending is off: both phrases are empty")
     return None
+
+
+def marked(prompts: Prompts, source: Prompt, target: Prompt, phrases: tuple[str, str], words: bool) -> Span:
+    """Where a pair of phrases stands in the two prompts.
+
+    Args:
+        words: they are whole words split at spaces, and may be absent; else tokens that must be there, but an empty
+            phrase stands for a thing that only the other prompt names.
+    """
+    if words:
+        return Span(prompts.find_word(source, phrases[0]), prompts.find_word(target, phrases[1]))
+    return Span(*(prompts.find(p, phrase, every=True) if phrase else ()
+                  for p, phrase in zip((source, target), phrases, strict=True)))
 
 
 def token_factors(plans: Sequence[Plan], length: int) -> Tensor | None:

@@ -54,6 +54,14 @@ class Prompts:
         ids = [t.bos_token_id, *body[:room], t.eos_token_id]
         return Prompt(text, tuple(ids + [t.pad_token_id] * (self.max_length - len(ids))))
 
+    def tokens(self, prompt: Prompt) -> tuple[int, ...]:
+        """The prompt's ids with both marks, without padding."""
+        return prompt.ids[:self._end(prompt) + 1]
+
+    def _end(self, prompt: Prompt) -> int:
+        """Where the end mark stands: padding cannot tell, SD 2.x pads with "!"."""
+        return min(1 + len(self._body(prompt.text)), self.max_length - 1)
+
     def find(self, prompt: Prompt, phrase: str, every: bool = False) -> tuple[int, ...]:
         """Token positions of `phrase` in `prompt`: its first occurrence, or all of them.
 
@@ -63,9 +71,7 @@ class Prompts:
         check_text(phrase, "phrase")
         wanted, found = self._body(phrase), []
         if wanted:
-            # Between the marks: SD 2.x pads with "!".
-            end = min(1 + len(self._body(prompt.text)), self.max_length - 1)
-            starts = [i for i in range(1, end - len(wanted) + 1) if list(prompt.ids[i:i + len(wanted)]) == wanted]
+            starts = [i for i in range(1, self._end(prompt) - len(wanted) + 1) if list(prompt.ids[i:i + len(wanted)]) == wanted]
             found = [p for i in starts[:None if every else 1] for p in range(i, i + len(wanted))]
         if not found:
             raise PromptError(f"the phrase {phrase!r} is not in the prompt {prompt.text!r}")

@@ -7,7 +7,7 @@
 Every solver step is given both of its ends, so that nothing has to be guessed from one label.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Protocol
@@ -162,6 +162,17 @@ class DiffusionSchedule:
         visited = timesteps(self.params, steps, spacing)
         final = 1.0 if spacing == "linspace" else self._final
         return (Level.of(0, final), *(Level.of(t, self._alphas[t]) for t in visited))
+
+    def ahead(self, steps: int, spacing: str = "leading") -> tuple[Edges, Edges]:
+        """The steps of the code of prompt-to-prompt and its kin, there and back.
+
+        On the way to noise the network is told the level that it goes to, and has the latents of the one that it leaves.
+        The timesteps are one above multiples, whatever the checkpoint says: the pipeline puts that into its scheduler.
+        """
+        a = alphas_cumprod(self.params, torch.float32).tolist()
+        visited = timesteps(replace(self.params, steps_offset=1), steps, spacing)
+        levels = (Level.of(0, a[0]), *(Level.of(t, a[t]) for t in visited))
+        return tuple((replace(here, t=there.t), there) for here, there in upwards(levels)), downwards(levels)
 
     def inferred(self, steps: int, spacing: str = "leading") -> tuple[Edges, Edges]:
         """The steps that diffusers 0.21.4 infers from labels, there and back: each as long as train_steps // steps.

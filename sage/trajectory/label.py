@@ -138,7 +138,8 @@ def read_label(path: str | Path) -> Label:
     prompts = {name: None if values[name] is None else tuple(Prompt(p["text"], tuple(p["ids"])) for p in values[name])
                for name in ("source", "target")}
     of = len(values["pictures"])
-    if {len(found) for found in prompts.values() if found is not None} != {of}:
+    beyond = [k for want in values["wants"] for k in want["steps"] if k >= values["steps"]]
+    if beyond or {len(found) for found in prompts.values() if found is not None} != {of}:
         raise SettingsError(f"{path}: what the trajectory says about itself does not agree: invert again")
     tuples = {name: tuple(values[name]) for name in ("pictures", "picture_size", "notes", "wants")}
     return Label(**{"version": version, "settings": settings, **{n: values[n] for n in FITS if n != "settings"},

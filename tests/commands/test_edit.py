@@ -3,13 +3,13 @@
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import time
 import tomllib
 from dataclasses import fields
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -481,10 +481,10 @@ def test_ctrl_c_while_sage_is_imported(monkeypatch, capsys):
 
 
 def test_ctrl_c_in_the_demo(monkeypatch, capsys):
-    demo = SourceFileLoader("demo", str(ROOT / "examples" / "demo.py")).load_module()
+    demo = runpy.run_path(str(ROOT / "examples" / "demo.py"))["main"]
     monkeypatch.setattr(sys, "argv", ["demo.py"])
     monkeypatch.setattr(sage, "load_model", lambda name: (_ for _ in ()).throw(KeyboardInterrupt), raising=False)
-    assert demo.main() == 130 and capsys.readouterr() == ("", "demo: interrupted\n")
+    assert demo() == 130 and capsys.readouterr() == ("", "demo: interrupted\n")
 
 
 def test_sage_alone_is_the_help(capsys):

@@ -62,6 +62,22 @@ ROWS = {
                 "decay": dict(guided_steps=4), "spare": dict(cross_level=1, self_level=1)},
         silent={"spare=removed": "no word is only dropped here"}),
     "plain": Row(),
+    "p2p": Row(
+        base=dict(cross_level=0, cross_fraction=0.75, self_fraction=0.5, blend=("cat", "dog"), blend_threshold=0.8,
+                  reweight={"mat": 1.5}),
+        plainly=dict(reweight={}, blend=None),
+        others=dict(null_text_steps=2, null_text_rate=0.1, null_text_tolerance=10.0, negative_empty=0.4,
+                    proximal_quantile=0.6, proximal_rate=0.5, proximal_below=600.0, proximal_margin=0, cross_start=0.3,
+                    word_starts={"dog": 0.5}, word_fractions={"on": 0.3}, self_start=0.3, self_fraction=1.0, self_level=2,
+                    cross_fraction=0.2, blend_start=0.8, blend_except=("mat", "mat"), except_threshold=0.9),
+        beside={"negative_empty": dict(inversion="negative"), "except_threshold": dict(blend_except=("mat", "mat")),
+                "word_starts": dict(carry="replace"),
+                "proximal_kind=soft": dict(inversion="proximal", proximal_kind="hard"),
+                "proximal_below": dict(inversion="proximal"), "reweight_steps": dict(cross_fraction=0.3),
+                **{name: dict(inversion="null-text") for name in ("null_text_steps", "null_text_rate",
+                                                                   "null_text_tolerance", "null_text_branches")},
+                **{name: dict(inversion="proximal") for name in ("proximal_quantile", "proximal_kind", "proximal_hold",
+                                                                  "proximal_rate", "proximal_below", "proximal_margin")}}),
     "sdedit": Row(plainly=dict(strength=0.0), bound="picture", others=dict(strength=0.3)),
 }
 OTHERS = dict(steps=5, guidance_scale=3.0, size=96, seed=1, reweight={"dog": 3.0}, cross_level=1, blend=("mat", "mat"),
@@ -135,7 +151,8 @@ def _there_and_back(model, path) -> Tensor:
 @every
 def test_pictures_of_a_batch_are_each_as_if_alone(model, name):
     settings = settings_of(name)
-    settings = settings.but(**{n: {} for n in settings.names() if isinstance(getattr(settings, n), dict)})  # of one prompt
+    of_words = {dict: {}, tuple: "auto"}  # in place of the words of one prompt
+    settings = settings.but(**{n: of_words[kind] for n in settings.names() if (kind := type(getattr(settings, n))) in of_words})
     pairs = [(SOURCE, TARGET), ("a mat", "a mat"), ("a dog or a mat", "a cat or a mat")]
     images, plans = [picture(seed) for seed in range(3)], [check_prompts(model, *pair, settings) for pair in pairs]
     together = edit_batch(model, images, plans, settings)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sage.trajectory.layout import named
 
 from sage import EditConfig
+from sage.editing import invert
 from sage.errors import SettingsError
-from sage.inversion import invert
 from sage.trajectory.disk import load_trajectory, save_trajectory
+from sage.trajectory.kinds import named
 from sage.trajectory.label import KEY, MAX_HEADER, is_trajectory, read_label
 from tests import small
 from tests.hardening import files
@@ -56,8 +56,8 @@ def loads(kind: str, path, model) -> bool:
     is_trajectory(path)
     trajectory = ends_well(kind, lambda: load_trajectory(path, model), SettingsError)
     if trajectory is not None:
-        assert all(torch.isfinite(tensor).all() for tensor in named(trajectory).values())
-        assert len(trajectory.latents) == len(trajectory.maps) + 1 == trajectory.config.steps + 1
+        assert all(torch.isfinite(tensor).all() for _, tensor in named(trajectory))
+        assert len(trajectory.latents) == trajectory.config.steps + 1
     return trajectory is not None
 
 
@@ -77,9 +77,9 @@ def test_damaged_bytes(model, raw, tmp_path_factory, data):
 def test_a_label_that_lies(model, raw, tmp_path_factory, data):
     header, label, tensors = taken_apart(raw)
     if data.draw(st.booleans()):
-        label["config"] = json.loads(json.dumps(label["config"]))
-        name = data.draw(st.sampled_from(sorted(label["config"])))
-        label["config"][name] = data.draw(files.VALUES)
+        label["settings"] = json.loads(json.dumps(label["settings"]))
+        name = data.draw(st.sampled_from(sorted(label["settings"])))
+        label["settings"][name] = data.draw(files.VALUES)
     path = tmp_path_factory.mktemp("l") / "t.safetensors"
     text = data.draw(st.one_of(files.hostile_json(label), st.just(json.dumps(label))))
     loads("trajectories, labels", written(path, header, tensors, text.encode("utf-8", "replace").decode()), model)
@@ -88,15 +88,23 @@ def test_a_label_that_lies(model, raw, tmp_path_factory, data):
 LIES = {
     "no label": lambda label: label.clear(),
     "nothing about the prediction": lambda label: label.pop("prediction_type"),
-    "a version to come": lambda label: label.update(version=2),
-    "more steps": lambda label: label["config"].update(steps=1000),
-    "more steps, with latents": lambda label: (label["config"].update(steps=3), label["channels_last"].append(False)),
-    "other maps": lambda label: label["config"].update(reconstruction="cross"),
-    "a level that is not there": lambda label: label["config"].update(self_level=8),
+    "a version to come": lambda label: label.update(version=3),
+    "more steps": lambda label: label["settings"].update(steps=1000),
+    "more steps, with latents": lambda label: (label["settings"].update(steps=3), label.update(steps=3)),
+    "other maps": lambda label: label["wants"][0].update(kind="cross"),
+    "maps of other steps": lambda label: label["wants"][0].update(steps=[0, 1, 2]),
+    "a level that is not there": lambda label: label["wants"][0].update(level=7),
+    "a kind that is not there": lambda label: label.update(kind="video"),
+    "another kind": lambda label: label.update(kind="noises"),
+    "a method of someone's own": lambda label: label.update(method="evil.py:Evil"),
+    "a method that is not there": lambda label: label.update(method="telepathy"),
+    "a tensor that is another": lambda label: label["same"].update({"latents.1": "heard.0.0.0.keys"}),
+    "an order of more dimensions": lambda label: label["orders"].update({"latents.1": [0, 1, 2, 3, 4]}),
+    "an order twice": lambda label: label["orders"].update({"latents.1": [0, 1, 1, 3]}),
     "a larger picture": lambda label: label.update(picture_size=[64, 128]),
     "a vast picture": lambda label: label.update(picture_size=[65_000, 65_000]),
-    "a size that does not fit": lambda label: label["config"].update(size=65),
-    "the largest size": lambda label: label["config"].update(size=4096),
+    "a size that does not fit": lambda label: label["settings"].update(size=65),
+    "the largest size": lambda label: label["settings"].update(size=4096),
     "no picture": lambda label: label.update(pictures=[]),
     "more pictures": lambda label: (label["pictures"].append("0" * 64), label["source"].append(label["source"][0])),
     "a picture by another name": lambda label: label.update(pictures=["x" * 64]),
@@ -104,7 +112,7 @@ LIES = {
     "endless prompt": lambda label: label["source"][0].update(text="x" * 10_000),
     "half a letter": lambda label: label["source"][0].update(text="\ud800"),
     "colours": lambda label: label.update(version="\x1b[31m"),
-    "latents turned": lambda label: label.update(channels_last=[not last for last in label["channels_last"]]),
+    "latents turned": lambda label: label["orders"].update({"latents.1": [0, 3, 1, 2]}),
     "a checksum of another file": lambda label: label.update(crc32=(label["crc32"] + 1) % 2**32),
 }
 
@@ -128,12 +136,12 @@ def changed(header: dict, name: str, **entry) -> dict:
 
 
 TENSORS = {
-    "missing": (lambda h: without(h, "text"), "1 tensors missing .text.; 1 unexpected .stray."),
-    "no first keys": (lambda h: without(h, "cross.0.0.keys"), "missing .cross.0.0.keys"),
+    "missing": (lambda h: without(h, "latents.2"), "1 tensors missing .latents.2.; 1 unexpected .stray."),
+    "no first keys": (lambda h: without(h, "heard.1.0.0.keys"), "missing .heard.1.0.0.keys"),
     "other shape": (lambda h: changed(h, "latents.0", shape=[1, 16, 4, 16]), "1 of another shape"),
     "no shape": (lambda h: changed(h, "latents.0", shape=[1024]), "1 of another shape"),
-    "whole numbers": (lambda h: changed(h, "text", dtype="I32"), "1 of another type .text: I32"),
-    "other floats": (lambda h: changed(h, "text", dtype="BF16", shape=[2, 77, 32]), "another"),
+    "whole numbers": (lambda h: changed(h, "heard.0.0.0.keys", dtype="I32"), "1 of another type .heard.0.0.0.keys: I32"),
+    "other floats": (lambda h: changed(h, "latents.0", dtype="BF16", shape=[2, 4, 16, 16]), "another"),
 }
 
 

@@ -1,5 +1,6 @@
 """Trajectories on disk: what comes back is what was written, to the last bit, or is refused in one line."""
 
+import json
 import os
 import zlib
 from dataclasses import replace
@@ -9,17 +10,17 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from sage.models.fingerprint import fingerprint
-from sage.trajectory.layout import named
+from safetensors.torch import save_file
 from torch import nn
 
 from sage import EditConfig, pictures
-from sage.editing import check_prompts, edit, edit_batch
+from sage.editing import check_prompts, edit, edit_batch, invert, invert_batch
 from sage.errors import SettingsError
-from sage.inversion import Trajectory, invert, invert_batch, vae_reconstruction
+from sage.inversion import vae_reconstruction
 from sage.trajectory import disk
 from sage.trajectory.disk import load_trajectory, save_trajectory
-from sage.trajectory.label import read_label
+from sage.trajectory.kinds import KINDS, Noises, NullText, Pair, Trajectory, named
+from sage.trajectory.label import KEY, read_label
 from tests import small
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
@@ -57,14 +58,12 @@ def path(tmp_path) -> Path:
 
 
 def assert_same(a: Trajectory, b: Trajectory) -> None:
-    for name in ("source", "config", "picture_size", "pictures", "notes"):
-        assert getattr(a, name) == getattr(b, name)
-    ours, theirs = named(a), named(b)
+    assert type(a) is type(b) and a.origin == b.origin and a.notes == b.notes and a.wants == b.wants
+    ours, theirs = dict(named(a)), dict(named(b))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         other = theirs[name]
         assert torch.equal(tensor, other) and tensor.dtype == other.dtype and tensor.stride() == other.stride(), name
-    assert [len(maps.self) for maps in a.maps] == [len(maps.self) for maps in b.maps]
     assert [z.stride() for z in a.latents] == [z.stride() for z in b.latents]
 
 
@@ -126,13 +125,14 @@ def test_the_file_is_plain_safetensors_and_holds_keys_of_the_text_once(model, in
     save_trajectory(inverted, path, model, name="mug.png")
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
-        assert torch.equal(file.get_tensor("text"), inverted.text)
-    assert [name for name in sorted(names) if name.startswith("cross") and name.endswith("keys")] == [
-        "cross.2.0.keys", "cross.2.1.keys", "cross.2.2.keys"]
-    assert path.stat().st_size - inverted.nbytes < 20_000  # the header, and the embedded text
+        assert torch.equal(file.get_tensor("latents.0"), inverted.latents[0])
+    (cross,) = (i for i, want in enumerate(inverted.wants) if want.where.kind == "cross")
+    assert [name for name in sorted(names) if name.startswith(f"heard.{cross}.") and name.endswith("keys")] == [
+        f"heard.{cross}.2.{site}.keys" for site in range(3)]
+    assert path.stat().st_size - inverted.nbytes < 20_000  # the header
     label = read_label(path)
-    assert (label.name, label.model, label.config) == ("mug.png", "small", CONFIG)
-    assert label.made["dtype"] == "float32" and label.fingerprint == fingerprint(model)
+    assert (label.name, label.model, label.settings) == ("mug.png", "small", CONFIG)
+    assert label.made["dtype"] == "float32" and label.fingerprint == model.fingerprint()
 
 
 def test_a_file_name_that_is_no_text_does_no_harm(model, inverted, path):
@@ -145,7 +145,7 @@ def test_a_file_name_that_is_no_text_does_no_harm(model, inverted, path):
 
 def test_float32_and_float16_of_one_checkpoint_are_one_model(model, tokenizer, path):
     half, config = small.make(tokenizer, dtype=torch.float16).model, CONFIGS["one step"]
-    assert fingerprint(half) == fingerprint(model)
+    assert half.fingerprint() == model.fingerprint()
     trajectory = invert(model, small.picture(), SOURCE, config)
     loaded = load_trajectory(save_trajectory(trajectory, path, model), half)
     assert torch.isfinite(edit(half, small.picture(), SOURCE, TARGET, config, trajectory=loaded).latents).all()
@@ -183,7 +183,7 @@ def test_any_other_model_is_another(model, inverted, tokenizer, path):
     ("sampled", dict(seed=8), SOURCE, 0, "made with seed=7"),
     ("full", dict(guided_steps=0, replace_fraction=1.0), SOURCE, 0, "no cross-attention maps"),
     ("nothing recorded", dict(reconstruction="self"), SOURCE, 0, "no self-attention maps"),
-    ("full", dict(spare="removed"), SOURCE, 0, "which spare=removed needs"),
+    ("full", dict(spare="removed"), SOURCE, 0, "no cross-attention maps at level 0 for step"),
     ("reweighted everywhere", dict(reweight={"mat": 2.0}), SOURCE, 0, "other reweighting")))
 def test_what_does_not_match_is_refused_in_one_line(model, path, made, change, source, seed, said):
     config = CONFIGS[made]
@@ -203,7 +203,7 @@ def test_a_write_that_fails_leaves_everything_as_it_was(model, inverted, path, m
     path.write_bytes(b"as it was")
     calls, true = [], getattr(module, name)
     if after is None:
-        after = len(named(inverted)) + 3  # all of them once for the checksum, and some to be written
+        after = len(disk._laid_out(inverted)[0]) + 3  # all of them once for the checksum, and some to be written
 
     def fail(*args):
         calls.append(args)
@@ -246,5 +246,53 @@ def test_another_file_of_the_same_picture_fits(model, inverted, path, tmp_path):
     picture.convert("RGBA").save(tmp_path / "b.webp", lossless=True)
     loaded = load_trajectory(save_trajectory(inverted, path, model), model)
     for name in ("a.bmp", "b.webp"):
-        assert pictures.digest(pictures.open_picture(tmp_path / name)) == loaded.pictures[0]
+        assert pictures.digest(pictures.open_picture(tmp_path / name)) == loaded.origin.pictures[0]
     assert pictures.digest(Image.new("RGB", (2, 3))) != pictures.digest(Image.new("RGB", (3, 2)))
+
+
+# ---- other kinds, and files of version 1
+
+
+def test_every_kind_comes_back(model, inverted, path):
+    """Whatever a kind holds beside its latents, the file knows no kind."""
+    made = dict(origin=inverted.origin, latents=inverted.latents)
+    text, more = model.embed(inverted.source), [z + 1 for z in inverted.latents[1:]]
+    kinds = (Trajectory(**made), inverted, NullText(**made, empties=tuple(text.mix(text, 0.5) for _ in more)),
+             Pair(**made, other=more[0]), Noises(**made, noises=tuple(more)))
+    assert {type(trajectory) for trajectory in kinds} == set(KINDS.values())
+    for trajectory in kinds:
+        assert_same(trajectory, load_trajectory(save_trajectory(trajectory, path, model), model))
+
+
+def as_version_1(path: Path, settings: EditConfig) -> None:
+    """Rewrite a file of today as version 1 had it: a label and names of its own, the embedded text beside."""
+    with safe_open(path, framework="pt") as file:
+        label = json.loads(file.metadata()[KEY])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    kinds, old = [want["kind"] for want in label["wants"]], {}
+    for name, tensor in tensors.items():
+        part, *rest = name.split(".")
+        if part == "heard":
+            name = ".".join([kinds[int(rest[0])], *rest[1:]])
+        old[name] = tensor
+    last = [f"latents.{k}" in label["orders"] for k in range(settings.steps + 1)]
+    old["text"] = torch.zeros(1, 77, 32)
+    values = {name: label[name] for name in ("model", "fingerprint", "prediction_type", "source", "truncate", "pictures",
+                                             "picture_size", "name", "notes", "made")}
+    crc = 0
+    for name in sorted(old):
+        crc = zlib.crc32(old[name].numpy().tobytes(), crc)
+    values |= {"version": 1, "config": settings.as_dict(), "channels_last": last, "crc32": crc}
+    save_file(old, path, {KEY: json.dumps(values)})
+
+
+@pytest.mark.parametrize("name", ("full", "cross", "nothing recorded", "sampled", "one step"))
+def test_files_of_version_1_are_read(model, path, name):
+    config = CONFIGS[name]
+    trajectory = invert(model, small.picture(64, 96), SOURCE, config)
+    save_trajectory(trajectory, path, model)
+    as_version_1(path, config)
+    loaded = load_trajectory(path, model)
+    assert read_label(path).version == 1 and loaded.origin == trajectory.origin
+    a, b = (edit(model, small.picture(64, 96), SOURCE, TARGET, config, trajectory=t) for t in (trajectory, loaded))
+    assert torch.equal(a.latents, b.latents)

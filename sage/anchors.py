@@ -1,0 +1,209 @@
+"""How an editor of two branches holds its source branch to the picture: inversion x editor is a product.
+
+    ddim        the source branch samples by itself, guided away from the empty prompt       Song et al.   2010.02502
+    null-text   ... from one that is fitted at each step, so that it retraces the inversion  Mokady et al. 2211.09794
+    negative    ... from the source prompt, which leaves it as it is predicted               Miyake et al. 2305.16807
+    proximal    and of the guidance keep what is large: prox_k(eps_target - eps_source)      Han et al.    2306.05414
+    direct      the source branch is put back onto the inversion after each step             Ju et al.     2310.01506
+
+An editor asks its anchor for the branches of a pass, for what they are guided to, and lets it hold the latents.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sage import kit
+from sage.settings import Guidance, Solver, frozen, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sage.job import Job
+
+INVERSIONS = ("ddim", "null-text", "negative", "proximal", "direct")
+Branches = dict[str, "tuple[Tensor, kit.Text]"]
+Predictions = dict[str, "kit.Prediction"]
+
+
+@frozen
+class Anchored(Guidance, Solver):
+    """Inversion."""
+
+    fixes = frozenset({"conventions"})
+
+    inversion: str = setting("ddim", "how the source branch is held to the picture", *INVERSIONS)
+    null_text_steps: int = setting(10, "null-text: steps of Adam at each sampling step, at most", low=1, high=1000)
+    null_text_rate: float = setting(0.01, "null-text: rate of the first sampling step's, falling to half of it", low=0)
+    null_text_tolerance: float = setting(1e-5, "null-text: mean square error at which the first sampling step's fit ends; "
+                                         "each further step allows for two of these more", low=0)
+    null_text_branches: str = setting("both", "null-text: guided away from what was fitted: both branches, or the source's "
+                                      "alone", "both", "source")
+    negative_empty: float = setting(0.0, "negative, proximal: share of the empty prompt in the source prompt that guidance "
+                                    "leads away from, on the arc between them", low=0, high=1)
+    proximal_quantile: float = setting(0.75, "proximal: share of the guidance of both branches that is taken for small, "
+                                       "that of the source branch being zero", low=0, high=1)
+    proximal_kind: str = setting("soft", "proximal: what remains is made smaller by the threshold, or left as it is; or "
+                                 "as the original's option l1 does by mistake", "soft", "hard", "l1")
+    proximal_hold: str = setting("path", "proximal: places with little guidance are drawn to the inversion's latents, to "
+                                 "the clean picture's, or not at all", "path", "picture", "none")
+    proximal_rate: float = setting(1.0, "proximal: how far they are drawn", low=0, high=1)
+    proximal_below: float = setting(400.0, "proximal: the timestep below which they are", low=0)
+    proximal_margin: int = setting(1, "proximal: places around those with much guidance that are left alone too", low=0,
+                                   high=100)
+    conventions: str = setting("consistent", "levels told to the network on the way to noise, and windows of steps: "
+                               "consistent, or as in the original code", "consistent", "published")
+
+    def fixed(self) -> dict[str, Any]:
+        own = ("guidance_scale", "null_text_steps", "null_text_rate", "null_text_tolerance")
+        return super().fixed() | {name: getattr(self, name) for name in own if self.inversion == "null-text"}
+
+    @property
+    def way(self) -> str:
+        """The name of the way to noise."""
+        return "null-text" if self.inversion == "null-text" else "ddim"
+
+
+def invert(job: "Job[Any]") -> "kit.Trajectory":
+    """DDIM inversion under the source prompt, with what the anchor adds to it."""
+    path = kit.ddim_inversion(job, job.source)
+    if job.settings.inversion != "null-text":
+        return path
+    return kit.NullText(origin=path.origin, latents=path.latents, empties=fitted_empties(job, path.latents))
+
+
+def anchor(job: "Job[Any]", path: "kit.Trajectory") -> "DDIM":
+    """The anchor that the settings name."""
+    return _ANCHORS[job.settings.inversion](job, path)
+
+
+class DDIM:
+    """Both branches are guided away from the empty prompt."""
+
+    def __init__(self, job: "Job[Any]", path: "kit.Trajectory"):
+        self.job, self.path, self.w = job, path, job.settings.guidance_scale
+
+    def branches(self, step: int, source: "Tensor", target: "Tensor") -> Branches:
+        """Latents and text of a pass by branch, for `Job.together`: "source" and "target", and what they are guided from."""
+        from_source, from_target = self.negatives(step)
+        guided_from = {} if from_source is None else {"no_source": (source, from_source)}
+        return guided_from | {"no_target": (target, from_target), "source": (source, self.job.source),
+                              "target": (target, self.job.target)}
+
+    def negatives(self, step: int) -> "tuple[kit.Text | None, kit.Text]":
+        """What guidance leads the branches away from, None where the source branch has none."""
+        return self.job.empty, self.job.empty
+
+    def guided(self, seen: Predictions, level: "kit.Level") -> "tuple[kit.Prediction, kit.Prediction]":
+        """What the branches move towards."""
+        source = seen["source"]
+        if "no_source" in seen:
+            source = kit.classifier_free(seen["no_source"], source, self.w)
+        return source, kit.classifier_free(seen["no_target"], seen["target"], self.w)
+
+    def hold(self, step: int, level: "kit.Level", source: "Tensor", target: "Tensor") -> "tuple[Tensor, Tensor]":
+        """The latents after a step, held."""
+        return source, target
+
+
+class NullText(DDIM):
+    """Guided away from an empty prompt that was fitted to each step."""
+
+    def negatives(self, step: int) -> "tuple[kit.Text | None, kit.Text]":
+        fitted = self.path.empties[step]  # type: ignore[attr-defined]
+        return fitted, fitted if self.job.settings.null_text_branches == "both" else self.job.empty
+
+
+class Negative(DDIM):
+    """Guided away from the source prompt: the source branch is what is predicted under it, whatever w is."""
+
+    def __init__(self, job: "Job[Any]", path: "kit.Trajectory"):
+        super().__init__(job, path)
+        share = job.settings.negative_empty
+        self.negative = job.source if share == 0 else job.source.slerp(job.empty, share)
+
+    def negatives(self, step: int) -> "tuple[kit.Text | None, kit.Text]":
+        return None if self.job.settings.negative_empty == 0 else self.negative, self.negative
+
+
+class Proximal(Negative):
+    """Of what guidance adds only the large is kept, and where there is none the latents can be drawn to the picture's."""
+
+    def guided(self, seen: Predictions, level: "kit.Level") -> "tuple[kit.Prediction, kit.Prediction]":
+        import torch
+        s = self.job.settings
+        base = {name: seen.get(f"no_{name}", seen[name]) for name in ("source", "target")}
+        change = {name: seen[name] - base[name] for name in base}
+        both = torch.stack([change[name].eps for name in base], dim=1)  # (B, 2, C, h, w)
+        kappa = both.abs().flatten(1).quantile(s.proximal_quantile, dim=1)[:, None, None, None, None]
+        kept = kit.proximal(both, kappa, s.proximal_kind)
+        share = torch.where(both == 0, 0.0, kept / both)
+        self._still = 1 - kit.dilated((kept.abs() > kappa).flatten(0, 1).float(), s.proximal_margin).view_as(both)
+        guided = [base[name] + self.w * (change[name] * share[:, i]) for i, name in enumerate(base)]
+        if s.proximal_hold == "picture" and level.t < s.proximal_below:
+            clean = self.path.latents[0]
+            guided = [kit.Prediction(self._drawn(p.x0, clean, i), p.eps) for i, p in enumerate(guided)]
+        return guided[0], guided[1]
+
+    def hold(self, step: int, level: "kit.Level", source: "Tensor", target: "Tensor") -> "tuple[Tensor, Tensor]":
+        s, recorded = self.job.settings, self.path.latents[-2 - step]
+        if s.proximal_hold != "path" or level.t >= s.proximal_below:
+            return source, target
+        return self._drawn(source, recorded, 0), self._drawn(target, recorded, 1)
+
+    def _drawn(self, z: "Tensor", to: "Tensor", branch: int) -> "Tensor":
+        return z - self.job.settings.proximal_rate * self._still[:, branch] * (z - to)
+
+
+class Direct(DDIM):
+    """The source branch goes back along the inversion, whatever was predicted; it only lends its attention."""
+
+    def negatives(self, step: int) -> "tuple[kit.Text | None, kit.Text]":
+        return None, self.job.empty
+
+    def hold(self, step: int, level: "kit.Level", source: "Tensor", target: "Tensor") -> "tuple[Tensor, Tensor]":
+        return self.path.latents[-2 - step], target
+
+
+_ANCHORS = dict(zip(INVERSIONS, (DDIM, NullText, Negative, Proximal, Direct), strict=True))
+
+
+# ---- null-text optimisation
+
+
+def fitted_empties(job: "Job[Any]", latents: "Sequence[Tensor]") -> "tuple[kit.Text, ...]":
+    """For each sampling step the empty prompts under which guidance leads back along the inversion, (B, M, D) each.
+
+    Pictures are fitted one by one: each stops where it would alone.
+    """
+    rows = [_fitted(job, row, [z[row:row + 1] for z in latents]) for row in range(len(job.z0))]
+    return tuple(kit.Text.cat(step) for step in zip(*rows, strict=True))
+
+
+def _fitted(job: "Job[Any]", row: int, latents: "Sequence[Tensor]") -> "list[kit.Text]":
+    """Algorithm 1 of the paper: the fit of each step begins where that of the last one ended.
+
+        min over empty of |z*_{t-1} - step(z_t, eps_empty + w (eps_source - eps_empty))|^2
+    """
+    import torch
+    s, found, z = job.settings, [], latents[-1]
+    source, empty = job.source.rows([row]), job.empty.rows([row])
+    falling = 100 if s.conventions == "published" else 2 * s.steps
+    with job.model.full_precision():  # the error is of the order of 1e-5
+        for i, (here, there) in enumerate(job.down):
+            positive = job.predict(z, here, source)
+            tokens = empty.tokens.detach().clone().requires_grad_()
+            adam = torch.optim.Adam([tokens], lr=s.null_text_rate * max(0.0, 1 - i / falling))
+            for _ in range(s.null_text_steps):
+                with torch.enable_grad():
+                    negative = job.predict(z, here, kit.Text(tokens, empty.pooled))
+                    reached = kit.renoise(kit.classifier_free(negative, positive, s.guidance_scale), there)
+                    loss = (reached - latents[-2 - i]).square().mean()
+                    (tokens.grad,) = torch.autograd.grad(loss, tokens)
+                adam.step()
+                if loss.item() < s.null_text_tolerance * (1 + 2 * i):
+                    break
+            empty = kit.Text(tokens.detach(), empty.pooled)
+            z = kit.renoise(kit.classifier_free(job.predict(z, here, empty), positive, s.guidance_scale), there)
+            found.append(empty)
+            job.report("null-text", row * len(job.down) + i + 1, len(job.z0) * len(job.down))
+    return found
