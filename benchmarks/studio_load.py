@@ -179,7 +179,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60, help="[%(default)s]")
     parser.add_argument("--queue", type=int, default=16, help="[%(default)s]")
     args = parser.parse_args()
-    config = sage.load_model("stilllife").recommended.but(steps=STEPS, guided_steps=1, retries=0)
+    config = sage.method("sage").recommended(sage.load_model("stilllife")).but(steps=STEPS, guided_steps=1, retries=0)
     with tempfile.TemporaryDirectory() as folder:
         clients = make_clients(args.clients, Path(folder), config)
         server = subprocess.Popen([sys.executable, "-m", "sage", "ui", "--port", "0", "--model", "stilllife", "--queue",

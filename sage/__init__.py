@@ -15,6 +15,7 @@ from sage.settings import Settings
 
 if TYPE_CHECKING:
     from sage.editing import EditResult, check_prompts, edit, invert, run
+    from sage.generation import Generated, generate, generate_batch
     from sage.inversion import ddim_reconstruction, vae_reconstruction
     from sage.models.fetch import fetch
     from sage.models.loading import load_model
@@ -28,6 +29,7 @@ __version__ = "0.2.0"
 # Imported when first used, so that the command line can check its arguments before torch is loaded.
 _LAZY = {
     "sage.editing": "EditResult Moment check_prompts edit invert run",
+    "sage.generation": "Generated generate generate_batch",
     "sage.inversion": "ddim_reconstruction vae_reconstruction",
     "sage.models.fetch": "fetch",
     "sage.models.loading": "load_model",
@@ -36,10 +38,10 @@ _LAZY = {
 }
 _WHERE = {name: module for module, names in _LAZY.items() for name in names.split()}
 
-__all__ = ["METHODS", "EditConfig", "EditResult", "Method", "ModelError", "Moment", "NumericsError", "PictureError",
-           "PromptError", "Request", "SageError", "Settings", "SettingsError", "Step", "Trajectory", "check_prompts",
-           "ddim_reconstruction", "edit", "fetch", "invert", "load_model", "load_trajectory", "method", "run",
-           "save_trajectory", "vae_reconstruction"]
+__all__ = ["EditConfig", "EditResult", "Generated", "METHODS", "Method", "ModelError", "Moment", "NumericsError",
+           "PictureError", "PromptError", "Request", "SageError", "Settings", "SettingsError", "Step", "Trajectory",
+           "check_prompts", "ddim_reconstruction", "edit", "fetch", "generate", "generate_batch", "invert",
+           "load_model", "load_trajectory", "method", "run", "save_trajectory", "vae_reconstruction"]
 
 
 def __getattr__(name: str) -> Any:

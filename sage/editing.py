@@ -20,7 +20,7 @@ from sage import pictures, quality
 from sage.errors import NumericsError, SettingsError
 from sage.job import Job, Noises, Progress
 from sage.memory import Task, own_savings, settle, stepping_down
-from sage.method import Method, Request, Step, method_of
+from sage.method import DEFAULTS, Method, Request, Step, check_task, method_of
 from sage.method import method as find_method
 from sage.models.backbone import Backbone, Text
 from sage.models.memory import Savings
@@ -113,13 +113,17 @@ def edit(model: Backbone, image: Image.Image, source: str, target: str, config: 
                       progress, trajectory, watch, requests=[asked], savings=savings)[0]
 
 
-def settings_for(model: Backbone, config: Settings | None, method: str | None) -> Settings:
-    """The settings of an edit: those given, or those that the model recommends for a method.
+def settings_for(model: Backbone, config: Settings | None, method: str | None, task: str = "edit") -> Settings:
+    """The settings given, or those that the model recommends for a method.
 
+    Args:
+        task: "edit" or "generate".
     Raises:
-        SettingsError: settings of another method than the one that is named, or a model that it does not fit.
+        SettingsError: settings of another method than the one that is named, one that does not do this, or a model that it
+            does not fit.
     """
-    found = find_method(method or "sage") if config is None else method_of(config)
+    found = find_method(method or DEFAULTS[task]) if config is None else method_of(config)
+    check_task(found, task)
     if config is not None and method is not None and find_method(method).Settings is not type(config):
         raise SettingsError(f"these are settings of {found.name}, and the method is {method}: give one of the two")
     if why := found.fits(model):
@@ -217,7 +221,7 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
         else:
             check_trajectory(trajectory, origin_of(model, images, plans, config), method_of(config).wants(config))
             notes += settle(task)
-        notes += _unusual(model, task.size)
+        notes += unusual(model, task.size)
         batch = _Batch(task, images, plans, requests, trajectory, progress, notes)
         results = batch.edited(config, watch)
         if isinstance(config, Retry):
@@ -239,7 +243,7 @@ class _Batch:
     progress: Progress | None
     notes: list[str]
 
-    def edited(self, config: Settings, watch: Watch | None) -> list[EditResult]:
+    def edited(self, config: Settings, watch: Watch | None, attempt: int = 0) -> list[EditResult]:
         """Every picture's result at these settings, however it looks."""
         model, report = self.task.model, self.progress or (lambda phase, done, total: None)
 
@@ -247,7 +251,7 @@ class _Batch:
             self.trajectory.keep(model.savings)
             job = Job(method_of(config), model, config, self.plans, self.trajectory.latents[0], requests=self.requests,
                       report=self.progress, watched=watch is not None)
-            return _sampled(job, self.trajectory, watch)
+            return _sampled(job, self.trajectory, watch, attempt)
 
         done = stepping_down(self.task, "sampling", sampled, self.notes)
         report("decode", 0, 1)
@@ -275,7 +279,7 @@ class _Batch:
             bad = [i for i, result in enumerate(results) if result.looks_wrong(config)]
             if not bad or gentler is None:
                 break
-            again = self.only(bad).edited(gentler, watch if bad[0] == 0 else None)
+            again = self.only(bad).edited(gentler, watch if bad[0] == 0 else None, attempt)
             said = " and ".join(f"{name} {getattr(gentler, name):g}" for name in gentler.names()
                                 if isinstance(getattr(gentler, name), float)
                                 and getattr(gentler, name) != getattr(config, name))
@@ -301,10 +305,32 @@ class _Sampled:
     losses: tuple[tuple[float, ...], ...]
 
 
+def followed(job: Job[Any], steps: Iterator[Step], phase: str, watch: Watch | None = None,
+             every: int = 1) -> Iterator[Step]:
+    """A method's steps, each told to those who watch and to those who wait.
+
+    Args:
+        phase: what is being done, for those who wait.
+        every: of how many steps one is watched, from the first.
+    Raises:
+        NumericsError: the latents of the last step are not finite.
+    """
+    step, total = None, len(job.down)
+    for done, step in enumerate(steps, start=1):
+        yield step
+        if watch and (done - 1) % every == 0:
+            watch(replace(step, looks=job.take_looks()))
+        job.report(phase, done, max(done, total))
+    if step is not None and not torch.isfinite(step.z).all():
+        raise NumericsError("the latents are not finite at the end: nothing was written; try a smaller guidance_scale "
+                            "and gentler settings")
+
+
 @torch.no_grad()
-def _sampled(job: Job[Any], trajectory: Trajectory, watch: Watch | None) -> _Sampled:
-    difference, masks, losses, z, total = None, [], [], trajectory.latents[0], len(job.down)
-    for done, step in enumerate(job.method.edit(job, trajectory), start=1):
+def _sampled(job: Job[Any], trajectory: Trajectory, watch: Watch | None, attempt: int = 0) -> _Sampled:
+    difference, masks, losses, z = None, [], [], trajectory.latents[0]
+    shown = watch and (lambda step: watch(replace(step, attempt=attempt)))
+    for step in followed(job, job.method.edit(job, trajectory), "edit", shown):
         z = step.z
         if step.difference is not None:
             seen = step.difference.abs().mean(dim=1, keepdim=True)
@@ -313,12 +339,6 @@ def _sampled(job: Job[Any], trajectory: Trajectory, watch: Watch | None) -> _Sam
             masks.append(step.mask.cpu())
         if step.loss is not None:
             losses.append(step.loss)
-        if watch:
-            watch(replace(step, looks=job.take_looks()))
-        job.report("edit", done, max(done, total))
-    if not torch.isfinite(z).all():
-        raise NumericsError("the edited latents are not finite: nothing was written; try a smaller guidance_scale and "
-                            "gentler settings")
     return _Sampled(z, difference, tuple(masks), tuple(losses))
 
 
@@ -431,10 +451,10 @@ def _seed(config: Settings) -> int:
     return getattr(config, "seed", 0)
 
 
-def _unusual(model: Backbone, size: tuple[int, int]) -> list[str]:
+def unusual(model: Backbone, size: tuple[int, int]) -> list[str]:
     """What is to be said of a size that the model was not trained at."""
     area = size[0] * size[1] / model.sample_size**2
     if 0.5 <= area <= 2:
         return []
-    return [f"{model.name} was trained at {model.sample_size} x {model.sample_size} pixels, and this edit is worked at "
+    return [f"{model.name} was trained at {model.sample_size} x {model.sample_size} pixels, and this picture is worked at "
             f"{size[0]} x {size[1]}: it may fall apart"]

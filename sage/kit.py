@@ -8,14 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sage.guidance.blend import BlendingMask
+    from sage.guidance.blur import gaussian_blur
     from sage.guidance.hooks import detour, hear_features, listen, record, rewrite, swap, swap_outputs
     from sage.guidance.losses import gradient, latent_slopes, limited, map_slopes
-    from sage.guidance.masks import resize, threshold, token_attention
-    from sage.guidance.rewrites import replace_columns, replacement, reweight, reweighted, rewrite_columns, rewrite_maps
+    from sage.guidance.masks import attended, dilated, resize, threshold, token_attention
+    from sage.guidance.proximal import proximal
+    from sage.guidance.rewrites import (
+        between,
+        refinement,
+        replace_columns,
+        replacement,
+        reweight,
+        reweighted,
+        rewrite_columns,
+        rewrite_maps,
+        word_swap,
+    )
     from sage.inversion import ddim_inversion
     from sage.models.backbone import Text
     from sage.models.sites import Feature, Projection, QueriesKeys, Site, Sites, Where
-    from sage.prompts.plan import replaced, token_factors, token_mask
+    from sage.prompts.plan import Plan, marked, replaced, token_factors, token_mask
+    from sage.prompts.words import aligned, changed_words
     from sage.sampling.levels import Edge, Edges, Level, downwards, upwards
     from sage.sampling.steps import (
         Prediction,
@@ -25,9 +38,12 @@ if TYPE_CHECKING:
         classifier_free,
         clean,
         ddim_step,
+        from_output,
         gaussian,
         mixed_with_noise,
         renoise,
+        stochastic,
+        to_output,
         walk,
         with_noise,
     )
@@ -37,18 +53,19 @@ _FROM = {
     "sage.guidance.blend": "BlendingMask",
     "sage.guidance.hooks": "detour hear_features listen record rewrite swap swap_outputs",
     "sage.guidance.losses": "gradient latent_slopes limited map_slopes",
-    "sage.guidance.masks": "dilated resize threshold token_attention",
+    "sage.guidance.masks": "attended dilated resize threshold token_attention",
+    "sage.guidance.blur": "gaussian_blur",
     "sage.guidance.proximal": "proximal",
-    "sage.guidance.rewrites": "between refinement replace_columns replacement reweight reweighted rewrite_columns rewrite_maps "
-                              "word_swap",
+    "sage.guidance.rewrites": "between refinement replace_columns replacement reweight reweighted rewrite_columns "
+                              "rewrite_maps word_swap",
     "sage.inversion": "ddim_inversion",
     "sage.models.backbone": "Text",
     "sage.models.sites": "Feature Projection QueriesKeys Site Sites Where",
     "sage.prompts.plan": "Plan marked replaced token_factors token_mask",
     "sage.prompts.words": "aligned changed_words",
     "sage.sampling.levels": "Edge Edges Level downwards upwards",
-    "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step gaussian "
-                           "mixed_with_noise renoise walk with_noise",
+    "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step from_output gaussian "
+                           "mixed_with_noise renoise stochastic to_output walk with_noise",
     "sage.trajectory.kinds": "Noises NullText Pair Recorded Trajectory Wanted",
 }
 _WHERE = {name: module for module, names in _FROM.items() for name in names.split()}

@@ -65,6 +65,7 @@ class Step:
 
     Attributes:
         step: from 0 on; an edit that is made again by `retries` begins anew at 0.
+        attempt: 0, or which of the retries it is of; filled in by the driver.
         z: (B, C, h, w) latents after the step.
         level: the noise level from which it started.
         source, target: what was predicted under each prompt; None where a method has no such branch.
@@ -86,6 +87,7 @@ class Step:
     loss: tuple[float, ...] | None = None
     mask: "Tensor | None" = None
     looks: Mapping[str, "Tensor"] = field(default_factory=lambda: MappingProxyType({}))
+    attempt: int = 0
 
     @property
     def x0_source(self) -> "Tensor | None":
@@ -129,7 +131,9 @@ class Method(ABC, Generic[S]):
         reads: which members of a `Request` it looks at.
         presets: named changes to the settings, such as "published": those of the original code.
         calls: how often the network is asked for one picture, as people read it: "N" for an inversion of N steps.
-        generates: whether it makes pictures from noise (sage.generate) and edits none, or does both.
+        of_pictures: settings that play no part where a picture is made from nothing.
+        edits: whether it edits pictures (sage.edit).
+        generates: whether it makes pictures from noise (sage.generate).
     """
 
     name: ClassVar[str]
@@ -140,6 +144,7 @@ class Method(ABC, Generic[S]):
     reads: ClassVar[frozenset[str]] = frozenset({"source", "target"})
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
     calls: ClassVar[str] = ""
+    of_pictures: ClassVar[frozenset[str]] = frozenset({"encode", "size", "fit"})
     edits: ClassVar[bool] = True
     generates: ClassVar[bool] = False
     variant: Mapping[str, Any] = MappingProxyType({})  # settings that a name such as "p2p+direct" stands for
@@ -158,6 +163,10 @@ class Method(ABC, Generic[S]):
     def where(self) -> str:
         """What finds it again: its name, or path/to/file.py:Class for a method that is not ours."""
         return self._where or self.name
+
+    def does(self, task: str) -> bool:
+        """Whether it is for "edit", or for "generate"."""
+        return {"edit": self.edits, "generate": self.generates}[task]
 
     # ---- what it is made for
 
@@ -244,6 +253,10 @@ class Method(ABC, Generic[S]):
         """The steps from `job.z0`, which is noise, to a picture under the target prompt."""
         raise NotImplementedError
 
+    def compares(self, settings: S) -> str:
+        """What `Step.loss` measures, in a few words; "" where there is none."""
+        return ""
+
     def random(self, settings: S) -> bool:
         """Whether the result depends on the seed."""
         return self.draws(settings)
@@ -259,9 +272,30 @@ _OWNERS: dict[type[Settings], type[Method[Any]]] = {}
 METHODS: dict[str, str] = {
     "sage": "sage.methods.sage:SAGE",
     "plain": "sage.methods.plain:Plain",
+    "sag": "sage.methods.sag:SAG",
     "sdedit": "sage.methods.sdedit:SDEdit",
     "p2p": "sage.methods.p2p:PromptToPrompt",
 }
+
+
+DEFAULTS = {"edit": "sage", "generate": "plain"}  # the methods where none is named
+
+
+@cache
+def able(task: str) -> tuple[str, ...]:
+    """The names of the methods that do one of two things.
+
+    Args:
+        task: "edit" or "generate".
+    """
+    return tuple(name for name in METHODS if method(name).does(task))
+
+
+def check_task(found: Method[Any], task: str) -> None:
+    """SettingsError for a method that edits no pictures, or makes none, naming those that do."""
+    if not found.does(task):
+        wanted = {"edit": "edits no picture", "generate": "makes no pictures from noise"}[task]
+        raise SettingsError(f"{found.name} {wanted}: {' and '.join(able(task))} do")
 
 
 @cache

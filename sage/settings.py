@@ -13,12 +13,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, get_type_hints
 
 from sage.errors import SettingsError
 
-AUTO = "auto"
-Phrases = str | tuple[str, str] | None
+AUTO: Literal["auto"] = "auto"
+Phrases = Literal["auto"] | tuple[str, str] | None
 Factors = Mapping[str, float]
 T = TypeVar("T")
 
@@ -192,6 +192,14 @@ class Solver(Settings):
 
 
 @frozen
+class Stochastic(Solver):
+    """Solver."""
+
+    eta: float = setting(0.0, "fresh noise in each sampling step: 0 for none, which is DDIM; 1 for as much as DDPM", low=0,
+                         high=1)
+
+
+@frozen
 class Guidance(Settings):
     """Guidance."""
 
@@ -200,7 +208,15 @@ class Guidance(Settings):
 
 
 @frozen
-class Picture(Settings):
+class Output(Settings):
+    """Output."""
+
+    quantise: str = setting("round", "8-bit output: rounded, or truncated as in the released code", "round", "truncate")
+    seed: int = setting(0, "seed of everything that is drawn at random", low=0, high=2**63 - 1)
+
+
+@frozen
+class Picture(Output):
     """Picture."""
 
     fixes = frozenset({"encode", "size", "fit"})
@@ -211,8 +227,6 @@ class Picture(Settings):
                                low=8, high=4096)
     fit: str = setting("keep", "keep the picture's aspect, or squash it to a square as the released code does",
                        "keep", "squash")
-    quantise: str = setting("round", "8-bit output: rounded, or truncated as in the released code", "round", "truncate")
-    seed: int = setting(0, "seed of everything that is drawn at random", low=0, high=2**63 - 1)
 
 
 @frozen

@@ -5,16 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from sage.config import EditConfig
 
 from sage.bench import metrics, tables
-from sage.editing import edit_batch
-from sage.inversion import Trajectory, invert_batch
-from sage.models.sd.model import StableDiffusion
+from sage.editing import check_prompts, edit_batch, invert_batch
+from sage.models.backbone import Backbone
 from sage.pictures import from_pixels
-from sage.prompts.plan import check_prompts
+from sage.settings import Settings
 from sage.stilllife import EditCase, edit_case
 from sage.stilllife.edits import Prompts
+from sage.trajectory.kinds import Trajectory
 from training.data import SIDE
 
 KINDS = range(10)
@@ -47,7 +46,7 @@ def draw(seeds: Sequence[int], short: bool = False, side: int = SIDE) -> list[Ca
     return cases
 
 
-def run(model: StableDiffusion, cases: Sequence[Case], config: EditConfig, batch: int = 20,
+def run(model: Backbone, cases: Sequence[Case], config: Settings, batch: int = 20,
         trajectories: dict[int, Trajectory] | None = None, progress=None) -> list[Image.Image]:
     """Edit every case by `config`.
 

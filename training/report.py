@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from sage.config import EditConfig
 from tqdm import tqdm
 
 import sage
 from sage import pictures
 from sage.allocator import keep_freed_memory
-from sage.inversion import invert_batch
-from sage.models.sd.model import StableDiffusion
-from sage.prompts.plan import check_prompts
+from sage.editing import check_prompts, invert_batch
+from sage.methods.sage import SAGE, Settings
+from sage.models.backbone import Backbone
+from sage.sampling.levels import downwards
 from sage.sampling.steps import walk
 from sage.stilllife import KINDS, render, varied_scene
 from sage.stilllife.prompts import prompt
@@ -29,19 +29,20 @@ REPORTED = range(1000, 1007)  # seeds of the reported edits; settings were chose
 
 
 @torch.no_grad()
-def autoencoder(model: StableDiffusion, count: int = 200) -> tuple[np.ndarray, np.ndarray]:
+def autoencoder(model: Backbone, count: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """PSNR in dB of the autoencoder, and of DDIM inversion and back through it, against the pictures; (count,) each."""
     scenes, side = [varied_scene(seed, held_out=True) for seed in range(count)], model.sample_size
     images = [pictures.from_pixels(render(scene, side)) for scene in scenes]
     prompts = [prompt(scene) for scene in scenes]
-    config = EditConfig(reconstruction="none", replace=None, blend=None, self_level=0, cross_level=0)
+    config = Settings(reconstruction="none", replace=None, blend=None, self_level=0, cross_level=0)
     rows = []
     for start in tqdm(range(0, count, 20), desc="inversion and back", unit="batch"):
         part = images[start:start + 20]
         plans = [check_prompts(model, p, p, config) for p in prompts[start:start + 20]]
         trajectory = invert_batch(model, part, plans, config)
-        edges = model.schedule(config.steps, config.spacing, config.grid).sampling
-        *_, back = walk(lambda z, level, t=trajectory: model.denoise(z, level, t.text), trajectory.noise, edges)
+        text = model.prepare(model.embed(trajectory.source))
+        levels = model.schedule.levels(config.steps, config.spacing, tuple(trajectory.noise.shape[-2:]))
+        *_, back = walk(lambda z, level, text=text: model.predict(z, level, text), trajectory.noise, downwards(levels))
         for z in (trajectory.latents[0], back):
             x = model.decode(z)
             rows.append([cases.psnr(np.asarray(pictures.to_picture(x[i:i + 1])), np.asarray(picture),
@@ -49,9 +50,9 @@ def autoencoder(model: StableDiffusion, count: int = 200) -> tuple[np.ndarray, n
     return np.concatenate(rows[0::2]), np.concatenate(rows[1::2])
 
 
-def configurations(model: StableDiffusion) -> dict[str, EditConfig]:
+def configurations(model: Backbone) -> dict[str, Settings]:
     """What is compared: the recommended settings, the same without reconstruction, and plain sampling."""
-    best = model.recommended
+    best = SAGE().recommended(model)
     bare = best.but(reconstruction="none", replace=None, blend=None)
     return {"recommended": best,
             "recommended without reconstruction": best.but(reconstruction="none"),
@@ -59,7 +60,7 @@ def configurations(model: StableDiffusion) -> dict[str, EditConfig]:
             "plain, w = 1": bare.but(guidance_scale=1.0)}
 
 
-def measured(model: StableDiffusion, sample: list[cases.Case]) -> dict[str, list[Image.Image]]:
+def measured(model: Backbone, sample: list[cases.Case]) -> dict[str, list[Image.Image]]:
     """What every configuration, and doing nothing, makes of the cases; and the bound that the autoencoder sets."""
     results = {"autoencoder of the true edit": [], "untouched source": [case.source for case in sample]}
     for case in sample:
@@ -126,7 +127,7 @@ def main() -> None:
         lines += [f"## {len(sample)} edits, {len(sample) // 10} of each kind, {length} prompts", "",
                   *tables(sample, results), "", f"![edits, {length} prompts](edits-{length}.png)", ""]
         pictures.save_picture(sheet_of(sample, results), args.out / f"edits-{length}.png")
-    settings = {k: v for k, v in model.recommended.as_dict().items() if v != EditConfig().as_dict()[k]}
+    settings = {k: v for k, v in SAGE().recommended(model).as_dict().items() if v != Settings().as_dict()[k]}
     lines += [f"Recommended settings, where they differ from the defaults: `{json.dumps(settings)}`", "",
               "![64 prompts](prompts.png)", ""]
     text = "\n".join(lines)

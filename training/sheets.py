@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sage.models.backbone import Backbone, Text
 from sage.models.sd.clip import CLIPText
 from sage.models.sd.model import StableDiffusion
 from sage.models.sd.unet import UNet
 from sage.models.sd.vae import VAE
 from sage.pictures import save_picture, sheet, to_picture
-from sage.sampling.steps import walk
+from sage.sampling.levels import Level, downwards
+from sage.sampling.steps import Prediction, classifier_free, walk
 from sage.stilllife import varied_scene
 from sage.stilllife.captions import join
 from sage.stilllife.prompts import draw_wording, everything, phrases
@@ -56,27 +58,26 @@ def prompts(count: int) -> list[str]:
 
 
 @torch.no_grad()
-def from_noise(model: StableDiffusion, texts: list[str], steps: int = 50, w: float = 3.0) -> list[Image.Image]:
+def from_noise(model: Backbone, texts: list[str], steps: int = 50, w: float = 3.0) -> list[Image.Image]:
     """Pictures sampled under prompts, guided away from the empty prompt with scale `w`."""
-    images, side = [], model.sample_size // model.vae.factor
+    images, shape = [], model.latent_shape((model.sample_size, model.sample_size))
+    edges = downwards(model.schedule.levels(steps, "leading", shape[1:]))
     for start in range(0, len(texts), 16):
         part = texts[start:start + 16]
-        text = torch.cat([model.encode_text(model.prompts.parse(p)) for p in part])
-        empty = model.encode_text(model.prompts.parse("")).expand_as(text)
+        text = model.embed([model.prompts.parse(p) for p in part])
+        empty = model.embed([model.prompts.parse("")]).expand(len(part))
 
-        def guided(z: Tensor, level, text=text, empty=empty):
-            (x0, eps), (x0_text, eps_text) = model.denoise(z, level, empty), model.denoise(z, level, text)
-            return x0 + w * (x0_text - x0), eps + w * (eps_text - eps)
+        def guided(z: Tensor, level: Level, text: Text = text, empty: Text = empty) -> Prediction:
+            return classifier_free(model.predict(z, level, empty), model.predict(z, level, text), w)
 
-        shape = (len(part), model.vae.params.latent_channels, side, side)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(start))
-        *_, z = walk(guided, noise.to(model.device), model.schedule(steps).sampling)
+        noise = torch.randn((len(part), *shape), generator=torch.Generator().manual_seed(start))
+        *_, z = walk(guided, noise.to(model.device), edges)
         x = model.decode(z)
         images += [to_picture(x[i:i + 1]) for i in range(len(part))]
     return images
 
 
-def samples(model: StableDiffusion, path: Path, count: int = 24, columns: int = 8) -> None:
+def samples(model: Backbone, path: Path, count: int = 24, columns: int = 8) -> None:
     """A sheet of pictures drawn from noise, titled by their prompts."""
     cells = list(zip(texts := prompts(count), from_noise(model, texts), strict=True))
     save_picture(sheet([cells[i:i + columns] for i in range(0, count, columns)], side=192), path)

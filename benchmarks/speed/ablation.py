@@ -16,18 +16,20 @@ import torch
 from benchmarks.speed.cells import OURS
 from benchmarks.speed.measure import IMPLEMENTATIONS, Clock, Host, weights
 from benchmarks.speed.models import MODELS
-from sage import passes
-from sage.guidance import hooks as taps
-from sage.models import layers
-from sage.models.sd import attention
+from sage import kit
+from sage.guidance import hooks
+from sage.methods import sage as method
+from sage.models import layers, sites
 from sage.models.sd.model import StableDiffusion
 
 
-def _two_passes(self: passes.Passes, step: int, z: torch.Tensor, level: Any) -> tuple:
-    target = self._target(step, z, level)
-    source, tap = self._source(step, z, level)
-    self.mask.add(0, tap)
-    return source, target
+def _two_passes(self: Any, z: torch.Tensor, level: Any, marking: bool) -> tuple:
+    made = []
+    for branch, text in (("target", self.job.target), ("source", self.job.source)):
+        with self.blend.listen(marking) as tap:
+            made.append(self.job.predict(z, level, text, branch))
+        self.blend.add(tap, branch)
+    return made[1], made[0]
 
 
 # Each with what puts it out of action.
@@ -36,13 +38,13 @@ SHORT_CUTS: dict[str, Callable[[ExitStack], None]] = {
         patch("benchmarks.speed.measure.keep_freed_memory", lambda: False)),
     "large products by oneDNN": lambda out: out.enter_context(patch.object(layers, "PRODUCT", None)),
     "no map is formed that nobody asks for": lambda out: out.enter_context(
-        patch.object(attention.AttentionMap, "tapped", property(lambda site: True))),
+        patch.object(sites.Site, "tapped", property(lambda site: True))),
     "no graph past the last compared site": lambda out: out.enter_context(
-        patch.object(passes, "listen", lambda sites, last=False: taps.listen(sites))),
+        patch.object(kit, "listen", lambda sites, last=False: hooks.listen(sites))),
     "text and time prepared once": lambda out: (
-        out.enter_context(patch.object(StableDiffusion, "prepare", lambda model, text: text)),
+        out.enter_context(patch.object(StableDiffusion, "prepare", lambda model, text, guidance=None: text)),
         out.enter_context(patch.object(StableDiffusion, "_time", lambda model, t: torch.tensor(float(t))))),
-    "both prompts in one batch": lambda out: out.enter_context(patch.object(passes.Passes, "_in_one", _two_passes)),
+    "both prompts in one batch": lambda out: out.enter_context(patch.object(method._Passes, "_in_one", _two_passes)),
     "convolutions packed (small models)": lambda out: out.enter_context(patch("sage.models.loading.SMALL", 0)),
 }
 PLAIN = "everything the long way"

@@ -64,7 +64,7 @@ def recommended(job: Job) -> Any:
     keep_freed_memory()
     about = MODELS["stilllife"]
     model = sage.load_model("stilllife", device="cpu")
-    config, seconds = model.recommended.but(steps=WHOLE, retries=0), []
+    config, seconds = sage.method("sage").recommended(model).but(steps=WHOLE, retries=0), []
     for _ in range(6):
         start = time.perf_counter()
         sage.edit(model, about.picture(64), about.source, about.target, config)

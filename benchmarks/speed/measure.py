@@ -102,19 +102,20 @@ class Ours:
         import sage
         keep_freed_memory()
         self.about, self.model = model, sage.load_model(folder, device=device, dtype=dtype)
+        self.recommended = sage.method("sage").recommended(self.model)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"unet": self.model.unet, "vae": self.model.vae, "text": self.model.text}
 
     def config(self, size: int, steps: int, guided: int):
         """The model's own settings; with random weights weaker guidance, lest numbers overflow."""
-        config = self.model.recommended.but(steps=steps, guided_steps=guided, size=size, retries=0)
+        config = self.recommended.but(steps=steps, guided_steps=guided, size=size, retries=0)
         return config if self.about.unet is None else config.but(guidance_scale=1.5, reconstruction_scale=1e-3)
 
     def invert(self, batch: int, size: int, steps: int) -> Any:
         """An inversion that records at each of its steps."""
         import sage
-        from sage.inversion import invert_batch
+        from sage.editing import invert_batch
         picture, config = self.about.picture(size), self.config(size, steps, steps)
         if batch == 1:
             return sage.invert(self.model, picture, self.about.source, config)
@@ -129,7 +130,7 @@ class Ours:
         return edit_batch(self.model, [picture] * batch, [self._plan(config)] * batch, config, progress)
 
     def text(self) -> None:
-        self.model.encode_text(self._plan(self.model.recommended).target)
+        self.model.embed([self._plan(self.recommended).target])
 
     def _plan(self, config):
         import sage

@@ -15,12 +15,13 @@ from sage import pictures
 from sage.batch.manifest import DONE, FAILED, Line, Manifest, failed, now
 from sage.batch.table import Row
 from sage.bench.files import inside
-from sage.config import EditConfig
-from sage.errors import PictureError, SageError, out_of_memory
-from sage.inversion import recording_key
-from sage.models.sd.model import StableDiffusion
+from sage.editing import sharing_key
+from sage.errors import PictureError, SageError, SettingsError, out_of_memory
+from sage.method import method
+from sage.models.backbone import Backbone
 from sage.pictures.metadata import identity, make_record, read_record
 from sage.prompts.plan import Plan
+from sage.settings import Settings
 
 Progress = Callable[[str, int, int], None]
 Tell = Callable[[Line, bool], None]
@@ -37,19 +38,20 @@ class Task:
     row: Row
     path: Path
     plan: Plan
-    config: EditConfig
+    config: Settings
     record: dict[str, Any]
 
     @property
     def digest(self) -> str:
         """Changes whenever the edit could, but for the versions of what makes it."""
         made = {name: self.record["made"][name] for name in ("device", "dtype")}
-        return hashlib.sha256(json.dumps(self.record | {"made": made}, sort_keys=True).encode()).hexdigest()
+        record = {name: value for name, value in self.record.items() if name != "savings"}  # known only when it is made
+        return hashlib.sha256(json.dumps(record | {"made": made}, sort_keys=True).encode()).hexdigest()
 
     @property
     def inversion(self) -> tuple:
         """Edits in which this is equal have the same inversion."""
-        return self.record["picture"]["sha256"], recording_key(self.config, [self.plan])
+        return self.record["picture"]["sha256"], sharing_key(self.config, [self.plan])
 
     def line(self, status: str, **more: Any) -> Line:
         """What became of it, now."""
@@ -57,14 +59,14 @@ class Task:
                     self.row.source, self.row.target, digest=self.digest, time=now(), **more)
 
 
-def run_batch(model: StableDiffusion, rows: Sequence[Row], folder: Path, base: EditConfig | None = None,
+def run_batch(model: Backbone, rows: Sequence[Row], folder: Path, preset: str | None = None,
               changes: Mapping[str, Any] | None = None, truncate: bool = False, prediction_type: str | None = None,
               tell: Tell | None = None, progress: Progress | None = None) -> tuple[list[Line], list[Task]]:
     """Make the edits that a table asks for, and that are not there yet as it asks for them.
 
     Args:
-        base: the settings to start from; default: the model's own.
-        changes: settings for all rows; those of a row win.
+        preset: of each row's method, to start from; default: what the model recommends for the method.
+        changes: settings for all rows whose methods have them; those of a row win.
         tell: called with each row's line as it is known, and whether it was made now.
         progress: called with (phase, steps done, steps in all) of the row at work.
     Returns:
@@ -86,13 +88,12 @@ def run_batch(model: StableDiffusion, rows: Sequence[Row], folder: Path, base: E
             if progress:
                 progress("read", i, len(rows))
             try:
-                task = _task(model, row, folder, (base or model.recommended).but(**(changes or {})), truncate,
-                             prediction_type, hashes)
+                task = _task(model, row, folder, preset, changes or {}, truncate, prediction_type, hashes)
                 old = manifest.done.get(row.out)
                 if old and old.digest == task.digest and _intact(task.path, old):
                     settle(old if (old.row, old.line) == (row.number, row.line) else _moved(old, row), new=False)
                 else:
-                    _check_place(task.path, given)
+                    _check_place(task.path, given, row.method)
             except SageError as error:
                 settle(failed(row, str(error)))
                 continue
@@ -104,7 +105,7 @@ def run_batch(model: StableDiffusion, rows: Sequence[Row], folder: Path, base: E
     return [lines[row.number] for row in rows], done
 
 
-def _task(model: StableDiffusion, row: Row, folder: Path, config: EditConfig, truncate: bool,
+def _task(model: Backbone, row: Row, folder: Path, preset: str | None, changes: Mapping[str, Any], truncate: bool,
           prediction_type: str | None, hashes: dict[Path, dict[str, str]]) -> Task:
     """A row that can be made, as far as is known without its picture's pixels; SageError for one that cannot."""
     if row.wrong:
@@ -113,10 +114,18 @@ def _task(model: StableDiffusion, row: Row, folder: Path, config: EditConfig, tr
     pictures.check_writable(path)
     if row.picture not in hashes:
         hashes[row.picture] = _identity(row.picture)
-    config = config.but(**row.settings)
+    config = _settings(model, row, preset, changes)
     plan = sage.check_prompts(model, row.source, row.target, config, truncate)
     return Task(row, path, plan, config, make_record(model, row.source, row.target, config, hashes[row.picture],
                                                      truncate, prediction_type))
+
+
+def _settings(model: Backbone, row: Row, preset: str | None, changes: Mapping[str, Any]) -> Settings:
+    chosen = method(row.method)
+    if why := chosen.fits(model):
+        raise SettingsError(f"{row.method} cannot edit with {model.name}: {why}")
+    base = chosen.recommended(model) if preset is None else chosen.preset(preset)
+    return base.but(**{name: value for name, value in changes.items() if name in base.names()} | dict(row.settings))
 
 
 def _identity(path: Path) -> dict[str, str]:
@@ -129,14 +138,14 @@ def _identity(path: Path) -> dict[str, str]:
     raise PictureError(f"{path} {reason}: give the path of a picture")
 
 
-def _check_place(path: Path, given: Iterable[Path]) -> None:
+def _check_place(path: Path, given: Iterable[Path], trusted: str) -> None:
     """PictureError for a place that holds something else than an edit."""
     if not path.exists():
         return
     if any(picture.exists() and path.samefile(picture) for picture in given):
         raise PictureError(f"{path} is a picture to edit, and would be overwritten: give another name")
     try:
-        read_record(path)
+        read_record(path, "edit", trusted)
     except PictureError as error:
         raise PictureError(f"{path} exists and is no edit of ours: it is left alone; give another name") from error
 
@@ -156,7 +165,7 @@ def _groups(tasks: Iterable[Task]) -> list[list[Task]]:
     return list(groups.values())
 
 
-def _made(model: StableDiffusion, group: Sequence[Task], prediction_type: str | None, truncate: bool,
+def _made(model: Backbone, group: Sequence[Task], prediction_type: str | None, truncate: bool,
           progress: Progress | None) -> Iterator[Line]:
     """The lines of tasks that share an inversion, each once its edit is on the disk."""
     image, trajectory = None, None
@@ -166,7 +175,7 @@ def _made(model: StableDiffusion, group: Sequence[Task], prediction_type: str | 
             image = image or _opened(task)
             result = sage.edit(model, image, task.row.source, task.row.target, task.config, progress, trajectory,
                                truncate)
-            pictures.save_picture(result.image, task.path, task.record)
+            pictures.save_picture(result.image, task.path, task.record | {"savings": result.savings.as_dict()})
         except SageError as error:
             yield task.line(FAILED, reason=str(error), seconds=_since(began))
             continue

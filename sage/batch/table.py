@@ -5,21 +5,20 @@ import io
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sage.commands.flags import reader
-from sage.config import EditConfig
+from sage.commands.flags import DEFAULT_METHOD, reader
 from sage.console import did_you_mean
 from sage.errors import SageError, SettingsError
+from sage.method import METHODS, Method, method
 from sage.pictures import WRITTEN
 from sage.pictures.metadata import check_prompt
+from sage.settings import Phrases, Settings, annotations
 
-REQUIRED, NAMES = ("picture", "source", "target"), ("out", "name", "id")
-SETTINGS = tuple(f.name for f in fields(EditConfig))
-COLUMNS = (*REQUIRED, *NAMES, *SETTINGS)
+REQUIRED, NAMES, METHOD = ("picture", "source", "target"), ("out", "name", "id"), "method"
 COMMENTS = ("comment", "comments", "note", "notes", "remark", "remarks")
 # 2,5 and 0,125, but not 1,000, which is one to some and a thousand to others
 DECIMAL_COMMA = re.compile(r"([+-]?(?:0|\d+(?!,\d{3}$))),(\d+)")
@@ -39,6 +38,7 @@ class Row:
         number: 1 is the first one below the header.
         line: of the file, on which it begins or ends.
         out: where the edit goes, below the folder of the batch.
+        method: what edits, as `sage.method.method` finds it.
         settings: those that the row has of its own.
         wrong: why it cannot be made, "" if nothing is known to be wrong; the other values are then not to be used.
     """
@@ -49,21 +49,34 @@ class Row:
     source: str = ""
     target: str = ""
     out: str = ""
+    method: str = DEFAULT_METHOD
     settings: Mapping[str, Any] = field(default_factory=dict)
     wrong: str = ""
 
 
-def read_table(path: Path) -> list[Row]:
+def columns_of(default: str = DEFAULT_METHOD) -> tuple[str, ...]:
+    """Every column that a table may have: settings are those of any known method, and of the default one."""
+    owners = [method(name).Settings for name in dict.fromkeys((default, *METHODS))]
+    settings = dict.fromkeys(name for owner in owners for name in owner.names())
+    return tuple(dict.fromkeys((*REQUIRED, *NAMES, METHOD, *settings)))
+
+
+def read_table(path: Path, default: str = DEFAULT_METHOD) -> list[Row]:
     """Rows of a .csv or .tsv file with a header, or of a .jsonl file with an object a line; blank ones are left out.
 
-    Columns are picture, source and target; out, name or id for the file to write; and any setting.  Those that begin
-    with #, or are called comment, note or remark, are left alone.  Numbers may have a decimal comma.  Pictures are
-    found from the table's folder.
+    Columns are picture, source and target; out, name or id for the file to write; method; and the settings of the row's
+    method.  Those that begin with #, or are called comment, note or remark, are left alone.  Numbers may have a decimal
+    comma.  Pictures are found from the table's folder.
 
+    Args:
+        default: the method of rows that name none.  A table is perhaps a stranger's: it may name a method that is
+            known, but a file with a method in it only where this is that very file.
     Raises:
         TableError: missing, too large, not UTF-8, empty, or without the columns it needs.
     """
-    cells = list((_json_lines if path.suffix.lower() in (".jsonl", ".ndjson") else _csv)(path, _text(path)))
+    known = columns_of(default)
+    read = _json_lines if path.suffix.lower() in (".jsonl", ".ndjson") else _csv
+    cells = list(read(path, _text(path), known))
     if not cells:
         raise TableError(f"{path} has no rows")
     columns = {_column(name) for _, found in cells if not isinstance(found, str) for name in found}
@@ -71,10 +84,10 @@ def read_table(path: Path) -> list[Row]:
         if not columns:
             raise TableError(f"{path}, line {cells[0][0]}: {cells[0][1]}")
         raise TableError(f"{path} has no column {' and no column '.join(missing)}; it needs {', '.join(REQUIRED)}, and "
-                         f"may have {', '.join(NAMES)} or any setting")
+                         f"may have {', '.join((*NAMES, METHOD))} or any setting")
     rows, taken = [], {}
     for number, (line, found) in enumerate(cells, start=1):
-        row = _row(number, line, found, path.parent)
+        row = _row(number, line, found, path.parent, known, default)
         if not row.wrong:
             key = unicodedata.normalize("NFC", row.out).casefold()  # as the least exact of file systems compares
             if key in taken:
@@ -104,7 +117,7 @@ def _text(path: Path) -> str:
 Cells = Iterator[tuple[int, dict[str, Any] | str]]
 
 
-def _csv(path: Path, text: str) -> Cells:
+def _csv(path: Path, text: str, known: Sequence[str]) -> Cells:
     """Cells as texts, empty ones left out; with the delimiter that parts the header into what it needs."""
     head = text.lstrip().partition("\n")[0].lower()
     delimiter = max(",;\t", key=lambda d: len({*REQUIRED} & {_column(name.strip(' "\r')) for name in head.split(d)}))
@@ -113,8 +126,8 @@ def _csv(path: Path, text: str) -> Cells:
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         header = next((cells for cells in lines if any(cells)), [])
         names = [_column(cell) for cell in header]
-        if strange := [name for name in names if name not in COLUMNS and not _is_comment(name)]:
-            raise TableError(f"{path}: {_no_column(strange[0])} (begin the names of comments with #)")
+        if strange := [name for name in names if name not in known and not _is_comment(name)]:
+            raise TableError(f"{path}: {_no_column(strange[0], known)} (begin the names of comments with #)")
         if twice := [name for name in names if names.count(name) > 1 and not _is_comment(name)]:
             raise TableError(f"{path} has the column {twice[0]} twice")
         missing = {name: "" for name in names}
@@ -133,7 +146,7 @@ def _csv(path: Path, text: str) -> Cells:
         csv.field_size_limit(limit)
 
 
-def _json_lines(path: Path, text: str) -> Cells:
+def _json_lines(path: Path, text: str, known: Sequence[str]) -> Cells:
     for line, words in enumerate(text.split("\n"), start=1):
         if words.strip():
             try:
@@ -159,37 +172,60 @@ def _is_comment(column: str) -> bool:
     return column.startswith("#") or column in COMMENTS
 
 
-def _no_column(name: str) -> str:
+def _no_column(name: str, known: Sequence[str]) -> str:
     """What is said of one that there is not, with the one that may be meant."""
-    near = did_you_mean(_column(name), COLUMNS) or f": there are {', '.join((*REQUIRED, *NAMES))} and any setting"
+    near = did_you_mean(_column(name), known) or (f": there are {', '.join((*REQUIRED, *NAMES, METHOD))} and any "
+                                                  "setting")
     return f"there is no column {name[:40]!r}{near}"
 
 
 # ---- cells -> a row
 
 
-def _row(number: int, line: int, found: dict[str, Any] | str, folder: Path) -> Row:
+def _row(number: int, line: int, found: dict[str, Any] | str, folder: Path, known: Sequence[str], default: str) -> Row:
     try:
         if isinstance(found, str):
             raise TableError(found)
         cells = {}
         for name, value in found.items():
             column = _column(name)
-            if column not in COLUMNS and not _is_comment(column):
-                raise TableError(_no_column(name))
+            if column not in known and not _is_comment(column):
+                raise TableError(_no_column(name, known))
             if column in cells:
                 raise TableError(f"it has {column} twice")
             cells[column] = value
-        texts = {name: _plain(name, cells.get(name)) for name in (*REQUIRED, *NAMES)}
+        texts = {name: _plain(name, cells.pop(name, None)) for name in (*REQUIRED, *NAMES, METHOD)}
         if not texts["picture"]:
             raise TableError("picture is empty: give the path of one")
-        settings = {name: _setting(name, value) for name, value in cells.items()
-                    if name in SETTINGS and _says(name, value)}
-        EditConfig().but(**settings)
+        chosen = _method(texts[METHOD] or default, default)
         return Row(number, line, folder / texts["picture"], check_prompt("source", texts["source"]),
-                   check_prompt("target", texts["target"]), _out(number, texts), settings)
+                   check_prompt("target", texts["target"]), _out(number, texts), texts[METHOD] or default,
+                   _settings(chosen, cells))
     except SageError as error:
         return Row(number, line, wrong=str(error))
+
+
+def _method(name: str, default: str) -> Method:
+    if name != default and ".py:" in name:
+        raise TableError(f"its method is a file, {name[:60]}: a table may not say which code is run; give it with "
+                         "--method")
+    found = method(name)
+    if not found.edits:
+        raise TableError(f"{found.name} makes pictures from nothing and edits none")
+    return found
+
+
+def _settings(chosen: Method, cells: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in a row, read as the flags of its method are."""
+    owner, settings = chosen.Settings, {}
+    for name, value in cells.items():
+        if _is_comment(name) or not _says(owner, name, value):
+            continue
+        if name not in owner.names():
+            raise TableError(f"{chosen.name} has no setting {name}: it has {', '.join(owner.names())}")
+        settings[name] = _setting(owner, name, value)
+    owner().but(**settings)
+    return settings
 
 
 def _plain(name: str, value: Any) -> str:
@@ -207,18 +243,18 @@ def _plain(name: str, value: Any) -> str:
     return value if name in ("source", "target") else value.strip()
 
 
-def _says(name: str, value: Any) -> bool:
+def _says(owner: type[Settings], name: str, value: Any) -> bool:
     """An empty cell says nothing, and null only where it is what none is."""
     if isinstance(value, str):
         return bool(value.strip())
-    return value is not None or name in ("replace", "blend")
+    return value is not None or annotations(owner).get(name) == Phrases
 
 
-def _setting(name: str, value: Any) -> Any:
+def _setting(owner: type[Settings], name: str, value: Any) -> Any:
     """A text as its flag reads it, but with a decimal comma too; any other JSON value as it is."""
     if not isinstance(value, str):
         return value
-    text, read = value.strip(), reader(name)
+    text, read = value.strip(), reader(owner, name)
     if read is float and (parts := DECIMAL_COMMA.fullmatch(text)):
         text = ".".join(parts.groups())
     try:

@@ -1,4 +1,4 @@
-"""The configurations that can be measured by name.
+"""The configurations that can be measured by name: those below, and every method with what is recommended for it.
 
 `NAME:field=value,...` is one of them with some settings changed.
 """
@@ -10,14 +10,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sage.bench.cases import Case
-from sage.config import AUTO, EditConfig, Phrases
+from sage.console import did_you_mean
 from sage.errors import SettingsError
+from sage.method import METHODS, Method
+from sage.method import method as find_method
 from sage.prompts.phrases import read_factors, read_phrases
+from sage.settings import AUTO, Factors, Phrases, Settings, annotations
 
 ALONE = {"replace": None, "blend": None, "retries": 0}
 NOTHING = ALONE | {"reconstruction": "none"}
 WHOLE = {"reconstruction": "self", "replace": AUTO, "blend": AUTO, "mask_from": "attention", "blend_fraction": 0.8,
          "blend_threshold": 0.5, "retries": 0}
+MODELS = ("self_level", "cross_level", "size")  # settings that say more of a model than of a way to edit
+WORDS = ("prompts", "benchmark")
+EXPLICIT = "method="  # before the name of a method that is also that of a configuration
 
 
 @dataclass(frozen=True)
@@ -25,12 +31,15 @@ class Configuration:
     """What makes a result of a case.
 
     Attributes:
-        base: the settings it starts from: the model's recommended ones, or those of the released code at the model's
-            levels of attention and size.
+        changes: settings that it changes; "=name" stands for the value of another one.
+        base: the settings it starts from: the model's recommended ones, or a preset of the method at the model's levels
+            of attention and size.
         words: phrases for replacement and blending: what differs between the prompts, or what the benchmark names.
         makes: "edit"; "reconstruction", an edit that asks for nothing and whose right result is the source; or a
             bound, which needs no settings: "source" the untouched picture, "autoencoder" the true edit (the source,
             where that is not known) encoded and decoded.
+        method: what edits, by name or path/to/file.py:Class.
+        overrides: settings that were given after the name.
     """
 
     name: str
@@ -39,6 +48,7 @@ class Configuration:
     base: str = "recommended"
     words: str = "prompts"
     makes: str = "edit"
+    method: str = "sage"
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -50,31 +60,44 @@ class Configuration:
         """The name as a folder."""
         return re.sub(r"[^A-Za-z0-9.=,_+-]", "_", self.name)
 
-    def settings(self, recommended: EditConfig, case: Case | None = None) -> EditConfig:
+    @property
+    def edits_by(self) -> Method:
+        """The method."""
+        return find_method(self.method)
+
+    def settings(self, recommended: Settings, case: Case | None = None) -> Settings:
         """The settings for one case, or for all of them but for their words.
 
+        Args:
+            recommended: for the method on the model.
         Raises:
             SettingsError: an override that is not possible.
         """
         config = recommended
-        if self.base == "published":
-            config = EditConfig.published(self_level=recommended.self_level, cross_level=recommended.cross_level,
-                                          size=recommended.size)
+        if self.base != "recommended":
+            config = self.edits_by.preset(self.base, **{name: getattr(recommended, name) for name in MODELS
+                                                        if name in recommended.names()})
         changes = {name: getattr(config, value[1:]) if isinstance(value, str) and value.startswith("=") else value
                    for name, value in self.changes.items()}
         config = config.but(**changes)
         if self.words == "benchmark" and case is not None:
-            if config.replace == AUTO:
-                config = config.but(replace=case.replace())
-            if config.blend == AUTO:
-                phrases = case.phrases if config.blend_match == "phrase" else None
-                config = config.but(blend=phrases or case.blend())
+            config = config.but(**_words(config, case))
         return config.but(**self.overrides)
 
-    def record(self, recommended: EditConfig) -> dict[str, Any]:
+    def record(self, recommended: Settings) -> dict[str, Any]:
         """Everything that tells this configuration from another of the same name, as JSON values."""
         settings = None if self.is_bound else self.settings(recommended).as_dict()
-        return {"name": self.name, "makes": self.makes, "words": self.words, "settings": settings}
+        method = None if self.is_bound else self.edits_by.where
+        return {"name": self.name, "makes": self.makes, "words": self.words, "method": method, "settings": settings}
+
+
+def _words(config: Settings, case: Case) -> dict[str, Any]:
+    """What a benchmark names, for the settings that are phrases and would be read off the prompts."""
+    exact = getattr(config, "blend_match", "phrase") == "phrase"
+    named = {"replace": case.replace(), "blend": exact and case.phrases or case.blend()}
+    kinds = annotations(type(config))
+    return {name: pair for name, pair in named.items()
+            if kinds.get(name) == Phrases and getattr(config, name) == AUTO}
 
 
 _ALL = (
@@ -121,39 +144,58 @@ DEFAULT = ("source", "autoencoder", "recommended", "plain", "guidance")
 def configuration(text: str) -> Configuration:
     """A configuration by its name, or NAME:field=value,...
 
-    Values are written as the flags of `sage edit` take them; a comma followed by no `field=` belongs to the value:
-    `plain:replace=cat,dog,reweight=grumpy:3,fluffy:2,steps=20` has three.
+    The name of a method is that method as it is recommended; method=NAME means the method where a configuration has the
+    same name, and path/to/file.py:Class one of someone's own.  Values are written as the flags of `sage edit` take
+    them; a comma followed by no `field=` belongs to the value: `plain:replace=cat,dog,reweight=grumpy:3,steps=20` has
+    three.  `words=benchmark` takes the phrases that the benchmark names.
 
     Raises:
         SettingsError: no such name or setting.
     """
-    name, _, changes = text.partition(":")
-    found = CONFIGURATIONS.get(name)
-    if found is None:
-        raise SettingsError(f"no configuration is called {name[:40]!r}: there are {', '.join(CONFIGURATIONS)}")
+    name, changes = re.fullmatch(r"((?:[^:=]*\.py:)?[^:]*):?(.*)", text, re.DOTALL).groups()
+    found = _named(name)
     if not changes:
         return found
     if found.is_bound:
         raise SettingsError(f"{name} is a bound and has no settings")
-    overrides = {}
+    overrides, owner = {}, found.edits_by.Settings
     for part in re.split(r",(?=[^,=]*=)", changes):
         key, equals, value = part.partition("=")
         if not equals:
             raise SettingsError(f"{part[:40]!r} must be SETTING=VALUE, such as {name}:guidance_scale=3")
-        overrides[key.strip()] = _value(key.strip(), value.strip())
-    EditConfig().but(**overrides)
-    return replace(found, name=text, help=f"{found.help}, with {changes}", overrides=overrides)
+        overrides[key.strip()] = _value(owner, key.strip(), value.strip())
+    words = found.words if "words" in owner.names() else overrides.pop("words", found.words)
+    if words not in WORDS:
+        raise SettingsError(f"words is {str(words)[:40]!r}: must be {' or '.join(WORDS)}")
+    owner().but(**overrides)
+    return replace(found, name=text, help=f"{found.help}, with {changes}", words=words, overrides=overrides)
 
 
-def _value(name: str, text: str) -> Any:
-    kind = EditConfig.__annotations__.get(name)
+def _named(name: str) -> Configuration:
+    if name in CONFIGURATIONS:
+        return CONFIGURATIONS[name]
+    wanted = name.removeprefix(EXPLICIT)
+    if wanted.partition("+")[0] not in METHODS and ".py:" not in wanted:
+        known = [*CONFIGURATIONS, *METHODS]
+        near = did_you_mean(name, known) or f": there are {', '.join(dict.fromkeys(known))}"
+        raise SettingsError(f"no configuration is called {name[:40]!r}{near}")
+    method = find_method(wanted)
+    if not method.edits:
+        raise SettingsError(f"{wanted} makes pictures from nothing and edits none")
+    return Configuration(name, f"{method.title}: {method.about}", method=wanted)
+
+
+def _value(owner: type[Settings], name: str, text: str) -> Any:
+    kind = annotations(owner).get(name)
     if kind == Phrases:
         return read_phrases(text)
-    if name == "reweight":
+    if kind == Factors:
         return read_factors(text)
-    if kind is not str and text == "none":
+    if kind is str or name == "words":
+        return text
+    if text == "none":
         return None
     try:
-        return json.loads(text)
-    except ValueError:
+        return json.loads({"yes": "true", "no": "false"}.get(text, text) if kind is bool else text)
+    except (ValueError, RecursionError):
         return text

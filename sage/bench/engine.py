@@ -1,66 +1,107 @@
 """The engine of the runner: a model that edits in batches."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import replace
-from importlib import metadata
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-from sage import __version__, pictures
+from sage import pictures
 from sage.bench.cases import Case
 from sage.bench.configs import Configuration
 from sage.bench.runner import Outcome
-from sage.config import AUTO, EditConfig
-from sage.editing import edit_batch
-from sage.errors import PromptError, SageError
-from sage.inversion import Trajectory, invert_batch, recording_key
-from sage.models.fingerprint import fingerprint
-from sage.models.sd.model import StableDiffusion
-from sage.prompts.plan import Plan, check_prompts
+from sage.editing import EditResult, check_prompts, edit_batch, invert_batch, sharing_key, task_of
+from sage.errors import PromptError, SageError, SettingsError
+from sage.method import Request
+from sage.models.backbone import Backbone
+from sage.pictures.metadata import made_by, make_record
+from sage.prompts.plan import Plan
+from sage.sampling.levels import Level
+from sage.sampling.steps import Prediction
+from sage.settings import AUTO, Settings
+from sage.trajectory.kinds import Trajectory
 
 FAILURES = (SageError, RuntimeError, MemoryError)  # what one case may suffer; anything else is a mistake of ours
+
+Job = tuple[Case, Image.Image, Plan]
+
+
+class Counted:
+    """A backbone that counts the latents for which its network was asked, forward: `calls`."""
+
+    def __init__(self, model: Backbone):
+        self._model, self.calls = model, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def predict(self, z: Tensor, level: Level, text: Any) -> Prediction:
+        self.calls += len(z)
+        return self._model.predict(z, level, text)
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """A way to noise and what it took.
+
+    Attributes:
+        key: whatever has an equal one has the very same way.
+    """
+
+    key: Any
+    trajectory: Trajectory
+    calls: int
+    seconds: float
 
 
 class ModelEngine:
     """Edits with one model.
 
-    Configurations that follow each other on the same batch and record the same attention share its inversion.
+    Configurations that follow each other on the same batch, and whose way to noise is the same, share its inversion;
+    each is said to have taken what it would have taken alone.
     """
 
-    def __init__(self, model: StableDiffusion):
-        self.model = model
-        self.made = {"device": model.device.type, "dtype": str(model.dtype).removeprefix("torch."),
-                     "versions": {"sage": __version__, "torch": metadata.version("torch")}}
-        self._inversion: tuple[Any, Trajectory] | None = None
+    def __init__(self, model: Backbone):
+        self.model: Any = Counted(model)
+        self._inversion: Inversion | None = None
 
     def describe(self) -> dict[str, Any]:
         # On a CPU the number of threads changes the last bits of sums.
-        threads = {"threads": torch.get_num_threads()} if self.made["device"] == "cpu" else {}
-        return {"model": self.model.name, "weights": fingerprint(self.model),
-                "prediction_type": self.model.prediction_type, **self.made, **threads}
+        threads = {"threads": torch.get_num_threads()} if self.model.device.type == "cpu" else {}
+        return {"model": self.model.name, "family": self.model.family, "weights": self.model.fingerprint(),
+                **made_by(self.model), "device": self.model.device.type, **threads}
 
     def configure(self, configuration: Configuration) -> dict[str, Any]:
-        return configuration.record(self.model.recommended)
+        if not configuration.is_bound and (why := configuration.edits_by.fits(self.model)):
+            raise SettingsError(f"{configuration.method} cannot edit with {self.model.name}: {why}")
+        return configuration.record(self._recommended(configuration))
 
     def make(self, configuration: Configuration, cases: Sequence[Case], sources: Sequence[Image.Image],
              truths: Sequence[Image.Image | None]) -> list[Outcome]:
         if configuration.makes == "source":
             return [Outcome(source) for source in sources]
         if configuration.makes == "autoencoder":
-            return [self._round_trip(truth or source) for source, truth in zip(sources, truths, strict=True)]
+            settings = self._recommended(configuration)
+            return [self._round_trip(truth or source, settings)
+                    for source, truth in zip(sources, truths, strict=True)]
         planned = [self._plan(configuration, case) for case in cases]
         jobs = [(case, source, plan) for case, source, plan in zip(cases, sources, planned, strict=True)
                 if isinstance(plan, Plan)]
         made = iter(self._edit_all(configuration, jobs))
         return [next(made) if isinstance(plan, Plan) else Outcome(reason=plan) for plan in planned]
 
-    def _round_trip(self, image: Image.Image) -> Outcome:
-        config = self.model.recommended
+    def _recommended(self, configuration: Configuration) -> Settings:
+        return configuration.edits_by.recommended(self.model)
+
+    def _settings(self, configuration: Configuration, case: Case | None = None) -> Settings:
+        return configuration.settings(self._recommended(configuration), case)
+
+    def _round_trip(self, image: Image.Image, settings: Settings) -> Outcome:
         try:
-            size = pictures.working_size(*image.size, config.size or self.model.sample_size, self.model.pixel_multiple,
-                                         config.fit)
+            size = task_of(self.model, [image], settings).size
             x = self.model.decode(self.model.encode(pictures.to_tensor(image, size)))
             return Outcome(pictures.to_picture(x, image.size))
         except FAILURES as error:
@@ -68,51 +109,58 @@ class ModelEngine:
 
     def _plan(self, configuration: Configuration, case: Case) -> Plan | str:
         """Where the words of a case stand, or why they cannot be found."""
-        config = configuration.settings(self.model.recommended, case)
+        settings = self._settings(configuration, case)
         try:
             try:
-                return check_prompts(self.model, case.source, case.target, config)
+                return check_prompts(self.model, case.source, case.target, settings)
             except PromptError as error:
-                if config.replace in (None, AUTO):
+                if getattr(settings, "replace", None) in (None, AUTO):
                     raise
                 # Of several marked phrases the released code makes one, which then is not in the prompt.
-                plan = check_prompts(self.model, case.source, case.target, config.but(replace=None))
+                plan = check_prompts(self.model, case.source, case.target, settings.but(replace=None))
                 return replace(plan, notes=(*plan.notes, f"cross-attention replacement is off: {error}"))
         except SageError as error:
             return str(error)
 
-    def _edit_all(self, configuration: Configuration, jobs: list[tuple[Case, Image.Image, Plan]]) -> list[Outcome]:
+    def _edit_all(self, configuration: Configuration, jobs: list[Job]) -> list[Outcome]:
         if not jobs:
             return []
         if len({source.size for _, source, _ in jobs}) > 1:
             return [outcome for job in jobs for outcome in self._edit_all(configuration, [job])]
-        config = configuration.settings(self.model.recommended)
-        images, plans = [source for _, source, _ in jobs], [plan for _, _, plan in jobs]
         try:
-            trajectory = self._inverted(config, images, plans)
-            results = edit_batch(self.model, images, plans, config, trajectory=trajectory)
+            return self._edited(configuration, jobs)
         except FAILURES as error:
             if len(jobs) == 1:
                 return [Outcome(reason=_reason(error))]
-            results = None
-        if results is None:  # outside the handler, which would keep the failed batch's memory alive
-            return [outcome for job in jobs for outcome in self._edit_all(configuration, [job])]
-        return [Outcome(result.image, self._record(configuration, case), result.notes)
+        # Outside the handler, which would keep the failed batch's memory alive.
+        return [outcome for job in jobs for outcome in self._edit_all(configuration, [job])]
+
+    def _edited(self, configuration: Configuration, jobs: Sequence[Job]) -> list[Outcome]:
+        settings, (_, images, plans) = self._settings(configuration), zip(*jobs, strict=True)
+        requests = [Request(case.source, case.target) for case, _, _ in jobs]
+        way = self._inverted(settings, images, plans, requests)
+        calls, began = self.model.calls, time.monotonic()
+        results = edit_batch(self.model, images, plans, settings, trajectory=way.trajectory, requests=requests)
+        each = {"calls": round((way.calls + self.model.calls - calls) / len(jobs), 2),
+                "seconds": round((way.seconds + time.monotonic() - began) / len(jobs), 3)}
+        return [Outcome(result.image, self._record(configuration, case, result), result.notes, **each)
                 for (case, _, _), result in zip(jobs, results, strict=True)]
 
-    def _inverted(self, config: EditConfig, images: Sequence[Image.Image], plans: Sequence[Plan]) -> Trajectory:
+    def _inverted(self, settings: Settings, images: Sequence[Image.Image], plans: Sequence[Plan],
+                  requests: Sequence[Request]) -> Inversion:
         """The inversion, from memory if it is just the same."""
-        key = recording_key(config, plans), [image.tobytes() for image in images]
-        if self._inversion is None or self._inversion[0] != key:
+        key = sharing_key(settings, plans), [image.tobytes() for image in images]
+        if self._inversion is None or self._inversion.key != key:
             self._inversion = None  # the maps of two would be a lot
-            self._inversion = key, invert_batch(self.model, images, plans, config)
-        return self._inversion[1]
+            calls, began = self.model.calls, time.monotonic()
+            trajectory = invert_batch(self.model, images, plans, settings, requests=requests)
+            self._inversion = Inversion(key, trajectory, self.model.calls - calls, time.monotonic() - began)
+        return self._inversion
 
-    def _record(self, configuration: Configuration, case: Case) -> dict[str, Any]:
-        """What `sage edit` stores, but for the picture's hash, which the runner adds; and which case this is."""
-        return {"source": case.source, "target": case.target, "model": self.model.name,
-                "config": configuration.settings(self.model.recommended, case).as_dict(), "prediction_type": None,
-                "truncate": False, "made": self.made, "case": case.name, "configuration": configuration.name}
+    def _record(self, configuration: Configuration, case: Case, result: EditResult) -> dict[str, Any]:
+        """What `sage edit` stores, but for the picture, which the runner adds; and which case this is."""
+        return make_record(self.model, case.source, case.target, self._settings(configuration, case), {},
+                           savings=result.savings, case=case.name, configuration=configuration.name)
 
 
 def _reason(error: BaseException) -> str:

@@ -38,12 +38,19 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an engine made of one case: a picture and the settings to store in it, or the reason why not."""
+    """What an engine made of one case: a picture and the settings to store in it, or the reason why not.
+
+    Attributes:
+        calls: how often the network was asked for it, forward.
+        seconds: what it took, an inversion that it shares included; None where the engine does not say.
+    """
 
     picture: Image.Image | None = None
     settings: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     reason: str = ""
+    calls: float = 0
+    seconds: float | None = None
 
 
 class Engine(Protocol):
@@ -253,7 +260,7 @@ def _made(c: Configuration, cases: Sequence[Case], loaded: Loaded, missing: froz
             continue
         outcome = outcomes.get(case.name) or Outcome(reason=str(loaded[case.name]))
         line = {"configuration": c.name, "case": case.name, "kind": case.kind, "notes": outcome.notes,
-                "seconds": seconds}
+                "seconds": seconds if outcome.seconds is None else outcome.seconds, "calls": outcome.calls}
         if outcome.picture is None:
             yield Result(Line(status=FAILED, reason=outcome.reason, **line))
             continue
@@ -330,6 +337,7 @@ def _parse(text: bytes) -> Line | None:
         return None
     texts = (line.configuration, line.case, line.status, line.picture, line.reason, line.judges)
     good = (all(isinstance(text, str) for text in texts) and type(line.kind) is type(line.anew) is int
+            and type(line.calls) in (int, float)
             and isinstance(line.notes, (list, tuple)) and isinstance(line.scores, dict)
             and all(v is None or type(v) in (int, float) for v in line.scores.values()))
     return replace(line, notes=tuple(map(str, line.notes))) if good else None

@@ -28,6 +28,8 @@ class Line:
         scores: by the keys of METRICS; None where a figure has no value.
         judges: which networks they are from, "" for none.
         anew: how often other networks than the first have judged it since.
+        seconds: what it took alone, its part of a batch and of an inversion that is shared.
+        calls: how often the network was asked for it, forward: latents, not batches.
     """
 
     configuration: str
@@ -41,6 +43,7 @@ class Line:
     seconds: float = 0.0
     judges: str = ""
     anew: int = 0
+    calls: float = 0
 
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self), "notes": list(self.notes)}

@@ -16,6 +16,7 @@ from sage.batch.manifest import DONE, MANIFEST, Line, Manifest, failed
 from sage.batch.table import Row, read_table
 from sage.commands.flags import (
     DEFAULT_MODEL,
+    add_method,
     add_model,
     add_ways,
     fetch_model,
@@ -23,8 +24,8 @@ from sage.commands.flags import (
     load,
     must_fetch,
 )
-from sage.config import EditConfig
 from sage.errors import ModelError
+from sage.method import Method, method
 from sage.pictures.metadata import versions
 
 EPILOG = """
@@ -32,10 +33,11 @@ the table: CSV with a header, or JSON lines; one row an edit
   picture,source,target,name,steps
   cat.jpg,a cat on a sofa,a dog on a sofa,dog,50
 
-picture is found from the table's folder. out, name or id say what the edit is called, below DIR. Any setting below is
-a column too, with a value as its flag takes it; an empty cell means the flag's value, or the model's own. Columns that
-begin with # or are called comment are left alone; numbers may have a decimal comma. A batch that was stopped goes on
-when it is started again; rows that have changed are made again.
+picture is found from the table's folder. out, name or id say what the edit is called, below DIR. A column method names
+what edits the row [--method], and any setting of that method is a column too, with a value as its flag takes it; an
+empty cell means the flag's value where the method has such a setting, or the model's own. Columns that begin with # or
+are called comment are left alone; numbers may have a decimal comma. A batch that was stopped goes on when it is started
+again; rows that have changed are made again.
 """
 
 
@@ -58,8 +60,9 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
 
 def run(args: argparse.Namespace) -> int:
     """Make the batch, say where everything is, and what could not be made."""
-    began, changes = time.monotonic(), given_settings(args)
-    rows, folder = read_table(Path(args.table)), Path(args.out)
+    began, given, variant = time.monotonic(), given_settings(args), method(args.method).variant
+    changes = {name: value for name, value in given.items() if variant.get(name) != value}  # that is not for all rows
+    rows, folder = read_table(Path(args.table), args.method), Path(args.out)
     pictures.check_writable(folder / "contact-sheet.png")
     name = args.model or DEFAULT_MODEL
     fetch = must_fetch(name)
@@ -97,8 +100,8 @@ def _done(rows: Sequence[Row], folder: Path, changes: dict[str, Any], model: str
         said.note(message)
     from sage.batch.runner import run_batch
     from sage.batch.sheets import write_sheets
-    lines, tasks = run_batch(loaded, rows, folder, EditConfig.published() if args.published else None, changes,
-                             args.truncate, args.prediction_type, said.tell, said.progress)
+    lines, tasks = run_batch(loaded, rows, folder, "published" if args.published else None, changes, args.truncate,
+                             args.prediction_type, said.tell, said.progress)
     sheets = write_sheets(tasks, folder, loaded.prompts, said.progress)
     for path in sheets:
         said.path(path)

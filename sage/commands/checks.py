@@ -1,5 +1,6 @@
 """What can be told of a request before its model is there.  Imports no torch."""
 
+import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,28 @@ from PIL import Image
 
 from sage import pictures
 from sage.errors import PromptError
+from sage.files import numbered
 from sage.settings import Blending, Factors, Phrases, Settings, annotations
 
 OUT = Path("out")  # where files go that were given no name
 SD_MULTIPLE, SD_WORDS = 64, 75
+
+
+def outputs(out: str | None, name: str, number: int) -> tuple[Path, ...]:
+    """Where pictures go: names of our own are never those of files that exist, the user's are taken as given.
+
+    Args:
+        out: a file or a folder, as the user gave it.
+        name: what to call a picture otherwise.
+    """
+    if out is None or out.endswith(("/", os.sep)) or Path(out).is_dir():
+        folder = OUT if out is None else Path(out)
+        free = (path for path in numbered(folder / name) if not path.exists())
+        return tuple(next(free) for _ in range(number))
+    path = Path(out)
+    if number == 1:
+        return (path,)
+    return tuple(path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, number + 1))
 
 
 def check_phrases(source: str, targets: Sequence[str], config: Settings) -> None:
@@ -36,6 +55,11 @@ def check_known(image: Image.Image, prompts: Sequence[str], changes: dict[str, A
     """What holds for every Stable Diffusion, told before gigabytes are fetched for nothing."""
     if size := changes.get("size"):
         pictures.working_size(*image.size, size, SD_MULTIPLE)
+    check_words(prompts, truncate)
+
+
+def check_words(prompts: Sequence[str], truncate: bool) -> None:
+    """PromptError for a prompt with more words than any Stable Diffusion takes, unless it may be cut."""
     for prompt in prompts:
         if len(prompt.split()) > SD_WORDS and not truncate:
             raise PromptError(f"the prompt has {len(prompt.split())} words, more than the {SD_WORDS} tokens that this "

@@ -5,7 +5,6 @@ Whatever the user gave is checked before torch is even imported, so that a mista
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -16,26 +15,26 @@ from typing import Any
 from PIL import Image
 
 from sage import console, pictures
-from sage.commands.checks import OUT, check_known, check_phrases
+from sage.commands.checks import OUT, check_known, check_phrases, outputs
 from sage.commands.flags import (
-    DEFAULT_MODEL,
     add_method,
     add_model,
     add_ways,
     fetch_model,
     given_settings,
     load,
+    model_of,
     must_fetch,
     published,
 )
 from sage.errors import ModelError, PictureError, SettingsError
 from sage.explain import FILES as EXPLAINED
-from sage.files import numbered
-from sage.method import Method, method
-from sage.models.known import KNOWN, known_model
+from sage.method import Method, check_task, method
+from sage.models.known import known_model
 from sage.models.savings import Savings
 from sage.pictures.metadata import (
     check_prompt,
+    differences,
     identity,
     made_by,
     make_record,
@@ -129,7 +128,7 @@ def plan_edit(args: argparse.Namespace) -> Job:
         SageError: whatever is wrong with it.
     """
     changes = given_settings(args)
-    old = read_record(args.config_from) if args.config_from else {}
+    old = read_record(args.config_from, "edit", args.method) if args.config_from else {}
     bases = [f for f in ("--published", "--config-from", "--trajectory") if vars(args)[f.strip("-").replace("-", "_")]]
     if len(bases) > 1:
         raise SettingsError(f"{bases[0]} and {bases[1]} are two sets of settings: give one of them")
@@ -137,6 +136,7 @@ def plan_edit(args: argparse.Namespace) -> Job:
     if label:
         old = label.record()
     chosen = method(args.method)
+    check_task(chosen, "edit")
     base = published(args)
     if old:
         if old["method"] == chosen.where:
@@ -165,14 +165,14 @@ def plan_edit(args: argparse.Namespace) -> Job:
     elif old and old["picture"]["sha256"] != picture["sha256"]:
         notes.append(f"{path} is not the picture that {args.config_from} was made from ({old['picture']['name']})")
 
-    model = args.model or _model_of(old, args.config_from or args.trajectory)
+    model = args.model or model_of(old, args.config_from or args.trajectory)
     fetch, known = must_fetch(model), known_model(model)
     if known and known.repo:
         check_known(image, (source, *targets), changes, truncate)
     if args.tokenizer and not Path(args.tokenizer).is_dir():
         raise ModelError(f"--tokenizer {args.tokenizer} is no folder")
 
-    outs = _outs(args.out, path, len(targets))
+    outs = outputs(args.out, f"{path.stem}-edit.png", len(targets))
     sheet = None
     if args.sheet is not None:
         sheet = Path(args.sheet) if args.sheet else outs[0].with_name(f"{outs[0].stem}-sheet.png")
@@ -198,27 +198,6 @@ def plan_edit(args: argparse.Namespace) -> Job:
     savings = Savings.from_dict(old["savings"]) if old and not label else None
     return Job(image, Path(args.trajectory) if label else None, picture, source, targets, model, prediction, chosen,
                base, changes, truncate, fetch, outs, sheet, inside, old.get("made", {}), savings, tuple(notes))
-
-
-def _model_of(old: dict[str, Any], where: str | None) -> str:
-    """The model of an earlier edit, by name only: no path that stands in a picture is ever opened."""
-    if not old:
-        return DEFAULT_MODEL
-    if old["model"] not in KNOWN:
-        raise ModelError(f"{where} was made with a model of your own, {old['model']!r}: say where it is with --model")
-    return old["model"]
-
-
-def _outs(out: str | None, picture: Path, number: int) -> tuple[Path, ...]:
-    """Where the edits go: names of our own are never those of files that exist, the user's are taken as given."""
-    if out is None or out.endswith(("/", os.sep)) or Path(out).is_dir():
-        folder = OUT if out is None else Path(out)
-        free = (path for path in numbered(folder / f"{picture.stem}-edit.png") if not path.exists())
-        return tuple(next(free) for _ in range(number))
-    path = Path(out)
-    if number == 1:
-        return (path,)
-    return tuple(path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, number + 1))
 
 
 def _insides(folder: str | None, number: int) -> tuple[Path, ...]:
@@ -303,8 +282,4 @@ def _warnings(job: Job, config: Settings, made: dict[str, Any]) -> list[str]:
     notes = []
     if "seed" in job.changes and not job.method.random(config):
         notes.append("seed has no effect: nothing in this edit is random")
-    differ = [f"{name} {str(job.made[name])[:20]} then, {made[name]} now" for name in ("device", "dtype")
-              if job.made.get(name, made[name]) != made[name]]
-    if differ:
-        notes.append(f"the result may differ a little from the earlier one: {'; '.join(differ)}")
-    return notes
+    return notes + differences(job.made, made)

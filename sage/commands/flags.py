@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import Field
 from typing import Any
 
-from sage.errors import SageError, SettingsError
-from sage.method import METHODS, Method, method
+from sage.errors import ModelError, SageError, SettingsError
+from sage.method import DEFAULTS, Method, able, method
 from sage.models.known import KNOWN, find_model, installed, known_model
 from sage.pictures.metadata import PREDICTIONS, read_record
 from sage.prompts.phrases import read_factors, read_phrases
 from sage.settings import Factors, Phrases, Settings, annotations
 from sage.trajectory.label import flag, read_label
 
-DEFAULT_MODEL, DEFAULT_METHOD = "sd-1.4", "sage"
+DEFAULT_MODEL = "sd-1.4"
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -44,12 +44,13 @@ def add_ways(parser: argparse.ArgumentParser, reported: str) -> None:
     add("--quiet", action="store_true", help="no progress, no notes")
 
 
-def named_method(argv: Sequence[str], default: str = DEFAULT_METHOD) -> Method:
-    """The method that a command line names, or the earlier edit or trajectory in it; other flags depend on it.
+def named_method(argv: Sequence[str]) -> Method:
+    """The method that a command line names, or the earlier edit or trajectory in it: it says which other flags there are.
 
     Raises:
         SettingsError: no such method.
     """
+    default = DEFAULTS.get(argv[0] if argv else "", DEFAULTS["edit"])
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("--method", "--config-from", "--trajectory"):
         finder.add_argument(name)
@@ -69,16 +70,22 @@ def named_method(argv: Sequence[str], default: str = DEFAULT_METHOD) -> Method:
     return method(default)
 
 
-def add_method(parser: argparse.ArgumentParser, chosen: Method) -> None:
-    """The method, and every one of its settings, absent from the parsed arguments unless given."""
+def add_method(parser: argparse.ArgumentParser, chosen: Method, task: str = "edit") -> None:
+    """The method, and every one of its settings that plays a part, absent from the parsed arguments unless given.
+
+    Args:
+        task: "edit" or "generate".
+    """
+    unread = chosen.of_pictures if task == "generate" else ()
     parser.set_defaults(method=chosen.where, **chosen.variant)
     parser.add_argument_group("method").add_argument(
-        "--method", default=argparse.SUPPRESS, metavar="NAME", help=f"{', '.join(METHODS)}, or path/to/file.py:Class; "
-        f"the settings below are those of {chosen.name} (sage methods) [{DEFAULT_METHOD}]")
+        "--method", default=argparse.SUPPRESS, metavar="NAME", help=f"{', '.join(able(task))}, or path/to/file.py:Class; the "
+        f"settings below are those of {chosen.name} (sage methods) [{DEFAULTS[task]}]")
     for heading, members in chosen.Settings.groups().items():
-        group = parser.add_argument_group(heading)
-        for f in members:
-            _add_setting(group, chosen.Settings, f)
+        if read := [f for f in members if f.name not in unread]:
+            group = parser.add_argument_group(heading)
+            for f in read:
+                _add_setting(group, chosen.Settings, f)
 
 
 def _add_setting(group: Any, owner: type[Settings], f: Field) -> None:
@@ -129,6 +136,15 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     changes = {name: vars(args)[name] for name in owner.names() if name in vars(args)}
     owner().but(**changes)
     return changes
+
+
+def model_of(old: dict[str, Any], where: str | None) -> str:
+    """The model of an earlier picture, by name only: no path that stands in a picture is ever opened."""
+    if not old:
+        return DEFAULT_MODEL
+    if old["model"] not in KNOWN:
+        raise ModelError(f"{where} was made with a model of your own, {old['model']!r}: say where it is with --model")
+    return old["model"]
 
 
 def published(args: argparse.Namespace) -> Settings | None:

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from PIL import Image
-
 from sage.editing import EditResult
 from sage.explain import page
-from sage.explain.watching import Progress, Watched
+from sage.explain.watching import Progress, Rebuilt, Watched
 
 
 class Explanation(Watched):
@@ -20,8 +18,10 @@ class Explanation(Watched):
     """
 
     def write(self, folder: str | Path, result: EditResult, progress: Progress | None = None,
-              rebuilt: tuple[Image.Image, Image.Image] | None = None) -> Path:
+              rebuilt: Rebuilt | None = None) -> Path:
         """Write PNG files and one page, index.html, that holds everything and opens without a network.
+
+        Of an edit that was made again by `retries`, both are of the attempt that `result` is.
 
         Args:
             progress: called with (phase, steps done, steps in all).
@@ -31,5 +31,6 @@ class Explanation(Watched):
         Raises:
             PictureError: a place that cannot be written to.
         """
+        self.choose(result.attempt)
         rebuilt = rebuilt or self.reconstructions(result.trajectory, progress)
         return page.write(self, Path(folder), result, rebuilt, progress)

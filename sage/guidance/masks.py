@@ -40,6 +40,17 @@ def dilated(mask: Tensor, margin: int) -> Tensor:
     return F.max_pool2d(mask, 2 * margin + 1, stride=1, padding=margin) if margin else mask
 
 
+def attended(maps: Tensor) -> Tensor:
+    """Places that are looked at more than the mean place is (Hong et al. 2210.00939).
+
+    Args:
+        maps: (B, H, N, N) float32 self-attention.
+    Returns:
+        (B, N) bool.
+    """
+    return maps.mean(dim=1).sum(dim=1) > 1  # each query has 1 to give, so that 1 is the mean
+
+
 def resize(mask: Tensor, height: int, width: int) -> Tensor:
     """(B, 1, h, w) bool -> (B, 1, height, width) float32 in {0, 1}, by nearest neighbour."""
     return F.interpolate(mask.float(), size=(height, width))

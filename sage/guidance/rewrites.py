@@ -47,8 +47,9 @@ def replacement(spans: Iterable[Span], length: int) -> tuple[Tensor, Tensor]:
 
 
 def refinement(aligned: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
-    """Refinement (Hertz et al. 2022, eq. 6) as a linear map on columns: a token that both prompts have takes the source's
-    attention, a new one keeps its own.
+    """Refinement (Hertz et al. 2022, eq. 6) as a linear map on columns.
+
+    A token that both prompts have takes the source's attention, a new one keeps its own.
 
     Args:
         aligned: of `sage.prompts.words`.
@@ -65,15 +66,16 @@ def refinement(aligned: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
 
 
 def word_swap(changed: Iterable[Span], length: int, shifted: bool = True) -> tuple[Tensor, Tensor]:
-    """Word swap (Hertz et al. 2022, sec. 3.2) as a linear map on columns: every token takes the source's attention, those
-    of a changed word that of the word in its place, in equal shares where their numbers differ.
+    """Word swap (Hertz et al. 2022, sec. 3.2) as a linear map on columns: every token takes the source's attention.
+
+    Those of a changed word take that of the word in its place, in equal shares where their numbers differ.
 
     Args:
         shifted: behind the last change too, tokens are paired in their order; else by their position, as in the
             original code, where two prompts of different length are out of step.
     Returns:
-        carry (M, M) and keep (M,), as of `replacement`; columns for which the source has none are kept if `shifted`, and
-        else zero.
+        carry (M, M) and keep (M,), as of `replacement`; columns for which the source has none are kept if `shifted`,
+        and else zero.
     """
     carry, i, j = torch.zeros(length, length), 0, 0
     for span in changed:
@@ -122,7 +124,7 @@ def between(sites: Sequence[Site], branches: Iterable[str], change: Between) -> 
 
     def rewritten(map: Tensor, site: Site) -> Tensor:
         maps = dict(zip(names, map.chunk(len(names)), strict=True))
-        return torch.cat([*(maps | change(maps, site)).values()])
+        return torch.cat([*(maps | dict(change(maps, site))).values()])
 
     return rewrite(sites, rewritten)
 

@@ -234,6 +234,12 @@ class SAGE(Method[Settings]):
                 z = m * z + (1 - m) * path.latents[s.steps - i if s.blend_latents == "noisier" else s.steps - 1 - i]
             yield Step(i, z, here, source, target, guided, g, loss, m)
 
+    def compares(self, settings: Settings) -> str:
+        compared = {"self": "self-attention maps", "cross": "cross-attention maps",
+                    "latent": "predicted clean latents"}.get(settings.reconstruction)
+        distance = {"l1": "mean distance", "l2": "mean squared distance"}[settings.map_loss]
+        return f"{distance} of {compared} from those recorded" if compared else ""
+
     def gentler(self, settings: Settings) -> Settings:
         w = settings.guidance_scale
         return settings.but(guidance_scale=(w + min(w, 1)) / 2, reconstruction_scale=settings.reconstruction_scale / 2)
@@ -273,10 +279,7 @@ class _Passes:
         s, job, blend = self.s, self.job, self.blend
         marking = s.floors or s.blends_at(step)
         if not (s.guided(step) or self._replaces(step) or job.factors is not None or s.reconstruction == "replace"):
-            with blend.listen(marking) as tap:
-                both = job.together(level, source=(z, job.source), target=(z, job.target))
-            blend.add(tap, "source", "target")
-            return both["source"], both["target"], None, None
+            return *self._in_one(z, level, marking), None, None
         with ExitStack() as stack:
             if self._replaces(step):
                 undone = self.heard_cross[s.steps - 1 - step]
@@ -295,6 +298,12 @@ class _Passes:
                                     "nothing was written; try a smaller reconstruction_scale")
         blend.add(tap, "source")
         return source, target, g, loss
+
+    def _in_one(self, z: "Tensor", level: "kit.Level", marking: bool) -> tuple["kit.Prediction", "kit.Prediction"]:
+        with self.blend.listen(marking) as tap:
+            both = self.job.together(level, source=(z, self.job.source), target=(z, self.job.target))
+        self.blend.add(tap, "source", "target")
+        return both["source"], both["target"]
 
     def _source(self, step: int, z: "Tensor", level: "kit.Level", marking: bool) -> tuple[Any, ...]:
         import torch

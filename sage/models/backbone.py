@@ -1,7 +1,7 @@
 """The seam between methods and a network: `Backbone`, what any model has to offer, and the values that pass through it.
 
-Whatever has these members can be edited with (docs/porting.md).  `predict` returns (x0, eps): nobody past this seam
-knows whether a network predicts the noise, v or a flow.  A backbone knows no method and no settings.
+Whatever has these members can be edited with (docs/porting.md).  `predict` returns (x0, eps): past this seam nobody has
+to know whether a network predicts the noise, v or a flow.  A backbone knows no method and no settings.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -87,6 +87,8 @@ class Backbone(Protocol):
         device, dtype: where and in what it computes; latents and what is made of them are float32.
         sample_size: side in pixels of the pictures it was trained on.
         distilled: guidance is an input of the network, and one pass is enough.
+        prediction_type: what the network itself gives, "epsilon" or "v_prediction", for methods that reckon with its
+            output (`sage.sampling.steps.to_output`); all others go by `Prediction`.
         prompts: its tokenizer.
         schedule: its noise levels.
         savings: what is done at present to need less memory.
@@ -99,6 +101,7 @@ class Backbone(Protocol):
     dtype: torch.dtype
     sample_size: int
     distilled: bool
+    prediction_type: str
     prompts: Prompts
     schedule: Schedule
     savings: Savings

@@ -265,7 +265,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     except ValueError:
         settings = None
     if not isinstance(settings, dict):
-        raise PictureError(f"{path}: the settings of the edit in it are damaged")
+        raise PictureError(f"{path}: the settings in it are damaged")
     return settings
 
 

@@ -1,12 +1,14 @@
 """The settings record that goes inside a picture: made, and read back.  Imports no torch.
 
-    {"version": 2, "method": "p2p", "settings": {...}, "savings": {...}, "source": ..., "target": ..., "model": ...}
+    {"version": 2, "method": "p2p", "settings": {...}, "savings": {...}, "source": ..., "target": ..., "model": ..., ...}
 
-The command line and the studio write the same record, so that either repeats what the other made.  Version 1, of when
+A picture made from nothing has "task": "generate", its prompt as "target", and "negative", "size" and "batch" in place of
+"source" and "picture".  The command line and the studio write the same record, so that either repeats what the other made.  Version 1, of when
 there was one method, has "config" in place of "method" and "settings"; it is read as version 2.
 """
 
 import hashlib
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,13 @@ if TYPE_CHECKING:
 
 PREDICTIONS = ("epsilon", "v_prediction")
 VERSION = 2
+SHARED = {"target": str, "model": str, "method": str, "settings": dict, "savings": dict, "made": dict, "truncate": bool}
+TYPES: dict[str, dict[str, type]] = {"edit": {"source": str, "picture": dict, **SHARED},
+                                     "generate": {"negative": str, "size": list, "batch": int, **SHARED}}
+CHECKS: dict[str, Callable[[Any], bool]] = {
+    "picture": lambda value: all(isinstance(value.get(k), str) for k in ("name", "sha256")),
+    "size": lambda value: len(value) == 2 and all(type(side) is int and side > 0 for side in value),
+    "batch": lambda value: type(value) is int and value > 0}
 
 
 def make_record(model: "Backbone", source: str, target: str, settings: Settings, picture: dict[str, str],
@@ -36,9 +45,28 @@ def make_record(model: "Backbone", source: str, target: str, settings: Settings,
         savings: what was done to need less memory.
         more: what else the method reads, as JSON values.
     """
-    return {"version": VERSION, "method": method_of(settings).where, "settings": settings.as_dict(), "source": source,
-            "target": target, "model": model.name, "prediction_type": prediction_type, "truncate": truncate,
-            "savings": savings.as_dict(), "picture": picture, "made": made_by(model), **more}
+    return _record(model, settings, truncate, prediction_type, savings, source=source, target=target, picture=picture, **more)
+
+
+def make_generation_record(model: "Backbone", prompt: str, negative: str, settings: Settings, size: tuple[int, int],
+                           truncate: bool = False, prediction_type: str | None = None, savings: Savings | None = None,
+                           batch: int = 1) -> dict[str, Any]:
+    """All that is needed to make a picture again from nothing, as JSON values.
+
+    Args:
+        settings: its seed the picture's own.
+        size: (width, height) in pixels.
+        batch: pictures that were made at once with it.
+    """
+    return _record(model, settings, truncate, prediction_type, savings or Savings(), task="generate", target=prompt,
+                   negative=negative, size=list(size), batch=batch)
+
+
+def _record(model: "Backbone", settings: Settings, truncate: bool, prediction_type: str | None, savings: Savings,
+            **asked: Any) -> dict[str, Any]:
+    return {"version": VERSION, "method": method_of(settings).where, "settings": settings.as_dict(), **asked,
+            "model": model.name, "prediction_type": prediction_type, "truncate": truncate, "savings": savings.as_dict(),
+            "made": made_by(model)}
 
 
 def settings_in(record: dict[str, Any]) -> Settings:
@@ -63,6 +91,13 @@ def made_by(model: "Backbone") -> dict[str, Any]:
     return {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch."), "versions": versions()}
 
 
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is to be said of a picture that is made again on something else than `made_by` told then; nothing if it is not."""
+    differ = [f"{name} {str(then[name])[:20]} then, {now[name]} now" for name in ("device", "dtype")
+              if then.get(name, now[name]) != now[name]]
+    return [f"the result may differ a little from the earlier one: {'; '.join(differ)}"] if differ else []
+
+
 def versions() -> dict[str, str]:
     """What an edit is made with: the versions of SAGE and torch."""
     return {"sage": __version__, "torch": metadata.version("torch")}
@@ -81,32 +116,38 @@ def identity(path: Path, name: str | None = None) -> dict[str, str]:
         raise PictureError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
-def read_record(path: str | Path) -> dict[str, Any]:
-    """The settings that `sage edit` stored in a picture, their types checked.
+def read_record(path: str | Path, task: str | None = None, trusted: str = "") -> dict[str, Any]:
+    """The settings that `sage edit` or `sage generate` stored in a picture, their types checked.
 
+    Args:
+        task: "edit" or "generate", if only a record of that will do.
+        trusted: path/to/file.py:Class of the user's own method, the only one of the kind that a picture may name.
     Raises:
-        PictureError: none there, or not what `sage edit` writes.
+        PictureError: none there, or not what these write.
     """
     record = upgraded(pictures.read_settings(path))
     if record.get("version", VERSION) != VERSION:
-        raise PictureError(f"{path}: the settings of the edit in it are of version {str(record['version'])[:20]}, "
-                           "which this version of SAGE does not know")
-    types = {"source": str, "target": str, "model": str, "method": str, "settings": dict, "savings": dict,
-             "picture": dict, "made": dict, "truncate": bool}
-    picture: Any = record.get("picture")
-    wrong = [name for name, kind in types.items() if not isinstance(record.get(name), kind)]
-    wrong += ["picture"] if not wrong and not all(isinstance(picture.get(k), str) for k in ("name", "sha256")) else []
+        raise PictureError(f"{path}: the settings in it are of version {str(record['version'])[:20]}, which this version of "
+                           "SAGE does not know")
+    own = record.get("task", "edit")
+    if own not in TYPES:
+        raise PictureError(f"{path}: the settings in it are damaged (task)")
+    if task is not None and own != task:
+        raise PictureError(f"{path} is an edit: sage edit repeats it" if own == "edit" else
+                           f"{path} was made from nothing: sage generate repeats it")
+    wrong = [name for name, kind in TYPES[own].items() if not isinstance(record.get(name), kind)]
+    wrong += [] if wrong else [name for name, fine in CHECKS.items() if name in TYPES[own] and not fine(record[name])]
     wrong += ["prediction_type"] if record.get("prediction_type") not in (None, *PREDICTIONS) else []
     if wrong:
-        raise PictureError(f"{path}: the settings of the edit in it are damaged ({', '.join(wrong)})")
-    if ".py:" in record["method"]:  # a stranger's picture shall not say which code is run
-        raise PictureError(f"{path} was made by a method of someone's own, {record['method'][:60]}: give it with "
-                           "--method")
+        raise PictureError(f"{path}: the settings in it are damaged ({', '.join(wrong)})")
+    # A stranger's picture shall not say which code is run.
+    if ".py:" in record["method"] and record["method"] != trusted:
+        raise PictureError(f"{path} was made by a method of someone's own, {record['method'][:60]}: give it with --method")
     try:
         settings_in(record)
         Savings.from_dict(record["savings"])
     except SettingsError as error:
-        raise PictureError(f"{path}: the settings of the edit in it are damaged: {error}") from error
+        raise PictureError(f"{path}: the settings in it are damaged: {error}") from error
     return record
 
 

@@ -26,14 +26,19 @@ def working_size(width: int, height: int, size: int, multiple: int, fit: str = "
     Raises:
         SettingsError: `size` is not a multiple, naming the nearest one that is.
     """
-    if size < multiple or size % multiple:
-        nearest = max(1, round(size / multiple)) * multiple
-        raise SettingsError(f"size is {size}: must be a multiple of {multiple} for this model, such as {nearest}")
+    check_side("size", size, multiple)
     if fit == "squash":
         return size, size
     stretch = math.sqrt(min(max(width / height, 1 / MAX_ASPECT), MAX_ASPECT))
     across, down = (max(1, round(side / multiple)) * multiple for side in (size * stretch, size / stretch))
     return across, down
+
+
+def check_side(name: str, side: int, multiple: int) -> None:
+    """SettingsError for a side in pixels that is not a multiple, naming the nearest one that is."""
+    if side < multiple or side % multiple:
+        nearest = max(1, round(side / multiple)) * multiple
+        raise SettingsError(f"{name} is {side}: must be a multiple of {multiple} for this model, such as {nearest}")
 
 
 def to_tensor(image: Image.Image, size: tuple[int, int]) -> "Tensor":

@@ -98,6 +98,18 @@ def ancestral(p: Prediction, here: Level, there: Level, eta: float = 1.0) -> tup
     return there.signal * p.x0 + max(0.0, there.noise**2 - var) ** 0.5 * p.eps, var**0.5
 
 
+def stochastic(p: Prediction, here: Level, there: Level, eta: float, noise: Callable[[], Tensor]) -> Tensor:
+    """A step with some fresh noise in it; with eta 0 none is drawn, and it is `renoise`.
+
+    Args:
+        noise: draws standard normal numbers in the shape of the latents, or of one picture's.
+    """
+    if eta == 0:
+        return renoise(p, there)
+    mean, deviation = ancestral(p, here, there, eta)
+    return mean + deviation * noise()
+
+
 def from_output(z: Tensor, output: Tensor, level: Level, prediction: str) -> Prediction:
     """A network's output for latents `z` at `level`.
 
@@ -110,6 +122,19 @@ def from_output(z: Tensor, output: Tensor, level: Level, prediction: str) -> Pre
         return with_noise(z, output, level)
     if prediction == "v_prediction":
         return Prediction(level.signal * z - level.noise * output, level.signal * output + level.noise * z)
+    raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
+
+
+def to_output(p: Prediction, level: Level, prediction: str) -> Tensor:
+    """What the network gave when it predicted `p` at `level`: the inverse of `from_output`.
+
+    Raises:
+        ValueError: `prediction` is neither "epsilon" nor "v_prediction".
+    """
+    if prediction == "epsilon":
+        return p.eps
+    if prediction == "v_prediction":
+        return level.signal * p.eps - level.noise * p.x0
     raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
 
 

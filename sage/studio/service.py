@@ -167,7 +167,7 @@ class Studio:
             pictures.read_settings(path)
         except PictureError:
             return None  # a picture like any other
-        record = read_record(path)
+        record = read_record(path, "edit")
         try:
             EditConfig.from_dict(record["config"])
         except SettingsError as error:

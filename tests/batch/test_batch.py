@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 import sage
-from sage import editing, pictures
+from sage import pictures
 from sage.commands import main as cli
+from sage.methods.sage import SAGE
+from sage.models.savings import Savings
 
 SOURCE = "a photograph of a big shiny blue mug in the centre, on stone tiles"
 YELLOW, RED = (SOURCE.replace("blue", colour) for colour in ("yellow", "red"))
@@ -46,7 +48,8 @@ def engine(place, monkeypatch):
             raise sage.NumericsError("boom: it is not finite")
         if "stop" in target:
             raise KeyboardInterrupt
-        return SimpleNamespace(image=Image.new("RGB", image.size, "blue"), trajectory="inversion", notes=("a note",))
+        return SimpleNamespace(image=Image.new("RGB", image.size, "blue"), trajectory="inversion", notes=("a note",),
+                               savings=Savings(references=True))
 
     monkeypatch.setattr(sage, "edit", edit)
     return edits
@@ -72,9 +75,8 @@ def made() -> set[str]:
 
 
 def test_edits_equal_those_of_sage_edit_to_the_byte_and_share_inversions(place, monkeypatch, capsys):
-    inversions = []
-    invert = editing.invert_batch
-    monkeypatch.setattr(editing, "invert_batch", lambda *a, **k: inversions.append(1) or invert(*a, **k))
+    inversions, invert = [], SAGE.invert
+    monkeypatch.setattr(SAGE, "invert", lambda *a: inversions.append(1) or invert(*a))
     write({"target": YELLOW, "name": "y"}, {"target": YELLOW, "name": "short", "steps": 2},
           {"target": RED, "name": "r", "reweight": "red:2"}, {"target": RED, "name": "none", "reconstruction": "none"})
     assert batch() == 0
@@ -86,7 +88,7 @@ def test_edits_equal_those_of_sage_edit_to_the_byte_and_share_inversions(place, 
                         ("none", ["--target", RED, "--reconstruction=none"])):
         assert cli.main(["edit", "mug.png", "--source", SOURCE, *FLAGS, *flags, f"--out={name}.png"]) == 0
         assert Path(f"{name}.png").read_bytes() == Path(f"out/{name}.png").read_bytes(), name
-    assert pictures.read_settings("out/r.png")["config"]["reweight"] == {"red": 2.0}
+    assert pictures.read_settings("out/r.png")["settings"]["reweight"] == {"red": 2.0}
 
 
 def test_an_inversion_is_held_only_for_the_rows_that_share_it(engine):
@@ -99,10 +101,11 @@ def test_an_inversion_is_held_only_for_the_rows_that_share_it(engine):
 
 
 def test_settings_of_a_row_win_over_flags_and_flags_over_the_model(engine, model):
+    recommended = sage.method("sage").recommended(model)
     write({"target": YELLOW}, {"target": YELLOW, "name": "b", "guidance_scale": 2})
     assert batch("--guidance-scale=3", "--step-limit=0.5") == 0
     assert [(e.config.guidance_scale, e.config.step_limit, e.config.decay) for e in engine] == [
-        (3, 0.5, model.recommended.decay), (2, 0.5, model.recommended.decay)]
+        (3, 0.5, recommended.decay), (2, 0.5, recommended.decay)]
 
 
 def test_the_manifest_says_what_became_of_each_row(engine, capsys):
@@ -183,6 +186,8 @@ from types import SimpleNamespace
 import sage
 from sage import pictures
 from sage.commands.main import main
+from sage.methods.sage import SAGE
+from sage.models.savings import Savings
 from sage.prompts.tokens import Prompt
 from sage.prompts.plan import Plan
 edits, replace = [], os.replace
@@ -195,16 +200,16 @@ def stall(*paths):
 
 os.replace = stall
 sage.load_model = lambda *_, **__: SimpleNamespace(
-    name="stilllife", recommended=sage.EditConfig.from_dict({config}), device="cpu", dtype="float32")
+    name="stilllife", recommends={{"sage": {config}}}, device="cpu", dtype="float32")
 sage.check_prompts = lambda model, source, target, *_: Plan(Prompt(source, ()), Prompt(target, ()))
-sage.edit = lambda model, image, *_: SimpleNamespace(image=image, trajectory=None, notes=())
+sage.edit = lambda model, image, *_: SimpleNamespace(image=image, trajectory=None, notes=(), savings=Savings())
 main(sys.argv[1:])
 """
 
 
 def test_a_kill_while_an_edit_is_written_loses_only_that(place, engine, model):
     write({"target": YELLOW, "name": "y"}, {"target": RED, "name": "r"})
-    script = KILLED.format(config=model.recommended.as_dict())
+    script = KILLED.format(config=sage.method("sage").recommended(model).as_dict())
     run = subprocess.run([sys.executable, "-c", script, "batch", "t.jsonl", "--out=out", *FLAGS], capture_output=True,
                          env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True)
     assert run.returncode == -signal.SIGKILL and run.stdout == "out/y.png\n"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sage import EditConfig
-from sage.batch.table import COLUMNS, Row, TableError, read_table
+from sage.batch.table import Row, TableError, columns_of, read_table
 
 GOOD = {"picture": "p.png", "source": "a red mug", "target": "a blue mug"}
 
@@ -62,7 +62,7 @@ def test_every_setting_is_a_column_read_as_its_flag_is(tmp_path):
     assert one(tmp_path, **cells).settings == {
         "steps": 7, "guidance_scale": 1.5, "replace": ("red mug", "blue mug"), "blend": None, "size": 128,
         "reweight": {"blue": 2.0, "mug": 0.5}, "decay": "none"}
-    assert {*EditConfig().as_dict()} < {*COLUMNS}
+    assert {*EditConfig().as_dict()} < {*columns_of()}
     whole = line(tmp_path, **EditConfig(reweight={"mug": 2}).as_dict())
     assert not whole.wrong and EditConfig(**whole.settings) == EditConfig(reweight={"mug": 2})
 
@@ -95,7 +95,7 @@ def test_comments_are_left_alone(tmp_path):
     ("picture,source,target,steps,Steps\np.png,a,b,1,2\n", "steps twice"),
     ("picture,source,target,stpes\np.png,a,b,1\n", "there is no column 'stpes': did you mean steps. .begin the"),
     ("picture,source,target,guidance\np.png,a,b,1\n", "there is no column 'guidance': did you mean guidance_scale"),
-    ("picture,source,target,zzz\np.png,a,b,1\n", "'zzz': there are picture, source, target, out, name, id and any"),
+    ("picture,source,target,zzz\np.png,a,b,1\n", "'zzz': there are picture, source, target, out, name, id, method and any"),
     ('picture,source,target\np.png,"a,b\n', "line 2"), ('picture,source,target\np.png,"a"x,b\n', "line 2"),
     ("p\0i\0c\0t\0u\0r\0e\0,\0\n1,2\n", "no column")])
 def test_mistakes_of_a_whole_table(tmp_path, text, word):

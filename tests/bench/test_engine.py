@@ -4,7 +4,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sage.models.fingerprint import fingerprint
 
 import sage
 from sage import EditConfig, editing, pictures
@@ -53,7 +52,7 @@ def test_every_configuration_runs_and_scores(model, benchmark, tmp_path):
     by_name = {n: [line for line in lines if line.configuration == n] for n in names}
     assert all(line.scores["outside_psnr"] == 100 > line.scores["inside_psnr"] for line in by_name["source"])
     settings = pictures.read_settings(tmp_path / by_name["self-guidance-replace-blend" + STEPS][0].picture)
-    config = EditConfig.from_dict(settings["config"])
+    config = EditConfig.from_dict(settings["settings"])
     assert (config.replace, config.blend, config.reconstruction) == (("cat", "cab"), ("cat", "cab"), "self")
     assert {p.name for p in tmp_path.iterdir()} >= {"plain_steps=2,guided_steps=2", "source", "run.json"}
 
@@ -61,8 +60,8 @@ def test_every_configuration_runs_and_scores(model, benchmark, tmp_path):
 def test_a_result_is_that_of_sage_edit_and_can_be_repeated(model, benchmark):
     case = benchmark.cases[0]
     [outcome] = make(ModelEngine(model), "recommended" + STEPS, [case], [benchmark.source(case)])
-    config = EditConfig.from_dict(outcome.settings["config"])
-    assert config == model.recommended.but(steps=2, guided_steps=2)
+    config = EditConfig.from_dict(outcome.settings["settings"])
+    assert config == sage.method("sage").recommended(model).but(steps=2, guided_steps=2)
     result = sage.edit(model, benchmark.source(case), outcome.settings["source"], outcome.settings["target"], config)
     assert np.array_equal(np.asarray(result.image), pixels(outcome))
 
@@ -86,7 +85,7 @@ def test_inversions_are_shared_only_where_nothing_changes(model, benchmark, monk
     for name in names:
         alone[name] = make(ModelEngine(model), name, cases, sources)
     calls = []
-    monkeypatch.setattr(engines, "invert_batch", lambda *a: calls.append(a) or editing.invert_batch(*a))
+    monkeypatch.setattr(engines, "invert_batch", lambda *a, **k: calls.append(a) or editing.invert_batch(*a, **k))
     engine = ModelEngine(model)
     for name in names:
         for a, b in zip(make(engine, name, cases, sources), alone[name], strict=True):
@@ -139,7 +138,7 @@ def test_other_weights_are_another_engine(model):
     after = ModelEngine(model).describe()
     weight.data = kept
     assert {k for k in before if before[k] != after[k]} == {"weights"}
-    assert fingerprint(model) == before["weights"]
+    assert model.fingerprint() == before["weights"]
 
 
 def test_other_threads_are_another_engine_on_a_cpu(model):

@@ -12,7 +12,7 @@ from PIL import Image
 import sage
 from sage import pictures
 from sage.commands import main as cli
-from sage.errors import PictureError
+from sage.errors import PictureError, SettingsError
 from sage.explain import FILES, Explanation, charts, heat
 from sage.explain.charts import Chart
 
@@ -25,6 +25,10 @@ CONFIG = dict(steps=STEPS, guided_steps=3, retries=0)
 @pytest.fixture(scope="module")
 def model():
     return sage.load_model("stilllife")
+
+
+def settings(model):
+    return sage.method("sage").recommended(model)
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +49,14 @@ def explained(model, picture, config, **options):
 
 @pytest.fixture(scope="module")
 def seen(model, picture):
-    return explained(model, picture, model.recommended.but(**CONFIG))
+    return explained(model, picture, settings(model).but(**CONFIG))
 
 
 # ---- what is kept
 
 
 def test_watching_changes_nothing(model, picture, seen):
-    plain = sage.edit(model, picture, SOURCE, TARGET, model.recommended.but(**CONFIG))
+    plain = sage.edit(model, picture, SOURCE, TARGET, settings(model).but(**CONFIG))
     assert plain.image.tobytes() == seen[2].image.tobytes()
     assert torch.equal(plain.latents, seen[2].latents)
 
@@ -113,25 +117,69 @@ def test_word_maps_are_the_attention_to_the_words_tokens(model, seen):
     assert light[y, x] > np.median(light) + 20  # what looks at it glows
 
 
-def test_an_edit_begun_anew_is_explained_anew(model, picture):
-    config = model.recommended.but(**CONFIG | {"retries": 1, "most_drift": 0.0, "steps": 3})
+def differences(moments):
+    return pytest.approx([m.difference.square().mean().sqrt().item() for m in moments], rel=1e-5)
+
+
+def test_an_edit_made_again_is_explained_as_the_one_that_was_kept(model, picture, tmp_path):
+    config = settings(model).but(**CONFIG | {"retries": 1, "most_drift": 0.0, "steps": 3})
     explanation, moments, result = explained(model, picture, config)
     assert len(moments) == 6 and explanation.attempts == 2 and any("made again" in n for n in result.notes)
-    assert explanation.difference_norms == pytest.approx(
-        [m.difference.square().mean().sqrt().item() for m in moments[3:]], rel=1e-5)
-    _, mask, _ = (m.mask for m in moments[3:])
-    assert np.array_equal(explanation._seen[1].mask, mask[0, 0].numpy() > 0.5)
+    assert [m.attempt for m in moments] == [0, 0, 0, 1, 1, 1]
+    assert explanation.difference_norms == differences(moments[3:])
+    for attempt, word in ((0, "made first"), (1, "made second")):
+        kept, seen = replace(result, attempt=attempt), moments[3 * attempt:3 * attempt + 3]
+        page = explanation.write(tmp_path, kept, rebuilt=(picture, picture)).read_text(encoding="utf-8")
+        assert "The edit was made 2 times" in page and word in page
+        assert explanation.difference_norms == differences(seen)
+        assert np.array_equal(explanation._now.seen[1].mask, seen[1].mask[0, 0].numpy() > 0.5)
+
+
+def test_an_edit_begun_anew_for_want_of_memory_is_one_attempt(model, picture, seen):
+    explanation = Explanation(model, picture, SOURCE, TARGET, settings(model).but(**CONFIG))
+    for moment in (*seen[1][:2], *seen[1]):
+        explanation(moment)
+    assert explanation.attempts == 1 and explanation.difference_norms == seen[0].difference_norms
+
+
+def test_attention_is_shown_as_applied(model, picture):
+    """A word that is reweighted to nothing is not looked at."""
+    config = settings(model).but(**CONFIG | {"steps": 2, "reweight": {"yellow": 0.0}})
+    explanation, _, _ = explained(model, picture, config)
+    share = {m.word: m.share for m in explanation.word_maps("target")}
+    assert share["yellow"] == 0 and share["mug"] > 0
+    yellow = next(m for m in explanation.word_maps("target") if m.word == "yellow")
+    assert np.ptp(np.asarray(yellow.picture, dtype=int) - np.asarray(heat.over(explanation.picture, np.zeros((8, 8))),
+                                                                     dtype=int)) == 0
+
+
+def test_of_a_batch_the_first_picture_is_watched_in_every_attempt(model, picture):
+    """The second picture alone is made again: what is watched stays the first one's."""
+    from sage.editing import check_prompts, edit_batch
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    config = settings(model).but(**CONFIG | {"steps": 3})
+    plan, alone = check_prompts(model, SOURCE, TARGET, config), []
+    drifts = [edit_batch(model, [one], [plan], config, watch=watch)[0].drift
+              for one, watch in ((picture, alone.append), (noise, None))]
+    assert drifts[0] < drifts[1]
+    explanation = Explanation(model, picture, SOURCE, TARGET, config)
+    both = config.but(retries=1, most_drift=sum(drifts) / 2, most_spread=100.0)
+    results = edit_batch(model, [picture, noise], [plan, plan], both, watch=explanation)
+    assert any("made again" in note for note in results[1].notes) and not results[0].notes
+    assert explanation.attempts == 1 and explanation.difference_norms == pytest.approx(
+        [m.difference.square().mean().sqrt().item() for m in alone], rel=1e-4)
 
 
 def test_few_predictions_where_they_cost(model, picture, seen):
     moment = seen[1][0]
-    explanation = Explanation(model, picture, SOURCE, TARGET, model.recommended.but(steps=1000))
+    explanation = Explanation(model, picture, SOURCE, TARGET, settings(model).but(steps=1000, spacing="trailing"))
     large = replace(moment, z=torch.zeros(1, 4, 64, 64))
     for step in range(1000):
         explanation(replace(large, step=step))
     assert len(explanation.decoded) == 12 and explanation.decoded[0] == 0 and explanation.decoded[-1] == 999
     assert len(explanation.steps) <= 112 and {*explanation.decoded} <= {*explanation.steps}
-    kept = sum(v.nbytes for s in explanation._seen for v in vars(s).values() if hasattr(v, "nbytes"))
+    kept = sum(v.nbytes for s in explanation._now.seen for v in (*vars(s).values(), *s.predicted.values())
+               if hasattr(v, "nbytes"))
     assert kept < 600_000 and len(explanation.signal) == 1000
     assert Explanation(model, picture, SOURCE, TARGET, decoded=3)._wanted == 3
 
@@ -166,7 +214,7 @@ def test_titles_of_curves_fit(seen):
     ("latent", "mean distance of predicted clean latents from those recorded"),
     ("none", "nothing is compared"), ("replace", "nothing is compared")))
 def test_the_loss_s_caption_names_what_is_compared(model, picture, reconstruction, said):
-    config = model.recommended.but(reconstruction=reconstruction)
+    config = settings(model).but(reconstruction=reconstruction)
     assert Explanation(model, picture, SOURCE, TARGET, config).charts()[0].unit == said
 
 
@@ -199,7 +247,8 @@ def test_the_page_holds_everything_and_loads_nothing(written):
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page) and "http" not in page.replace("http-equiv", "")
     assert "default-src 'none'" in page and 'type="range"' in page and page.count("<svg") == 3
     for part in ("autoencoder alone", "inversion and back", "blending mask", "guidance difference",
-                 "attention gradient", "Reconstruction loss", "<mark>yellow</mark>", "<mark>blue</mark>"):
+                 "what a gradient took out", "self-attention maps from those recorded", "<mark>yellow</mark>",
+                 "<mark>blue</mark>"):
         assert part in page
     data = re.search(r'id="data">(.*?)</script>', page).group(1)
     assert data.count("data:image/webp") == 3 * STEPS + STEPS * 2 + 2  # predictions, mask and difference, gradient
@@ -207,7 +256,7 @@ def test_the_page_holds_everything_and_loads_nothing(written):
 
 def test_prompts_are_text_in_the_page(model, picture, seen, tmp_path):
     odd = "<script>alert(1)</script> & \"mug\""
-    explanation = Explanation(model, picture, SOURCE, odd, model.recommended.but(**CONFIG))
+    explanation = Explanation(model, picture, SOURCE, odd, settings(model).but(**CONFIG))
     for moment in seen[1]:
         explanation(moment)
     page = explanation.write(tmp_path, seen[2]).read_text(encoding="utf-8")
@@ -217,12 +266,40 @@ def test_prompts_are_text_in_the_page(model, picture, seen, tmp_path):
 def test_nothing_of_an_earlier_explanation_is_left(model, picture, seen, written, tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "mask.png")
     (tmp_path / "mine.txt").write_text("mine")
-    explanation = Explanation(model, picture, SOURCE, TARGET, model.recommended.but(**CONFIG))
+    explanation = Explanation(model, picture, SOURCE, TARGET, settings(model).but(**CONFIG))
     for moment in seen[1]:
         explanation(replace(moment, mask=None, gradient=None, loss=None))
     explanation.write(tmp_path, seen[2], rebuilt=(picture, picture))
     assert {p.name for p in tmp_path.iterdir()} == {*FILES, "mine.txt"} - {"mask.png", "gradient.png"}
-    assert "none in this edit" in (tmp_path / "index.html").read_text()
+    assert (tmp_path / "index.html").read_text().count("none in this edit") == 4  # two maps, two curves
+
+
+@pytest.mark.parametrize("lacking", [
+    {"source": None}, {"target": None}, {"guided": None}, {"looks": {}}, {"source": None, "looks": {}},
+    {"source": None, "target": None, "guided": None, "looks": {}, "mask": None, "gradient": None, "loss": None}])
+def test_what_a_method_does_not_have_is_none_in_this_edit(model, picture, seen, lacking, tmp_path):
+    explanation = Explanation(model, picture, SOURCE, TARGET, settings(model).but(**CONFIG))
+    for moment in seen[1]:
+        explanation(replace(moment, **lacking))
+    page = explanation.write(tmp_path, seen[2], rebuilt=(picture, None)).read_text(encoding="utf-8")
+    shown = [name for name in ("source", "target", "guided") if name not in lacking]
+    assert explanation.predicted == tuple(shown)
+    for name in ("source", "target", "guided"):
+        assert (f'id="predicted-{name}"' in page) == (name in shown)
+    lost = [name for name in FILES if not (tmp_path / name).exists()]
+    assert ("words-target.png" in lost) == ("looks" in lacking) and ("predictions.png" in lost) == (not shown)
+    assert ("difference.png" in lost) == ("source" in lacking or "target" in lacking)
+    # all files but the page, curves and reconstructions are of what may be absent
+    assert page.count("none in this edit") >= len(lacking) + 1  # and the inversion, here
+    assert "<mark>yellow</mark>" in page
+
+
+def test_an_edit_of_no_steps_has_a_page_too(model, picture, seen, tmp_path):
+    explanation = Explanation(model, picture, SOURCE, TARGET, settings(model).but(**CONFIG))
+    page = explanation.write(tmp_path, seen[2], rebuilt=(picture, picture)).read_text(encoding="utf-8")
+    assert "none in this edit" in page and explanation.strip() is None
+    with pytest.raises(SettingsError, match="no prediction was watched"):
+        explanation.predictions(0)
 
 
 def test_a_page_that_cannot_be_written_leaves_nothing_half(seen, tmp_path, monkeypatch):

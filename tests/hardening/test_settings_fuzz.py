@@ -49,7 +49,7 @@ def test_hostile_settings_end_in_an_edit_or_one_error(folder, text, kind):
         return
 
     def config():
-        return EditConfig.from_dict(read_record(path)["config"])
+        return EditConfig.from_dict(read_record(path)["settings"])
 
     found = ends_well("settings", config, PictureError, SettingsError)
     if found is not None:
