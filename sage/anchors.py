@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sage import kit
+from sage.errors import SettingsError
 from sage.settings import Guidance, Solver, frozen, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sage.job import Job
+    from sage.models.backbone import Backbone
 
 INVERSIONS = ("ddim", "null-text", "negative", "proximal", "direct")
 Branches = dict[str, "tuple[Tensor, kit.Text]"]
@@ -34,18 +36,18 @@ class Anchored(Guidance, Solver):
     inversion: str = setting("ddim", "how the source branch is held to the picture", *INVERSIONS)
     null_text_steps: int = setting(10, "null-text: steps of Adam at each sampling step, at most", low=1, high=1000)
     null_text_rate: float = setting(0.01, "null-text: rate of the first sampling step's, falling to half of it", low=0)
-    null_text_tolerance: float = setting(1e-5, "null-text: mean square error at which the first sampling step's fit ends; "
-                                         "each further step allows for two of these more", low=0)
-    null_text_branches: str = setting("both", "null-text: guided away from what was fitted: both branches, or the source's "
-                                      "alone", "both", "source")
-    negative_empty: float = setting(0.0, "negative, proximal: share of the empty prompt in the source prompt that guidance "
-                                    "leads away from, on the arc between them", low=0, high=1)
-    proximal_quantile: float = setting(0.75, "proximal: share of the guidance of both branches that is taken for small, "
-                                       "that of the source branch being zero", low=0, high=1)
-    proximal_kind: str = setting("soft", "proximal: what remains is made smaller by the threshold, or left as it is; or "
-                                 "as the original's option l1 does by mistake", "soft", "hard", "l1")
-    proximal_hold: str = setting("path", "proximal: places with little guidance are drawn to the inversion's latents, to "
-                                 "the clean picture's, or not at all", "path", "picture", "none")
+    null_text_tolerance: float = setting(1e-5, "null-text: mean square error at which the first sampling step's fit "
+                                         "ends; each further step allows for two of these more", low=0)
+    null_text_branches: str = setting("both", "null-text: guided away from what was fitted: both branches, or the "
+                                      "source's alone", "both", "source")
+    negative_empty: float = setting(0.0, "negative, proximal: share of the empty prompt in the source prompt that "
+                                    "guidance leads away from, on the arc between them", low=0, high=1)
+    proximal_quantile: float = setting(0.75, "proximal: share of the guidance of both branches that is taken for "
+                                       "small, that of the source branch being zero", low=0, high=1)
+    proximal_kind: str = setting("soft", "proximal: what remains is made smaller by the threshold, or left as it is; "
+                                 "or as the original's option l1 does by mistake", "soft", "hard", "l1")
+    proximal_hold: str = setting("path", "proximal: places with little guidance are drawn to the inversion's latents, "
+                                 "to the clean picture's, or not at all", "path", "picture", "none")
     proximal_rate: float = setting(1.0, "proximal: how far they are drawn", low=0, high=1)
     proximal_below: float = setting(400.0, "proximal: the timestep below which they are", low=0)
     proximal_margin: int = setting(1, "proximal: places around those with much guidance that are left alone too", low=0,
@@ -63,35 +65,58 @@ class Anchored(Guidance, Solver):
         return "null-text" if self.inversion == "null-text" else "ddim"
 
 
-def invert(job: "Job[Any]") -> "kit.Trajectory":
-    """DDIM inversion under the source prompt, with what the anchor adds to it."""
-    path = kit.ddim_inversion(job, job.source)
+def edges(model: "Backbone", settings: Any) -> "tuple[kit.Edges, kit.Edges] | None":
+    """The steps from clean to noisy and back as the original code has them; None where they are to be consistent.
+
+    Raises:
+        SettingsError: the model is not of the kind that has timesteps.
+    """
+    if settings.conventions == "consistent":
+        return None
+    ahead = getattr(model.schedule, "ahead", None)
+    if ahead is None:
+        raise SettingsError(f"conventions is published: {model.name} has no timesteps to tell ahead")
+    return ahead(settings.steps, settings.spacing)
+
+
+def invert(job: "Job[Any]", text: "kit.Text | None" = None) -> "kit.Trajectory":
+    """DDIM inversion with what the anchor adds to it.
+
+    Args:
+        text: of the source branch; default: the source prompts.
+    """
+    text = job.source if text is None else text
+    path = kit.ddim_inversion(job, text)
     if job.settings.inversion != "null-text":
         return path
-    return kit.NullText(origin=path.origin, latents=path.latents, empties=fitted_empties(job, path.latents))
+    return kit.NullText(origin=path.origin, latents=path.latents, empties=fitted_empties(job, text, path.latents))
 
 
-def anchor(job: "Job[Any]", path: "kit.Trajectory") -> "DDIM":
-    """The anchor that the settings name."""
-    return _ANCHORS[job.settings.inversion](job, path)
+def anchor(job: "Job[Any]", path: "kit.Trajectory", text: "kit.Text | None" = None) -> "DDIM":
+    """The anchor that the settings name.
+
+    Args:
+        text: of the source branch, as given to `invert`.
+    """
+    return _ANCHORS[job.settings.inversion](job, path, job.source if text is None else text)
 
 
 class DDIM:
     """Both branches are guided away from the empty prompt."""
 
-    def __init__(self, job: "Job[Any]", path: "kit.Trajectory"):
-        self.job, self.path, self.w = job, path, job.settings.guidance_scale
+    def __init__(self, job: "Job[Any]", path: "kit.Trajectory", text: "kit.Text"):
+        self.job, self.path, self.text, self.w = job, path, text, job.settings.guidance_scale
 
     def branches(self, step: int, source: "Tensor", target: "Tensor") -> Branches:
-        """Latents and text of a pass by branch, for `Job.together`: "source" and "target", and what they are guided from."""
+        """Latents and text of a pass, for `Job.together`: "source" and "target", and what they are guided from."""
         from_source, from_target = self.negatives(step)
         guided_from = {} if from_source is None else {"no_source": (source, from_source)}
-        return guided_from | {"no_target": (target, from_target), "source": (source, self.job.source),
+        return guided_from | {"no_target": (target, from_target), "source": (source, self.text),
                               "target": (target, self.job.target)}
 
     def negatives(self, step: int) -> "tuple[kit.Text | None, kit.Text]":
         """What guidance leads the branches away from, None where the source branch has none."""
-        return self.job.empty, self.job.empty
+        return None if self.text is self.job.empty else self.job.empty, self.job.empty
 
     def guided(self, seen: Predictions, level: "kit.Level") -> "tuple[kit.Prediction, kit.Prediction]":
         """What the branches move towards."""
@@ -116,17 +141,17 @@ class NullText(DDIM):
 class Negative(DDIM):
     """Guided away from the source prompt: the source branch is what is predicted under it, whatever w is."""
 
-    def __init__(self, job: "Job[Any]", path: "kit.Trajectory"):
-        super().__init__(job, path)
+    def __init__(self, job: "Job[Any]", path: "kit.Trajectory", text: "kit.Text"):
+        super().__init__(job, path, text)
         share = job.settings.negative_empty
-        self.negative = job.source if share == 0 else job.source.slerp(job.empty, share)
+        self.negative = text if share == 0 else text.slerp(job.empty, share)
 
     def negatives(self, step: int) -> "tuple[kit.Text | None, kit.Text]":
         return None if self.job.settings.negative_empty == 0 else self.negative, self.negative
 
 
 class Proximal(Negative):
-    """Of what guidance adds only the large is kept, and where there is none the latents can be drawn to the picture's."""
+    """Of what guidance adds the large alone is kept; where that is nothing, latents can be drawn to the picture's."""
 
     def guided(self, seen: Predictions, level: "kit.Level") -> "tuple[kit.Prediction, kit.Prediction]":
         import torch
@@ -170,23 +195,23 @@ _ANCHORS = dict(zip(INVERSIONS, (DDIM, NullText, Negative, Proximal, Direct), st
 # ---- null-text optimisation
 
 
-def fitted_empties(job: "Job[Any]", latents: "Sequence[Tensor]") -> "tuple[kit.Text, ...]":
+def fitted_empties(job: "Job[Any]", text: "kit.Text", latents: "Sequence[Tensor]") -> "tuple[kit.Text, ...]":
     """For each sampling step the empty prompts under which guidance leads back along the inversion, (B, M, D) each.
 
     Pictures are fitted one by one: each stops where it would alone.
     """
-    rows = [_fitted(job, row, [z[row:row + 1] for z in latents]) for row in range(len(job.z0))]
+    rows = [_fitted(job, text, row, [z[row:row + 1] for z in latents]) for row in range(len(job.z0))]
     return tuple(kit.Text.cat(step) for step in zip(*rows, strict=True))
 
 
-def _fitted(job: "Job[Any]", row: int, latents: "Sequence[Tensor]") -> "list[kit.Text]":
+def _fitted(job: "Job[Any]", text: "kit.Text", row: int, latents: "Sequence[Tensor]") -> "list[kit.Text]":
     """Algorithm 1 of the paper: the fit of each step begins where that of the last one ended.
 
         min over empty of |z*_{t-1} - step(z_t, eps_empty + w (eps_source - eps_empty))|^2
     """
     import torch
     s, found, z = job.settings, [], latents[-1]
-    source, empty = job.source.rows([row]), job.empty.rows([row])
+    source, empty = text.rows([row]), job.empty.rows([row])
     falling = 100 if s.conventions == "published" else 2 * s.steps
     with job.model.full_precision():  # the error is of the order of 1e-5
         for i, (here, there) in enumerate(job.down):

@@ -1,26 +1,24 @@
-"""The way to noise: DDIM inversion, recording the attention that edits are held to; and back, to see what it loses."""
+"""The way to noise: DDIM inversion, recording the attention that edits are held to."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
 from torch import Tensor
 
-from sage import pictures
 from sage.guidance.hooks import listen
-from sage.job import Job, Progress
-from sage.method import method_of
-from sage.models.backbone import Backbone, Text
+from sage.models.backbone import Text
 from sage.models.memory import on_host
 from sage.models.sites import QueriesKeys
 from sage.sampling.levels import Edges, Level
 from sage.sampling.steps import Prediction, walk
-from sage.settings import Settings
 from sage.trajectory.kinds import Heard, Recorded, Trajectory, Wanted, mapped
 
+if TYPE_CHECKING:
+    from sage.job import Job
 
-def ddim_inversion(job: Job[Any], text: Text, wants: Sequence[Wanted] = (), *, edges: Edges | None = None,
+
+def ddim_inversion(job: "Job[Any]", text: Text, wants: Sequence[Wanted] = (), *, edges: Edges | None = None,
                    around: Callable[[], AbstractContextManager[None]] = nullcontext) -> Trajectory:
     """Follow the prediction under a text from the clean latents to noise (Song et al. 2021, sec. 4.3).
 
@@ -48,7 +46,7 @@ def ddim_inversion(job: Job[Any], text: Text, wants: Sequence[Wanted] = (), *, e
 class _Recorder:
     """Keeps, step by step, the attention that is wanted."""
 
-    def __init__(self, job: Job[Any], wants: Sequence[Wanted]):
+    def __init__(self, job: "Job[Any]", wants: Sequence[Wanted]):
         self.wants, self.savings, self._done = wants, job.model.savings, 0
         self.sites = [job.model.sites().at(wanted.where) if wanted.steps else () for wanted in wants]
         self._heard: list[list[tuple[QueriesKeys, ...] | None]] = [[] for _ in wants]
@@ -70,25 +68,3 @@ class _Recorder:
             pairs = None if tap is None else tuple(tap.pop())
             heard.append(mapped(pairs, lambda name, t: on_host(t)) if self.savings.references else pairs)
         self._done += 1
-
-
-def vae_reconstruction(model: Backbone, trajectory: Trajectory) -> Image.Image:
-    """The picture after encoding and decoding alone: the best any edit can keep."""
-    return pictures.to_picture(model.decode(trajectory.latents[0][:1]), trajectory.origin.picture_size)
-
-
-def ddim_reconstruction(model: Backbone, trajectory: Trajectory, progress: Progress | None = None) -> Image.Image:
-    """The picture after inversion and plain sampling under the source prompt."""
-    import torch
-
-    settings: Settings = trajectory.config
-    method, z = method_of(settings), trajectory.noise[:1]
-    _, down = method.edges(model, settings, tuple(z.shape[-2:]))  # type: ignore[arg-type]
-    down = down[len(down) - (len(trajectory.latents) - 1):]  # a way to noise need not have gone all the way
-    with torch.no_grad(), method.reconstructing(model, trajectory):
-        text = model.prepare(model.embed(trajectory.origin.source[:1]))
-        for done, reached in enumerate(walk(lambda z, level: model.predict(z, level, text), z, down), start=1):
-            z = reached
-            if progress:
-                progress("reconstruct", done, len(down))
-    return pictures.to_picture(model.decode(z), trajectory.origin.picture_size)

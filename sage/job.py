@@ -77,6 +77,10 @@ class Job(Generic[S]):
         return self._text("empty", lambda: self.model.embed([self.model.prompts.parse(request.negative)
                                                              for request in self.requests]))
 
+    def text(self, name: str, prompt: str) -> Text:
+        """A prompt of the method's own, embedded; what was given under `name` comes before it."""
+        return self._text(name, lambda: self.model.embed([self.model.prompts.parse(prompt)] * len(self.z0)))
+
     def _text(self, name: str, embed: Callable[[], Text]) -> Text:
         return self._texts[name].expand(len(self.z0)) if name in self._texts else embed()
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sage.guidance.proximal import proximal
     from sage.guidance.rewrites import (
         between,
+        lent,
         refinement,
         replace_columns,
         replacement,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from sage.models.backbone import Text
     from sage.models.sites import Feature, Projection, QueriesKeys, Site, Sites, Where
     from sage.prompts.plan import Plan, marked, replaced, token_factors, token_mask
+    from sage.prompts.tokens import Span
     from sage.prompts.words import aligned, changed_words
     from sage.sampling.levels import Edge, Edges, Level, downwards, upwards
     from sage.sampling.steps import (
@@ -56,12 +58,13 @@ _FROM = {
     "sage.guidance.masks": "attended dilated resize threshold token_attention",
     "sage.guidance.blur": "gaussian_blur",
     "sage.guidance.proximal": "proximal",
-    "sage.guidance.rewrites": "between refinement replace_columns replacement reweight reweighted rewrite_columns "
-                              "rewrite_maps word_swap",
+    "sage.guidance.rewrites": "between lent refinement replace_columns replacement reweight reweighted "
+                              "rewrite_columns rewrite_maps word_swap",
     "sage.inversion": "ddim_inversion",
     "sage.models.backbone": "Text",
     "sage.models.sites": "Feature Projection QueriesKeys Site Sites Where",
     "sage.prompts.plan": "Plan marked replaced token_factors token_mask",
+    "sage.prompts.tokens": "Span",
     "sage.prompts.words": "aligned changed_words",
     "sage.sampling.levels": "Edge Edges Level downwards upwards",
     "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step from_output gaussian "

@@ -1,8 +1,8 @@
 """`Method`: what an editing method is, and where the methods are.  Imports no torch.
 
 A method is one file in sage/methods: a frozen dataclass of settings and two functions, a way to noise and a way back.
-The way back is a generator of steps; the driver (sage.editing) runs it and knows no method.  docs/methods.md shows how
-to write one.
+The way back is a generator of steps; the driver (sage.editing) runs it and knows no method.  docs/methods.md shows how to
+write one.
 """
 
 import importlib.util
@@ -73,8 +73,8 @@ class Step:
         gradient: (B, C, h, w) what a gradient took out of the latents, None where it did nothing.
         loss: a number a picture, None where there was none.
         mask: (B, 1, h, w) in {0, 1}, where the picture could change; None without blending.
-        looks: (B, M, h', w') by the name of a branch: how much each place looks at each token of its prompt, as
-            applied, mean over heads and sites; filled in by the driver for who watches.
+        looks: (B, M, h', w') by the name of a branch: how much each place looks at each token of its prompt, as applied,
+            mean over heads and sites; filled in by the driver for who watches.
     """
 
     step: int
@@ -239,8 +239,12 @@ class Method(ABC, Generic[S]):
         from sage.inversion import ddim_inversion
         return ddim_inversion(job, job.source, self.wants(job.settings))
 
+    def inverted_under(self, settings: S, source: "Prompt", prompts: "Prompts") -> "Prompt":
+        """The prompt that the way to noise follows, and under which plain sampling leads back."""
+        return source
+
     def reconstructing(self, model: "Backbone", path: "Trajectory") -> AbstractContextManager[None]:
-        """Context around the passes of plain sampling from a trajectory, for inversions that change the network."""
+        """Context around the passes of plain sampling back from a trajectory, for inversions that change the network."""
         return nullcontext()
 
     # ---- the way back
@@ -274,6 +278,8 @@ METHODS: dict[str, str] = {
     "plain": "sage.methods.plain:Plain",
     "sag": "sage.methods.sag:SAG",
     "sdedit": "sage.methods.sdedit:SDEdit",
+    "masactrl": "sage.methods.masactrl:MasaCtrl",
+    "pnp": "sage.methods.pnp:PlugAndPlay",
     "p2p": "sage.methods.p2p:PromptToPrompt",
 }
 
@@ -324,8 +330,8 @@ def _with_inversion(name: str, inversion: str) -> Method[Any]:
     found = method(name)
     known = next((f.metadata["choices"] for f in found.Settings.fields() if f.name == "inversion"), ())
     if inversion not in known:
-        raise SettingsError(f"{name} has no inversion {inversion[:40]!r}: "
-                            + (f"it has {', '.join(known)}" if known else "its way to noise is its own"))
+        has = f"it has {', '.join(known)}" if known else "its way to noise is its own"
+        raise SettingsError(f"{name} has no inversion {inversion[:40]!r}: {has}")
     made = type(found)()
     made.variant = MappingProxyType({"inversion": inversion})
     return made

@@ -35,15 +35,16 @@ class Case:
     mask: np.ndarray
 
 
+def of(edit: EditCase, prompts: Prompts, side: int = SIDE) -> Case:
+    """An edit asked for by `prompts`, which need not be its own."""
+    source, truth = (from_pixels(p) for p in edit.pictures(side))
+    return Case(edit, prompts, source, truth, edit.mask(side))
+
+
 def draw(seeds: Sequence[int], short: bool = False, side: int = SIDE) -> list[Case]:
     """One case of each kind for every seed, asked for in short or in full."""
-    cases = []
-    for seed in seeds:
-        for kind in KINDS:
-            edit = edit_case(kind, seed, varied=True)
-            source, truth = (from_pixels(p) for p in edit.pictures(side))
-            cases.append(Case(edit, edit.short if short else edit.full, source, truth, edit.mask(side)))
-    return cases
+    edits = [edit_case(kind, seed, varied=True) for seed in seeds for kind in KINDS]
+    return [of(edit, edit.short if short else edit.full, side) for edit in edits]
 
 
 def run(model: Backbone, cases: Sequence[Case], config: Settings, batch: int = 20,

@@ -79,7 +79,7 @@ def readout_loss(heads: nn.ModuleDict, hidden: Tensor, places: dict[str, Tensor]
     return torch.stack(losses).mean()
 
 
-def warm_up_text(text: CLIPText, captioner: Captioner, pictures: int, steps: int = 500, batch_size: int = 64,
+def warm_up_text(text: CLIPText, captioner: Captioner, pictures: int, steps: int = 200, batch_size: int = 64,
                  seed: int = 0) -> float:
     """Teach the text encoder to gather what belongs together before the UNet has to wait for it.
 

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sage.commands.flags import DEFAULT_METHOD, reader
+from sage.commands.flags import reader
 from sage.console import did_you_mean
 from sage.errors import SageError, SettingsError
-from sage.method import METHODS, Method, method
+from sage.method import DEFAULTS, Method, able, check_task, method
 from sage.pictures import WRITTEN
 from sage.pictures.metadata import check_prompt
 from sage.settings import Phrases, Settings, annotations
 
 REQUIRED, NAMES, METHOD = ("picture", "source", "target"), ("out", "name", "id"), "method"
+DEFAULT = DEFAULTS["edit"]
 COMMENTS = ("comment", "comments", "note", "notes", "remark", "remarks")
 # 2,5 and 0,125, but not 1,000, which is one to some and a thousand to others
 DECIMAL_COMMA = re.compile(r"([+-]?(?:0|\d+(?!,\d{3}$))),(\d+)")
@@ -49,19 +50,19 @@ class Row:
     source: str = ""
     target: str = ""
     out: str = ""
-    method: str = DEFAULT_METHOD
+    method: str = DEFAULT
     settings: Mapping[str, Any] = field(default_factory=dict)
     wrong: str = ""
 
 
-def columns_of(default: str = DEFAULT_METHOD) -> tuple[str, ...]:
+def columns_of(default: str = DEFAULT) -> tuple[str, ...]:
     """Every column that a table may have: settings are those of any known method, and of the default one."""
-    owners = [method(name).Settings for name in dict.fromkeys((default, *METHODS))]
+    owners = [method(name).Settings for name in dict.fromkeys((default, *able("edit")))]
     settings = dict.fromkeys(name for owner in owners for name in owner.names())
     return tuple(dict.fromkeys((*REQUIRED, *NAMES, METHOD, *settings)))
 
 
-def read_table(path: Path, default: str = DEFAULT_METHOD) -> list[Row]:
+def read_table(path: Path, default: str = DEFAULT) -> list[Row]:
     """Rows of a .csv or .tsv file with a header, or of a .jsonl file with an object a line; blank ones are left out.
 
     Columns are picture, source and target; out, name or id for the file to write; method; and the settings of the row's
@@ -210,8 +211,7 @@ def _method(name: str, default: str) -> Method:
         raise TableError(f"its method is a file, {name[:60]}: a table may not say which code is run; give it with "
                          "--method")
     found = method(name)
-    if not found.edits:
-        raise TableError(f"{found.name} makes pictures from nothing and edits none")
+    check_task(found, "edit")
     return found
 
 

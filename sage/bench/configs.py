@@ -12,7 +12,7 @@ from typing import Any
 from sage.bench.cases import Case
 from sage.console import did_you_mean
 from sage.errors import SettingsError
-from sage.method import METHODS, Method
+from sage.method import DEFAULTS, METHODS, Method, able, check_task
 from sage.method import method as find_method
 from sage.prompts.phrases import read_factors, read_phrases
 from sage.settings import AUTO, Factors, Phrases, Settings, annotations
@@ -48,7 +48,7 @@ class Configuration:
     base: str = "recommended"
     words: str = "prompts"
     makes: str = "edit"
-    method: str = "sage"
+    method: str = DEFAULTS["edit"]
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -176,12 +176,11 @@ def _named(name: str) -> Configuration:
         return CONFIGURATIONS[name]
     wanted = name.removeprefix(EXPLICIT)
     if wanted.partition("+")[0] not in METHODS and ".py:" not in wanted:
-        known = [*CONFIGURATIONS, *METHODS]
+        known = [*CONFIGURATIONS, *able("edit")]
         near = did_you_mean(name, known) or f": there are {', '.join(dict.fromkeys(known))}"
         raise SettingsError(f"no configuration is called {name[:40]!r}{near}")
     method = find_method(wanted)
-    if not method.edits:
-        raise SettingsError(f"{wanted} makes pictures from nothing and edits none")
+    check_task(method, "edit")
     return Configuration(name, f"{method.title}: {method.about}", method=wanted)
 
 

@@ -27,13 +27,16 @@ from sage.bench.runner import Engine, Here, Pool, read_manifests, run
 from sage.bench.scoring import DONE, Line, has_result, results_root, score_folder
 from sage.bench.stilllife import FIRST_SEED, FULL, QUICK, TUNING_SEED, write_stilllife
 from sage.errors import SettingsError
+from sage.method import able
 from sage.progress import Progress
 
 TUNING_SPAN = FIRST_SEED - TUNING_SEED  # as many tuning cases of a kind are not among those reported
 BENCHMARK, TABLES, RECORD, NONE = "benchmark", "tables.json", "tables.md", "none"
 
 CONFIGS = "configurations, any of them as NAME:SETTING=VALUE,... too:\n" + "".join(
-    f"  {c.name:28} {c.help}\n" for c in CONFIGURATIONS.values()) + "\nexperiments:\n" + "".join(
+    f"  {c.name:28} {c.help}\n" for c in CONFIGURATIONS.values()) + f"""
+methods, each as it is recommended, by its name, or as method=NAME where a configuration has the same one:
+  {" ".join(able("edit"))}, or path/to/file.py:Class\n""" + "\nexperiments:\n" + "".join(
     f"  {e.name:28} {e.title}\n" for e in EXPERIMENTS.values())
 
 

@@ -22,6 +22,7 @@ from sage.commands.edit import add_command as add_edit_command
 from sage.commands.flags import named_method
 from sage.commands.generate import add_command as add_generate_command
 from sage.commands.invert import add_command as add_invert_command
+from sage.commands.methods import add_command as add_methods_command
 from sage.commands.ui import add_command as add_ui_command
 from sage.errors import SageError, out_of_memory
 
@@ -107,6 +108,7 @@ def make_parser(argv: Sequence[str] = ()) -> Parser:
     add_generate_command(command, chosen)
     add_batch_command(command, chosen)
     add_about_commands(command)
+    add_methods_command(command)
     add_bench_commands(command)
     add_ui_command(command)
     return parser

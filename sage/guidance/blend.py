@@ -25,7 +25,7 @@ class BlendingMask:
         z: (B, C, h, w) latents.
         threshold: share of a picture's maximum above which a place is in the mask.
         union: a mask a prompt, of which the union is taken; or one mask of their summed maps.
-        kept: share of a picture's maximum of the attention to what a plan keeps, above which a place is not in the mask.
+        kept: share of the greatest attention to what a plan keeps, above which a place is not in the mask.
     Attributes:
         difference: (B, 1, h, w) the sum over the steps so far of |eps_target - eps_source|, mean over channels.
     """

@@ -1,4 +1,4 @@
-"""Proximal maps: what is left of a guidance when what is small in it is taken for noise (Han et al. 2306.05414).  Pure."""
+"""Proximal maps: what is left of guidance when the small in it is taken for noise (Han et al. 2306.05414).  Pure."""
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ def proximal(delta: Tensor, kappa: Tensor | float, kind: str = "soft") -> Tensor
     """
     if kind == "hard":
         return delta * (delta.abs() > kappa)
-    small = torch.minimum(torch.maximum(delta, -kappa), kappa) if isinstance(kappa, Tensor) else delta.clamp(-kappa, kappa)
-    soft = delta - small
+    soft = delta.sign() * (delta.abs() - kappa).clamp(min=0)
     if kind == "soft":
         return soft
     lowered = torch.where(soft > 0, soft - kappa, soft)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sage.errors import PromptError
-from sage.guidance.hooks import rewrite
-from sage.models.sites import QueriesKeys, Site
+from sage.guidance.hooks import rewrite, swap
+from sage.models.sites import Projection, QueriesKeys, Site
 from sage.prompts.tokens import Span
 
 
@@ -24,9 +24,8 @@ def check_counts(span: Span) -> None:
 
 
 def replacement(spans: Iterable[Span], length: int) -> tuple[Tensor, Tensor]:
-    """Replacement as a linear map on columns: each target token takes its source token's attention.
-
-    One token is copied to each of several; several are averaged into one.
+    """Replacement as a linear map on columns: each target token takes its source token's attention; one token is
+    copied to each of several; several are averaged into one.
 
     Args:
         length: M, the tokens of a prompt.
@@ -127,6 +126,29 @@ def between(sites: Sequence[Site], branches: Iterable[str], change: Between) -> 
         return torch.cat([*(maps | dict(change(maps, site))).values()])
 
     return rewrite(sites, rewritten)
+
+
+def lent(sites: Sequence[Site], branches: Iterable[str], lenders: Mapping[str, str],
+         own: bool = False) -> AbstractContextManager[None]:
+    """Context in which, in a batch of several branches, some use the keys and values of others (Cao et al. 2023).
+
+    Args:
+        branches: their names, in the order of the batch's rows (`Job.together`).
+        lenders: by the name of a branch the one that lends.
+        own: beside their own; else in place of them.
+    """
+    names = tuple(branches)
+    row = [names.index(lenders.get(name, name)) for name in names]
+
+    def swapped(given: Projection, site: Site) -> Projection:
+        def of_lender(t: Tensor) -> Tensor:
+            parts = t.chunk(len(names))
+            borrowed = torch.cat([parts[i] for i in row])
+            return torch.cat([borrowed, t], dim=2) if own else borrowed  # what is there twice weighs as if once
+
+        return Projection(given.queries, of_lender(given.keys), of_lender(given.values))
+
+    return swap(sites, swapped)
 
 
 def rewrite_columns(sites: Sequence[Site], reference: Sequence[QueriesKeys], carry: Tensor,

@@ -1,8 +1,8 @@
 """Prompt-to-prompt: the target looks where the source looks (Hertz et al. 2208.01626), on a real picture.
 
-    M_target <- c a f(M_source, M_target) + (1 - a) M_target     cross-attention; f by word swap or refinement, c by word
-    M_target <- M_source                                         self-attention, but for the finest
-    z_target <- z_source + m (z_target - z_source)               m where both prompts' marked words are looked at
+    M_target <- c a f(M_source, M_target) + (1 - a) M_target    cross-attention; f by word swap or refinement, c by word
+    M_target <- M_source                                        self-attention, but for the finest
+    z_target <- z_source + m (z_target - z_source)              m where both prompts' marked words are looked at
 
 a is 1 in a window of the steps, of all tokens or of single words.  How the source branch is held to the picture is a
 setting of its own (sage.anchors).
@@ -31,8 +31,8 @@ PUBLISHED = dict(steps=50, guidance_scale=7.5, conventions="published", cross_fr
 class Injection(Words, anchors.Anchored):
     """Attention."""
 
-    carry: str = setting("refine", "whose cross-attention the target takes: that of the tokens that both prompts have, or "
-                         "word by word of prompts with equally many", "refine", "replace")
+    carry: str = setting("refine", "whose cross-attention the target takes: that of the tokens that both prompts have, "
+                         "or word by word of prompts with equally many", "refine", "replace")
     cross_start: float = setting(0.0, "share of the steps before cross-attention is carried over", low=0, high=1)
     cross_fraction: float = setting(0.4, "share of the steps after which it no longer is", low=0, high=1)
     word_starts: Factors = setting({}, "the same for single phrases of the target prompt: WORD:SHARE,...")
@@ -40,10 +40,10 @@ class Injection(Words, anchors.Anchored):
     self_start: float = setting(0.0, "share of the steps before self-attention is carried over", low=0, high=1)
     self_fraction: float = setting(0.6, "share of the steps after which it no longer is", low=0, high=1)
     self_level: int = setting(1, "halvings of the latents from which on self-attention is carried over", low=0, high=8)
-    reweight_steps: str = setting("all", "steps with reweighting: all, or those in which a token's attention is carried "
-                                  "over", "all", "window")
-    cross_level: int = setting(2, "halvings of the latents at which cross-attention is read for the blending mask", low=0,
-                               high=8)
+    reweight_steps: str = setting("all", "steps with reweighting: all, or those in which a token's attention is "
+                                  "carried over", "all", "window")
+    cross_level: int = setting(2, "halvings of the latents at which cross-attention is read for the blending mask",
+                               low=0, high=8)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,16 +104,16 @@ class PromptToPrompt(Method[Settings]):
         plan, s, notes = super().plan(prompts, source, target, settings), settings, list[str]()
         changed = kit.changed_words(prompts, source, target) if s.carry == "replace" else ()
         if changed is None:
-            notes.append("the prompts have not equally many words, and cannot be replaced word by word: the attention of "
-                         "the tokens that both have is carried over")
+            notes.append("the prompts have not equally many words, and cannot be replaced word by word: the attention "
+                         "of the tokens that both have is carried over")
         windows = {p: (s.word_starts.get(phrase, 0.0), s.word_fractions.get(phrase, s.cross_fraction))
                    for phrase in {**s.word_starts, **s.word_fractions} for p in prompts.find(target, phrase, every=True)}
         if s.blend_except == AUTO:
             raise SettingsError("blend_except is auto: give the phrases that mark what may not change, or none")
         kept = s.blend_except and kit.marked(prompts, source, target, s.blend_except, s.blend_match == "words")
-        return replace(plan, replace=changed or (), windows=tuple((p, *w) for p, w in windows.items()), kept=kept or None,
-                       aligned=kit.aligned(prompts.tokens(source), prompts.tokens(target), len(target.ids)),
-                       notes=(*plan.notes, *notes))
+        return replace(plan, replace=changed or (), windows=tuple((p, *w) for p, w in windows.items()),
+                       kept=kept or None, notes=(*plan.notes, *notes),
+                       aligned=kit.aligned(prompts.tokens(source), prompts.tokens(target), len(target.ids)))
 
     # ---- the way to noise
 
@@ -121,12 +121,7 @@ class PromptToPrompt(Method[Settings]):
         return settings.way
 
     def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
-        if settings.conventions == "consistent":
-            return super().edges(model, settings, size)
-        ahead = getattr(model.schedule, "ahead", None)
-        if ahead is None:
-            raise SettingsError(f"conventions is published: {model.name} has no timesteps to tell ahead")
-        return ahead(settings.steps, settings.spacing)
+        return anchors.edges(model, settings) or super().edges(model, settings, size)
 
     def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
         return anchors.invert(job)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sage.models.backbone import Backbone
 
 PREDICTIONS = ("epsilon", "v_prediction")
-VERSION = 2
+VERSION, NOTHING_SAVED = 2, Savings()
 SHARED = {"target": str, "model": str, "method": str, "settings": dict, "savings": dict, "made": dict, "truncate": bool}
 TYPES: dict[str, dict[str, type]] = {"edit": {"source": str, "picture": dict, **SHARED},
                                      "generate": {"negative": str, "size": list, "batch": int, **SHARED}}
@@ -36,7 +36,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
 
 def make_record(model: "Backbone", source: str, target: str, settings: Settings, picture: dict[str, str],
                 truncate: bool = False, prediction_type: str | None = None,
-                savings: Savings = Savings(), **more: Any) -> dict[str, Any]:
+                savings: Savings = NOTHING_SAVED, **more: Any) -> dict[str, Any]:
     """All that is needed to repeat an edit, as JSON values.
 
     Args:

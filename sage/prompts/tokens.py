@@ -71,7 +71,8 @@ class Prompts:
         check_text(phrase, "phrase")
         wanted, found = self._body(phrase), []
         if wanted:
-            starts = [i for i in range(1, self._end(prompt) - len(wanted) + 1) if list(prompt.ids[i:i + len(wanted)]) == wanted]
+            starts = [i for i in range(1, self._end(prompt) - len(wanted) + 1)
+                      if list(prompt.ids[i:i + len(wanted)]) == wanted]
             found = [p for i in starts[:None if every else 1] for p in range(i, i + len(wanted))]
         if not found:
             raise PromptError(f"the phrase {phrase!r} is not in the prompt {prompt.text!r}")

@@ -1,4 +1,4 @@
-"""How the tokens of two prompts correspond, for methods that carry attention over from one to the other.  Imports no torch.
+"""How the tokens of two prompts correspond, for methods that carry attention over.  Imports no torch.
 
 The rules are those of prompt-to-prompt (Hertz et al. 2208.01626): `aligned` of its refinement, `changed_words` of its
 word swap.
@@ -37,7 +37,7 @@ def aligned(source: Sequence[int], target: Sequence[int], length: int) -> tuple[
 
 
 def changed_words(prompts: Prompts, source: Prompt, target: Prompt) -> tuple[Span, ...] | None:
-    """The words, split at spaces, in which two prompts of equally many words differ; None if they have not equally many."""
+    """The words, split at spaces, in which two prompts of equally many differ; None if they have not equally many."""
     a, b = prompts.words(source), prompts.words(target)
     if len(a) != len(b):
         return None

@@ -166,8 +166,9 @@ class DiffusionSchedule:
     def ahead(self, steps: int, spacing: str = "leading") -> tuple[Edges, Edges]:
         """The steps of the code of prompt-to-prompt and its kin, there and back.
 
-        On the way to noise the network is told the level that it goes to, and has the latents of the one that it leaves.
-        The timesteps are one above multiples, whatever the checkpoint says: the pipeline puts that into its scheduler.
+        On the way to noise the network is told the level that it goes to, and has the latents of the one that it
+        leaves.  The timesteps are one above multiples, whatever the checkpoint says: the pipeline puts that into its
+        scheduler.
         """
         a = alphas_cumprod(self.params, torch.float32).tolist()
         visited = timesteps(replace(self.params, steps_offset=1), steps, spacing)

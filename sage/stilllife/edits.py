@@ -15,7 +15,7 @@ from sage.stilllife import captions, prompts
 from sage.stilllife.camera import place_things
 from sage.stilllife.captions import join
 from sage.stilllife.render import render
-from sage.stilllife.scenes import AROUND, MAIN, SECOND, Scene, is_held_out, sample_companion, sample_scene
+from sage.stilllife.scenes import AROUND, ATTRIBUTES, MAIN, SECOND, Scene, is_held_out, sample_companion, sample_scene
 from sage.stilllife.varied import nameable, relation, sample_accompanied, sample_varied_scene, within_frame
 
 KINDS = (
@@ -218,9 +218,14 @@ def prompts_of(source: list, target: list, changed: tuple[str, ...]) -> Prompts:
     return Prompts(join(source), join(target), *_edited_words(source, target), _blend_words(source, target, changed))
 
 
-def _short(source: Scene, target: Scene, changed: tuple[str, ...], rng: np.random.Generator) -> Prompts:
-    wording = replace(prompts.draw_wording(rng), say_upright="tilt" in changed)
-    keep = {"form", *changed, *(["second_form"] if "second_colour" in changed else [])}
+def asked(source: Scene, target: Scene, wording: prompts.Wording, also: frozenset[str] = frozenset()) -> Prompts:
+    """The prompts that name the noun, what changes, and the attributes `also` where the scenes have names for them."""
+    a, b = source.attributes(), target.attributes()
+    changed = tuple(name for name in ATTRIBUTES if a[name] != b[name])
+    wording = replace(wording, say_upright="tilt" in changed)
+    keep = {"form", *changed, *(also & prompts.everything(source, wording) & prompts.everything(target, wording))}
+    if "second_colour" in keep:  # which is nothing without it
+        keep.add("second_form")
     return prompts_of(*(prompts.phrases(scene, wording, keep) for scene in (source, target)), changed)
 
 
@@ -252,5 +257,5 @@ def edit_case(kind: int, seed: int, held_out: bool = True, varied: bool = False)
         full = [prompts.phrases(scene, wording, keep & nameable(scene)) for scene in (source, target)]
     else:
         full = [captions.phrases(scene, wording) for scene in (source, target)]
-    short = _short(source, target, changed, np.random.default_rng((7, kind, int(held_out), seed)))
+    short = asked(source, target, prompts.draw_wording(np.random.default_rng((7, kind, int(held_out), seed))))
     return EditCase(kind, source, target, prompts_of(*full, changed), short)

@@ -1,70 +1,102 @@
-"""EditConfig <-> the values of a form, one a field, in the order of the fields."""
+"""Settings <-> what a form shows of them, made from the fields that the settings of any method declare.
 
-from collections.abc import Sequence
-from dataclasses import Field, fields
+What is shown is text, but for switches: a browser's numbers have fewer digits than ours, and know no "none".
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import Field
 from typing import Any
 
-from sage.config import EditConfig, Phrases
 from sage.errors import SettingsError
+from sage.method import method_of
 from sage.prompts.phrases import read_factors, read_phrases
+from sage.settings import Factors, Phrases, Settings, annotations
 from sage.studio.words import factors_text, phrases_text
 
-FIELDS: tuple[Field, ...] = fields(EditConfig)
-NAMES = tuple(f.name for f in FIELDS)
+LONGEST = 4096
 
 
-def kind(f: Field) -> str:
-    """How a field is given: "choice", "number", "whole", "phrases", "factors", "digits" or "perhaps".
-
-    Digits are text: a seed has more of them than a browser's numbers.  So is "perhaps" a number, which a browser would
-    take for 0 where there is none.
-    """
-    annotation = EditConfig.__annotations__[f.name]
+def kind(cls: type[Settings], f: Field) -> str:
+    """How a setting is given: "choice", "switch", "phrases", "factors", "text", "whole", "perhaps" or "number"."""
+    annotation = annotations(cls)[f.name]
     if f.metadata["choices"]:
         return "choice"
-    if annotation == Phrases:
-        return "phrases"
-    if f.name == "reweight":
-        return "factors"
-    if f.metadata["high"] > 2**53 and annotation is int:
-        return "digits"
-    if annotation == int | None:
-        return "perhaps"
-    return "number" if annotation is float else "whole"
+    named = {bool: "switch", str: "text", int: "whole", float: "number"}
+    found = {Phrases: "phrases", Factors: "factors", int | None: "perhaps"}
+    return named.get(annotation) or next(word for known, word in found.items() if annotation == known)
 
 
-def values(config: EditConfig) -> list[Any]:
-    """What the form shows of a configuration; `config` takes it back without loss."""
-    shown = {"phrases": phrases_text, "factors": factors_text, "digits": str,
-             "perhaps": lambda value: "" if value is None else str(value)}
-    return [shown.get(kind(f), lambda value: value)(getattr(config, f.name)) for f in FIELDS]
+def shown(settings: Settings) -> dict[str, Any]:
+    """The form of a method's settings, as JSON values.
+
+    Returns:
+        method; groups: of each its heading and its fields, with name, kind, help, range and choices; values: by name,
+        as `read` takes them back without loss.
+    """
+    cls = type(settings)
+    groups = [[heading.capitalize(), [_field(cls, f) for f in members]] for heading, members in cls.groups().items()]
+    return {"method": method_of(settings).name, "groups": groups,
+            "values": {f.name: _text(kind(cls, f), getattr(settings, f.name)) for f in cls.fields()}}
 
 
-def config(given: Sequence[Any]) -> EditConfig:
-    """The configuration that a form shows.
+def _field(cls: type[Settings], f: Field) -> dict[str, Any]:
+    return {"name": f.name, "kind": kind(cls, f), "help": sentence(f.metadata["help"]),
+            "choices": list(f.metadata["choices"]), "range": limits(f.metadata["low"], f.metadata["high"])}
+
+
+def limits(low: float, high: float) -> str:
+    """A range for people; "" for none."""
+    if high == math.inf or high > 2**53:
+        return "" if low == -math.inf else f"{low:g} or more"
+    return f"{low:g} to {high:g}"
+
+
+def sentence(text: str) -> str:
+    """A help text as a sentence; the w of the papers stays a w."""
+    return f"{text}." if text[1] == ":" else f"{text[0].upper()}{text[1:]}."
+
+
+def _text(how: str, value: Any) -> Any:
+    if how == "phrases":
+        return phrases_text(value)
+    if how == "factors":
+        return factors_text(value)
+    return value if how == "switch" else "" if value is None else value if isinstance(value, str) else repr(value)
+
+
+def read(cls: type[Settings], values: Any) -> Settings:
+    """The settings that a form shows.
 
     Raises:
-        SettingsError: a value that is no setting, by the field's name.
+        SettingsError: a value that is none, by the setting's name.
     """
-    if len(given) != len(FIELDS):
-        raise SettingsError(f"{len(given)} settings were sent, and there are {len(FIELDS)}")
-    return EditConfig(**{f.name: _read(f, value) for f, value in zip(FIELDS, given, strict=True)})
+    values = values if isinstance(values, Mapping) else {}
+    if missing := [name for name in cls.names() if name not in values]:
+        raise SettingsError(f"{missing[0]} was not sent: load the page again")
+    return cls.from_dict({**values, **{f.name: _read(f.name, kind(cls, f), values[f.name]) for f in cls.fields()}})
 
 
-def _read(f: Field, value: Any) -> Any:
-    how = kind(f)
-    if how in ("phrases", "factors", "digits", "perhaps") and not isinstance(value, str):
-        raise SettingsError(f"{f.name} must be text")
-    if how == "perhaps" and not value.strip():
-        return None
+def _read(name: str, how: str, value: Any) -> Any:
+    if how == "switch":
+        return value
+    if not isinstance(value, str):
+        raise SettingsError(f"{name} must be text")
+    text = value[:LONGEST].strip()
     if how == "phrases":
-        return read_phrases(value.strip())
+        return read_phrases(text or "none")
     if how == "factors":
-        return read_factors(value.strip() or "none")
-    if how in ("digits", "perhaps"):
-        if not value.strip().isdecimal():
-            raise SettingsError(f"{f.name} is {value[:40]!r}: must be a whole number")
-        return int(value.strip()[:40])
-    if value is None:
-        raise SettingsError(f"{f.name} is empty: give a number, or take back the model's own settings")
-    return value
+        return read_factors(text or "none")
+    if how in ("choice", "text"):
+        return text
+    if how == "perhaps" and not text:
+        return None
+    return _number(name, text[:40], how)
+
+
+def _number(name: str, text: str, how: str) -> float | int:
+    whole = how in ("whole", "perhaps")
+    try:
+        return int(text) if whole else float(text)
+    except ValueError:
+        raise SettingsError(f"{name} is {text!r}: must be a {'whole ' if whole else ''}number") from None

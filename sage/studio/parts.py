@@ -42,6 +42,17 @@ class Words(gr.HTML):
         return {"type": "object"}
 
 
+class Form(gr.HTML):
+    """The settings of a method, each with its help and range; see form.js and `sage.studio.form.shown`."""
+
+    def __init__(self, value: dict[str, Any], prefix: str, **options: Any):
+        super().__init__(value | {"prefix": prefix}, html_template='<div class="form-of-settings"></div>',
+                         js_on_load=(HERE / "form.js").read_text(encoding="utf-8"), **options)
+
+    def api_info(self) -> dict[str, Any]:
+        return {"type": "object"}
+
+
 def refuse_addresses() -> None:
     """Let no component fetch what a client sends the address of, which Gradio would do for any of them."""
     move = Block.async_move_resource_to_block_cache

@@ -9,30 +9,35 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
+from PIL import Image
+
 from sage import pictures
-from sage.config import EditConfig
-from sage.editing import EditResult, edit_batch
+from sage.editing import EditResult, check_prompts, edit_batch, settings_for, sharing_key, task_of
 from sage.errors import ModelError, PictureError, SageError, SettingsError, out_of_memory
 from sage.explain import Explanation
-from sage.inversion import Trajectory, recording_key
+from sage.method import METHODS, Method, Request, method, method_of
+from sage.models.backbone import Backbone
 from sage.models.known import find_model
 from sage.models.loading import load_model
-from sage.models.sd.model import StableDiffusion
-from sage.pictures.metadata import check_prompt, identity, make_record, read_record
-from sage.prompts.plan import Plan, check_prompts
+from sage.models.savings import Savings
+from sage.pictures.metadata import check_prompt, identity, make_record, read_record, settings_in
+from sage.prompts.plan import Plan
+from sage.settings import Settings
 from sage.studio.cache import Cache
 from sage.studio.clock import Cancelled, Clock, Pace
 from sage.studio.visit import Entry, Picture, Visit, for_eyes
-from sage.studio.words import compare
+from sage.studio.words import carried, compare, fitting
+from sage.trajectory.kinds import Trajectory
 
 T = TypeVar("T")
 TICK = 0.1  # seconds between two looks at running work
 LONGEST_NAME = 80
+LONGEST_PROMPT = 4096
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Limits:
     """What one visitor may ask of the machine.
 
     Attributes:
-        pixels: of a picture.
+        pixels: of a picture; a larger one is scaled down.
         side: largest `size` to work at, in pixels; None for twice the model's own.
         edits: remembered per visitor.
         visits: remembered at a time; who came back least recently is forgotten first.
@@ -58,13 +63,23 @@ class Limits:
 
 @dataclass(frozen=True)
 class EditRequest:
-    """One edit as a visitor wants it."""
+    """One edit as a visitor wants it.
+
+    Attributes:
+        config: settings, whose class says the method.
+    """
 
     model: str
     source: str
     target: str
-    config: EditConfig
+    config: Settings
     truncate: bool = False
+
+    def is_of(self, record: dict[str, Any]) -> bool:
+        """Whether a record is of just this edit, of whatever picture."""
+        return (self.model, self.source, self.target, self.truncate, method_of(self.config).where,
+                self.config.as_dict()) == tuple(record[name] for name in (
+                    "model", "source", "target", "truncate", "method", "settings"))
 
 
 class Studio:
@@ -73,6 +88,7 @@ class Studio:
     Attributes:
         model: None after one could not be loaded, until another is.
         name: of the model that is in memory, or was last.
+        methods: those that edit, by name.
 
     Args:
         models: what the visitors can choose from, as `sage.load_model` takes it; the first is loaded at once.
@@ -93,10 +109,10 @@ class Studio:
         self._visits: OrderedDict[str, Visit] = OrderedDict()
         self._lock, self._words = Lock(), Lock()  # tokenizers cannot be shared by two threads at once
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="sage-edit")
-        self.recommended: dict[str, EditConfig] = {}
+        self._opening = Lock()  # a large picture takes a lot while it is decoded
+        self.methods: dict[str, Method[Any]] = {name: found for name in METHODS if (found := method(name)).edits}
         self.name, place = next(iter(self.places.items()))
-        self.model: StableDiffusion | None = self._worker.submit(load_model, place).result()
-        self.recommended[self.name] = self.model.recommended
+        self.model: Backbone | None = self._worker.submit(load_model, place).result()
 
     # ---- visitors
 
@@ -148,15 +164,26 @@ class Studio:
         name = "".join(c for c in name.replace("\\", "/").rpartition("/")[2] if c.isprintable())[-LONGEST_NAME:]
         name = name if name.strip(". ") else "picture.png"
         try:
-            image = pictures.open_picture(path, self.limits.pixels)
+            with self._opening:
+                picture = self._opened(path, name)
             record = self._record_in(path)
         except PictureError as error:
             raise PictureError(str(error).replace(str(path), name)) from None
-        picture = Picture(image, identity(path, name))
         self._show(who, picture)
-        if record and (known := self.pictures.get((who, record["picture"]["sha256"]))):
-            self._show(who, known)
+        if record:
+            self.visit(who).restored = record
+            if known := self.pictures.get((who, record["picture"]["sha256"])):
+                self._show(who, known)
         return record
+
+    def _opened(self, path: Path, name: str) -> Picture:
+        """The picture in a file, scaled down to what one visitor may have, which its identity then says."""
+        image, known_by = pictures.open_picture(path), identity(path, name)
+        if (share := self.limits.pixels / (image.width * image.height)) < 1:
+            width, height = (max(1, int(side * share**0.5)) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+            known_by["scaled"] = f"{width} x {height}"
+        return Picture(image, known_by)
 
     def _show(self, who: str, picture: Picture) -> None:
         self.visit(who).picture = picture
@@ -167,12 +194,7 @@ class Studio:
             pictures.read_settings(path)
         except PictureError:
             return None  # a picture like any other
-        record = read_record(path, "edit")
-        try:
-            EditConfig.from_dict(record["config"])
-        except SettingsError as error:
-            raise PictureError(f"{path}: the settings of the edit in it are damaged ({error})") from error
-        return record
+        return read_record(path)
 
     def restore(self, who: str, index: int) -> Entry:
         """One of the visitor's own edits again; its picture becomes theirs, if it is still remembered."""
@@ -181,6 +203,7 @@ class Studio:
             raise SettingsError("that edit is not remembered any more")
         entry = visit.entries[index]
         visit.picture = self.pictures.get((who, entry.record["picture"]["sha256"])) or visit.picture
+        visit.restored = entry.record
         return entry
 
     # ---- edits
@@ -196,7 +219,7 @@ class Studio:
         """
         visit = self.visit(who)
         picture = self._checked(visit, request)
-        clock = visit.clock = Clock([("invert", request.config.steps), ("edit", request.config.steps)])
+        clock = visit.clock = Clock()
         return (yield from self._watched(clock, self._edit, who, visit, picture, request, clock))
 
     def look_inside(self, who: str, entry: Entry) -> Generator[Clock, None, str]:
@@ -210,25 +233,47 @@ class Studio:
             raise PictureError(f"{entry.record['picture']['name']} is not remembered any more: drop it again")
         record = entry.record
         request = EditRequest(record["model"], record["source"], record["target"],
-                              EditConfig.from_dict(record["config"]), record["truncate"])
-        clock = visit.clock = Clock([("edit", request.config.steps)])
-        return (yield from self._watched(clock, self._look, who, visit, picture, request, clock))
+                              settings_in(record), record["truncate"])
+        clock = visit.clock = Clock()
+        return (yield from self._watched(clock, self._look, who, entry, picture, request, clock))
 
-    def use(self, name: str) -> EditConfig:
-        """Load a model in the place of the one that is there, and say what settings it recommends.
+    def use(self, name: str) -> None:
+        """Load a model in the place of the one that is there.
 
         Raises:
             ModelError: it cannot be loaded; there is then no model, until one is chosen that can.
         """
         with _told():
-            return self._worker.submit(self._load, name, Clock()).result()
+            self._worker.submit(self._load, name, Clock()).result()
 
-    def words(self, source: str, target: str, config: EditConfig) -> dict[str, Any]:
+    def recommended(self, name: str, words: Settings | None = None) -> Settings:
+        """What the model in memory, or else the method itself, recommends for a method.
+
+        Args:
+            words: settings whose phrases and factors are kept.
+        Raises:
+            SettingsError: this studio has no such method, or the model cannot be used with it.
+        """
+        found = self.found(name)
+        if self.model is None:
+            settings = found.Settings()
+        else:
+            settings = settings_for(self.model, None, name)
+        return settings if words is None else carried(settings, words)
+
+    def found(self, name: Any) -> Method[Any]:
+        """A method by the name that a visitor sends: one of ours, never a file."""
+        if not isinstance(name, str) or name not in self.methods:
+            raise SettingsError(f"this studio has no method {str(name)[:60]!r}: choose one of "
+                                f"{', '.join(self.methods)}")
+        return self.methods[name]
+
+    def words(self, source: str, target: str, config: Settings) -> dict[str, Any]:
         """`sage.studio.words.compare` with the present model's tokenizer."""
         with self._words:
             if self.model is None:  # one could not be loaded
                 return {"problem": "there is no model: choose one"}
-            return compare(self.model.prompts, source[:4096], target[:4096], config)
+            return compare(self.model.prompts, source[:LONGEST_PROMPT], target[:LONGEST_PROMPT], config)
 
     def _watched(self, clock: Clock, work: Callable[..., T], *arguments: Any) -> Generator[Clock, None, T]:
         """Run in the worker's thread; one at a time, whoever asks."""
@@ -251,59 +296,85 @@ class Studio:
         if request.model not in self.places:
             raise ModelError(f"this studio has no model {request.model[:60]!r}: choose one of {', '.join(self.places)}")
         for name in ("steps", "retries"):
-            if getattr(request.config, name) > (most := getattr(self.limits, name)):
+            if getattr(request.config, name, 0) > (most := getattr(self.limits, name)):
                 raise SettingsError(f"{name} is {getattr(request.config, name)}: this studio allows at most {most}")
+        self.found(method_of(request.config).name)
         return visit.picture
 
     def _edit(self, who: str, visit: Visit, picture: Picture, request: EditRequest, clock: Clock) -> Entry:
         self._load(request.model, clock)
-        plan, key = self._plan(who, picture, request)
-        clock.pace = self._pace(request.config)
+        recorded = visit.restored
+        request, plan, left_out = self._planned(request)
+        key = self._key(who, picture, request, plan)
         trajectory = self.trajectories.get(key)
         if trajectory is None:
             self.trajectories.spare(self.trajectories.largest)  # before another is made beside them
-        else:
-            clock.plan = (("edit", request.config.steps),)
-        result = edit_batch(self.model, [picture.image], [plan], request.config, clock, trajectory)[0]
+        self._foresee(clock, picture, request, inverted=trajectory is not None)
+        savings = None
+        if recorded and request.is_of(recorded) and recorded["picture"]["sha256"] == picture.identity["sha256"]:
+            savings = Savings.from_dict(recorded["savings"])
+        result = self._made(picture, plan, request, clock, trajectory, savings=savings)
         record = make_record(self.model, request.source, request.target, request.config, picture.identity,
-                             request.truncate)
-        saved = None if trajectory is None else clock.pace.seconds.get("invert", 0.0) * request.config.steps
+                             request.truncate, savings=result.savings)
+        saved = None if trajectory is None else clock.pace.seconds.get("invert", 0.0) * (len(trajectory.latents) - 1)
         with visit.lasting():  # of who has left nothing is kept
             self.trajectories.put(key, result.trajectory)
             path = visit.new_file(f"{Path(picture.identity['name']).stem}-edit.png")
             pictures.save_picture(result.image, path, record)
-            entry = Entry(record, path, clock.elapsed, saved, result.notes)
+            entry = Entry(record, path, clock.elapsed, saved, (*left_out, *result.notes))
             for image, eye in zip((picture.image, result.image), entry.eyes, strict=True):
                 pictures.save_picture(for_eyes(image), eye)
             visit.remember(entry)
         return entry
 
-    def _look(self, who: str, visit: Visit, picture: Picture, request: EditRequest, clock: Clock) -> str:
+    def _look(self, who: str, entry: Entry, picture: Picture, request: EditRequest, clock: Clock) -> str:
         self._load(request.model, clock)
-        plan, key = self._plan(who, picture, request)
-        clock.pace = self._pace(request.config)
+        request, plan, _ = self._planned(request)
         with self._words:
             seen = Explanation(self.model, picture.image, request.source, request.target, request.config,
                                truncate=request.truncate)
-        result: EditResult = edit_batch(self.model, [picture.image], [plan], request.config, clock,
-                                        self.trajectories.get(key), seen)[0]
+        trajectory = self.trajectories.get(self._key(who, picture, request, plan))
+        self._foresee(clock, picture, request, inverted=trajectory is not None)
+        result = self._made(picture, plan, request, clock, trajectory, watch=seen,
+                            savings=Savings.from_dict(entry.record["savings"]))
         with self._words, tempfile.TemporaryDirectory(dir=self.folder) as folder:
             return seen.write(folder, result, clock).read_text(encoding="utf-8")
 
-    def _plan(self, who: str, picture: Picture, request: EditRequest) -> tuple[Plan, tuple]:
-        """What to do, and the key of the inversion that it takes."""
+    def _made(self, picture: Picture, plan: Plan, request: EditRequest, clock: Clock, trajectory: Trajectory | None,
+              **more: Any) -> EditResult:
+        return edit_batch(self.model, [picture.image], [plan], request.config, clock, trajectory,
+                          requests=[Request(request.source, request.target)], **more)[0]
+
+    def _planned(self, request: EditRequest) -> tuple[EditRequest, Plan, tuple[str, ...]]:
+        """The edit without words that are not in its prompts any more, its plan, and what was left out."""
         most = self.limits.side or 2 * self.model.sample_size
-        if (request.config.size or 0) > most:
+        if (getattr(request.config, "size", None) or 0) > most:
             raise SettingsError(f"size is {request.config.size}: this studio allows at most {most}")
+        settings_for(self.model, request.config, None)
+
+        def check(config: Settings) -> Plan:
+            return check_prompts(self.model, request.source, request.target, config, request.truncate)
+
         with self._words:
-            plan = check_prompts(self.model, request.source, request.target, request.config, request.truncate)
-        return plan, (who, self.model.name, picture.identity["sha256"], recording_key(request.config, [plan]))
+            config, left_out = fitting(check, request.config)
+            return replace(request, config=config), check(config), left_out
 
-    def _pace(self, config: EditConfig) -> Pace:
-        key = (self.model.name, config.size, config.reconstruction)
-        return self.paces.setdefault(key, Pace())
+    def _key(self, who: str, picture: Picture, request: EditRequest, plan: Plan) -> tuple:
+        """Of the inversion that an edit takes."""
+        return who, self.name, picture.identity["sha256"], sharing_key(request.config, [plan])
 
-    def _load(self, name: str, clock: Clock) -> EditConfig:
+    def _foresee(self, clock: Clock, picture: Picture, request: EditRequest, inverted: bool) -> None:
+        """Tell the clock what is ahead, and how fast that went before."""
+        config, way = request.config, method_of(request.config)
+        size = task_of(self.model, [picture.image], config).size
+        latents = self.model.latent_shape(size)[1:]
+        up, down = way.path_steps(self.model, config, latents), len(way.edges(self.model, config, latents)[1])
+        ahead = (("invert", 0 if inverted else up), ("edit", down))
+        clock.plan = tuple((phase, steps) for phase, steps in ahead if steps)
+        chosen = tuple(getattr(config, f.name) for f in config.fields() if f.metadata["choices"])
+        clock.pace = self.paces.setdefault((self.name, way.name, size, chosen), Pace())
+
+    def _load(self, name: str, clock: Clock) -> None:
         if name not in self.places:
             raise ModelError(f"this studio has no model {name[:60]!r}: choose one of {', '.join(self.places)}")
         if self.model is None or name != self.name:
@@ -312,10 +383,8 @@ class Studio:
             with self._words:
                 self.model = None  # two would be a lot
                 self.model, self.name = self._loaded(name), name
-            self.recommended[name] = self.model.recommended
-        return self.model.recommended
 
-    def _loaded(self, name: str) -> StableDiffusion:
+    def _loaded(self, name: str) -> Backbone:
         try:
             return load_model(self.places[name])
         except Exception as error:

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from sage.pictures import save_picture
+from sage.settings import Settings
 from sage.studio.clock import Cancelled, Clock
 
 LEAST, MOST = 384, 1024  # pixels of the longer side of what is shown
@@ -36,7 +37,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Entry:
-    """One edit that was made.
+    """One edit that was made, or one picture from text.
 
     Attributes:
         record: the settings that stand in the file too.
@@ -64,6 +65,12 @@ class Visit:
     Args:
         folder: where their files lie, under a name that nobody can guess.
         most: edits remembered; the files of older ones are deleted.
+    Attributes:
+        model: the one they have chosen, "" before the first choice.
+        forms: settings of methods that they have left, by the task and the method's name, as they left them.
+        restored: the record of the edit whose settings they took back last.
+        turn: counts what puts other prompts on their page: a result of an earlier turn is not shown beside them.
+        made: their latest picture from text.
     """
 
     folder: Path
@@ -72,6 +79,11 @@ class Visit:
     entries: list[Entry] = field(default_factory=list)
     clock: Clock | None = None
     shown: Entry | None = None
+    model: str = ""
+    forms: dict[tuple[str, str], Settings] = field(default_factory=dict)
+    restored: dict[str, Any] | None = None
+    turn: int = 0
+    made: Entry | None = None
     _ended: bool = False
     _lock: Lock = field(default_factory=Lock, repr=False)
 
@@ -97,6 +109,12 @@ class Visit:
         self.entries.append(entry)
         while len(self.entries) > self.most:
             shutil.rmtree(self.entries.pop(0).path.parent, ignore_errors=True)
+
+    def keep_made(self, entry: Entry) -> None:
+        """Keep a picture from text in the place of the last one."""
+        if self.made:
+            shutil.rmtree(self.made.path.parent, ignore_errors=True)
+        self.made = entry
 
     def cancel(self) -> None:
         """End what is running for this visitor at its next step."""

@@ -1,5 +1,5 @@
-// Draws {source, target, pairs, replace, blend, problem}, and writes back {replace, blend, reweight} in the words of
-// the command line.  Text goes in as text, never as markup: prompts may come out of a stranger's picture.
+// Draws {source, target, pairs, phrases, factors, others, problem}, and writes back the values of the phrases, and
+// `weights`, in the words of the command line.  Text goes in as text, never as markup: prompts may come out of a stranger's picture.
 const root = () => element.querySelector(".words");
 const opened = new Set();  // words whose slider is shown, though they do not differ
 
@@ -20,15 +20,16 @@ function factors(value) {
 
 function send(change) {
   const value = {...props.value, ...change};
-  props.value = {...value, reweight: factors(value)};
+  props.value = {...value, weights: factors(value)};
   trigger("input");
 }
 
 function prompt(name, words) {
   const line = make("p", {className: "prompt"}, make("b", {textContent: name}));
   for (const [word, differs] of words) {
-    const chip = make(name === "target" ? "button" : "span", {textContent: word, className: differs ? "differs" : ""});
-    if (name === "target") {
+    const weighed = name === "target" && props.value.factors;
+    const chip = make(weighed ? "button" : "span", {textContent: word, className: differs ? "differs" : ""});
+    if (weighed) {
       chip.type = "button";
       chip.title = "weigh this word";
       chip.onclick = () => { opened.has(bare(word)) ? opened.delete(bare(word)) : opened.add(bare(word)); draw(); };
@@ -47,8 +48,10 @@ function slider(word, factor) {
   return make("label", {className: "weight"}, make("span", {textContent: word}), range, number);
 }
 
-function phrases(name, title, hint) {
-  const now = props.value[name], pair = !["auto", "none"].includes(now), parts = pair ? now.split(",") : ["", ""];
+function phrases(index) {
+  const {title, value: now} = props.value.phrases[index];
+  const pair = !["auto", "none"].includes(now), parts = pair ? now.split(",") : ["", ""];
+  const write = value => send({phrases: props.value.phrases.map((p, i) => i === index ? {...p, value} : p)});
   const choice = make("select", {ariaLabel: title});
   for (const [value, text] of [["auto", "what differs"], ["none", "nothing"], ["pair", "these words:"]])
     choice.append(make("option", {value, textContent: text, selected: value === (pair ? "pair" : now)}));
@@ -56,13 +59,13 @@ function phrases(name, title, hint) {
     placeholder: i ? "in the target" : "in the source", ariaLabel: `${title}, in the ${i ? "target" : "source"}`}));
   const both = () => fields.map(field => field.value.trim()).join(", ");
   choice.onchange = () => {
-    if (choice.value !== "pair") return send({[name]: choice.value});
+    if (choice.value !== "pair") return write(choice.value);
     const first = props.value.pairs[0] || ["", ""];
     fields.forEach((field, i) => { field.hidden = false; field.value = first[i]; });
-    send({[name]: both()});
+    write(both());
   };
-  for (const field of fields) field.onchange = () => send({[name]: both()});
-  return make("div", {className: "phrases", title: hint}, make("span", {textContent: title}), choice, ...fields);
+  for (const field of fields) field.onchange = () => write(both());
+  return make("div", {className: "phrases"}, make("span", {textContent: title}), choice, ...fields);
 }
 
 function draw() {
@@ -74,15 +77,13 @@ function draw() {
     return at.append(make("p", {className: "hint", textContent: "Describe the picture as it is and as it shall be: the words that differ are shown here."}));
   at.append(prompt("source", value.source), prompt("target", value.target));
   const weights = make("div", {className: "weights"}), shown = new Set();
-  for (const [word, differs, factor] of value.target)
+  for (const [word, differs, factor] of value.factors ? value.target : [])
     if ((differs || factor !== 1 || opened.has(bare(word))) && !shown.has(bare(word))) {
       shown.add(bare(word));
       weights.append(slider(bare(word), factor));
     }
-  at.append(weights,
-    phrases("replace", "Carry over the attention of", "the target's word looks where the source's word looked"),
-    phrases("blend", "Change only around", "marks where the picture may change"),
-    make("p", {className: "hint", textContent: "Click any word of the target to weigh it."}));
+  at.append(weights, ...value.phrases.map((_, i) => phrases(i)));
+  if (value.factors) at.append(make("p", {className: "hint", textContent: "Click any word of the target to weigh it."}));
 }
 
 watch("value", draw);

@@ -1,24 +1,34 @@
 """What differs between two prompts, for people to see and to correct."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from sage.config import AUTO, EditConfig, Phrases
-from sage.errors import SageError
+from sage.errors import PromptError, SageError
 from sage.prompts.tokens import Prompt, Prompts, Span
+from sage.settings import AUTO, Factors, Phrases, Settings, annotations
 
 MARKS = ",.;:!?\"'()"
 
 
-def compare(find: Prompts, source: str, target: str, config: EditConfig) -> dict[str, Any]:
-    """The two prompts word by word, as JSON values.
+def names_of(settings: Settings | type[Settings], wanted: Any) -> list[str]:
+    """The settings of an annotation, `Phrases` or `Factors`."""
+    cls = settings if isinstance(settings, type) else type(settings)
+    return [name for name in cls.names() if annotations(cls)[name] == wanted]
+
+
+def compare(find: Prompts, source: str, target: str, settings: Settings) -> dict[str, Any]:
+    """The two prompts word by word, as JSON values, and what the settings say of their words.
 
     Returns:
         source: [word, differs] a word; target: [word, differs, factor] a word; pairs: [before, after] of each
-        difference; replace, blend: as `phrases_text`; problem: why there is nothing to see, or "".
+        difference; phrases: name, title and `phrases_text` of each setting of phrases; factors: the name of the setting
+        of factors, "" without one; others: its factors on phrases of several words; problem: why there is nothing to
+        see, or "".
     """
-    nothing = {"source": [], "target": [], "pairs": [], "replace": phrases_text(config.replace),
-               "blend": phrases_text(config.blend), "problem": ""}
+    weights = next(iter(names_of(settings, Factors)), "")
+    factors = getattr(settings, weights) if weights else {}
+    nothing = {"source": [], "target": [], "pairs": [], "factors": weights, "others": "", "problem": "",
+               "phrases": [_phrases(settings, name) for name in names_of(settings, Phrases)]}
     try:
         a, b = find.parse(source), find.parse(target)
     except SageError as error:
@@ -27,10 +37,54 @@ def compare(find: Prompts, source: str, target: str, config: EditConfig) -> dict
         return nothing
     spans = find.differences(a, b)
     before = [[word, bool(edited)] for word, edited in _words(find, a, spans, "source")]
-    after = [[word, bool(edited), factor_of(word, config.reweight)]
-             for word, edited in _words(find, b, spans, "target")]
+    after = [[word, bool(edited), factor_of(word, factors)] for word, edited in _words(find, b, spans, "target")]
     pairs = [[_phrase(find, a, span.source), _phrase(find, b, span.target)] for span in spans]
-    return nothing | {"source": before, "target": after, "pairs": pairs}
+    known = {bare(word) for word, _, _ in after}
+    others = {phrase: factor for phrase, factor in factors.items()
+              if phrase not in known and known >= {*phrase.split()}}
+    return nothing | {"source": before, "target": after, "pairs": pairs,
+                      "others": factors_text(others) if others else ""}
+
+
+def _phrases(settings: Settings, name: str) -> dict[str, str]:
+    f = next(f for f in settings.fields() if f.name == name)
+    return {"name": name, "title": f.metadata["help"].partition(":")[0].capitalize(),
+            "value": phrases_text(getattr(settings, name))}
+
+
+def carried(settings: Settings, words: Settings) -> Settings:
+    """`settings` with what `words`, of whatever method, says of the words of the prompts."""
+    return settings.but(**{name: getattr(words, name) for kind in (Phrases, Factors)
+                           for name in names_of(settings, kind) if name in names_of(words, kind)})
+
+
+def fitting(check: Callable[[Settings], Any], settings: Settings) -> tuple[Settings, tuple[str, ...]]:
+    """The settings without what they say of words that the prompts do not have, as they may have had once.
+
+    Args:
+        check: raises PromptError for phrases that do not fit.
+    Returns:
+        the settings, and what was left out.
+    """
+    plain, kept, notes = settings.wordless(), settings, list[str]()
+    check(plain)
+
+    def fits(name: str, value: Any) -> bool:
+        try:
+            check(plain.but(**{name: value}))
+        except PromptError as error:
+            notes.append(f"{name} was left out: {error}" if isinstance(value, tuple) else
+                         f"the factor on {next(iter(value))!r} was left out: {error}")
+            return False
+        return True
+
+    for name in names_of(settings, Phrases):
+        if isinstance(value := getattr(settings, name), tuple) and not fits(name, value):
+            kept = kept.but(**{name: type(settings).default(name)})
+    for name in names_of(settings, Factors):
+        kept = kept.but(**{name: {phrase: factor for phrase, factor in getattr(settings, name).items()
+                                  if fits(name, {phrase: factor})}})
+    return kept, tuple(notes)
 
 
 def _words(find: Prompts, prompt: Prompt, spans: list[Span], side: str) -> list[tuple[str, set[int]]]:

@@ -108,6 +108,62 @@ def test_settings_of_a_row_win_over_flags_and_flags_over_the_model(engine, model
         (3, 0.5, recommended.decay), (2, 0.5, recommended.decay)]
 
 
+def test_each_row_is_made_by_its_own_method(engine, model):
+    write({"target": YELLOW}, {"target": YELLOW, "name": "b", "method": "sdedit", "strength": 0.3},
+          {"target": YELLOW, "name": "c", "method": "plain", "steps": 4})
+    assert batch("--guidance-scale=3", "--step-limit=0.5") == 0
+    assert [(type(e.config), e.config.guidance_scale, e.config.steps) for e in engine] == [
+        (sage.EditConfig, 3, 3), (sage.method("sdedit").Settings, 3, 3), (sage.method("plain").Settings, 3, 4)]
+    assert engine[1].config.strength == 0.3
+    records = [pictures.read_settings(f"out/{name}.png") for name in ("0001-mug", "b", "c")]
+    assert [(r["version"], r["method"]) for r in records] == [(2, "sage"), (2, "sdedit"), (2, "plain")]
+    assert records[1]["savings"]["references"] is True  # of the edit, not of the plan
+    assert batch("--guidance-scale=3", "--step-limit=0.5") == 0 and len(engine) == 3
+    write({"target": YELLOW}, {"target": YELLOW, "name": "b", "method": "plain"},
+          {"target": YELLOW, "name": "c", "method": "plain", "steps": 4})
+    assert batch("--guidance-scale=3", "--step-limit=0.5") == 0
+    assert [type(e.config) for e in engine[3:]] == [sage.method("plain").Settings]
+
+
+def test_the_command_line_says_the_method_of_rows_that_name_none(engine, capsys):
+    write({"target": YELLOW, "strength": 0.2}, {"target": YELLOW, "name": "b", "method": "sage"})
+    assert cli.main(["batch", "t.jsonl", "--out=out", "--model=stilllife", "--quiet", "--method=sdedit",
+                     "--strength=0.4", "--steps=3"]) == 0
+    assert [(type(e.config), e.config.steps) for e in engine] == [
+        (sage.method("sdedit").Settings, 3), (sage.EditConfig, 3)]
+    assert engine[0].config.strength == 0.2
+
+
+def test_a_table_cannot_say_which_code_is_run(engine, place, capsys):
+    Path("own.py").write_text("raise SystemExit('this was run')")
+    write({"target": YELLOW, "method": "own.py:Own"}, {"target": RED})
+    assert batch() == 1 and len(engine) == 1
+    assert "a table may not say which code is run" in capsys.readouterr().err
+    Path("own.py").write_text("""
+from sage.methods.plain import Plain, Settings as PlainSettings
+from sage.settings import frozen, setting
+
+@frozen
+class Settings(PlainSettings):
+    gain: float = setting(1.0, "mine", low=0)
+
+class Own(Plain):
+    name, title, Settings = "own", "Mine", Settings
+""")
+    own = f"{place}/own.py:Own"
+    for gain in (2, 3):  # what was made by it is ours to make again
+        write({"target": YELLOW, "name": "o", "method": own, "gain": gain}, {"target": RED, "name": "p"})
+        assert cli.main(["batch", "t.jsonl", "--out=own", "--model=stilllife", "--quiet", f"--method={own}"]) == 0
+    assert [getattr(e.config, "gain", None) for e in engine[1:]] == [2.0, 1.0, 3.0]
+
+
+def test_published_settings_are_those_of_each_rows_method(engine, capsys):
+    write({"target": YELLOW}, {"target": YELLOW, "name": "b", "method": "sdedit"})
+    assert batch("--published") == 1
+    assert [e.config.grid for e in engine] == ["released"]
+    assert "sdedit has no preset 'published'" in capsys.readouterr().err
+
+
 def test_the_manifest_says_what_became_of_each_row(engine, capsys):
     write({"target": YELLOW, "name": "y"}, {"target": "boom"}, {"target": RED, "steps": "many"})
     assert batch() == 1

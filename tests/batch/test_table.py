@@ -88,6 +88,20 @@ def test_comments_are_left_alone(tmp_path):
     assert not line(tmp_path, comment="old", remarks=3).wrong
 
 
+def test_settings_are_those_of_the_rows_method(tmp_path):
+    own = one(tmp_path, method="sdedit", strength="0,5", steps="7", self_level="")
+    assert (own.method, own.settings, own.wrong) == ("sdedit", {"strength": 0.5, "steps": 7}, "")
+    assert "sdedit has no setting self_level: it has" in one(tmp_path, method="sdedit", self_level="1").wrong
+    assert "sage has no setting strength" in one(tmp_path, method="", strength="0.5").wrong
+    assert "no method is called 'sdedid': did you mean sdedit?" in one(tmp_path, method="sdedid").wrong
+    assert "may not say which code" in one(tmp_path, method="x.py:Y").wrong
+    assert "strength is" in one(tmp_path, method="sdedit", strength="2").wrong
+    assert "text" in line(tmp_path, method=["sdedit"]).wrong
+    one(tmp_path, strength="0.5")
+    (row,) = read_table(tmp_path / "one.csv", "sdedit")
+    assert (row.method, row.settings, row.wrong) == ("sdedit", {"strength": 0.5}, "")
+
+
 @pytest.mark.parametrize("text, word", [
     ("", "no rows"), ("\n\n", "no rows"), ("picture,source,target\n", "no rows"),
     ("picture,source\np.png,a\n", "no column target"),
@@ -95,7 +109,8 @@ def test_comments_are_left_alone(tmp_path):
     ("picture,source,target,steps,Steps\np.png,a,b,1,2\n", "steps twice"),
     ("picture,source,target,stpes\np.png,a,b,1\n", "there is no column 'stpes': did you mean steps. .begin the"),
     ("picture,source,target,guidance\np.png,a,b,1\n", "there is no column 'guidance': did you mean guidance_scale"),
-    ("picture,source,target,zzz\np.png,a,b,1\n", "'zzz': there are picture, source, target, out, name, id, method and any"),
+    ("picture,source,target,zzz\np.png,a,b,1\n",
+     "'zzz': there are picture, source, target, out, name, id, method and any"),
     ('picture,source,target\np.png,"a,b\n', "line 2"), ('picture,source,target\np.png,"a"x,b\n', "line 2"),
     ("p\0i\0c\0t\0u\0r\0e\0,\0\n1,2\n", "no column")])
 def test_mistakes_of_a_whole_table(tmp_path, text, word):

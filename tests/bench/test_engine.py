@@ -13,6 +13,7 @@ from sage.bench.engine import ModelEngine
 from sage.bench.runner import run
 from sage.bench.scoring import DONE
 from sage.errors import SettingsError
+from sage.method import able, method
 from tests.bench.world import make_benchmark, picture
 from tests.models import tiny
 
@@ -64,6 +65,75 @@ def test_a_result_is_that_of_sage_edit_and_can_be_repeated(model, benchmark):
     assert config == sage.method("sage").recommended(model).but(steps=2, guided_steps=2)
     result = sage.edit(model, benchmark.source(case), outcome.settings["source"], outcome.settings["target"], config)
     assert np.array_equal(np.asarray(result.image), pixels(outcome))
+
+
+def of_method(name):
+    """The configuration that is a method as it is recommended."""
+    return configuration(f"method={name}:steps=2")
+
+
+OWN = """
+from sage.methods.plain import Plain, Settings as PlainSettings
+from sage.settings import frozen
+
+@frozen
+class Settings(PlainSettings):
+    pass
+
+class Own(Plain):
+    name, title, Settings = "own", "One of mine", Settings
+"""
+
+
+@pytest.mark.parametrize("name", able("edit"))
+def test_every_method_is_a_configuration_and_its_result_that_of_sage_edit(model, benchmark, name):
+    case, found = benchmark.cases[0], method(name)
+    source = benchmark.source(case)
+    assert (name in CONFIGURATIONS) or configuration(name).edits_by is found
+    if found.fits(model):
+        pytest.skip("this model is not for it")
+    [outcome] = ModelEngine(model).make(of_method(name), [case], [source], [None])
+    assert outcome.reason == "" and outcome.settings["method"] == name
+    settings = found.Settings.from_dict(outcome.settings["settings"])
+    assert settings == found.recommended(model).but(steps=2)
+    result = sage.edit(model, source, case.source, case.target, settings)
+    assert np.array_equal(np.asarray(result.image), pixels(outcome))
+
+
+def test_methods_of_one_run_are_told_apart_and_scored(model, benchmark, tmp_path):
+    names = [f"method={name}:steps=2" for name in able("edit") if not method(name).fits(model)]
+    lines = run(benchmark, [configuration(n) for n in names], ModelEngine(model), tmp_path, batch=2)
+    assert {line.status for line in lines} == {DONE} and all(line.calls > 0 for line in lines)
+    made = {pictures.read_settings(tmp_path / line.picture)["method"] for line in lines}
+    assert made == {name.removeprefix("method=").partition(":")[0] for name in names}
+
+
+def test_a_method_of_ones_own_is_measured_too(model, benchmark, tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    c = configuration(f"{tmp_path}/own.py:Own:steps=2,guidance_scale=1")
+    assert (c.edits_by.title, dict(c.overrides)) == ("One of mine", {"steps": 2, "guidance_scale": 1})
+    case = benchmark.cases[0]
+    own, plain = (ModelEngine(model).make(x, [case], [benchmark.source(case)], [None])[0]
+                  for x in (c, configuration("method=plain:steps=2,guidance_scale=1")))
+    assert np.array_equal(pixels(own), pixels(plain)) and "/" not in c.folder
+    with pytest.raises(SettingsError, match="no file"):
+        configuration(f"{tmp_path}/gone.py:Own")
+
+
+def test_calls_are_those_of_one_edit_alone_whatever_it_shares(model, benchmark):
+    cases = benchmark.cases[:2]
+    sources = [benchmark.source(case) for case in cases]
+    engine = ModelEngine(model)
+    for name, calls in (("plain:steps=3", 9), ("guidance:steps=3", 9), ("method=plain:steps=3,guidance_scale=1", 6),
+                        ("sdedit:steps=4,strength=0.5,guidance_scale=2", 4), ("source", 0), ("autoencoder", 0)):
+        for group in (slice(0, 2), slice(0, 1)):
+            assert [o.calls for o in make(engine, name, cases[group], sources[group])] == [calls] * len(cases[group])
+
+
+def test_a_model_that_a_method_is_not_for_is_refused_before_anything_is_made(model, monkeypatch):
+    monkeypatch.setattr(type(method("sdedit")), "fits", lambda *_: "it wants a flow")
+    with pytest.raises(SettingsError, match="sdedit cannot edit with .*: it wants a flow"):
+        ModelEngine(model).configure(configuration("sdedit"))
 
 
 def test_the_autoencoder_is_given_the_true_edit(model, benchmark):
@@ -183,6 +253,16 @@ def test_words_come_from_the_benchmark_where_the_paper_took_them(benchmark):
     assert (nothing.replace, nothing.blend) == (None, None)
 
 
+def test_words_of_the_benchmark_can_be_asked_for_and_reach_only_settings_that_are_phrases(benchmark):
+    case = replace(benchmark.cases[0], phrases=("", "a cab"))
+    c = configuration("recommended:words=benchmark,steps=7")
+    config = c.settings(EditConfig(), case)
+    assert (config.steps, config.replace, config.blend) == (7, ("cat", "cab"), ("", "a cab"))
+    assert c.record(EditConfig())["words"] == "benchmark" and c.settings(EditConfig()).blend == "auto"
+    bare = method("sdedit").Settings()
+    assert configuration("sdedit:words=benchmark,seed=3").settings(bare, case) == bare.but(seed=3)
+
+
 def test_settings_after_the_name_win():
     c = configuration("published:guidance_scale=2,blend=none,map_loss=l2")
     config = c.settings(EditConfig())
@@ -218,7 +298,11 @@ def test_a_reconstruction_with_changed_settings_is_held_to_the_source(model, ben
 
 
 @pytest.mark.parametrize("text, message", [
-    ("nobody", "no configuration is called 'nobody'"), ("plain:steps", "must be SETTING=VALUE"),
+    ("nobody", "no configuration is called 'nobody'"), ("sdedid", "did you mean sdedit"),
+    ("method=nobody", "no configuration is called 'method=nobody'"), ("sdedit:self_level=1", "no setting 'self_level'"),
+    ("sage+direct", "no inversion 'direct'"), ("sag", "edits no picture"),
+    ("recommended:words=mine", "must be prompts or benchmark"),
+    ("plain:steps", "must be SETTING=VALUE"),
     ("plain:stepz=3", "there is no setting 'stepz'"), ("plain:steps=0", "at least 1"),
     ("source:steps=3", "is a bound"),
     ("plain:replace=cat", "must be auto, none or SOURCE,TARGET"), ("plain:,", "must be SETTING=VALUE"),

@@ -27,6 +27,7 @@ from sage.commands.flags import flag
 from sage.errors import PromptError
 from sage.models.known import KNOWN
 from sage.progress import Progress
+from sage.settings import annotations
 
 ROOT = Path(__file__).resolve().parents[2]
 RECOMMENDED = EditConfig(steps=7, reconstruction_scale=3.0)
@@ -132,7 +133,7 @@ def a_setting(f):
     low, high = max(f.metadata["low"], 0), min(f.metadata["high"], 2**40)
     if f.name == "size":
         return st.none() | st.integers(8, 4096)
-    return (st.integers(int(low), int(high)) if EditConfig.__annotations__[f.name] is int else st.floats(low, high))
+    return (st.integers(int(low), int(high)) if annotations(EditConfig)[f.name] is int else st.floats(low, high))
 
 
 configs = st.builds(EditConfig, **{f.name: a_setting(f) for f in fields(EditConfig)})
@@ -141,7 +142,7 @@ configs = st.builds(EditConfig, **{f.name: a_setting(f) for f in fields(EditConf
 @settings(derandomize=True, max_examples=40, deadline=None)
 @given(configs)
 def test_any_settings_come_through_the_flags_and_the_json(config):
-    parsed = vars(cli.make_parser().parse_args(["edit", "p.png", *as_flags(config)]))
+    parsed = vars(cli.make_parser(["edit"]).parse_args(["edit", "p.png", *as_flags(config)]))
     assert EditConfig(**{f.name: parsed[f.name] for f in fields(EditConfig) if f.name in parsed}) == config
     assert EditConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
 

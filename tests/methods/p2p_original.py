@@ -1,4 +1,4 @@
-"""Prompt-to-prompt and its inversions as their original code computes them, once more and apart: the oracle of test_p2p.
+"""Prompt-to-prompt and its inversions as the original code computes them, once more and apart: the oracle of test_p2p.
 
 Written from a description of that code's behaviour, over diffusers' UNet2DConditionModel.  One batch of four, [empty,
 empty, source, target], every map materialised, layers told apart by the number of their places.  Nothing of `sage` is
@@ -155,7 +155,8 @@ class Controller:
             f = self.change(base, new)
             edited = f * self.equal * a + new * (1 - a) * (self.equal if self.o.ours else 1)
         else:
-            first, last = (int(self.o.steps * b) if not self.o.ours else -int(-b * self.o.steps // 1) for b in self.o.self_)
+            n = self.o.steps
+            first, last = (-int(-b * n // 1) if self.o.ours else int(n * b) for b in self.o.self_)
             small = maps.shape[-1] <= (self.size[0] // 2) * (self.size[1] // 2)
             edited = base if first <= self.step < last and small else new
         maps = torch.stack([maps[0], maps[1], base, edited])
@@ -220,7 +221,8 @@ def edit(unet, tokenizer, z0: Tensor, source: str, target: str, texts: dict[str,
     times = [1 + k * i for i in range(o.steps)]
     alpha = lambda t: ALPHAS[max(t, 0)]  # noqa: E731
     if o.ours:
-        exact = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, dim=0).tolist()
+        roots = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64)
+        exact = torch.cumprod(1 - roots**2, dim=0).tolist()
         alpha = lambda t: exact[max(t, 0)]  # noqa: E731
     controller = Controller(o, tokenizer, source, target, tuple(z0.shape[-2:]), texts["source"].shape[1])
     kept = dict(unet.attn_processors)

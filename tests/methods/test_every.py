@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import sage
 from sage.editing import check_prompts, edit_batch
 from sage.errors import SettingsError
-from sage.inversion import ddim_reconstruction
 from sage.job import Job
 from sage.method import METHODS, Request, method_of
 from sage.pictures.metadata import make_record, settings_in
+from sage.reconstruction import ddim_reconstruction
 from sage.settings import Settings, annotations
 from tests import small
 
@@ -48,36 +48,53 @@ class Row:
     silent: Mapping[str, str] = field(default_factory=dict)
 
 
+# Settings of sage.anchors
+ANCHORED = dict(null_text_steps=2, null_text_rate=0.1, null_text_tolerance=10.0, negative_empty=0.4,
+                proximal_quantile=0.6, proximal_rate=0.5, proximal_below=600.0, proximal_margin=0)
+WITH_ANCHORS = {"negative_empty": dict(inversion="negative"),
+                **dict.fromkeys(("null_text_steps", "null_text_rate", "null_text_tolerance", "null_text_branches"),
+                                dict(inversion="null-text")),
+                **dict.fromkeys(("proximal_quantile", "proximal_kind", "proximal_hold", "proximal_rate",
+                                 "proximal_below", "proximal_margin"), dict(inversion="proximal"))}
 # Networks of random weights make nothing that looks right, and it would be made again.
 LENIENT = {"most_spread": 1e9, "most_drift": 1e9}
 ROWS = {
     "sage": Row(
-        base=dict(cross_level=0, reconstruction_scale=10.0, replace_fraction=0.5, blend_fraction=0.5, reweight={"mat": 1.3},
-                  pairing="level", noise_fraction=0.1, **LENIENT),
+        base=dict(cross_level=0, reconstruction_scale=10.0, replace_fraction=0.5, blend_fraction=0.5,
+                  reweight={"mat": 1.3}, pairing="level", noise_fraction=0.1, **LENIENT),
         plainly=dict(reconstruction="none", blend=None, noise_fraction=0.0, reweight={}),
         others=dict(reconstruction_scale=20.0, loss_gain=300.0, step_limit=0.001, self_level=0, guided_steps=2,
                     replace=None, replace_fraction=0.9, noise_fraction=0.3, reconstruction_mask_floor=0.2,
                     guidance_mask_floor=0.3, retries=1, most_spread=0.01, most_drift=0.01),
-        beside={"most_spread": dict(retries=1), "most_drift": dict(retries=1, reweight={}), "retries": dict(most_spread=0.01),
-                "decay": dict(guided_steps=4), "spare": dict(cross_level=1, self_level=1)},
+        beside={"most_spread": dict(retries=1), "most_drift": dict(retries=1, reweight={}),
+                "retries": dict(most_spread=0.01), "decay": dict(guided_steps=4),
+                "spare": dict(cross_level=1, self_level=1)},
         silent={"spare=removed": "no word is only dropped here"}),
+    "masactrl": Row(
+        base=dict(first_step=1, first_block=0.3),
+        plainly=dict(source_text="source"),
+        others={**ANCHORED, **dict(first_step=2, first_block=0.7, foreground=("cat", "dog"), foreground_threshold=0.6,
+                                   cross_level=1)},
+        beside={**WITH_ANCHORS, **dict.fromkeys(("foreground", "keys"), dict(source_text="source")),
+                **dict.fromkeys(("foreground_threshold", "cross_level"), dict(source_text="source",
+                                                                              foreground=("cat", "dog"))),
+                "negative_empty": dict(inversion="negative", source_text="source"),
+                "inversion=negative": dict(source_text="source")}),  # the empty prompt is the source's own
+    "pnp": Row(
+        plainly=dict(feature_fraction=0.0, attention_fraction=0.0),
+        others=dict(feature_fraction=0.2, feature_layer=1, attention_fraction=1.0, first_block=0.8,
+                    negative_prompt="dog")),
     "plain": Row(),
     "p2p": Row(
         base=dict(cross_level=0, cross_fraction=0.75, self_fraction=0.5, blend=("cat", "dog"), blend_threshold=0.8,
                   reweight={"mat": 1.5}),
         plainly=dict(reweight={}, blend=None),
-        others=dict(null_text_steps=2, null_text_rate=0.1, null_text_tolerance=10.0, negative_empty=0.4,
-                    proximal_quantile=0.6, proximal_rate=0.5, proximal_below=600.0, proximal_margin=0, cross_start=0.3,
-                    word_starts={"dog": 0.5}, word_fractions={"on": 0.3}, self_start=0.3, self_fraction=1.0, self_level=2,
-                    cross_fraction=0.2, blend_start=0.8, blend_except=("mat", "mat"), except_threshold=0.9),
-        beside={"negative_empty": dict(inversion="negative"), "except_threshold": dict(blend_except=("mat", "mat")),
-                "word_starts": dict(carry="replace"),
-                "proximal_kind=soft": dict(inversion="proximal", proximal_kind="hard"),
-                "proximal_below": dict(inversion="proximal"), "reweight_steps": dict(cross_fraction=0.3),
-                **{name: dict(inversion="null-text") for name in ("null_text_steps", "null_text_rate",
-                                                                   "null_text_tolerance", "null_text_branches")},
-                **{name: dict(inversion="proximal") for name in ("proximal_quantile", "proximal_kind", "proximal_hold",
-                                                                  "proximal_rate", "proximal_below", "proximal_margin")}}),
+        others=ANCHORED | dict(
+                    cross_start=0.3, word_starts={"dog": 0.5}, word_fractions={"on": 0.3}, self_start=0.3,
+                    self_fraction=1.0, self_level=2, cross_fraction=0.2, blend_start=0.8,
+                    blend_except=("mat", "mat"), except_threshold=0.9),
+        beside=WITH_ANCHORS | {"except_threshold": dict(blend_except=("mat", "mat")),
+                               "word_starts": dict(carry="replace"), "reweight_steps": dict(cross_fraction=0.3)}),
     "sdedit": Row(plainly=dict(strength=0.0), bound="picture", others=dict(strength=0.3)),
 }
 OTHERS = dict(steps=5, guidance_scale=3.0, size=96, seed=1, reweight={"dog": 3.0}, cross_level=1, blend=("mat", "mat"),
@@ -152,7 +169,8 @@ def _there_and_back(model, path) -> Tensor:
 def test_pictures_of_a_batch_are_each_as_if_alone(model, name):
     settings = settings_of(name)
     of_words = {dict: {}, tuple: "auto"}  # in place of the words of one prompt
-    settings = settings.but(**{n: of_words[kind] for n in settings.names() if (kind := type(getattr(settings, n))) in of_words})
+    kinds = {name: type(getattr(settings, name)) for name in settings.names()}
+    settings = settings.but(**{name: of_words[kind] for name, kind in kinds.items() if kind in of_words})
     pairs = [(SOURCE, TARGET), ("a mat", "a mat"), ("a dog or a mat", "a cat or a mat")]
     images, plans = [picture(seed) for seed in range(3)], [check_prompts(model, *pair, settings) for pair in pairs]
     together = edit_batch(model, images, plans, settings)
@@ -216,7 +234,8 @@ def made(model):
 
 
 def hooks(model) -> int:
-    modules = itertools.chain.from_iterable(part.modules() for part in vars(model).values() if isinstance(part, nn.Module))
+    parts = [part for part in vars(model).values() if isinstance(part, nn.Module)]
+    modules = itertools.chain.from_iterable(part.modules() for part in parts)
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + len(m._backward_pre_hooks)
                + ("forward" in vars(m)) for m in modules)
 
@@ -255,8 +274,8 @@ def test_the_record_repeats_the_edit_to_the_byte(model, name, tmp_path):
     picture().save(path)
     settings = settings_of(name)
     result = sage.edit(model, picture(), SOURCE, TARGET, settings)
-    record = make_record(model, SOURCE, TARGET, settings, {"name": "in.png", "sha256": "0" * 64}, savings=result.savings)
-    record = json.loads(json.dumps(record))
+    known_as = {"name": "in.png", "sha256": "0" * 64}
+    record = json.loads(json.dumps(make_record(model, SOURCE, TARGET, settings, known_as, savings=result.savings)))
     read = settings_in(record)
     assert read == settings and record["method"] == name
     again = sage.edit(model, Image.open(path), record["source"], record["target"], read, savings=result.savings)

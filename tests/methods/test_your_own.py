@@ -36,8 +36,14 @@ def test_a_method_of_40_lines_edits_from_the_command_line(written, capsys):
     assert read_settings("a.png")["settings"]["lend_fraction"] == 0.75
     capsys.readouterr()
 
-    assert main([*command, "--config-from", "a.png", "--out", "c.png"]) == 2  # its name is code, which no picture says
+    assert main([*command, "--config-from", "a.png", "--out", "c.png"]) == 0
+    assert (np.asarray(Image.open("c.png")) == pictures[0]).all()
+    named = command.index("--method")
+    unnamed = [*command[:named], *command[named + 2:]]
+    assert main([*unnamed, "--config-from", "a.png"]) == 2  # its name is code, which no picture says
     assert "was made by a method of someone's own" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*unnamed, "--lend-fraction", "0.5"])  # of another method
     assert main([*command, "--lend-fraction", "7"]) == 2
     assert "at most 1" in capsys.readouterr().err
 

@@ -1,0 +1,165 @@
+"""MasaCtrl: the target looks at the source's keys and values (Cao et al. 2304.08465).
+
+    out_target = softmax(Q_target K_source^T / sqrt(d)) V_source         self-attention, from a step and a block on
+
+With a foreground, places of the target's look at those of the source's alone, and what is behind at what is behind.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING, Any
+
+from sage import anchors, kit
+from sage.errors import SettingsError
+from sage.method import Method, Step
+from sage.settings import AUTO, Phrases, Picture, frozen, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sage.job import Job
+    from sage.models.backbone import Backbone
+    from sage.prompts.plan import Plan
+    from sage.prompts.tokens import Prompt, Prompts
+
+Maps = dict[str, "Tensor"]  # (B, H, N, M) by branch
+PUBLISHED = dict(steps=50, guidance_scale=7.5, conventions="published", proximal_hold="none", quantise="truncate")
+
+
+@frozen
+class Settings(anchors.Anchored, Picture):
+    """Attention."""
+
+    first_step: int = setting(4, "steps that are left to the target alone, for its layout", low=0, high=1000)
+    first_block: float = setting(0.625, "share of the network's self-attention that is left alone, from its start",
+                                 low=0, high=1)
+    keys: str = setting("source", "what the target looks at: the source, or both", "source", "both")
+    source_text: str = setting("empty", "what the picture is inverted under: the empty prompt, or the source prompt",
+                               "empty", "source")
+    foreground: Phrases = setting(None, "phrases whose places look at each other alone: auto (what differs between the "
+                                  "prompts), none, or SOURCE,TARGET")
+    foreground_threshold: float = setting(0.1, "attention to them, between its least and its greatest, from which on a "
+                                          "place is foreground", low=0, high=1)
+    cross_level: int = setting(2, "halvings of the latents at which it is read", low=0, high=8)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.foreground is not None and self.source_text == "empty":
+            raise SettingsError("foreground is read from attention to words, and the source branch has none: give "
+                                "source_text=source too")
+
+
+class MasaCtrl(Method[Settings]):
+    """Mutual self-attention."""
+
+    name, title, paper = "masactrl", "Mutual self-attention control", "2304.08465"
+    about = "gives a new layout the old looks; good at poses and views, unable to add what the picture has not"
+    reads = frozenset({"source", "target", "negative"})
+    presets = {"published": PUBLISHED}
+    calls = "4 N; 5 N under the source prompt"
+
+    def defaults(self, model: "Backbone") -> Settings:
+        levels = [site.level for site in model.sites() if site.kind == "cross" and site.place != "mid"] or [0]
+        return Settings(cross_level=min(2, max(levels)))
+
+    def plan(self, prompts: "Prompts", source: "Prompt", target: "Prompt", settings: Settings) -> "Plan":
+        from dataclasses import replace
+        plan, phrases = super().plan(prompts, source, target, settings), settings.foreground
+        if phrases is None:
+            return plan
+        if phrases == AUTO:
+            marks = kit.Span(tuple(p for span in plan.edited for p in span.source),
+                             tuple(p for span in plan.edited for p in span.target))
+        else:
+            marks = kit.marked(prompts, source, target, phrases, words=False)
+        if not (marks.source and marks.target):
+            return replace(plan, notes=(*plan.notes, "there is no foreground: no words of both prompts mark it"))
+        return replace(plan, blend=marks)
+
+    # ---- the way to noise
+
+    def inversion(self, settings: Settings) -> str:
+        return settings.way + (", empty prompt" if settings.source_text == "empty" else "")
+
+    def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
+        return anchors.edges(model, settings) or super().edges(model, settings, size)
+
+    def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
+        return anchors.invert(job, _text(job))
+
+    def inverted_under(self, settings: Settings, source: "Prompt", prompts: "Prompts") -> "Prompt":
+        return prompts.parse("") if settings.source_text == "empty" else source
+
+    # ---- the way back
+
+    def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
+        held, mutual = anchors.anchor(job, path, _text(job)), Mutual(job)
+        source = target = path.noise
+        for i, (here, there) in enumerate(job.down):
+            branches = held.branches(i, source, target)
+            with mutual.at(i, branches):
+                found = job.together(here, **branches)
+            left, guided = held.guided(found, here)
+            source, target = held.hold(i, here, kit.renoise(left, there), kit.renoise(guided, there))
+            yield Step(i, target, here, found["source"], found["target"], guided)
+
+
+def _text(job: "Job[Settings]") -> "kit.Text":
+    """What the source branch is under."""
+    return job.empty if job.settings.source_text == "empty" else job.source
+
+
+class Mutual:
+    """The keys and values that the target branch takes from the source branch, each from its half of the batch."""
+
+    def __init__(self, job: "Job[Settings]"):
+        s, sites = job.settings, job.model.sites()
+        self.s, self.size = s, tuple(job.z0.shape[-2:])
+        self.late = kit.Sites(site for site in sites if site.kind == "self" and site.depth >= s.first_block)
+        self.marked = any(plan.blend for plan in job.plans)
+        self.cross = sites.at(kit.Where("cross", s.cross_level)) if self.marked else kit.Sites()
+        spans = [plan.blend or kit.Span((), ()) for plan in job.plans]
+        self.tokens = {name: kit.token_mask([getattr(span, name) for span in spans], len(job.plans[0].source.ids)
+                                            ).to(job.z0.device) for name in ("source", "target")}
+
+    def at(self, step: int, branches: "anchors.Branches") -> AbstractContextManager[Any]:
+        """Context around the pass of a step."""
+        stack, names = ExitStack(), tuple(branches)
+        if step < self.s.first_step:
+            return stack
+        lenders = {"target": "source", "no_target": "no_source" if "no_source" in names else "source"}
+        stack.enter_context(kit.lent(self.late, names, lenders, own=self.s.keys == "both"))
+        if self.marked:
+            heard: list[Maps] = []  # of the layers that this pass has come through
+
+            def hear(maps: Maps, site: kit.Site) -> Maps:
+                heard.append(maps)
+                return {}
+
+            stack.enter_context(kit.between(self.cross, names, hear))
+            stack.enter_context(kit.between(self.late, names, lambda maps, site: self._apart(maps, site, heard)))
+        return stack
+
+    def _apart(self, maps: "Maps", site: "kit.Site", heard: "list[Maps]") -> "Maps":
+        """The maps of both halves of the target, foreground and the rest each among themselves."""
+        if not heard:
+            return {}
+        seen = {name: self._foreground(name, [m[name] for m in heard], site) for name in ("source", "target")}
+        keys = seen["source"].flatten(1)[:, None, None, :]  # (B, 1, 1, M)
+        if self.s.keys == "both":
+            import torch
+            keys = torch.cat([keys, seen["target"].flatten(1)[:, None, None, :]], dim=-1)
+        allowed = (seen["target"].flatten(1)[:, None, :, None] == keys).float()
+        out = {}
+        for name in ("target", "no_target"):
+            a = maps[name] * allowed
+            total = a.sum(dim=-1, keepdim=True)
+            out[name] = (a / total).where(total > 0, maps[name])  # who may look nowhere looks everywhere
+        return out
+
+    def _foreground(self, name: str, maps: "list[Tensor]", site: "kit.Site") -> "Tensor":
+        """(B, 1, h', w') in {0, 1} at a site; all 1 where a picture has no foreground."""
+        look = kit.token_attention(maps, self.tokens[name], *self.cross[0].grid(*self.size))
+        low, high = look.amin(dim=(2, 3), keepdim=True), look.amax(dim=(2, 3), keepdim=True)
+        inside = (look - low >= self.s.foreground_threshold * (high - low))
+        return kit.resize(inside, *site.grid(*self.size))

@@ -1,0 +1,208 @@
+"""MasaCtrl and plug-and-play are held to renditions of their original code, step by step.
+
+The renditions are written apart from the methods' files, over diffusers' UNet2DConditionModel.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sage
+from sage.editing import check_prompts
+from sage.errors import SettingsError
+from tests import small
+from tests.methods.p2p_original import ALPHAS, ddim, word_positions
+
+MASACTRL, PNP = sage.method("masactrl"), sage.method("pnp")
+SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
+N = 10
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return small.make(tmp_path_factory.mktemp("pnp") / "tokenizer")
+
+
+class Attention:
+    """A processor for every layer, numbered in the order of a forward pass; `edit` makes (q, k, v) the output."""
+
+    def __init__(self, owner, name: str, number: int):
+        self.owner, self.cross, self.number = owner, "attn2" in name, number
+
+    def __call__(self, attn, x, encoder_hidden_states=None, **_):
+        context = x if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = (t.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+                   for t in (attn.to_q(x), attn.to_k(context), attn.to_v(context)))
+        out = self.owner.edit(q, k, v, attn.scale, self.cross, self.number)
+        return attn.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+def attend(q, k, v, scale, allowed=None):
+    scores = q @ k.transpose(-1, -2) * scale
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1) @ v
+
+
+class Original:
+    """What both share: inversion with the label ahead, and hooks on the layers."""
+
+    def __init__(self, made, layers: int):
+        self.unet, self.step, self.on = made.unet, 0, False
+        names = [name for part in ("down_blocks", "mid_block", "up_blocks") for name in self.unet.attn_processors
+                 if name.startswith(part)]
+        numbers = {name: n for n, name in enumerate(n for n in names if "attn1" in n)}
+        self.layers = layers
+        self.processors = {name: Attention(self, name, numbers.get(name, -1)) for name in self.unet.attn_processors}
+
+    def net(self, z, t, texts):
+        return self.unet(z, t, encoder_hidden_states=texts).sample
+
+    def inverted(self, z0, text):
+        path, k = [z0], 1000 // N
+        for t in range(1, 1000, k):
+            path.append(ddim(path[-1], self.net(path[-1], t, text), ALPHAS[max(t - k, 0)], ALPHAS[t]))
+        return path
+
+    def run(self, *arguments):
+        kept = dict(self.unet.attn_processors)
+        self.unet.set_attn_processor(self.processors)
+        try:
+            with torch.no_grad():
+                return self.sampled(*arguments)
+        finally:
+            self.unet.set_attn_processor(kept)
+
+
+class MasaCtrl(Original):
+    def __init__(self, made, layers, first_layer, first_step=4, direct=False, union=False, marks=None, source="empty"):
+        super().__init__(made, layers)
+        self.first_layer, self.first_step, self.direct, self.union = first_layer, first_step, direct, union
+        self.marks, self.source, self.heard = marks, source, []
+
+    def edit(self, q, k, v, scale, cross, number):
+        if self.on and cross and q.shape[2] == 16:
+            self.heard.append((q @ k.transpose(-1, -2) * scale).softmax(-1).mean(1))
+        if cross or not self.on or number < self.first_layer or self.step < self.first_step:
+            return attend(q, k, v, scale)
+        out = []
+        for row in range(4):
+            if row % 2 == 0:
+                out.append(attend(q[row:row + 1], k[row:row + 1], v[row:row + 1], scale))
+                continue
+            keys, values = (torch.cat([t[row - 1:row], t[row:row + 1]], 2) if self.union else t[row - 1:row]
+                            for t in (k, v))
+            if self.marks is None:
+                out.append(attend(q[row:row + 1], keys, values, scale))
+                continue
+            side = int(q.shape[2] ** 0.5)
+            m_s, m_t = (self._mask(which, side) for which in (2, 3))
+            every = torch.cat([m_s, m_t]) if self.union else m_s
+            fore, back = (attend(q[row:row + 1], keys, values, scale, every == inside) for inside in (True, False))
+            m = m_t.float()[:, None]
+            out.append(fore * m + back * (1 - m))
+        return torch.cat(out)
+
+    def _mask(self, row, side):
+        seen = torch.stack([h[row] for h in self.heard]).mean(0)[:, self.marks[row - 2]].sum(-1)
+        seen = (seen - seen.min()) / (seen.max() - seen.min())
+        return F.interpolate((seen >= 0.1).float().reshape(1, 1, 4, 4), (side, side)).flatten() > 0.5
+
+    def sampled(self, z0, texts, w):
+        k, under = 1000 // N, texts[self.source]
+        path = self.inverted(z0, under)
+        z, found = path[-1].repeat(2, 1, 1, 1), []
+        self.on = True
+        for self.step, t in enumerate(reversed(range(1, 1000, k))):
+            self.heard = []
+            eps = self.net(z.repeat(2, 1, 1, 1), t, torch.cat([texts["empty"], texts["empty"], under, texts["target"]]))
+            z = ddim(z, eps[:2] + w * (eps[2:] - eps[:2]), ALPHAS[t], ALPHAS[max(t - k, 0)])
+            if self.direct:
+                z = torch.cat([path[-2 - self.step], z[1:]])
+            found.append(z[1:])
+        return path, found
+
+
+class PnP(Original):
+    def __init__(self, made, layers, first_layer, direct, resnet):
+        super().__init__(made, layers)
+        self.first_layer, self.direct, self.conv = first_layer, direct, resnet.conv2
+
+    def edit(self, q, k, v, scale, cross, number):
+        if self.on and not cross and number >= self.first_layer and self.step < int(N * 0.5):
+            q, k = q[[0, 0, 0]], k[[0, 0, 0]]
+        return attend(q, k, v, scale)
+
+    def sampled(self, z0, texts, w):
+        k = 1000 // N
+        times = [*range(1, 1000, k)]
+        path = self.inverted(z0, texts["source"])
+        lend = path[1:]
+        if not self.direct:
+            z, lend = path[-1], []
+            for t in reversed(times):
+                z = ddim(z, self.net(z, t, texts["source"]), ALPHAS[t], ALPHAS[max(t - k, 0)])
+                lend.insert(0, z)
+        hook = self.conv.register_forward_hook(
+            lambda module, given, out: out[[0, 0, 0]] if self.on and self.step < int(N * 0.8) else None)
+        z, found, self.on = lend[-1], [], True
+        for self.step, t in enumerate(reversed(times)):
+            eps = self.net(torch.cat([lend[-1 - self.step], z, z]), t,
+                           torch.cat([texts["empty"], texts["negative"], texts["target"]]))
+            z = ddim(z, eps[1:2] + w * (eps[2:] - eps[1:2]), ALPHAS[t], ALPHAS[max(t - k, 0)])
+            found.append(z)
+        hook.remove()
+        return path, found
+
+
+def worst(made, method, theirs, settings):
+    model = made.model
+    z0 = torch.randn(1, *model.latent_shape((64, 64)), generator=torch.Generator().manual_seed(5))
+    texts = {name: model.embed([model.prompts.parse(prompt)]) for name, prompt in
+             (("source", SOURCE), ("target", TARGET), ("empty", ""), ("negative", "a mat"))}
+    path, found = theirs.run(z0, {name: text.tokens for name, text in texts.items()}, settings.guidance_scale)
+    ours = [step.z for step in sage.run(method, model, z0, SOURCE, TARGET, settings, texts=texts)]
+    return max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, found, strict=True))
+
+
+LAYERS = 10  # of the small network: three on the way down, one in the middle, six on the way up
+MARKS = dict(foreground=("cat", "dog"), source_text="source")
+
+
+@pytest.mark.parametrize("theirs, ours", (
+    ({}, {}), (dict(direct=True), dict(inversion="direct")), (dict(union=True), dict(keys="both")),
+    (dict(marks=True, source="source"), MARKS),
+    (dict(marks=True, source="source", union=True), MARKS | dict(keys="both")),
+    (dict(first_step=0, first_layer=0), dict(first_step=0, first_block=0.0))))
+def test_every_step_of_masactrl_is_that_of_the_original_code(made, theirs, ours):
+    if "marks" in theirs:
+        theirs = theirs | {"marks": [word_positions(made.tokenizer, SOURCE, "cat"),
+                                     word_positions(made.tokenizer, TARGET, "dog")]}
+    settings = MASACTRL.preset("published", **{"steps": N, "guidance_scale": 2.0, "first_block": 0.6} | ours)
+    original = MasaCtrl(made, LAYERS, **{"first_layer": 6} | theirs)
+    assert worst(made, MASACTRL, original, settings) < 2e-5
+
+
+@pytest.mark.parametrize("inversion", ("ddim", "direct"))
+def test_every_step_of_plug_and_play_is_that_of_the_original_code(made, inversion):
+    settings = PNP.preset("published", steps=N, guidance_scale=2.0, inversion=inversion, feature_layer=3)
+    original = PnP(made, LAYERS, 5, inversion == "direct", made.unet.up_blocks[1].resnets[1])
+    assert worst(made, PNP, original, settings) < 2e-5
+
+
+def test_a_target_of_no_words_is_the_source_branch(made):
+    """The paper's check: queries of the same latents under the same prompt find their own keys."""
+    model, settings = made.model, MASACTRL.Settings(steps=4)
+    z0 = torch.randn(1, *model.latent_shape((64, 64)), generator=torch.Generator().manual_seed(5))
+    *_, step = sage.run("masactrl", model, z0, "", "", settings)
+    *_, plain = sage.run("plain", model, z0, "", "", sage.method("plain").Settings(steps=4, guidance_scale=1.0))
+    assert ((step.z - plain.z).norm() / plain.z.norm()).item() < 1e-5
+
+
+def test_what_cannot_be_is_said(made):
+    with pytest.raises(SettingsError, match="give source_text=source too"):
+        MASACTRL.Settings(foreground="auto")
+    plan = check_prompts(made.model, SOURCE, SOURCE, MASACTRL.Settings(foreground="auto", source_text="source"))
+    assert "there is no foreground" in plan.notes[0]
+    with pytest.raises(SettingsError, match="feature_layer is 9: the decoder of small has 8"):
+        sage.edit(made.model, small.picture(), SOURCE, TARGET, PNP.Settings(steps=1, feature_layer=9))
