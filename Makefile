@@ -15,10 +15,12 @@ export SAGE_SRC := $(value SRC)
 export SAGE_TGT := $(value TGT)
 export SAGE_MODEL := $(value MODEL)
 export SAGE_OUT := $(value OUT)
-unexport IMG SRC TGT MODEL OUT
+export SAGE_PROMPT := $(value PROMPT)
+export SAGE_METHOD := $(value METHOD)
+unexport IMG SRC TGT MODEL OUT PROMPT METHOD
 
 .DEFAULT_GOAL := help
-.PHONY: help setup edit demo ui weights train train-encoder train-report test test-slow test-fuzz test-cluster test-ui lint docs audit bench bench-speed load experiments
+.PHONY: help setup edit generate demo ui weights train train-encoder train-report test test-slow test-fuzz test-cluster test-ui lint docs audit bench bench-speed load experiments
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +50,18 @@ edit: $(READY)  ## edit a picture: IMG=cat.jpg SRC="a cat" TGT="a dog" [MODEL=sd
 	[ -z "$$SAGE_OUT" ] || set -- "$$@" --out="$$SAGE_OUT"; \
 	[ "$$SAGE_IMG" != '$(EXAMPLE)' ] || set -- "$$@" --sheet; \
 	$(BIN)/sage edit "$$@" $(ARGS)
+
+generate: $(READY)  ## make a picture from nothing: PROMPT="a cat" [METHOD=sag] [MODEL=sd-1.4] [OUT=] [ARGS=]; alone: the example
+	@set --; \
+	if [ -z "$$SAGE_PROMPT" ]; then \
+	    SAGE_PROMPT='$(EXAMPLE_TARGET)'; \
+	    SAGE_MODEL="$${SAGE_MODEL:-stilllife}"; \
+	    set -- --count=5 --sheet; \
+	fi; \
+	[ -z "$$SAGE_METHOD" ] || set -- "$$@" --method="$$SAGE_METHOD"; \
+	[ -z "$$SAGE_MODEL" ] || set -- "$$@" --model="$$SAGE_MODEL"; \
+	[ -z "$$SAGE_OUT" ] || set -- "$$@" --out="$$SAGE_OUT"; \
+	$(BIN)/sage generate "$$@" $(ARGS) -- "$$SAGE_PROMPT"
 
 demo: $(READY)  ## several edits by the bundled model, on one sheet
 	$(BIN)/python examples/demo.py $(ARGS)

@@ -119,8 +119,8 @@ def settings_for(model: Backbone, config: Settings | None, method: str | None, t
     Args:
         task: "edit" or "generate".
     Raises:
-        SettingsError: settings of another method than the one that is named, one that does not do this, or a model that it
-            does not fit.
+        SettingsError: settings of another method than the one that is named, one that does not do this, or a model
+            that it does not fit.
     """
     found = find_method(method or DEFAULTS[task]) if config is None else method_of(config)
     check_task(found, task)
@@ -128,7 +128,7 @@ def settings_for(model: Backbone, config: Settings | None, method: str | None, t
         raise SettingsError(f"these are settings of {found.name}, and the method is {method}: give one of the two")
     if why := found.fits(model):
         raise SettingsError(f"{found.name} cannot edit with {model.name}: {why}")
-    return found.recommended(model) if config is None else config
+    return found.recommended(model, task) if config is None else config
 
 
 def check_request(method: Method[Any], request: Request) -> None:
@@ -212,6 +212,7 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
                progress: Progress | None = None, trajectory: Trajectory | None = None, watch: Watch | None = None, *,
                requests: Sequence[Request] = (), savings: Savings | None = None) -> list[EditResult]:
     """`edit` for several pictures at once, all worked at the size of the first; who watches sees the first."""
+    check_task(method_of(config), "edit")
     images = [pictures.normalise(image) for image in images]
     with own_savings(model, savings):
         task, notes = task_of(model, images, config), list[str]()
@@ -365,7 +366,7 @@ def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Te
         SageError: what does not fit.
     """
     found = method if isinstance(method, Method) else find_method(method)
-    settings = found.recommended(model) if settings is None else settings
+    settings = found.recommended(model, "edit" if found.edits else "generate") if settings is None else settings
     if not isinstance(settings, found.Settings):
         raise SettingsError(f"these are not settings of {found.name}")
     texts = dict(texts or {})
@@ -456,5 +457,5 @@ def unusual(model: Backbone, size: tuple[int, int]) -> list[str]:
     area = size[0] * size[1] / model.sample_size**2
     if 0.5 <= area <= 2:
         return []
-    return [f"{model.name} was trained at {model.sample_size} x {model.sample_size} pixels, and this picture is worked at "
-            f"{size[0]} x {size[1]}: it may fall apart"]
+    return [f"{model.name} was trained at {model.sample_size} x {model.sample_size} pixels, and this picture is worked "
+            f"at {size[0]} x {size[1]}: it may fall apart"]

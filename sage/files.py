@@ -1,8 +1,11 @@
 """Files that are written whole or not at all, and JSON that strangers wrote."""
 
+import hashlib
+import importlib.util
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -73,6 +76,34 @@ def parse_json(text: str) -> Any:
         if not level:
             return value
     raise ValueError("nested too deeply")
+
+
+def named_in_file(where: str, error: type[SageError]) -> Any:
+    """What a user's own Python file calls by a name, given as `path/to/file.py:Name`.  The file is run.
+
+    Only what the user names for this very command may come here, never what a picture, a table or a model's folder says.
+
+    Args:
+        error: what is raised when there is no such file or name, or when the file cannot be imported.
+    """
+    path, _, name = where.rpartition(":")
+    if not Path(path).is_file():
+        raise error(f"there is no file {path} to take {name} from")
+    module_name = "sage_user_" + hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:16]
+    module = sys.modules.get(module_name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        if spec is None or spec.loader is None:
+            raise error(f"{path} is no Python file")
+        module = sys.modules[module_name] = importlib.util.module_from_spec(spec)  # where dataclasses look names up
+        try:
+            spec.loader.exec_module(module)
+        except Exception as fault:
+            del sys.modules[module_name]
+            raise error(f"{path} cannot be imported ({type(fault).__name__}: {fault})") from fault
+    if not hasattr(module, name):
+        raise error(f"{path} has nothing called {name!r}")
+    return getattr(module, name)
 
 
 class Journal:

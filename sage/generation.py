@@ -63,8 +63,8 @@ def generate(model: Backbone, prompt: Prompted, config: Settings | None = None, 
         progress: called with (phase, steps done, steps in all); what it raises ends the work.
         watch: called with a step as it is done, its latents those of all pictures; what it raises ends the work.
         method: by name, or path/to/file.py:Class; default: of `config`, else "plain".
-        negative: what they shall not show: one for all, or one a prompt, as words or embedded; nothing where guidance_scale
-            is 1.
+        negative: what they shall not show: one for all, or one a prompt, as words or embedded; without effect where
+            guidance_scale is 1.
         width, height: in pixels, multiples of the model's `pixel_multiple`; default: the side it was trained at.
         count: pictures a prompt; the first has the seed of the settings, each further one the next.
         generator: that all noise is drawn from, one for the batch or one a picture, in place of the seeds.
@@ -83,8 +83,8 @@ def generate(model: Backbone, prompt: Prompted, config: Settings | None = None, 
     prompts = [prompt] if isinstance(prompt, str) else prompt
     negatives = [negative] if isinstance(negative, str) else negative
     if len(negatives) not in (1, len(prompts)) or not len(prompts):
-        raise SettingsError(f"there are {len(prompts)} prompts and {len(negatives)} negative ones: give one negative prompt "
-                            "for all, or one a prompt")
+        raise SettingsError(f"there are {len(prompts)} prompts and {len(negatives)} negative ones: give one negative "
+                            "prompt for all, or one a prompt")
     rows = [i for i in range(len(prompts)) for _ in range(count)]
     texts = {name: given.expand(len(prompts)).rows(rows)
              for name, given in (("target", prompt), ("empty", negative)) if isinstance(given, Text)}
@@ -115,7 +115,8 @@ def generate_batch(model: Backbone, requests: Sequence[Request], config: Setting
     for request in requests:
         check_request(method, request)
     own = [config.but(seed=seed) if "seed" in config.names() else config for seed in seeds]
-    plans = [method.plan(model.prompts, model.prompts.parse(""), model.prompts.parse(request.target, truncate), settings)
+    nothing = model.prompts.parse("")
+    plans = [method.plan(model.prompts, nothing, model.prompts.parse(request.target, truncate), settings)
              for request, settings in zip(requests, own, strict=True)]
     negatives = [model.prompts.parse(request.negative, truncate) for request in requests]
     noise, start = _Noise(shape, seeds, generator), _start(latents, shape)
@@ -144,15 +145,16 @@ def generate_batch(model: Backbone, requests: Sequence[Request], config: Setting
 
 
 class _Noise:
-    """Standard normal numbers (B, C, h, w), drawn one picture after the other or all at once; the same when begun again."""
+    """Standard normal numbers (B, C, h, w), drawn for each picture alone or for all; the same when begun again."""
 
     def __init__(self, shape: tuple[int, ...], seeds: Sequence[int], generator: Generators | None):
         if generator is None:
             generator = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
-        if len(self.generators) not in (1, shape[0]) or not all(isinstance(g, torch.Generator) for g in self.generators):
-            raise SettingsError(f"there are {shape[0]} pictures to make and {len(self.generators)} generators: give one "
-                                "torch.Generator for all, or one a picture")
+        fine = all(isinstance(g, torch.Generator) for g in self.generators)
+        if not fine or len(self.generators) not in (1, shape[0]):
+            raise SettingsError(f"there are {shape[0]} pictures to make and {len(self.generators)} generators: give "
+                                "one torch.Generator for all, or one a picture")
         self.shape = (shape[0] // len(self.generators), *shape[1:])
         self._states = [g.get_state() for g in self.generators]
 
@@ -176,15 +178,15 @@ def _start(latents: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
     if latents is None:
         return None
     if latents.ndim != 4 or tuple(latents.shape[1:]) != shape[1:] or len(latents) not in (1, shape[0]):
-        raise SettingsError(f"the latents are of shape {tuple(latents.shape)}: pictures of this number, width and height "
-                            f"need {shape}")
+        raise SettingsError(f"the latents are of shape {tuple(latents.shape)}: pictures of this number, width and "
+                            f"height need {shape}")
     if not torch.isfinite(latents).all():
         raise SettingsError("the latents are not finite")
     return latents.float().expand(shape)
 
 
 def _texts(model: Backbone, negatives: Sequence[Prompt], given: Mapping[str, Text]) -> dict[str, Text]:
-    """The negative prompts embedded, and what is given in place of words, each of as many rows as there are pictures."""
+    """The negative prompts embedded, and what is given in place of words, with a row for each picture."""
     texts = {"empty": model.embed(negatives)}
     shape = texts["empty"].tokens.shape
     for name, text in given.items():

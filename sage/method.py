@@ -5,20 +5,18 @@ The way back is a generator of steps; the driver (sage.editing) runs it and know
 write one.
 """
 
-import importlib.util
 import inspect
-import sys
 from abc import ABC
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
 from sage.errors import SettingsError
+from sage.files import named_in_file
 from sage.settings import Settings
 
 if TYPE_CHECKING:
@@ -174,9 +172,13 @@ class Method(ABC, Generic[S]):
         """Settings for a model whose maker recommends none."""
         return self.Settings()  # type: ignore[return-value]
 
-    def recommended(self, model: "Backbone") -> S:
-        """What the model's maker recommends for this method, else its defaults."""
-        own = model.recommends.get(self.name)
+    def recommended(self, model: "Backbone", task: str = "edit") -> S:
+        """What the model's maker recommends for this method, else its defaults.
+
+        Args:
+            task: "edit" or "generate", for which there may be other settings, under "generate/NAME".
+        """
+        own = model.recommends.get(self.name if task == "edit" else f"{task}/{self.name}")
         found = self.defaults(model) if own is None else self.Settings.from_dict(own)
         return found.but(**self.variant)  # type: ignore[return-value]
 
@@ -339,19 +341,7 @@ def _with_inversion(name: str, inversion: str) -> Method[Any]:
 
 def _from_file(where: str) -> Method[Any]:
     path, _, name = where.rpartition(":")
-    if not Path(path).is_file():
-        raise SettingsError(f"there is no file {path} to take the method {name} from")
-    module_name = f"sage_method_{abs(hash(Path(path).resolve()))}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise SettingsError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # where dataclasses look their annotations up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise SettingsError(f"{path} cannot be imported ({type(error).__name__}: {error})") from error
-    found = getattr(module, name, None)
+    found = named_in_file(where, SettingsError)
     if not (inspect.isclass(found) and issubclass(found, Method)):
         raise SettingsError(f"{path} has no Method called {name!r}")
     if missing := [a for a in ("name", "title", "Settings") if not hasattr(found, a)]:

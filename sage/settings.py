@@ -195,8 +195,8 @@ class Solver(Settings):
 class Stochastic(Solver):
     """Solver."""
 
-    eta: float = setting(0.0, "fresh noise in each sampling step: 0 for none, which is DDIM; 1 for as much as DDPM", low=0,
-                         high=1)
+    eta: float = setting(0.0, "fresh noise in each sampling step: 0 for none, which is DDIM; 1 for as much as DDPM",
+                         low=0, high=1)
 
 
 @frozen

@@ -79,8 +79,8 @@ def add_method(parser: argparse.ArgumentParser, chosen: Method, task: str = "edi
     unread = chosen.of_pictures if task == "generate" else ()
     parser.set_defaults(method=chosen.where, **chosen.variant)
     parser.add_argument_group("method").add_argument(
-        "--method", default=argparse.SUPPRESS, metavar="NAME", help=f"{', '.join(able(task))}, or path/to/file.py:Class; the "
-        f"settings below are those of {chosen.name} (sage methods) [{DEFAULTS[task]}]")
+        "--method", default=argparse.SUPPRESS, metavar="NAME", help=f"{', '.join(able(task))}, or path/to/file.py:Class; "
+        f"the settings below are those of {chosen.name} (sage methods) [{DEFAULTS[task]}]")
     for heading, members in chosen.Settings.groups().items():
         if read := [f for f in members if f.name not in unread]:
             group = parser.add_argument_group(heading)

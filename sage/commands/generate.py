@@ -60,19 +60,20 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
     parser = command("generate", run, "make pictures of a prompt from nothing", epilog=EXAMPLES,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("prompts", metavar="PROMPT", nargs="*", help="what the picture shall show; several are made one after the other")
-    add("--negative", metavar="PROMPT", help="what it shall not show")
+    add("prompts", metavar="PROMPT", nargs="*", help="what it shall show; several are made one after the other")
+    # `plain` has a setting of this name too, for edits.
+    add("--negative", dest="unwanted", metavar="PROMPT", help="what it shall not show")
     add("--width", metavar="N", type=int, help="in pixels [the side that the model was trained at]")
     add("--height", metavar="N", type=int, help="in pixels [the side that the model was trained at]")
     add("--count", metavar="N", type=int, default=1, help="pictures a prompt, each with the next seed [1]")
-    add("--batch", metavar="N", type=int, default=1, help="pictures that are made at once: faster on a GPU, and one that is "
-                                                          "made again alone may then differ in its last bits [1]")
+    add("--batch", metavar="N", type=int, default=1, help="pictures made at once: faster on a GPU, but one made "
+                                                          "again alone may then differ in its last bits [1]")
     add("--out", metavar="PATH", help="the picture to write (.png, .jpg, .webp), or a folder "
                                       f"[{OUT}/ and the prompt's words, numbered if that exists]")
     add("--sheet", metavar="PATH", nargs="?", const="", help="also write all pictures as one [beside the first]")
-    add("--config-from", metavar="OLD.png", help="prompt, size, model and settings of an earlier picture; other flags win")
-    add("--savings", metavar="WORDS", help="need less memory from the first: text (the text encoder off the device), tiles "
-                                           "(the autoencoder works in tiles), or text,tiles")
+    add("--config-from", metavar="OLD.png", help="prompt, size, model and settings of a picture; other flags win")
+    add("--savings", metavar="WORDS", help="need less memory from the first: text (the text encoder off the device), "
+                                           "tiles (the autoencoder works in tiles), or text,tiles")
     add_ways(parser, "paths, settings, notes, seconds, versions")
     add_model(parser)
     add_method(parser, chosen, "generate")
@@ -119,13 +120,13 @@ def plan_generation(args: argparse.Namespace) -> Job:
         SageError: whatever is wrong with it.
     """
     changes, chosen = given_settings(args), method(args.method)
-    check_task(chosen, "generate")
     if args.published and args.config_from:
         raise SettingsError("--published and --config-from are two sets of settings: give one of them")
     old = read_record(args.config_from, "generate", args.method) if args.config_from else {}
+    check_task(chosen, "generate")
     if old and old["method"] != chosen.where:
-        raise SettingsError(f"{args.config_from} was made by {old['method']}, and the method is {chosen.where}: leave out "
-                            "one of them")
+        raise SettingsError(f"{args.config_from} was made by {old['method']}, and the method is {chosen.where}: leave "
+                            "out one of them")
     base, truncate = settings_in(old) if old else published(args), args.truncate or old.get("truncate", False)
     for name in ("count", "batch"):
         if not 1 <= vars(args)[name] <= MOST:
@@ -134,7 +135,7 @@ def plan_generation(args: argparse.Namespace) -> Job:
     prompts = args.prompts or ([old["target"]] if old else [])
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise PromptError('there is no prompt: say what the picture shall show, such as "a red mug on grass"')
-    negative = args.negative if args.negative is not None else old.get("negative", "")
+    negative = args.unwanted if args.unwanted is not None else old.get("negative", "")
     for prompt in (*prompts, negative):
         check_text(prompt)
     (base or chosen.Settings()).but(**changes)
@@ -159,12 +160,12 @@ def plan_generation(args: argparse.Namespace) -> Job:
     for out in (*outs, *([sheet] if sheet else [])):
         pictures.check_writable(out)
     notes = []
-    if old.get("batch", 1) != args.batch:
-        notes.append(f"the picture was made in a batch of {old.get('batch', 1)}: this one may differ in its last bits")
+    if old and old["batch"] != args.batch:
+        notes.append(f"the picture was made in a batch of {old['batch']}: this one may differ in its last bits")
     return Job(of_pictures, outs, sheet, negative, size, args.count, args.batch, model,
                args.prediction_type or old.get("prediction_type"), chosen, base, changes, truncate,
-               read_savings(args.savings) if args.savings else Savings.from_dict(old["savings"]) if old else None, fetch,
-               old.get("made", {}), tuple(notes) if old else ())
+               read_savings(args.savings) if args.savings else Savings.from_dict(old["savings"]) if old else None,
+               fetch, old.get("made", {}), tuple(notes))
 
 
 def slug(prompt: str) -> str:
@@ -201,11 +202,13 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps({**report, "seconds": round(time.monotonic() - began, 2), "versions": versions()}))
 
 
-def _make_all(job: Job, model: Any, progress: Progress, note: Callable[[str], None], print_paths: bool) -> dict[str, Any]:
+def _make_all(job: Job, model: Any, progress: Progress, note: Callable[[str], None],
+              print_paths: bool) -> dict[str, Any]:
     from sage.editing import settings_for
     config = settings_for(model, job.base, job.method.where, "generate").but(**job.changes)
     size = (job.size[0] or model.sample_size, job.size[1] or model.sample_size)
-    notes, records, made = differences(job.made, made_by(model)), list[dict[str, Any]](), list[tuple[str, Image.Image]]()
+    records, made = list[dict[str, Any]](), list[tuple[str, Image.Image]]()
+    notes = differences(job.made, made_by(model))
     for prompt, out, result in _made(job, model, config, size, progress):
         record = make_generation_record(model, prompt, job.negative, result.settings, size, job.truncate,
                                         job.prediction_type, result.savings, min(job.batch, len(job.prompts)))

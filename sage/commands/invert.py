@@ -26,7 +26,7 @@ from sage.commands.flags import (
 )
 from sage.errors import ModelError, SettingsError
 from sage.files import numbered
-from sage.method import Method, method
+from sage.method import Method, check_task, method
 from sage.models.known import known_model
 from sage.pictures.metadata import check_prompt, versions
 from sage.progress import Progress
@@ -115,6 +115,7 @@ def plan(args: argparse.Namespace) -> Job:
         SageError: whatever is wrong with it.
     """
     changes, base, chosen = given_settings(args), published(args), method(args.method)
+    check_task(chosen, "edit")
     config = (base or chosen.Settings()).but(**changes)
     source = check_prompt("source", args.source)
     target = None if args.target is None else check_prompt("target", args.target)

@@ -24,8 +24,9 @@ def check_counts(span: Span) -> None:
 
 
 def replacement(spans: Iterable[Span], length: int) -> tuple[Tensor, Tensor]:
-    """Replacement as a linear map on columns: each target token takes its source token's attention; one token is
-    copied to each of several; several are averaged into one.
+    """Replacement as a linear map on columns: each target token takes its source token's attention.
+
+    One token is copied to each of several; several are averaged into one.
 
     Args:
         length: M, the tokens of a prompt.

@@ -32,15 +32,15 @@ TAPS, DEVIATION = 9, 1.0  # of the blur
 class Settings(Guidance, Stochastic, Output):
     """Guidance."""
 
-    sag_scale: float = setting(0.75, "how strongly the picture is led away from itself blurred where the network attends; "
-                               "0 for not at all", low=0, high=1)
+    sag_scale: float = setting(0.75, "how strongly the picture is led away from itself blurred where the network "
+                               "attends; 0 for not at all", low=0, high=1)
 
 
 class SAG(Method[Settings]):
     """Self-Attention Guidance."""
 
     name, title, paper = "sag", "Self-Attention Guidance (SAG)", "2210.00939"
-    about = "makes pictures from noise, sharper and sounder than guidance by the prompt alone; edits none"
+    about = "makes pictures from noise, led away from themselves blurred where the network attends; edits none"
     reads = frozenset({"target", "negative"})
     presets = {"published": {"steps": 50, "guidance_scale": 7.5, "sag_scale": 0.75, "eta": 0.0}}
     calls = "3 N, 2 N at guidance_scale 1"

@@ -90,9 +90,9 @@ class Backbone(Protocol):
         prediction_type: what the network itself gives, "epsilon" or "v_prediction", for methods that reckon with its
             output (`sage.sampling.steps.to_output`); all others go by `Prediction`.
         prompts: its tokenizer.
-        schedule: its noise levels.
         savings: what is done at present to need less memory.
-        recommends: settings by the name of a method, plain values that came with the model.
+        recommends: settings by the name of a method, plain values that came with the model; by "generate/NAME" those
+            for pictures from nothing.
     """
 
     name: str
@@ -103,9 +103,13 @@ class Backbone(Protocol):
     distilled: bool
     prediction_type: str
     prompts: Prompts
-    schedule: Schedule
     savings: Savings
     recommends: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def schedule(self) -> Schedule:
+        """Its noise levels."""
+        ...
 
     @property
     def pixel_multiple(self) -> int:
@@ -163,3 +167,6 @@ class Backbone(Protocol):
     def fingerprint(self) -> str:
         """What the model is known by: the same for the same weights and configuration, SHA-256 in hex."""
         ...
+
+
+MEMBERS = tuple(name for name in (*Backbone.__annotations__, *vars(Backbone)) if not name.startswith("_"))

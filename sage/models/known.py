@@ -91,7 +91,9 @@ def installed(name: str, weights: Path | None = None) -> Path | None:
 
 
 def find_model(model: str | Path) -> tuple[str, Path]:
-    """A name, a diffusers folder or a .safetensors file -> what to call it, and where it is.  Never fetches.
+    """A name, a diffusers folder, a .safetensors file or path/to/file.py:NAME -> what to call it, and where it is.
+
+    Never fetches, and runs no file.
 
     Raises:
         ModelError: an unknown name, a model not yet fetched, a missing file, or a pickle.
@@ -106,6 +108,10 @@ def find_model(model: str | Path) -> tuple[str, Path]:
                              f"git checkout weights/{known.name}, or set SAGE_WEIGHTS")
         raise ModelError(f"{known.name} is not in {weights_dir()} yet: `sage fetch {known.name}` downloads it "
                          f"({known.download / 1e9:.1f} GB, licence {known.licence})")
+    if isinstance(model, str) and ".py:" in model:  # the user's own loader
+        if not Path(model.rpartition(":")[0]).is_file():
+            raise ModelError(f"there is no file {model.rpartition(':')[0]} to take {model.rpartition(':')[2]} from")
+        return model.rpartition(":")[2], Path(model)
     path = Path(model).expanduser()
     if path.suffix.lower() in PICKLES:
         raise pickled(path)

@@ -10,6 +10,9 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from sage.errors import ModelError, SettingsError
+from sage.files import named_in_file
+from sage.models.backbone import MEMBERS as BACKBONE_MEMBERS
+from sage.models.backbone import Backbone
 from sage.models.known import KNOWN, PICKLES, find_model, installed, pickled
 from sage.models.layers import pack
 from sage.models.sd import configs, renames
@@ -29,11 +32,12 @@ SMALL = 2**28
 
 
 def load_model(model: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
-               prediction_type: str | None = None, tokenizer: str | Path | None = None) -> StableDiffusion:
+               prediction_type: str | None = None, tokenizer: str | Path | None = None) -> Backbone:
     """Load a model from this disk; nothing is ever downloaded.
 
     Args:
-        model: a known name (`sage.models.known.KNOWN`), a diffusers folder or a .safetensors file.
+        model: a known name (`sage.models.known.KNOWN`), a diffusers folder, a .safetensors file, or path/to/file.py:NAME,
+            a function of your own that is called as NAME(device, dtype) and gives a `Backbone`.
         device: CUDA where there is one, else the CPU.
         dtype: of the weights, norms excepted; float16 on CUDA and float32 elsewhere.
         prediction_type: "epsilon" or "v_prediction", where the checkpoint's own word is missing or wrong.
@@ -42,8 +46,19 @@ def load_model(model: str | Path, device: str | torch.device | None = None, dtyp
         ModelError: nothing there, not whole, not supported, damaged, or a pickle.
         SettingsError: a device or dtype that cannot be had.
     """
+    if ".py:" in str(model):
+        return _own(str(model), choose_device(device), dtype)
     loaded = StableDiffusion(**_load_parts(model, device, dtype, prediction_type, tokenizer))
     make_fast(loaded)
+    return loaded
+
+
+def _own(where: str, device: torch.device, dtype: str | torch.dtype | None) -> Backbone:
+    """What a user's own function makes; ModelError for anything but a `Backbone`, naming what it lacks."""
+    loaded = named_in_file(where, ModelError)(device, None if dtype is None else _dtype(dtype))
+    if missing := [name for name in BACKBONE_MEMBERS if not hasattr(loaded, name)]:
+        raise ModelError(f"{where} gives a {type(loaded).__name__} without {', '.join(missing)}: docs/porting.md says what "
+                         "a backbone has")
     return loaded
 
 
@@ -121,9 +136,9 @@ def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype, predict
 
 
 def _recommends(folder: Path) -> dict[str, dict[str, Any]]:
-    """Settings by the name of a method, as a folder recommends them for itself in settings.json.
+    """Settings by the name of a method, or generate/NAME for pictures from nothing, as a folder recommends them.
 
-    In edit_config.json, of which older folders have one, are those of SAGE.
+    They are in settings.json.  In edit_config.json, of which older folders have one, are those of SAGE.
     """
     if (folder / "settings.json").exists():
         settings = configs.Config(folder / "settings.json").values

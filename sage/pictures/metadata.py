@@ -2,9 +2,10 @@
 
     {"version": 2, "method": "p2p", "settings": {...}, "savings": {...}, "source": ..., "target": ..., "model": ..., ...}
 
-A picture made from nothing has "task": "generate", its prompt as "target", and "negative", "size" and "batch" in place of
-"source" and "picture".  The command line and the studio write the same record, so that either repeats what the other made.  Version 1, of when
-there was one method, has "config" in place of "method" and "settings"; it is read as version 2.
+A picture made from nothing has "task": "generate", its prompt as "target", and "negative", "size" and "batch" in place
+of "source" and "picture".  The command line and the studio write the same record, so that either repeats what the other
+made.  Version 1, of when there was one method, has "config" in place of "method" and "settings", and is read as
+version 2.
 """
 
 import hashlib
@@ -45,7 +46,8 @@ def make_record(model: "Backbone", source: str, target: str, settings: Settings,
         savings: what was done to need less memory.
         more: what else the method reads, as JSON values.
     """
-    return _record(model, settings, truncate, prediction_type, savings, source=source, target=target, picture=picture, **more)
+    return _record(model, settings, truncate, prediction_type, savings, source=source, target=target, picture=picture,
+                   **more)
 
 
 def make_generation_record(model: "Backbone", prompt: str, negative: str, settings: Settings, size: tuple[int, int],
@@ -92,7 +94,7 @@ def made_by(model: "Backbone") -> dict[str, Any]:
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What is to be said of a picture that is made again on something else than `made_by` told then; nothing if it is not."""
+    """What is to be said of a picture that is made again on something else than `made_by` told then."""
     differ = [f"{name} {str(then[name])[:20]} then, {now[name]} now" for name in ("device", "dtype")
               if then.get(name, now[name]) != now[name]]
     return [f"the result may differ a little from the earlier one: {'; '.join(differ)}"] if differ else []
@@ -127,10 +129,10 @@ def read_record(path: str | Path, task: str | None = None, trusted: str = "") ->
     """
     record = upgraded(pictures.read_settings(path))
     if record.get("version", VERSION) != VERSION:
-        raise PictureError(f"{path}: the settings in it are of version {str(record['version'])[:20]}, which this version of "
-                           "SAGE does not know")
+        raise PictureError(f"{path}: the settings in it are of version {str(record['version'])[:20]}, which this "
+                           "version of SAGE does not know")
     own = record.get("task", "edit")
-    if own not in TYPES:
+    if not isinstance(own, str) or own not in TYPES:
         raise PictureError(f"{path}: the settings in it are damaged (task)")
     if task is not None and own != task:
         raise PictureError(f"{path} is an edit: sage edit repeats it" if own == "edit" else

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from threading import Event
 
 WORDS = {"load": "Loading the model", "encode": "Reading the picture", "invert": "Inverting", "edit": "Editing",
-         "decode": "Painting", "reconstruct": "Reconstructing", "explain": "Drawing"}
-TIMED = ("invert", "edit")
+         "generate": "Making", "decode": "Painting", "reconstruct": "Reconstructing", "explain": "Drawing"}
+TIMED = ("invert", "edit", "generate")
 GUIDED = 2.0  # an editing step over an inversion step, about, before one was measured
 
 

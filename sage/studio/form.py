@@ -62,7 +62,9 @@ def _text(how: str, value: Any) -> Any:
         return phrases_text(value)
     if how == "factors":
         return factors_text(value)
-    return value if how == "switch" else "" if value is None else value if isinstance(value, str) else repr(value)
+    if how == "switch" or isinstance(value, str):
+        return value
+    return "" if value is None else repr(value).removesuffix(".0")
 
 
 def read(cls: type[Settings], values: Any) -> Settings:
@@ -83,10 +85,11 @@ def _read(name: str, how: str, value: Any) -> Any:
     if not isinstance(value, str):
         raise SettingsError(f"{name} must be text")
     text = value[:LONGEST].strip()
-    if how == "phrases":
-        return read_phrases(text or "none")
-    if how == "factors":
-        return read_factors(text or "none")
+    if how in ("phrases", "factors"):
+        try:
+            return (read_phrases if how == "phrases" else read_factors)(text or "none")
+        except SettingsError as error:
+            raise SettingsError(f"{name}: {error}") from error
     if how in ("choice", "text"):
         return text
     if how == "perhaps" and not text:

@@ -1,6 +1,8 @@
 """The page of the studio: its layout, and what happens when something is done on it."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
 
@@ -31,30 +33,46 @@ def _wire(page: gr.Blocks, studio: Studio, ui) -> None:
     # What needs the model waits in one queue, and is worked one at a time; all else is answered at once.
     queued = {"concurrency_id": "studio", "concurrency_limit": 1, "api_visibility": "private"}
     at_once = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    form = [ui.picture, ui.source, ui.target, ui.model, ui.truncate, ui.status, ui.words, *ui.settings]
-    results = [ui.result, ui.download, ui.look, ui.inside]
-    inputs = [ui.source, ui.target, ui.model, ui.truncate, *ui.settings]
+    forms = [ui.method, ui.settings, ui.make.method, ui.make.settings]
+    form = [ui.picture, ui.source, ui.target, ui.model, ui.truncate, ui.status, ui.words, ui.method, ui.settings]
+    results = [ui.result, ui.caption, ui.download, ui.look, ui.inside]
+    inputs = [ui.source, ui.target, ui.model, ui.truncate, ui.settings]
     edited = {"fn": on.edit, "inputs": inputs, "outputs": [*results, ui.status, ui.history, ui.edit, ui.cancel],
               "show_progress": "minimal", "show_progress_on": ui.status, **queued}
 
     ui.picture.upload(on.dropped, ui.picture, form, **at_once)
     ui.picture.clear(on.cleared, None, None, **at_once)
-    by_name = {box.label: box for box in ui.settings}
-    phrases = [by_name[name] for name in ("replace", "blend", "reweight")]
-    # One event, so that the last change is answered last; and none when a box was filled in from the panel, whose
-    # sliders may have moved on meanwhile.
-    typed = [ui.source.change, ui.target.change, *(happens for box in phrases for happens in (box.input, box.blur))]
-    gr.on(typed, on.compared, [ui.source, ui.target, *ui.settings], ui.words, trigger_mode="always_last", **at_once)
-    ui.words.input(on.corrected, ui.words, phrases, trigger_mode="always_last", **at_once)
-    for happens in (ui.model.input, ui.recommended.click):
-        happens(on.recommended, ui.model, [ui.model, ui.status, *ui.settings], show_progress_on=ui.status, **queued)
+    # One event, so that the last change is answered last.
+    gr.on([ui.source.change, ui.target.change, ui.settings.input], on.compared, [ui.source, ui.target, ui.settings],
+          ui.words, trigger_mode="always_last", **at_once)
+    ui.words.input(on.corrected, [ui.words, ui.settings], ui.settings, trigger_mode="always_last", **at_once)
+    ui.model.input(on.model_picked, [ui.model, ui.settings, ui.make.settings], [ui.model, ui.status, *forms],
+                   show_progress_on=ui.status, **queued)
+    ui.method.input(on.method_picks("edit"), [ui.method, ui.settings, ui.source, ui.target],
+                    [ui.status, ui.method, ui.settings, ui.words], **at_once)
+    ui.recommended.click(on.recommends("edit"), [ui.model, ui.settings], [ui.status, ui.method, ui.settings],
+                         show_progress_on=ui.status, **queued)
 
     edits = [ui.edit.click(**edited, api_name="edit")]
     if hasattr(ui, "examples"):
-        picked = ui.examples.select(on.chosen, None, form, **at_once)
-        edits.append(picked.success(**edited, api_name=False))
+        picked = ui.examples.select(on.chosen, None, [*form, *results], **at_once)
+        # Each click is edited: what was running ends for it.
+        edits.append(picked.then(**edited, api_name=False, trigger_mode="multiple"))
     looks = ui.look.click(on.look, None, [ui.inside, ui.status, ui.look, ui.cancel], show_progress="minimal",
                           show_progress_on=ui.status, **queued)
     ui.cancel.click(on.cancel, None, [ui.status, ui.edit, ui.cancel], cancels=[*edits, looks], **at_once)
     ui.history.select(on.returned, None, [*form, *results], **at_once)
+    _wire_making(ui, on, queued, at_once)
     page.unload(on.left)
+
+
+def _wire_making(ui: SimpleNamespace, on: Handlers, queued: dict[str, Any], at_once: dict[str, Any]) -> None:
+    make = ui.make
+    inputs = [make.prompt, make.negative, make.width, make.height, ui.model, make.truncate, make.settings]
+    made = make.go.click(on.make, inputs, [make.result, make.caption, make.download, make.status, make.go, make.cancel],
+                         show_progress="minimal", show_progress_on=make.status, **queued)
+    make.cancel.click(on.cancel_making, None, [make.status, make.go, make.cancel], cancels=[made], **at_once)
+    make.method.input(on.method_picks("generate"), [make.method, make.settings, make.prompt, make.negative],
+                      [make.status, make.method, make.settings], **at_once)
+    make.recommended.click(on.recommends("generate"), [ui.model, make.settings],
+                           [make.status, make.method, make.settings], show_progress_on=make.status, **queued)

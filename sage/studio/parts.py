@@ -45,8 +45,8 @@ class Words(gr.HTML):
 class Form(gr.HTML):
     """The settings of a method, each with its help and range; see form.js and `sage.studio.form.shown`."""
 
-    def __init__(self, value: dict[str, Any], prefix: str, **options: Any):
-        super().__init__(value | {"prefix": prefix}, html_template='<div class="form-of-settings"></div>',
+    def __init__(self, value: dict[str, Any] | None = None, prefix: str = "", **options: Any):
+        super().__init__((value or {}) | {"prefix": prefix}, html_template='<div class="form-of-settings"></div>',
                          js_on_load=(HERE / "form.js").read_text(encoding="utf-8"), **options)
 
     def api_info(self) -> dict[str, Any]:

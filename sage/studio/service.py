@@ -1,5 +1,6 @@
 """The work behind the studio: one model, one edit at a time, and what each visitor may see of it.  Knows no Gradio."""
 
+import re
 import secrets
 import shutil
 import sys
@@ -8,7 +9,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -20,12 +21,20 @@ from sage import pictures
 from sage.editing import EditResult, check_prompts, edit_batch, settings_for, sharing_key, task_of
 from sage.errors import ModelError, PictureError, SageError, SettingsError, out_of_memory
 from sage.explain import Explanation
-from sage.method import METHODS, Method, Request, method, method_of
+from sage.generation import generate
+from sage.method import DEFAULTS, Method, Request, able, method, method_of
 from sage.models.backbone import Backbone
 from sage.models.known import find_model
 from sage.models.loading import load_model
 from sage.models.savings import Savings
-from sage.pictures.metadata import check_prompt, identity, make_record, read_record, settings_in
+from sage.pictures.metadata import (
+    check_prompt,
+    identity,
+    make_generation_record,
+    make_record,
+    read_record,
+    settings_in,
+)
 from sage.prompts.plan import Plan
 from sage.settings import Settings
 from sage.studio.cache import Cache
@@ -82,13 +91,26 @@ class EditRequest:
                     "model", "source", "target", "truncate", "method", "settings"))
 
 
+@dataclass(frozen=True)
+class MakeRequest:
+    """One picture from text as a visitor wants it; sides in pixels."""
+
+    model: str
+    prompt: str
+    negative: str
+    width: int
+    height: int
+    config: Settings
+    truncate: bool = False
+
+
 class Studio:
     """One model in memory, and whoever comes to use it.
 
     Attributes:
         model: None after one could not be loaded, until another is.
         name: of the model that is in memory, or was last.
-        methods: those that edit, by name.
+        methods: by name those for each task, "edit" and "generate".
 
     Args:
         models: what the visitors can choose from, as `sage.load_model` takes it; the first is loaded at once.
@@ -110,7 +132,8 @@ class Studio:
         self._lock, self._words = Lock(), Lock()  # tokenizers cannot be shared by two threads at once
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="sage-edit")
         self._opening = Lock()  # a large picture takes a lot while it is decoded
-        self.methods: dict[str, Method[Any]] = {name: found for name in METHODS if (found := method(name)).edits}
+        self.methods: dict[str, dict[str, Method[Any]]] = {task: {name: method(name) for name in able(task)}
+                                                           for task in DEFAULTS}
         self.name, place = next(iter(self.places.items()))
         self.model: Backbone | None = self._worker.submit(load_model, place).result()
 
@@ -218,7 +241,7 @@ class Studio:
             SageError: it cannot be made, and why.
         """
         visit = self.visit(who)
-        picture = self._checked(visit, request)
+        picture = self._edited(visit, request)
         clock = visit.clock = Clock()
         return (yield from self._watched(clock, self._edit, who, visit, picture, request, clock))
 
@@ -246,7 +269,11 @@ class Studio:
         with _told():
             self._worker.submit(self._load, name, Clock()).result()
 
-    def recommended(self, name: str, words: Settings | None = None) -> Settings:
+    def usable(self, task: str) -> list[Method[Any]]:
+        """The methods for a task that the model in memory can be used with."""
+        return [found for found in self.methods[task].values() if self.model is None or not found.fits(self.model)]
+
+    def recommended(self, task: str, name: str, words: Settings | None = None) -> Settings:
         """What the model in memory, or else the method itself, recommends for a method.
 
         Args:
@@ -254,19 +281,16 @@ class Studio:
         Raises:
             SettingsError: this studio has no such method, or the model cannot be used with it.
         """
-        found = self.found(name)
-        if self.model is None:
-            settings = found.Settings()
-        else:
-            settings = settings_for(self.model, None, name)
+        found = self.found(name, task)
+        settings = found.Settings() if self.model is None else settings_for(self.model, None, name, task)
         return settings if words is None else carried(settings, words)
 
-    def found(self, name: Any) -> Method[Any]:
+    def found(self, name: Any, task: str = "edit") -> Method[Any]:
         """A method by the name that a visitor sends: one of ours, never a file."""
-        if not isinstance(name, str) or name not in self.methods:
+        if not isinstance(name, str) or name not in self.methods[task]:
             raise SettingsError(f"this studio has no method {str(name)[:60]!r}: choose one of "
-                                f"{', '.join(self.methods)}")
-        return self.methods[name]
+                                f"{', '.join(self.methods[task])}")
+        return self.methods[task][name]
 
     def words(self, source: str, target: str, config: Settings) -> dict[str, Any]:
         """`sage.studio.words.compare` with the present model's tokenizer."""
@@ -287,19 +311,26 @@ class Studio:
             clock.cancel()
             future.cancel()
 
-    def _checked(self, visit: Visit, request: EditRequest) -> Picture:
+    def _edited(self, visit: Visit, request: EditRequest) -> Picture:
         """The picture to edit; SageError for whatever can be told without the model."""
         if visit.picture is None:
             raise PictureError("there is no picture yet: drop one, or take an example")
         for name in ("source", "target"):
             check_prompt(name, getattr(request, name))
+        self._check(request, "edit")
+        return visit.picture
+
+    def _check(self, request: EditRequest | MakeRequest, task: str) -> None:
         if request.model not in self.places:
             raise ModelError(f"this studio has no model {request.model[:60]!r}: choose one of {', '.join(self.places)}")
         for name in ("steps", "retries"):
             if getattr(request.config, name, 0) > (most := getattr(self.limits, name)):
                 raise SettingsError(f"{name} is {getattr(request.config, name)}: this studio allows at most {most}")
-        self.found(method_of(request.config).name)
-        return visit.picture
+        self.found(method_of(request.config).name, task)
+
+    def _check_side(self, name: str, side: int | None) -> None:
+        if (side or 0) > (most := self.limits.side or 2 * self.model.sample_size):
+            raise SettingsError(f"{name} is {side}: this studio allows at most {most}")
 
     def _edit(self, who: str, visit: Visit, picture: Picture, request: EditRequest, clock: Clock) -> Entry:
         self._load(request.model, clock)
@@ -347,9 +378,7 @@ class Studio:
 
     def _planned(self, request: EditRequest) -> tuple[EditRequest, Plan, tuple[str, ...]]:
         """The edit without words that are not in its prompts any more, its plan, and what was left out."""
-        most = self.limits.side or 2 * self.model.sample_size
-        if (getattr(request.config, "size", None) or 0) > most:
-            raise SettingsError(f"size is {request.config.size}: this studio allows at most {most}")
+        self._check_side("size", getattr(request.config, "size", None))
         settings_for(self.model, request.config, None)
 
         def check(config: Settings) -> Plan:
@@ -374,6 +403,43 @@ class Studio:
         chosen = tuple(getattr(config, f.name) for f in config.fields() if f.metadata["choices"])
         clock.pace = self.paces.setdefault((self.name, way.name, size, chosen), Pace())
 
+    # ---- pictures from text
+
+    def make(self, who: str, request: MakeRequest) -> Generator[Clock, None, Entry]:
+        """Make a picture of a prompt from noise; as `edit`, of which it knows nothing."""
+        visit = self.visit(who)
+        check_prompt("target", request.prompt)
+        self._check(request, "generate")
+        clock = visit.clock = Clock()
+        return (yield from self._watched(clock, self._make, visit, request, clock))
+
+    def _make(self, visit: Visit, request: MakeRequest, clock: Clock) -> Entry:
+        self._load(request.model, clock)
+        config, size = request.config, (request.width, request.height)
+        for name, side in zip(("width", "height"), size, strict=True):
+            self._check_side(name, side)
+        chosen = tuple(getattr(config, f.name) for f in config.fields() if f.metadata["choices"])
+        clock.plan = (("generate", getattr(config, "steps", 0)),)
+        clock.pace = self.paces.setdefault((self.name, method_of(config).name, size, chosen), Pace())
+        with ExitStack() as words:
+            words.enter_context(self._words)
+
+            def report(phase: str, done: int, total: int) -> None:
+                words.close()  # the prompts are read
+                clock(phase, done, total)
+
+            made = generate(self.model, request.prompt, config, report, negative=request.negative, width=request.width,
+                            height=request.height, truncate=request.truncate)[0]
+        record = make_generation_record(self.model, request.prompt, request.negative, config, size, request.truncate,
+                                        savings=made.savings)
+        with visit.lasting():
+            path = visit.new_file(f"{_name_of(request.prompt)}.png")
+            pictures.save_picture(made.image, path, record)
+            entry = Entry(record, path, clock.elapsed, None, made.notes)
+            pictures.save_picture(for_eyes(made.image), entry.eyes[1])
+            visit.keep_made(entry)
+        return entry
+
     def _load(self, name: str, clock: Clock) -> None:
         if name not in self.places:
             raise ModelError(f"this studio has no model {name[:60]!r}: choose one of {', '.join(self.places)}")
@@ -392,6 +458,11 @@ class Studio:
                 raise
         # Outside the handler, which would keep alive what was loaded.
         raise ModelError(f"{name} does not fit into memory: choose another model")
+
+
+def _name_of(prompt: str) -> str:
+    """A file's name from the first words of a prompt."""
+    return "-".join(re.findall(r"[a-z0-9]+", prompt.lower())[:8])[:60] or "picture"
 
 
 @contextmanager

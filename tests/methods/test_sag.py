@@ -74,7 +74,8 @@ def test_every_step_is_that_of_diffusers(both, w, scale, eta):
 
 def test_given_latents_and_embeddings_are_taken_as_diffusers_takes_them(both):
     z = torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(1))
-    text, empty = (both.model.embed([both.model.prompts.parse(p) for p in pair]) for pair in ((PROMPT, "a dog"), ("", "")))
+    text, empty = (both.model.embed([both.model.prompts.parse(prompt) for prompt in prompts])
+                   for prompts in ((PROMPT, "a dog"), ("", "")))
     expected, _ = oracle(both, SAMPLED, latents=z, prompt_embeds=text.tokens, negative_prompt_embeds=empty.tokens)
     results = sage.generate(both.model, text, SAMPLED, negative=empty, latents=z, **SIZE)
     assert distance(torch.cat([r.latents for r in results]), expected[-1]) < 2e-5

@@ -1,15 +1,17 @@
 """The seam: an object with exactly the members of `Backbone`, and nothing else of ours, can be edited with."""
 
 from contextlib import nullcontext
-from typing import get_type_hints
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 import sage
+import sage.pictures
+from sage.commands import main as cli
 from sage.method import METHODS, method
-from sage.models.backbone import Backbone, Text
+from sage.models.backbone import MEMBERS, Backbone, Text
 from sage.models.memory import Needs
 from sage.models.savings import Savings
 from sage.models.sites import Feature, Site, Sites
@@ -106,7 +108,7 @@ def settings(name: str, model: Fake):
 
 
 def test_the_fake_has_the_members_of_the_seam_and_no_more(fake):
-    members = {name for name in (*get_type_hints(Backbone), *vars(Backbone)) if not name.startswith("_")}
+    members = set(MEMBERS)
     own = {name for name in (*vars(Fake), *vars(fake)) if not name.startswith("_")}
     assert own == members and isinstance(fake, Backbone)
 
@@ -146,6 +148,51 @@ def test_it_runs_in_a_batch_and_in_the_benchmark(fake, tmp_path):
     lines, _ = run_batch(fake, read_table(tmp_path / "t.csv"), tmp_path / "out")
     assert [line.status for line in lines] == ["done", "done"]
     benchmark = write_stilllife(tmp_path / "b", 1, 64, 1)
-    engine, case = ModelEngine(fake), benchmark.cases[0]
+    engine, case = ModelEngine(fake), replace(
+        benchmark.cases[0], source_marked=SOURCE, target_marked=TARGET)
     (outcome,) = engine.make(configuration("plain:steps=3"), [case], [small.picture()], [None])
     assert outcome.picture is not None and engine.describe()["model"] == "fake"
+
+
+def test_the_studio_edits_with_it(tmp_path):
+    from sage.studio.service import EditRequest, Studio
+    small.make(tmp_path / "tokenizer")
+    small.picture().save(tmp_path / "p.png")
+    (tmp_path / "own.py").write_text(OWN.format(folder=str(tmp_path / "tokenizer")))
+    studio = Studio([f"{tmp_path}/own.py:load"], folder=tmp_path / "studio")
+    try:
+        studio.take("somebody", tmp_path / "p.png", "p.png")
+        work = studio.edit("somebody", EditRequest("load", SOURCE, TARGET, settings("plain", studio.model)))
+        with pytest.raises(StopIteration) as done:
+            while True:
+                next(work)
+        assert done.value.value.path.is_file() and studio.words(SOURCE, TARGET, settings("sage", studio.model))
+    finally:
+        studio.close()
+
+
+OWN = """
+from transformers import CLIPTokenizer
+from tests.models.test_backbone import Fake
+
+def load(device, dtype):
+    return Fake(CLIPTokenizer.from_pretrained({folder!r}))
+
+def nothing(device, dtype):
+    return object()
+"""
+
+
+def test_the_command_line_takes_a_backbone_of_one_s_own(tmp_path, capsys):
+    small.make(tmp_path / "tokenizer")
+    small.picture().save(tmp_path / "p.png")
+    (tmp_path / "own.py").write_text(OWN.format(folder=str(tmp_path / "tokenizer")))
+    command = ["edit", f"{tmp_path}/p.png", "--source", SOURCE, "--target", TARGET, "--method", "plain", "--steps", "2",
+               "--out", f"{tmp_path}/e.png"]
+    assert cli.main([*command, "--model", f"{tmp_path}/own.py:load"]) == 0
+    assert sage.pictures.read_settings(tmp_path / "e.png")["model"] == "fake"
+    for name, said in (("nothing", "gives a object without"), ("none", "has nothing called 'none'")):
+        assert cli.main([*command, "--model", f"{tmp_path}/own.py:{name}"]) == 2
+        assert said in capsys.readouterr().err
+    assert cli.main([*command, "--model", f"{tmp_path}/gone.py:load"]) == 2
+    assert "there is no file" in capsys.readouterr().err

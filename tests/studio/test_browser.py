@@ -126,6 +126,10 @@ class Visitor:
         self.page.wait_for_function("([name, value]) => document.querySelector("
                                     "`#set-${name} textarea, #set-${name} input`).value == value", arg=[name, value])
 
+    def method(self, name: str) -> None:
+        self.page.click("#method input")
+        self.page.get_by_role("option", name=f"({name})").click()
+
     def advanced(self) -> None:
         self.page.click("#advanced > button")
         self.page.wait_for_selector("#set-steps")
@@ -171,7 +175,7 @@ def test_from_dropped_picture_to_a_file_that_repeats_the_edit(visitor, tmp_path)
     me.wait_setting("reweight", "red:1.5")
     assert "the inversion was at hand, which spared" in me.edit()
     second = me.download(tmp_path / "second.png")
-    assert read_settings(second)["config"]["reweight"] == {"red": 1.5}
+    assert read_settings(second)["settings"]["reweight"] == {"red": 1.5}
     assert repeated(second, MUG, tmp_path / "second-again.png")
 
     # History: the older of the two gives its settings back, and its picture.
@@ -235,7 +239,8 @@ def test_a_bad_picture_and_other_mistakes_are_one_line(visitor, tmp_path):
     assert me.edit() == "steps is 61: this studio allows at most 60"
     me.setting("steps").fill("2")
     me.setting("replace").fill("tree, house")
-    assert "'tree' is not in the prompt" in me.edit()
+    said = me.edit()
+    assert said.startswith("Done") and "replace was left out" in said and "'tree' is not in the prompt" in said
     assert "Traceback" not in me.page.content() and str(ROOT) not in me.page.content()
 
 
@@ -267,7 +272,7 @@ def test_an_example_runs_at_once_and_can_be_looked_into(visitor):
     inside = me.page.frame_locator("#inside iframe")
     inside.locator("#step").wait_for()
     for wanted in ("autoencoder alone", "inversion and back", "blending mask", "guidance difference",
-                   "attention gradient", "Reconstruction loss", "prediction, guided"):
+                   "what a gradient took out", "Guidance difference", "prediction, guided"):
         assert inside.get_by_text(wanted).first.is_visible(), wanted
     before = inside.locator("#now").inner_text()
     inside.locator("#step").fill("0")
@@ -277,13 +282,15 @@ def test_an_example_runs_at_once_and_can_be_looked_into(visitor):
 
 
 def test_all_settings_are_there_with_help(visitor):
-    from sage.studio.form import FIELDS
+    from sage import EditConfig
+    from sage.studio.form import shown
     me = visitor()
     me.advanced()
     text = me.page.inner_text("#advanced")
-    for f in FIELDS:
-        assert f.name in text and f.metadata["help"][1:] in text, f.name
-        assert f.metadata["group"].capitalize() in text
+    for heading, members in shown(EditConfig())["groups"]:
+        assert heading in text
+        for f in members:
+            assert f["name"] in text and f["help"] in text and f["range"] in text, f["name"]
     me.shot("advanced")
     me.setting("guidance_scale").fill("9")
     me.page.click("#recommended")
@@ -311,8 +318,7 @@ def test_phrases_are_corrected_in_the_words_panel(visitor):
 
 def test_text_of_a_stranger_is_text(visitor, tmp_path):
     """A prompt out of somebody's picture is shown, and never runs."""
-    from sage.config import EditConfig
-
+    from sage import EditConfig
     from sage.pictures import save_picture
     evil = "a cat <img src=x onerror=document.title='owned'>"
     record = {"source": evil, "target": evil + " dog", "model": "<b>mine</b>", "config": EditConfig().as_dict(),
@@ -335,3 +341,61 @@ def test_a_narrow_screen(visitor):
         box = me.page.locator(name).bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390, name
     me.shot("narrow")
+
+
+def test_another_method_brings_its_own_form_and_keeps_the_words(visitor, tmp_path):
+    me = visitor()
+    me.drop(MUG)
+    me.describe(SOURCE, TARGET)
+    me.advanced()
+    me.setting("steps").fill("3")
+    me.setting("reweight").fill("yellow:1.5")
+    me.page.focus("#model input")
+    me.page.keyboard.press("Tab")  # touching the model's box changes nothing
+    me.page.wait_for_timeout(1500)
+    assert me.setting("steps").input_value() == "3" and me.setting("reweight").input_value() == "yellow:1.5"
+    me.method("p2p")
+    me.page.wait_for_selector("#set-self_level", state="detached")
+    me.wait_setting("reweight", "yellow:1.5")
+    me.setting("steps").fill("2")
+    assert me.edit().startswith("Done")
+    record = read_settings(me.download(tmp_path / "p2p.png"))
+    assert (record["method"], record["settings"]["steps"], record["settings"]["reweight"]) == ("p2p", 2, {"yellow": 1.5})
+    assert repeated(tmp_path / "p2p.png", MUG, tmp_path / "again.png")
+    me.method("sdedit")
+    me.page.wait_for_selector("#words .weight, #words .phrases", state="detached")
+    me.method("sage")
+    me.wait_setting("steps", "3")  # as it was left
+    assert me.errors == []
+
+
+def test_a_second_example_is_edited_too_and_no_result_stands_beside_other_prompts(visitor):
+    me = visitor()
+    me.page.locator("#examples .thumbnail-item").first.click()
+    me.page.wait_for_selector("#status:has-text('step')")
+    me.page.locator("#examples .thumbnail-item").nth(1).click()
+    me.page.wait_for_selector("#status:has-text('Done')")
+    me.ended()
+    target = me.page.input_value("#target textarea")
+    assert "mug" in target and target in me.page.inner_text("#caption")
+
+
+def test_a_picture_from_text(visitor, tmp_path):
+    me = visitor()
+    me.page.get_by_role("tab", name="From text").click()
+    me.page.fill("#make-prompt textarea", "a red mug on grass")
+    me.page.click("#make-advanced > button")
+    me.page.fill("#make-set-steps input", "3")
+    me.page.fill("#make-set-seed input", str(2**60 + 1))
+    me.page.click("#make")
+    me.page.wait_for_selector("#make-status:has-text('Done')")
+    assert me.page.locator("#make-result img").count() == 1
+    me.shot("from-text")
+    with me.page.expect_download() as got:
+        me.page.click("#make-download")
+    got.value.save_as(tmp_path / "made.png")
+    record = read_settings(tmp_path / "made.png")
+    assert record["task"] == "generate" and record["settings"]["seed"] == 2**60 + 1 and record["size"] == [64, 64]
+    assert cli.main(["generate", "--config-from", str(tmp_path / "made.png"), "--out", str(tmp_path / "again.png"),
+                     "--quiet"]) == 0
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "made.png").read_bytes()

@@ -1,13 +1,16 @@
 """The studio's small parts: the cache, the clock, the form."""
 
+import json
+
 import pytest
 
 from sage import EditConfig
 from sage.errors import SettingsError
+from sage.method import METHODS, method
 from sage.studio import form
 from sage.studio.cache import Cache
 from sage.studio.clock import Cancelled, Clock, Pace, seconds
-from sage.studio.words import compare
+from sage.studio.words import carried, compare
 
 
 def test_the_cache_keeps_what_was_used_last():
@@ -96,37 +99,47 @@ CONFIGS = [EditConfig(), EditConfig.published(), EditConfig(
     seed=2**60 + 1, blend_threshold=0.1234567890123, replace_fraction=1 / 3), EditConfig(replace=None, blend=None)]
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", [*CONFIGS, *(method(name).Settings() for name in METHODS)])
 def test_the_form_gives_back_what_it_was_given(config):
-    assert form.config(form.values(config)) == config
-
-
-def test_numbers_as_browsers_send_them():
-    given = [float(v) if type(v) is int else v for v in form.values(EditConfig())]
-    assert form.config(given) == EditConfig()
+    shown = form.shown(config)
+    assert form.read(type(config), json.loads(json.dumps(shown))["values"]) == config
+    assert method(shown["method"]).Settings is type(config)
 
 
 @pytest.mark.parametrize("name, value", [
-    ("steps", None), ("steps", "7"), ("steps", 2.5), ("seed", "-1"), ("seed", "9" * 50), ("seed", 5), ("size", None),
-    ("size", 64), ("size", "0"), ("replace", "a"), ("replace", ["a", "b"]), ("reweight", "cat"),
-    ("reweight", "cat:9999"), ("decay", "sideways"), ("guidance_scale", float("nan")), ("blend_threshold", 2)])
+    ("steps", None), ("steps", ""), ("steps", "many"), ("steps", "2.5"), ("steps", 7), ("seed", "-1"),
+    ("seed", "9" * 50), ("seed", 5), ("size", None), ("size", 64), ("size", "0"), ("replace", "a"),
+    ("replace", ["a", "b"]), ("reweight", "cat"), ("reweight", "cat:9999"), ("decay", "sideways"),
+    ("guidance_scale", "nan"), ("blend_threshold", "2"), ("blend_threshold", True), ("no_such", "1")])
 def test_wrong_values_are_one_line(name, value):
-    given = form.values(EditConfig())
-    given[form.NAMES.index(name)] = value
+    given = form.shown(EditConfig())["values"] | {name: value}
     with pytest.raises(SettingsError) as caught:
-        form.config(given)
-    assert "\n" not in str(caught.value)
+        form.read(EditConfig, given)
+    assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
-def test_too_few_values():
-    with pytest.raises(SettingsError, match="settings were sent"):
-        form.config([1])
+@pytest.mark.parametrize("given", [{}, None, [1], "x", {"steps": "3"}])
+def test_too_few_values(given):
+    with pytest.raises(SettingsError, match="was not sent"):
+        form.read(EditConfig, given)
 
 
-def test_every_field_has_a_place_and_help():
-    for f in form.FIELDS:
-        assert form.kind(f) in ("choice", "number", "whole", "phrases", "factors", "digits", "perhaps")
-        assert f.metadata["help"] and f.metadata["group"]
+@pytest.mark.parametrize("name", METHODS)
+def test_every_field_of_every_method_has_a_place_and_help(name):
+    cls = method(name).Settings
+    shown = form.shown(cls())
+    fields = [f for heading, members in shown["groups"] for f in members if heading]
+    assert [f["name"] for f in fields] == list(cls.names()) and {*shown["values"]} == {*cls.names()}
+    assert all(f["help"].endswith(".") and f["kind"] for f in fields)
+    steps = next(f for f in fields if f["name"] == "steps")
+    assert steps["kind"] == "whole" and steps["range"] == "1 to 1000"
+
+
+def test_what_is_said_of_words_goes_along_to_another_method():
+    words = EditConfig(reweight={"dog": 2.0}, blend=("cat", "dog"), steps=7)
+    assert carried(method("plain").Settings(), words) == method("plain").Settings()
+    there = carried(EditConfig(), words)
+    assert there.reweight == {"dog": 2.0} and there.blend == ("cat", "dog") and there.steps == EditConfig().steps
 
 
 def test_nothing_to_compare_yet():

@@ -19,6 +19,7 @@ import httpx  # noqa: E402  comes with Gradio
 
 from sage.errors import SettingsError  # noqa: E402
 from sage.studio import server  # noqa: E402
+from sage.studio.handlers import Handlers  # noqa: E402
 from sage.studio.service import Limits, Studio  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +37,7 @@ def http(tmp_path_factory):
     studio = Studio(["stilllife"], Limits(steps=20), folder / "studio")
     page, address = server.launch(studio, port=0)
     with httpx.Client(base_url=address.rstrip("/"), timeout=60, trust_env=False) as client:
-        client.page, client.config = page, client.get("/config").json()
+        client.page, client.studio, client.config = page, studio, client.get("/config").json()
         yield client
     page.close(verbose=False)
     studio.close()
@@ -175,6 +176,21 @@ def test_an_index_that_is_none_of_ones_own(http):
                 "data": [], "fn_index": event(http, name, "select"), "session_hash": "nobody",
                 "event_data": {"index": index, "value": None}})
             assert answer.status_code == 200 and "not remembered any more" in answer.text
+
+
+@pytest.mark.parametrize("where", ["/etc/passwd:X", f"{ROOT}/sage/methods/sage.py:SAGE", None, 3, "x" * 500])
+def test_a_form_cannot_name_a_file_to_run(http, where, monkeypatch):
+    monkeypatch.setattr(sys.modules["sage.method"], "_from_file", lambda name: pytest.fail(f"{name} was run"))
+    form = {"method": where, "values": {}, "groups": []}
+    answer = call(http, "source", "change", ["a", "b", form])
+    assert answer.status_code == 200 and "this studio has no method" in answer.text
+
+
+def test_touching_the_model_box_changes_nothing(http):
+    on, visitor = Handlers(http.studio, SimpleNamespace(status="status")), SimpleNamespace(session_hash="touching")
+    form = {"method": "sage", "values": {"steps": "7"}, "groups": []}
+    assert on.model_picked("stilllife", form, form, visitor) == {"status": gradio.skip()}
+    assert "no model" in on.model_picked("another", form, form, visitor)["status"]
 
 
 def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(http, monkeypatch, capsys):

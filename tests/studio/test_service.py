@@ -11,11 +11,13 @@ from PIL import Image
 from sage import EditConfig, pictures
 from sage.commands import main as cli
 from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError
+from sage.method import able
+from sage.models.backbone import Backbone
 from sage.models.known import find_model
 from sage.pictures import read_settings
 from sage.studio import service
 from sage.studio.clock import Cancelled
-from sage.studio.service import EditRequest, Limits, Studio
+from sage.studio.service import EditRequest, Limits, MakeRequest, Studio
 
 ROOT = Path(__file__).resolve().parents[2]
 MUG = ROOT / "examples" / "mug.png"
@@ -33,7 +35,8 @@ def studio(tmp_path_factory):
 
 @pytest.fixture
 def wanted(studio) -> EditRequest:
-    return EditRequest("stilllife", SOURCE, TARGET, studio.model.recommended.but(steps=3, guided_steps=2, retries=0))
+    config = studio.recommended("edit", "sage").but(steps=3, guided_steps=2, retries=0)
+    return EditRequest("stilllife", SOURCE, TARGET, config)
 
 
 @pytest.fixture
@@ -131,7 +134,7 @@ def left_nothing(studio, folder, who):
 def test_who_leaves_before_the_edit_is_saved_leaves_nothing(studio, wanted, who, monkeypatch):
     studio.take(who, MUG, "mug.png")
     folder, real = studio.visit(who).folder, service.make_record
-    monkeypatch.setattr(service, "make_record", lambda *given: studio.leave(who) or real(*given))
+    monkeypatch.setattr(service, "make_record", lambda *given, **more: studio.leave(who) or real(*given, **more))
     with pytest.raises(Cancelled):
         ended(studio.edit(who, wanted))
     assert left_nothing(studio, folder, who)
@@ -158,7 +161,7 @@ def test_history_is_bounded_and_gives_settings_back(studio, wanted, who):
     entries = [ended(studio.edit(who, EditRequest(wanted.model, SOURCE, TARGET, wanted.config.but(guidance_scale=w))))
                for w in (1.0, 1.5, 2.0, 2.5)]
     assert not entries[0].path.exists() and all(e.path.exists() for e in entries[1:])
-    assert studio.restore(who, 0) == entries[1] and entries[1].record["config"]["guidance_scale"] == 1.5
+    assert studio.restore(who, 0) == entries[1] and entries[1].record["settings"]["guidance_scale"] == 1.5
     with pytest.raises(SettingsError, match="not remembered"):
         studio.restore(who, 3)
     with pytest.raises(SettingsError, match="not remembered"):
@@ -198,7 +201,7 @@ def test_bad_pictures_are_one_line_without_a_path(studio, who, tmp_path):
     studio.take(who, MUG, "mug.png")
     cut, huge, text = (tmp_path / name for name in ("cut.png", "huge.png", "text.png"))
     cut.write_bytes(MUG.read_bytes()[:900])
-    Image.new("1", (5000, 4000)).save(huge)
+    Image.new("1", (10_000, 5001)).save(huge)
     text.write_text("no picture")
     for path in (cut, huge, text, tmp_path / "none.png"):
         with pytest.raises(PictureError) as caught:
@@ -227,7 +230,6 @@ def test_damaged_settings_in_a_picture_are_refused(studio, who, tmp_path):
     ({"config": {"steps": 21}}, SettingsError, "steps is 21: this studio allows at most 20"),
     ({"config": {"size": 136}}, SettingsError, "size is 136: this studio allows at most 128"),
     ({"config": {"retries": 9}}, SettingsError, "retries is 9: this studio allows at most 3"),
-    ({"config": {"replace": ("tree", "mug")}}, PromptError, "not in the prompt"),
 ])
 def test_limits_and_mistakes_are_told(studio, wanted, who, change, error, words):
     studio.take(who, MUG, "mug.png")
@@ -244,7 +246,7 @@ def test_no_picture_yet(studio, wanted, who):
 
 def test_whatever_else_goes_wrong_is_told_without_a_traceback(studio, wanted, who, monkeypatch, capsys):
     studio.take(who, MUG, "mug.png")
-    monkeypatch.setattr("sage.studio.service.edit_batch", lambda *_: 1 / 0)
+    monkeypatch.setattr("sage.studio.service.edit_batch", lambda *_, **__: 1 / 0)
     with pytest.raises(SageError, match="something went wrong on the server"):
         ended(studio.edit(who, wanted))
     assert "ZeroDivisionError" in capsys.readouterr().err
@@ -275,15 +277,20 @@ def test_look_inside_is_a_page_of_the_same_edit(studio, wanted, who):
     studio.take(who, MUG, "mug.png")
     entry = ended(studio.edit(who, wanted))
     page = ended(studio.look_inside(who, entry))
-    assert page.startswith("<!doctype html>") and "Reconstruction loss" in page and "inversion and back" in page
+    assert page.startswith("<!doctype html>") and "self-attention maps from those recorded" in page and "inversion and back" in page
     assert "yellow" in page
 
 
 def test_words_show_what_differs(studio):
-    words = studio.words(SOURCE, TARGET, EditConfig(reweight={"yellow": 2.0}, replace=("blue", "yellow")))
+    words = studio.words(SOURCE, TARGET, EditConfig(reweight={"yellow": 2.0, "shiny yellow": 3.0, "green": 2.0},
+                                                    replace=("blue", "yellow")))
     assert [w for w, differs in words["source"] if differs] == ["blue"]
     assert [(w, factor) for w, differs, factor in words["target"] if differs] == [("yellow", 2.0)]
-    assert words["pairs"] == [["blue", "yellow"]] and words["replace"] == "blue, yellow" and words["blend"] == "auto"
+    assert words["pairs"] == [["blue", "yellow"]] and words["factors"] == "reweight"
+    assert {p["name"]: p["value"] for p in words["phrases"]} == {"replace": "blue, yellow", "blend": "auto"}
+    assert words["others"] == "shiny yellow:3.0"  # and no factor on what is not there any more
+    plain = studio.words(SOURCE, TARGET, studio.recommended("edit", "plain"))
+    assert plain["phrases"] == [] and plain["factors"] == "" and [w for w, differs, _ in plain["target"] if differs]
     assert "too many" in studio.words("word " * 90, "b", EditConfig())["problem"]
     assert json.dumps(words)
 
@@ -292,14 +299,15 @@ def test_one_model_in_memory(tmp_path, monkeypatch):
     from tests.models import tiny
     folder = tiny.make(tmp_path / "little").folder
     studio = Studio([str(folder), "stilllife"], folder=tmp_path / "files")
-    little = studio.model.recommended
+    little = studio.recommended("edit", "sage")
     try:
         assert studio.model.name == "little" and list(studio.places) == ["little", find_model("stilllife")[0]]
-        assert studio.use("stilllife") == studio.model.recommended != little
-        assert studio.model.name == "stilllife"
+        studio.use("stilllife")
+        assert studio.recommended("edit", "sage") != little and studio.model.name == "stilllife"
         with pytest.raises(ModelError, match="no model"):
             studio.use(str(ROOT))
-        assert studio.use("little") == little
+        studio.use("little")
+        assert studio.recommended("edit", "sage") == little
 
         def no_memory(place):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4194304 bytes")
@@ -312,6 +320,117 @@ def test_one_model_in_memory(tmp_path, monkeypatch):
             with pytest.raises(SageError, match="something went wrong on the server"):
                 studio.use("stilllife")
         assert "there is no model" in studio.words("a", "b", little)["problem"] and studio.name == "little"
-        assert studio.use("little") == little and studio.model.name == "little"
+        studio.use("little")
+        assert studio.recommended("edit", "sage") == little and studio.model.name == "little"
     finally:
         studio.close()
+
+
+# ---- any method, and pictures from text
+
+
+@pytest.mark.parametrize("name", able("edit"))
+def test_every_method_edits_repeats_and_is_explained(studio, who, name, tmp_path):
+    studio.take(who, MUG, "mug.png")
+    config = studio.recommended("edit", name).but(steps=2)
+    entry = ended(studio.edit(who, EditRequest("stilllife", SOURCE, TARGET, config)))
+    assert entry.record["method"] == name and read_settings(entry.path) == entry.record
+    assert cli.main(["edit", str(MUG), "--config-from", str(entry.path), "--out", str(tmp_path / "again.png"),
+                     "--quiet"]) == 0
+    assert (tmp_path / "again.png").read_bytes() == entry.path.read_bytes()
+    page = ended(studio.look_inside(who, entry))
+    assert page.startswith("<!doctype html>") and "prediction, guided" in page
+
+
+def test_words_that_are_gone_do_not_block_an_edit(studio, wanted, who):
+    studio.take(who, MUG, "mug.png")
+    stale = wanted.config.but(reweight={"grumpy": 2.0, "yellow": 1.5}, replace=("tree", "mug"),
+                              blend=("blue", "yellow"))
+    entry = ended(studio.edit(who, EditRequest("stilllife", SOURCE, TARGET, stale)))
+    kept = entry.record["settings"]
+    assert kept["reweight"] == {"yellow": 1.5} and kept["replace"] == "auto" and kept["blend"] == ["blue", "yellow"]
+    assert any("'grumpy'" in note for note in entry.notes) and any(note.startswith("replace") for note in entry.notes)
+
+
+def test_a_large_photograph_is_scaled_down(studio, who, tmp_path):
+    Image.new("RGB", (5000, 4000), "teal").save(tmp_path / "photo.png")
+    assert studio.take(who, tmp_path / "photo.png", "photo.png") is None
+    picture = studio.visit(who).picture
+    assert 15_900_000 < picture.image.width * picture.image.height <= studio.limits.pixels
+    assert picture.identity["scaled"] == "{} x {}".format(*picture.image.size)
+
+
+def test_no_visitor_names_code_to_run(studio, who, tmp_path):
+    """Neither in a form nor in a picture."""
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    where = f"{evil}:Evil"
+    for task in ("edit", "generate"):
+        with pytest.raises(SettingsError, match="no method"):
+            studio.found(where, task)
+    record = {"version": 2, "method": where, "settings": {}, "savings": {}, "source": "a", "target": "b",
+              "model": "stilllife", "prediction_type": None, "truncate": False,
+              "picture": {"name": "x", "sha256": "y"}, "made": {}}
+    pictures.save_picture(Image.new("RGB", (8, 8)), tmp_path / "p.png", record)
+    with pytest.raises(PictureError, match="someone's own"):
+        studio.take(who, tmp_path / "p.png", "p.png")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_savings_of_a_record_are_passed_when_it_is_repeated_and_only_then(studio, wanted, who, tmp_path, monkeypatch):
+    studio.take(who, MUG, "mug.png")
+    entry, given = ended(studio.edit(who, wanted)), []
+    real = service.edit_batch
+    monkeypatch.setattr(service, "edit_batch", lambda *a, **k: given.append(k["savings"]) or real(*a, **k))
+    tiled = entry.record | {"savings": {"references": False, "text": False, "tiles": True}}
+    path = pictures.save_picture(Image.open(entry.path), tmp_path / "tiled.png", tiled)
+    studio.take(who, path, "tiled.png")
+    assert ended(studio.edit(who, wanted)).record == tiled
+    other = EditRequest("stilllife", SOURCE, TARGET, wanted.config.but(guidance_scale=1.0))
+    assert ended(studio.edit(who, other)).record["savings"]["tiles"] is False
+    assert [savings and savings.tiles for savings in given] == [True, None]
+
+
+@pytest.mark.parametrize("name", able("generate"))
+def test_a_picture_from_text_is_that_of_sage_generate(studio, who, name, tmp_path):
+    config = studio.recommended("generate", name).but(steps=2)
+    entry = ended(studio.make(who, MakeRequest("stilllife", TARGET, "a cone", 64, 80, config)))
+    assert Image.open(entry.path).size == (64, 80) and entry.record["task"] == "generate"
+    assert cli.main(["generate", "--config-from", str(entry.path), "--out", str(tmp_path / "again.png"),
+                     "--quiet"]) == 0
+    assert (tmp_path / "again.png").read_bytes() == entry.path.read_bytes()
+    assert studio.take(who, entry.path, "mine.png")["target"] == TARGET  # a picture to edit
+
+
+@pytest.mark.parametrize("change, words", [({"prompt": " "}, "prompt is empty"), ({"width": 63}, "width"),
+                                           ({"height": 4096}, "at most 128"), ({"model": "x"}, "no model")])
+def test_mistakes_in_making_are_told(studio, who, change, words):
+    given = {"model": "stilllife", "prompt": TARGET, "negative": "", "width": 64, "height": 64} | change
+    with pytest.raises(SageError, match=words):
+        ended(studio.make(who, MakeRequest(config=studio.recommended("generate", "plain").but(steps=1), **given)))
+
+
+class Only:
+    """A model with exactly the members of `Backbone`."""
+
+    def __init__(self, model):
+        self._model = model
+
+    def __getattr__(self, name):
+        members = {*Backbone.__annotations__, *(n for n in vars(Backbone) if not n.startswith("_"))}
+        if name not in members:
+            raise AttributeError(f"a Backbone has no {name}")
+        return getattr(self._model, name)
+
+
+@pytest.mark.parametrize("name", able("edit"))
+def test_whatever_has_the_members_of_a_backbone_will_do(studio, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(service, "load_model", lambda place: Only(studio.model))
+    other = Studio(["stilllife"], folder=tmp_path / "files")
+    try:
+        other.take("me", MUG, "mug.png")
+        config = other.recommended("edit", name).but(steps=2)
+        entry = ended(other.edit("me", EditRequest("stilllife", SOURCE, TARGET, config)))
+        assert "Settings" in ended(other.look_inside("me", entry))
+    finally:
+        other.close()
