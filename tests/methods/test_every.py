@@ -84,7 +84,7 @@ ROWS = {
         plainly=dict(feature_fraction=0.0, attention_fraction=0.0),
         others=dict(feature_fraction=0.2, feature_layer=1, attention_fraction=1.0, first_block=0.8,
                     negative_prompt="dog")),
-    "plain": Row(),
+    "plain": Row(others=dict(eta=0.5)),
     "p2p": Row(
         base=dict(cross_level=0, cross_fraction=0.75, self_fraction=0.5, blend=("cat", "dog"), blend_threshold=0.8,
                   reweight={"mat": 1.5}),

@@ -12,7 +12,7 @@ from sage.commands.main import main
 from sage.pictures import read_settings
 
 ROOT = Path(__file__).parents[2]
-PROMPTS = ["--source", "a red mug on grass", "--target", "a blue mug on grass"]
+PROMPTS = ["--source", "a blue mug on paving", "--target", "a red mug on paving"]
 
 
 @pytest.fixture
