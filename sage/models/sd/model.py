@@ -73,7 +73,8 @@ class StableDiffusion:
     @property
     def recommended(self) -> Any:
         """Settings of SAGE for this model, as versions before 0.2 had them: now `method("sage").recommended(model)`."""
-        warnings.warn("model.recommended is now sage.method(\"sage\").recommended(model)", DeprecationWarning, stacklevel=2)
+        warnings.warn('model.recommended is now sage.method("sage").recommended(model)', DeprecationWarning,
+                      stacklevel=2)
         return import_module("sage.method").method("sage").recommended(self)
 
     @property
