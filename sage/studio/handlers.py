@@ -115,7 +115,7 @@ class Handlers:
         ui, name = self._parts(task), method_of(config).name
         menu = gr.Dropdown([(f"{found.title} ({found.name})", found.name) for found in self.studio.usable(task)],
                            value=name, info=about_method(self.studio, task, name))
-        return {ui.method: menu, ui.settings: form.shown(config) | {"prefix": PREFIX[task]}}
+        return {ui.method: menu, ui.settings: form.shown(config, task) | {"prefix": PREFIX[task]}}
 
     def _read(self, shown: Any, task: str = "edit") -> Settings:
         """The settings in a form, whose method is one of ours whatever a client says."""
