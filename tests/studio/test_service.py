@@ -400,6 +400,7 @@ def test_a_picture_from_text_is_that_of_sage_generate(studio, who, name, tmp_pat
                      "--quiet"]) == 0
     assert (tmp_path / "again.png").read_bytes() == entry.path.read_bytes()
     assert studio.take(who, entry.path, "mine.png")["target"] == TARGET  # a picture to edit
+    assert studio.visit(who).picture.image.size == (64, 80) and studio.visit(who).restored is None
 
 
 @pytest.mark.parametrize("change, words", [({"prompt": " "}, "prompt is empty"), ({"width": 63}, "width"),
