@@ -357,6 +357,7 @@ def test_another_method_brings_its_own_form_and_keeps_the_words(visitor, tmp_pat
     me.method("p2p")
     me.page.wait_for_selector("#set-guided_steps", state="detached")
     me.wait_setting("reweight", "yellow:1.5")
+    me.page.wait_for_selector("#words .weight:has-text('yellow') output:has-text('1.5')")
     me.setting("steps").fill("2")
     assert me.edit().startswith("Done")
     record = read_settings(me.download(tmp_path / "p2p.png"))

@@ -289,6 +289,8 @@ def test_words_show_what_differs(studio):
     assert words["pairs"] == [["blue", "yellow"]] and words["factors"] == "reweight"
     assert {p["name"]: p["value"] for p in words["phrases"]} == {"replace": "blue, yellow", "blend": "auto"}
     assert words["others"] == "shiny yellow:3.0"  # and no factor on what is not there any more
+    p2p = studio.words(SOURCE, TARGET, studio.recommended("edit", "p2p").but(reweight={"yellow": 2.0}))
+    assert p2p["factors"] == "reweight" and ["yellow", True, 2.0] in p2p["target"]
     plain = studio.words(SOURCE, TARGET, studio.recommended("edit", "plain"))
     assert plain["phrases"] == [] and plain["factors"] == "" and [w for w, differs, _ in plain["target"] if differs]
     assert "too many" in studio.words("word " * 90, "b", EditConfig())["problem"]
