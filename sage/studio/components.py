@@ -122,7 +122,7 @@ def _making(studio: Studio) -> SimpleNamespace:
             ui.download = gr.DownloadButton("Download PNG", interactive=False, elem_id="make-download")
     with gr.Accordion("Advanced", open=False, elem_id="make-advanced"):
         ui.recommended = gr.Button("Back to the model's recommended settings", size="sm", elem_id="make-recommended")
-        ui.settings = Form(form.shown(settings), "make-set", elem_id="make-settings")
+        ui.settings = Form(form.shown(settings, "generate"), "make-set", elem_id="make-settings")
         ui.truncate = gr.Checkbox(False, label="truncate", elem_id="make-set-truncate",
                                   info="Cut prompts that are too long for the model.")
     return ui

@@ -27,15 +27,18 @@ def kind(cls: type[Settings], f: Field) -> str:
     return named.get(annotation) or next(word for known, word in found.items() if annotation == known)
 
 
-def shown(settings: Settings) -> dict[str, Any]:
+def shown(settings: Settings, task: str = "edit") -> dict[str, Any]:
     """The form of a method's settings, as JSON values.
 
+    Args:
+        task: "edit" or "generate", where settings that are of pictures alone are not shown.
     Returns:
         method; groups: of each its heading and its fields, with name, kind, help, range and choices; values: by name,
         as `read` takes them back without loss.
     """
-    cls = type(settings)
-    groups = [[heading.capitalize(), [_field(cls, f) for f in members]] for heading, members in cls.groups().items()]
+    cls, unread = type(settings), method_of(settings).of_pictures if task == "generate" else ()
+    groups = [[heading.capitalize(), fields] for heading, members in cls.groups().items()
+              if (fields := [_field(cls, f) for f in members if f.name not in unread])]
     return {"method": method_of(settings).name, "groups": groups,
             "values": {f.name: _text(kind(cls, f), getattr(settings, f.name)) for f in cls.fields()}}
 

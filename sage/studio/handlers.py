@@ -12,7 +12,7 @@ import gradio as gr
 from sage.errors import SageError, SettingsError
 from sage.method import DEFAULTS, method_of
 from sage.pictures.metadata import settings_in
-from sage.settings import Factors, Phrases, Settings
+from sage.settings import Phrases, Settings
 from sage.studio import form
 from sage.studio.clock import Cancelled, Clock, seconds
 from sage.studio.components import about, about_method
@@ -20,7 +20,7 @@ from sage.studio.examples import MODEL, examples
 from sage.studio.parts import inside, running, said
 from sage.studio.service import EditRequest, MakeRequest, Studio
 from sage.studio.visit import Entry, Visit
-from sage.studio.words import names_of
+from sage.studio.words import names_of, weights_of
 
 Changes = dict[Any, Any]
 PREFIX = {"edit": "set", "generate": "make-set"}  # of the names of a form's fields in the page
@@ -115,7 +115,7 @@ class Handlers:
         ui, name = self._parts(task), method_of(config).name
         menu = gr.Dropdown([(f"{found.title} ({found.name})", found.name) for found in self.studio.usable(task)],
                            value=name, info=about_method(self.studio, task, name))
-        return {ui.method: menu, ui.settings: form.shown(config) | {"prefix": PREFIX[task]}}
+        return {ui.method: menu, ui.settings: form.shown(config, task) | {"prefix": PREFIX[task]}}
 
     def _read(self, shown: Any, task: str = "edit") -> Settings:
         """The settings in a form, whose method is one of ours whatever a client says."""
@@ -137,7 +137,7 @@ class Handlers:
         phrases, wanted = names_of(cls, Phrases), words.get("phrases")
         given = {p["name"]: str(p.get("value", "none")) for p in wanted if isinstance(p, dict)
                  and p.get("name") in phrases} if isinstance(wanted, list) else {}
-        given |= {name: str(words["weights"]) for name in names_of(cls, Factors)[:1] if "weights" in words}
+        given |= {name: str(words["weights"]) for name in [weights_of(cls)] if name and "weights" in words}
         values = {**shown["values"], **{name: text[:form.LONGEST] for name, text in given.items()}}
         return {self.ui.settings: {**shown, "values": values}}
 

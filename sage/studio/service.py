@@ -179,8 +179,8 @@ class Studio:
             path: a file that this server has written.
             name: what the visitor calls it, of which no more than the last part is kept.
         Returns:
-            The record of the edit that the file is the result of, checked; None for any other picture.  The picture
-            that was edited takes its place if the visitor had brought it.
+            The record of the edit that the file is the result of, or of how it was made from text, checked; None for
+            any other picture.  The picture that was edited takes its place if the visitor had brought it.
         Raises:
             PictureError: no picture, damaged, or too large; the visitor's picture is then as before.
         """
@@ -193,7 +193,7 @@ class Studio:
         except PictureError as error:
             raise PictureError(str(error).replace(str(path), name)) from None
         self._show(who, picture)
-        if record:
+        if record and "picture" in record:
             self.visit(who).restored = record
             if known := self.pictures.get((who, record["picture"]["sha256"])):
                 self._show(who, known)

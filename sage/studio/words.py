@@ -5,7 +5,7 @@ from typing import Any
 
 from sage.errors import PromptError, SageError
 from sage.prompts.tokens import Prompt, Prompts, Span
-from sage.settings import AUTO, Factors, Phrases, Settings, annotations
+from sage.settings import AUTO, Factors, Phrases, Settings, Words, annotations
 
 MARKS = ",.;:!?\"'()"
 
@@ -14,6 +14,11 @@ def names_of(settings: Settings | type[Settings], wanted: Any) -> list[str]:
     """The settings of an annotation, `Phrases` or `Factors`."""
     cls = settings if isinstance(settings, type) else type(settings)
     return [name for name in cls.names() if annotations(cls)[name] == wanted]
+
+
+def weights_of(cls: type[Settings]) -> str:
+    """The setting of the factors on the attention to words, "" without one."""
+    return "reweight" if issubclass(cls, Words) else ""
 
 
 def compare(find: Prompts, source: str, target: str, settings: Settings) -> dict[str, Any]:
@@ -25,7 +30,7 @@ def compare(find: Prompts, source: str, target: str, settings: Settings) -> dict
         of factors, "" without one; others: its factors on phrases of several words; problem: why there is nothing to
         see, or "".
     """
-    weights = next(iter(names_of(settings, Factors)), "")
+    weights = weights_of(type(settings))
     factors = getattr(settings, weights) if weights else {}
     nothing = {"source": [], "target": [], "pairs": [], "factors": weights, "others": "", "problem": "",
                "phrases": [_phrases(settings, name) for name in names_of(settings, Phrases)]}

@@ -355,8 +355,9 @@ def test_another_method_brings_its_own_form_and_keeps_the_words(visitor, tmp_pat
     me.page.wait_for_timeout(1500)
     assert me.setting("steps").input_value() == "3" and me.setting("reweight").input_value() == "yellow:1.5"
     me.method("p2p")
-    me.page.wait_for_selector("#set-self_level", state="detached")
+    me.page.wait_for_selector("#set-guided_steps", state="detached")
     me.wait_setting("reweight", "yellow:1.5")
+    me.page.wait_for_selector("#words .weight:has-text('yellow') output:has-text('1.5')")
     me.setting("steps").fill("2")
     assert me.edit().startswith("Done")
     record = read_settings(me.download(tmp_path / "p2p.png"))

@@ -135,6 +135,13 @@ def test_every_field_of_every_method_has_a_place_and_help(name):
     assert steps["kind"] == "whole" and steps["range"] == "1 to 1000"
 
 
+def test_settings_of_pictures_are_not_shown_where_there_is_none():
+    shown = form.shown(method("plain").Settings(), "generate")
+    names = {f["name"] for _, members in shown["groups"] for f in members}
+    assert names and not names & method("plain").of_pictures and all(members for _, members in shown["groups"])
+    assert form.read(method("plain").Settings, shown["values"]) == method("plain").Settings()
+
+
 def test_what_is_said_of_words_goes_along_to_another_method():
     words = EditConfig(reweight={"dog": 2.0}, blend=("cat", "dog"), steps=7)
     assert carried(method("plain").Settings(), words) == method("plain").Settings()

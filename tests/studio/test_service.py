@@ -277,9 +277,8 @@ def test_look_inside_is_a_page_of_the_same_edit(studio, wanted, who):
     studio.take(who, MUG, "mug.png")
     entry = ended(studio.edit(who, wanted))
     page = ended(studio.look_inside(who, entry))
-    assert page.startswith("<!doctype html>") and "inversion and back" in page
-    assert "self-attention maps from those recorded" in page
-    assert "yellow" in page
+    assert page.startswith("<!doctype html>") and "self-attention maps from those recorded" in page
+    assert "inversion and back" in page and "yellow" in page
 
 
 def test_words_show_what_differs(studio):
@@ -290,6 +289,8 @@ def test_words_show_what_differs(studio):
     assert words["pairs"] == [["blue", "yellow"]] and words["factors"] == "reweight"
     assert {p["name"]: p["value"] for p in words["phrases"]} == {"replace": "blue, yellow", "blend": "auto"}
     assert words["others"] == "shiny yellow:3.0"  # and no factor on what is not there any more
+    p2p = studio.words(SOURCE, TARGET, studio.recommended("edit", "p2p").but(reweight={"yellow": 2.0}))
+    assert p2p["factors"] == "reweight" and ["yellow", True, 2.0] in p2p["target"]
     plain = studio.words(SOURCE, TARGET, studio.recommended("edit", "plain"))
     assert plain["phrases"] == [] and plain["factors"] == "" and [w for w, differs, _ in plain["target"] if differs]
     assert "too many" in studio.words("word " * 90, "b", EditConfig())["problem"]
@@ -401,6 +402,7 @@ def test_a_picture_from_text_is_that_of_sage_generate(studio, who, name, tmp_pat
                      "--quiet"]) == 0
     assert (tmp_path / "again.png").read_bytes() == entry.path.read_bytes()
     assert studio.take(who, entry.path, "mine.png")["target"] == TARGET  # a picture to edit
+    assert studio.visit(who).picture.image.size == (64, 80) and studio.visit(who).restored is None
 
 
 @pytest.mark.parametrize("change, words", [({"prompt": " "}, "prompt is empty"), ({"width": 63}, "width"),
