@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from sage.errors import ModelError, NumericsError, PictureError, PromptError, SageError, SettingsError
 from sage.method import METHODS, Method, Request, Step, method
-from sage.methods.sage import Settings as EditConfig
 from sage.settings import Settings
 
 if TYPE_CHECKING:
     from sage.editing import EditResult, check_prompts, edit, invert, run
     from sage.generation import Generated, generate, generate_batch
+    from sage.methods.sage import EditConfig
     from sage.models.fetch import fetch
     from sage.models.loading import load_model
     from sage.reconstruction import ddim_reconstruction, vae_reconstruction
@@ -31,6 +31,7 @@ _LAZY = {
     "sage.editing": "EditResult Moment check_prompts edit invert run",
     "sage.generation": "Generated generate generate_batch",
     "sage.reconstruction": "ddim_reconstruction vae_reconstruction",
+    "sage.methods.sage": "EditConfig",
     "sage.models.fetch": "fetch",
     "sage.models.loading": "load_model",
     "sage.trajectory.disk": "load_trajectory save_trajectory",

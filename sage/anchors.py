@@ -65,7 +65,7 @@ class Anchored(Guidance, Solver):
         return "null-text" if self.inversion == "null-text" else "ddim"
 
 
-def edges(model: "Backbone", settings: Anchored) -> "tuple[kit.Edges, kit.Edges] | None":
+def edges(model: "Backbone", settings: Any) -> "tuple[kit.Edges, kit.Edges] | None":
     """The steps from clean to noisy and back as the original code has them; None where they are to be consistent.
 
     Raises:

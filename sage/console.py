@@ -18,6 +18,7 @@ def one_line(text: str) -> str:
 
 
 def note(message: str) -> None:
+    """Say what a user should know."""
     print(f"sage: note: {one_line(message)}", file=sys.stderr)
 
 

@@ -131,7 +131,7 @@ def settings_for(model: Backbone, config: Settings | None, method: str | None, t
     return found.recommended(model, task) if config is None else config
 
 
-def check_request(method: Method, request: Request) -> None:
+def check_request(method: Method[Any], request: Request) -> None:
     """SettingsError for what was given and the method does not look at, so that nothing is left out in silence."""
     given = [name for name in ("mask", "reference", "points", "edits") if getattr(request, name)]
     if unread := [name for name in given if name not in method.reads]:
@@ -228,7 +228,8 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
         if isinstance(config, Retry):
             results = batch.retried(config, results, watch)
     return [replace(result, notes=(*result.notes, *notes, *(
-        [f"the result looks {seen}: try a smaller guidance_scale"] if (seen := result.looks_wrong(config)) else []))) for result in results]
+        [f"the result looks {seen}: try a smaller guidance_scale"] if (seen := result.looks_wrong(config)) else [])))
+        for result in results]
 
 
 @dataclass
@@ -305,7 +306,8 @@ class _Sampled:
     losses: tuple[tuple[float, ...], ...]
 
 
-def followed(job: Job, steps: Iterator[Step], phase: str, watch: Watch | None = None, every: int = 1) -> Iterator[Step]:
+def followed(job: Job[Any], steps: Iterator[Step], phase: str, watch: Watch | None = None,
+             every: int = 1) -> Iterator[Step]:
     """A method's steps, each told to those who watch and to those who wait.
 
     Args:
@@ -326,7 +328,7 @@ def followed(job: Job, steps: Iterator[Step], phase: str, watch: Watch | None = 
 
 
 @torch.no_grad()
-def _sampled(job: Job, trajectory: Trajectory, watch: Watch | None, attempt: int = 0) -> _Sampled:
+def _sampled(job: Job[Any], trajectory: Trajectory, watch: Watch | None, attempt: int = 0) -> _Sampled:
     difference, masks, losses, z = None, [], [], trajectory.latents[0]
     shown = watch and (lambda step: watch(replace(step, attempt=attempt)))
     for step in followed(job, job.method.edit(job, trajectory), "edit", shown):
@@ -341,7 +343,7 @@ def _sampled(job: Job, trajectory: Trajectory, watch: Watch | None, attempt: int
     return _Sampled(z, difference, tuple(masks), tuple(losses))
 
 
-def run(method: str | Method, model: Backbone, z0: Tensor, source: str | Text, target: str | Text,
+def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Text, target: str | Text,
         settings: Settings | None = None, noises: Noises | None = None, *, trajectory: Trajectory | None = None,
         texts: Mapping[str, Text] | None = None, request: Request | None = None,
         progress: Progress | None = None) -> Iterator[Step]:
@@ -350,11 +352,11 @@ def run(method: str | Method, model: Backbone, z0: Tensor, source: str | Text, t
     Args:
         method: one, its name, or path/to/file.py:Class.
         z0: (B, C, h, w) float32 latents of the pictures; where a method generates and does not edit, its noise.
-        source, target: prompts, or embedded ones of 1 or B rows; a method that goes by words needs prompts, beside which
-            embeddings can be given in `texts`.
+        source, target: prompts, or embedded ones of 1 or B rows; a method that goes by words needs prompts, beside
+            which embeddings can be given in `texts`.
         settings: default: those that the model recommends.
-        noises: every random tensor of the way to noise and back, in the order in which it is drawn; or a function of its
-            tag.  Default: drawn from the settings' seed.
+        noises: every random tensor of the way to noise and back, in the order in which it is drawn; or a function of
+            its tag.  Default: drawn from the settings' seed.
         trajectory: start from this way to noise instead of making it.
         texts: embedded prompts by "source", "target" and "empty".
         request: what else the method reads.
@@ -376,7 +378,7 @@ def run(method: str | Method, model: Backbone, z0: Tensor, source: str | Text, t
     parsed = model.prompts.parse(words["source"]), model.prompts.parse(words["target"])
     plan = found.plan(model.prompts, *parsed, settings)
     job = Job(found, model, settings, [plan] * len(z0), z0.to(model.device), texts=texts, noises=noises,
-              requests=[request or Request(**words)] * len(z0), report=progress)
+              requests=[request or Request(words["source"], words["target"])] * len(z0), report=progress)
     with torch.no_grad():
         if not found.edits:
             yield from found.generate(job)
@@ -402,7 +404,7 @@ def origin_of(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Pl
                   tuple(map(pictures.digest, images)), images[0].size)
 
 
-def sharing_key(config: Settings, plans: Sequence[Plan]) -> tuple:
+def sharing_key(config: Settings, plans: Sequence[Plan]) -> tuple[Any, ...]:
     """Edits of the same pictures with one model and equal keys make the very same way to noise, to the last bit."""
     method = method_of(config)
     followed = tuple((p.target, p.factors) for p in plans) if method.follows_target(config) else None

@@ -150,6 +150,7 @@ class Journal:
             raise self._unwritable(fault) from fault
 
     def close(self) -> None:
+        """Let others have it."""
         os.close(self._file)
         self._lock.release()
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from sage.job import Job
 
 
-def ddim_inversion(job: "Job", text: Text, wants: Sequence[Wanted] = (), *, edges: Edges | None = None,
-                   around: Callable[[], AbstractContextManager] = nullcontext) -> Trajectory:
+def ddim_inversion(job: "Job[Any]", text: Text, wants: Sequence[Wanted] = (), *, edges: Edges | None = None,
+                   around: Callable[[], AbstractContextManager[None]] = nullcontext) -> Trajectory:
     """Follow the prediction under a text from the clean latents to noise (Song et al. 2021, sec. 4.3).
 
     Args:
@@ -46,7 +46,7 @@ def ddim_inversion(job: "Job", text: Text, wants: Sequence[Wanted] = (), *, edge
 class _Recorder:
     """Keeps, step by step, the attention that is wanted."""
 
-    def __init__(self, job: "Job", wants: Sequence[Wanted]):
+    def __init__(self, job: "Job[Any]", wants: Sequence[Wanted]):
         self.wants, self.savings, self._done = wants, job.model.savings, 0
         self.sites = [job.model.sites().at(wanted.where) if wanted.steps else () for wanted in wants]
         self._heard: list[list[tuple[QueriesKeys, ...] | None]] = [[] for _ in wants]

@@ -34,7 +34,8 @@ class Job(Generic[S]):
     Args:
         texts: embedded prompts to use, by "source", "target" or "empty"; those that are absent are embedded when they
             are first asked for.
-        noises: what `noise` hands out, in the order in which it is asked, in place of drawing; or a function of the tag.
+        noises: what `noise` hands out in place of drawing, in the order in which it is asked; or a function of the
+            tag.
         report: called with (phase, steps done, steps in all).
         watched: hear where each pass looks.
     Attributes:
@@ -110,7 +111,7 @@ class Job(Generic[S]):
         return dict(zip(branches, both.chunk(len(branches)), strict=True))
 
     def cfg(self, z: Tensor, level: Level, text: Text, negative: Text, w: float, branch: str = "target") -> Prediction:
-        """negative + w (text - negative), both in one batch; one pass where w is 1 or guidance is the network's input."""
+        """negative + w (text - negative), both in one batch; one pass where w is 1 or the network takes guidance."""
         if self.model.distilled:
             return self.model.predict(z, level, self.model.prepare(text, w))
         if w == 1:
@@ -146,8 +147,9 @@ class Job(Generic[S]):
     # ---- noise
 
     def noise(self, *tag: int) -> Tensor:
-        """(1, C, h, w) standard normal numbers, the same for every picture: those of the seed and the tag, or the next of
-        those that were given.
+        """(1, C, h, w) standard normal numbers, the same for every picture.
+
+        They are those of the seed and the tag, or the next of those that were given.
 
         Raises:
             SettingsError: fewer were given than are asked for, or of another shape.

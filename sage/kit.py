@@ -1,11 +1,55 @@
-"""What method files speak with: levels, steps, attention, masks, noise.  Each name is imported when it is first used, so
-that a method's settings can be read without torch."""
+"""What method files speak with: levels, steps, attention, masks, noise.
+
+Each name is imported when it is first used, so that a method's settings can be read without torch.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    pass
+    from sage.guidance.blend import BlendingMask
+    from sage.guidance.blur import gaussian_blur
+    from sage.guidance.hooks import detour, hear_features, listen, record, rewrite, swap, swap_outputs
+    from sage.guidance.losses import gradient, latent_slopes, limited, map_slopes
+    from sage.guidance.masks import attended, dilated, resize, threshold, token_attention
+    from sage.guidance.proximal import proximal
+    from sage.guidance.rewrites import (
+        between,
+        lent,
+        refinement,
+        replace_columns,
+        replacement,
+        reweight,
+        reweighted,
+        rewrite_columns,
+        rewrite_maps,
+        word_swap,
+    )
+    from sage.inversion import ddim_inversion
+    from sage.models.backbone import Text
+    from sage.models.sites import Feature, Projection, QueriesKeys, Site, Sites, Where
+    from sage.prompts.plan import Plan, marked, replaced, token_factors, token_mask
+    from sage.prompts.tokens import Span
+    from sage.prompts.words import aligned, changed_words
+    from sage.sampling.levels import Edge, Edges, Level, downwards, upwards
+    from sage.sampling.steps import (
+        Prediction,
+        advance,
+        affine,
+        ancestral,
+        classifier_free,
+        clean,
+        ddim_step,
+        from_output,
+        gaussian,
+        mixed_with_noise,
+        renoise,
+        stochastic,
+        to_output,
+        walk,
+        with_noise,
+    )
+    from sage.trajectory.kinds import Noises, NullText, Pair, Recorded, Trajectory, Wanted
 
 _FROM = {
     "sage.guidance.blend": "BlendingMask",
@@ -29,7 +73,7 @@ _FROM = {
 }
 _WHERE = {name: module for module, names in _FROM.items() for name in names.split()}
 
-__all__ = sorted(_WHERE)  # noqa: PLE0605
+__all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str) -> Any:

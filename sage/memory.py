@@ -54,7 +54,7 @@ def own_savings(model: Backbone, savings: Savings | None = None) -> Iterator[Non
 
 def settle(task: Task) -> tuple[str, ...]:
     """Save as much memory as what is free asks for; what is to be said about it, nothing if all is well."""
-    model, said = task.model, ()
+    model, said = task.model, tuple[str, ...]()
     while (free := free_memory(model.device)) is not None:
         need, savings = task.need(), model.savings.next(model.device.type)
         if need <= SHARE * free or savings is None:
@@ -92,4 +92,5 @@ def stepping_down(task: Task, stage: str, run: Callable[[], T], notes: list[str]
 
 
 def gib(amount: int) -> str:
+    """An amount of bytes for people."""
     return f"{amount / 2**30:.1f} GiB"

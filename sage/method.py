@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
 from sage.errors import SettingsError
 from sage.files import named_in_file
@@ -147,14 +147,20 @@ class Method(ABC, Generic[S]):
     generates: ClassVar[bool] = False
     variant: Mapping[str, Any] = MappingProxyType({})  # settings that a name such as "p2p+direct" stands for
 
+    _where: ClassVar[str] = ""
+
     def __init_subclass__(cls) -> None:
-        if settings := vars(cls).get("Settings"):
-            _OWNERS[settings] = cls
+        """A class of Method[Settings] has these settings."""
+        for base in vars(cls).get("__orig_bases__", ()):
+            if isinstance(settings := get_args(base)[0], type):
+                cls.Settings = settings
+        if "Settings" in vars(cls):
+            _OWNERS[cls.Settings] = cls
 
     @property
     def where(self) -> str:
         """What finds it again: its name, or path/to/file.py:Class for a method that is not ours."""
-        return getattr(self, "_where", self.name)
+        return self._where or self.name
 
     def does(self, task: str) -> bool:
         """Whether it is for "edit", or for "generate"."""

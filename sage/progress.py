@@ -11,9 +11,11 @@ class Progress:
     """
 
     def __init__(self, shown: bool, unit: str = "step", resumes: bool = False):
-        self.shown, self.unit, self.resumes, self.phase, self.bar = shown, unit, resumes, None, None
+        self.shown, self.unit, self.resumes, self.phase = shown, unit, resumes, ""
+        self.bar: Any = None
 
     def __call__(self, phase: str, done: int, total: int) -> None:
+        """Show how far a phase has come."""
         if not self.shown:
             return
         if self.bar is None or phase != self.phase or done < self.bar.n:
@@ -24,6 +26,7 @@ class Progress:
         self.bar.update(done - self.bar.n)
 
     def close(self) -> None:
+        """End the bar, if there is one."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

@@ -8,8 +8,10 @@ from torch import Tensor
 
 
 def spread(z: Tensor, source: Tensor) -> Tensor:
-    """(B,) standard deviation of edited latents (B, 4, h, w) over that of the source's: above 1 where colours and
-    contrasts have grown."""
+    """(B,) standard deviation of edited latents (B, 4, h, w) over that of the source's.
+
+    It is above 1 where colours and contrasts have grown.
+    """
     return z.flatten(1).std(dim=1) / source.flatten(1).std(dim=1)
 
 

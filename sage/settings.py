@@ -13,12 +13,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, get_type_hints
 
 from sage.errors import SettingsError
 
-AUTO = "auto"
-Phrases = str | tuple[str, str] | None
+AUTO: Literal["auto"] = "auto"
+Phrases = Literal["auto"] | tuple[str, str] | None
 Factors = Mapping[str, float]
 T = TypeVar("T")
 
@@ -29,13 +29,12 @@ def setting(default: Any, help: str, *choices: str, low: float = -math.inf, high
     return dataclasses.field(metadata={"help": help, "choices": choices, "low": low, "high": high}, **value)
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(setting,))
 def frozen(cls: type[T]) -> type[T]:
     """The class as a frozen dataclass."""
     return dataclasses.dataclass(frozen=True)(cls)
 
 
-@frozen
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """The settings of a method; a group of them where methods share it, its heading the docstring's first sentence.
 
@@ -49,15 +48,18 @@ class Settings:
 
     fixes: ClassVar[frozenset[str]] = frozenset()
 
+    if TYPE_CHECKING:  # what __post_init__ checks by the annotations
+        def __init__(self, **values: Any) -> None: ...
+
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             object.__setattr__(self, f.name, _checked(f, annotations(type(self))[f.name], getattr(self, f.name)))
 
     @classmethod
-    def groups(cls) -> dict[str, tuple[dataclasses.Field, ...]]:
+    def groups(cls) -> dict[str, tuple[dataclasses.Field[Any], ...]]:
         """The fields under their headings, in the order in which the class names its groups, its own before theirs."""
         own = {f.name: f for f in dataclasses.fields(cls)}
-        found: dict[str, tuple[dataclasses.Field, ...]] = {}
+        found: dict[str, tuple[dataclasses.Field[Any], ...]] = {}
         for group in cls.__mro__:
             if members := tuple(own.pop(name) for name in vars(group).get("__annotations__", {}) if name in own):
                 heading = (group.__doc__ or "").partition(".")[0].lower()
@@ -65,7 +67,7 @@ class Settings:
         return found
 
     @classmethod
-    def fields(cls) -> tuple[dataclasses.Field, ...]:
+    def fields(cls) -> tuple[dataclasses.Field[Any], ...]:
         """Every field, in the order of `groups`."""
         return tuple(f for members in cls.groups().values() for f in members)
 
@@ -112,10 +114,12 @@ class Settings:
         return values
 
 
-@cache
 def annotations(cls: type[Settings]) -> dict[str, Any]:
     """The types of a class's fields by their names."""
-    return get_type_hints(cls)
+    return _hints(cls)  # type: ignore[arg-type]  # which takes the class for one of its objects
+
+
+_hints = cache(get_type_hints)
 
 
 def _plain(value: Any) -> Any:
@@ -124,7 +128,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _checked(f: dataclasses.Field, kind: Any, value: Any) -> Any:
+def _checked(f: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
     """`value` in its field's type, or SettingsError."""
     def fail(expected: str) -> SettingsError:
         return SettingsError(f"{f.name} is {str(value)[:60]!r}: must be {expected}")
@@ -136,9 +140,8 @@ def _checked(f: dataclasses.Field, kind: Any, value: Any) -> Any:
             return tuple(value)
         raise fail("'auto', none, or a pair of phrases (source, target)")
     if kind == Factors:
-        number = (int, float)
         if not isinstance(value, Mapping) or not all(
-                isinstance(k, str) and isinstance(v, number) and not isinstance(v, bool) and 0 <= v <= 1000
+                isinstance(k, str) and isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1000
                 for k, v in value.items()):
             raise fail("phrases with factors from 0 to 1000")
         return {k: float(v) for k, v in value.items()}

@@ -52,6 +52,7 @@ def failed(row: Row, reason: str) -> Line:
 
 
 def now() -> str:
+    """The time, in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -129,8 +129,8 @@ class Case:
                 for text in (self.source_marked, self.target_marked))
         start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
         back = next((i for i, (x, y) in enumerate(zip(a[::-1], b[::-1], strict=False)) if x != y), 0)
-        a, b = (" ".join(" ".join(words[start:len(words) - back]).replace(";", " ").split()) for words in (a, b))
-        return (a, b) if a and b else None
+        old, new = (" ".join(" ".join(words[start:len(words) - back]).replace(";", " ").split()) for words in (a, b))
+        return (old, new) if old and new else None
 
 
 def _unmarked(text: str) -> str:
@@ -153,8 +153,9 @@ def mark(source: str, target: str, source_words: Sequence[str], target_words: Se
     found = re.fullmatch(f"{first}\0{second}", f"{source}\0{target}", re.DOTALL)
     if not found:
         raise ValueError(f"{source!r} and {target!r} do not differ in just {source_words} and {target_words}")
-    return tuple(found[1] + "".join(f"[{w}]{gap}" for w, gap in zip(words, found.groups()[1:], strict=True))
-                 for words in (source_words, target_words))
+    first, second = (found[1] + "".join(f"[{w}]{gap}" for w, gap in zip(words, found.groups()[1:], strict=True))
+                     for words in (source_words, target_words))
+    return first, second
 
 
 def _mark_each(text: str, words: Sequence[str]) -> str:
@@ -238,15 +239,15 @@ def _case(path: Path, name: str, entry: Any, mended: bool) -> Case:
         raise fail("its name must be 1 to 200 printable characters")
     if not isinstance(entry, dict):
         raise fail("it must be a table")
-    kind = entry.get("editing_type_id")
-    if isinstance(kind, bool) or str(kind) not in [str(k) for k in range(len(KINDS))]:
+    kind = str(entry.get("editing_type_id"))
+    if kind not in [str(k) for k in range(len(KINDS))]:
         raise fail(f"editing_type_id must be 0 to {len(KINDS) - 1}")
     picture = text("image_path", entry.get("image_path"))
-    prompts = [text(key, entry.get(key)) for key in ("original_prompt", "editing_prompt")]
+    source, target = (text(key, entry.get(key)) for key in ("original_prompt", "editing_prompt"))
     blended = text("blended_word", entry.get("blended_word", ""))
     if mended:
         blended = MENDED_BLEND.get(blended, blended)
-        prompts = MENDED_PROMPTS.get(picture, prompts)
+        source, target = MENDED_PROMPTS.get(picture, (source, target))
     runs = entry.get("mask")
     if not isinstance(runs, list) or len(runs) % 2 or not all(type(v) is int and v >= 0 for v in runs):
         raise fail("mask must be a flat list of pairs start, length, none of them negative")
@@ -263,7 +264,7 @@ def _case(path: Path, name: str, entry: Any, mended: bool) -> Case:
             raise fail("attributes must be a pair of tables, each with a known value for every attribute of a scene")
         attributes = (attributes[0], attributes[1])
     truth = entry.get("true_edit")
-    return Case(name=name, kind=int(kind), picture=picture, source_marked=prompts[0], target_marked=prompts[1],
+    return Case(name=name, kind=int(kind), picture=picture, source_marked=source, target_marked=target,
                 runs=tuple(runs), instruction=text("editing_instruction", entry.get("editing_instruction", "")),
                 blended_word=blended, truth=None if truth is None else text("true_edit", truth), phrases=phrases,
                 attributes=attributes)

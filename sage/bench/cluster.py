@@ -133,6 +133,7 @@ class _Tries:
 
 def _about(make: Make, configurations: list[Configuration]) -> bytes:
     """What a pool tells of its workers, or why there can be none; in a worker."""
+    found: Any
     try:
         engine, extractors = make()
         found = (engine.describe(), {c.name: engine.configure(c) for c in configurations}, extractors.identity(),

@@ -309,10 +309,9 @@ def _read(config: Config) -> tuple[EncoderParams, dict[str, dict[str, float]]]:
 
 def _read_accuracy(config: Config) -> dict[str, dict[str, float]]:
     accuracy = config.values.get("accuracy")
-    good = isinstance(accuracy, dict) and accuracy and all(
+    if not isinstance(accuracy, dict) or not accuracy or not all(
         isinstance(right, dict) and right.keys() == {*VALUES, "pictures"}
         and all(type(v) in (int, float) and v >= 0 for v in right.values())
-        and right["pictures"] < 1e9 and all(right[name] <= 1 for name in VALUES) for right in accuracy.values())
-    if not good:
+        and right["pictures"] < 1e9 and all(right[name] <= 1 for name in VALUES) for right in accuracy.values()):
         raise config.fail("accuracy", "and must give for each set of pictures their number and every attribute's share")
     return accuracy

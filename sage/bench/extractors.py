@@ -69,13 +69,13 @@ def load_extractors(protocol: str, where: str | Path, device: str | None = None)
     Raises:
         ModelError: not there, no network, or not what they should be.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dino, clip = PROTOCOLS[protocol]
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "pillow")}
     # LPIPS first: of what may be missing it is said soonest.
-    lpips = _lpips(where, device, versions) if protocol == "piebench" else None
-    vit = _vit(_found(dino, where, versions), device)
-    image, text = _clip(_found(clip, where, versions, TOKENIZER), device)
+    lpips = _lpips(where, place, versions) if protocol == "piebench" else None
+    vit = _vit(_found(dino, where, versions), place)
+    image, text = _clip(_found(clip, where, versions, TOKENIZER), place)
     if protocol == "piebench":
         return Extractors(keys=_remembering(_keys(vit)), lpips=lpips, image=image, text=text, versions=versions)
     return Extractors(cls=_remembering(_class_token(vit)), image=image, text=text, versions=versions)
@@ -127,7 +127,7 @@ def _fetched(network: Network, more: tuple[str, ...]) -> Path:
                          f"folder that holds {network.name}/") from error
 
 
-def _pretrained(kind: type, folder: Path, **changes: Any) -> Any:
+def _pretrained(kind: Any, folder: Path, **changes: Any) -> Any:
     """A model of transformers in float32, from a folder, strictly."""
     from transformers.utils.logging import disable_progress_bar
     disable_progress_bar()

@@ -44,7 +44,10 @@ def squeezenet() -> nn.Sequential:
 class Lpips(nn.Module):
     """Pictures (B, 3, H, W) in [-1, 1], twice -> their distances (B,)."""
 
-    def __init__(self):
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
         super().__init__()
         self.features = squeezenet()
         self.lins = nn.ParameterList(nn.Parameter(torch.zeros(c)) for c in CHANNELS)

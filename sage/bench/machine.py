@@ -35,4 +35,5 @@ def versions() -> str:
 
 
 def today() -> str:
+    """The date, in UTC."""
     return datetime.now(UTC).date().isoformat()

@@ -74,7 +74,7 @@ def read_magicbrush(folder: str | Path, prompts: bool = True) -> Benchmark:
 
 def final_turns(benchmark: Benchmark) -> Benchmark:
     """The last turn of every session, each from one's own result of the turn before."""
-    last = {case.session: replace(case, iterated=case.kind > 1) for case in benchmark.cases}
+    last = {turn.session: replace(turn, iterated=turn.kind > 1) for turn in benchmark.cases if isinstance(turn, Turn)}
     return replace(benchmark, cases=tuple(last.values()))
 
 
@@ -103,6 +103,6 @@ def _turn(folder: Path, session: str, number: int, turn: Any, shown: Mapping, ca
     case = Turn(name=f"{session}-{number}", kind=number, picture=f"{session}/{before}", source_marked=source,
                 target_marked=target, runs=(), instruction=text("instruction", turn.get("instruction", "")),
                 truth=f"{session}/{after}", session=session, caption=described(LOCAL, captions, after))
-    for path in (case.picture, case.truth, case.stem):
+    for path in (case.picture, f"{session}/{after}", case.stem):
         inside(folder / IMAGES, path)
     return case

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -319,7 +320,7 @@ def _result(line: Line, name: str, run: Run) -> str:
 
 
 def _img(image: Image.Image, name: str, lossless: bool) -> str:
-    options = {"lossless": True}
+    options: dict[str, Any] = {"lossless": True}
     if max(image.size) > EMBEDDED:
         image.thumbnail((EMBEDDED, EMBEDDED), Image.Resampling.LANCZOS)
         lossless = False

@@ -93,9 +93,9 @@ def _write(job: tuple[Path, int, int, int, int]) -> Case:
     pictures.save_picture(pictures.from_pixels(b), folder / TRUE_EDITS / place)
     source, target = mark(edit.source_prompt, edit.target_prompt, edit.source_words, edit.target_words)
     # PIE-Bench names a thing by one word in each prompt, so a thing that is added or deleted has no such pair.
-    both = edit.blend_words and all(edit.blend_words)
+    words = edit.blend_words or ("", "")
     return Case(name, kind, place, source, target, encode_mask(dilate(changed_pixels(a, b))), _instruction(edit),
-                " ".join(words.split()[-1] for words in edit.blend_words) if both else "", place, edit.blend_words,
+                " ".join(phrase.split()[-1] for phrase in words) if all(words) else "", place, edit.blend_words,
                 (edit.source.attributes(), edit.target.attributes()))
 
 

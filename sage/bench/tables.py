@@ -90,8 +90,8 @@ class Results:
 
     def scores(self, configuration: str, metric: str, kind: int | None = None) -> dict[str, float]:
         """The values of one figure by case, those without one left out."""
-        return {case: line.scores[metric] for case, line in self.by_case[configuration].items()
-                if line.status == DONE and line.scores.get(metric) is not None and kind in (None, line.kind)}
+        return {case: score for case, line in self.by_case[configuration].items()
+                if line.status == DONE and kind in (None, line.kind) and (score := line.scores.get(metric)) is not None}
 
     def mean(self, configuration: str, metric: str, kind: int | None = None) -> Interval | None:
         key = configuration, metric, kind
@@ -108,7 +108,7 @@ class Results:
         """a against b; None where they share no case."""
         first, second = (self.scores(name, metric.key, kind) for name in (a, b))
         differences = np.array([first[case] - second[case] for case in first if case in second])
-        found = interval(differences)
+        found = interval(differences.tolist())
         if found is None:
             return None
         better = differences if metric.higher_is_better else -differences

@@ -145,8 +145,8 @@ def plan_edit(args: argparse.Namespace) -> Job:
             shared = settings_in(old).fixed()
             base = chosen.Settings.from_dict({k: v for k, v in shared.items() if k in chosen.Settings.names()})
         else:
-            raise SettingsError(f"{args.config_from} was made by {old['method']}, and the method is {chosen.where}: leave "
-                                "out one of them")
+            raise SettingsError(f"{args.config_from} was made by {old['method']}, and the method is {chosen.where}: "
+                                "leave out one of them")
 
     truncate = args.truncate or old.get("truncate", False)
 

@@ -1,0 +1,1 @@
+"""Guidance: contexts that listen to a network and change what passes in it, losses, masks."""

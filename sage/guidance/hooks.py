@@ -1,7 +1,7 @@
 """Context managers over forward hooks: hear, record, rewrite or swap what passes through a network.  No arithmetic.
 
-Hooks live only inside a `with`; they know no time, prompt or phase.  Contexts nest, and what passes goes through them in
-the order in which they were entered.
+Hooks live only inside a `with`; they know no time, prompt or phase.  Contexts nest, and what passes goes through them
+in the order in which they were entered.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +21,7 @@ class Tap:
         self.sites, self._heard = sites, dict[str, Any]()
 
     def hear(self, site: Site | Feature, what: Any) -> None:
+        """Hold what a site had."""
         self._heard[site.path] = what
 
     def pop(self) -> list[Any]:
@@ -47,7 +48,7 @@ def listen(sites: Sequence[Site], last: bool = False) -> Iterator[Tap]:
     tap, with_gradient = Tap(sites), torch.is_grad_enabled()
 
     def hear(site: Site) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple, output: Projection) -> None:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Projection) -> None:
             tap.hear(site, QueriesKeys(output.queries, output.keys))
             if last and site is sites[-1]:
                 torch.set_grad_enabled(False)
@@ -122,8 +123,10 @@ def hear_features(features: Sequence[Feature]) -> Iterator[Tap]:
 
 @contextmanager
 def detour(modules: Iterable[nn.Module], function: Callable[..., Any]) -> Iterator[None]:
-    """Call `function(plain, module, *inputs)` instead of each module inside the context; `plain(*inputs)` is what it
-    would have computed."""
+    """Call `function(plain, module, *inputs)` instead of each module inside the context.
+
+    `plain(*inputs)` is what the module would have computed.
+    """
     modules = list(modules)
     kept = [vars(module).get("forward") for module in modules]
     try:

@@ -7,6 +7,8 @@ Maps are made of queries and keys a site at a time, for as long as it takes to c
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -31,8 +33,9 @@ def latent_slopes(x: Tensor, reference: Tensor, kind: str = "l1") -> tuple[Tenso
 
 def map_slopes(current: Sequence[QueriesKeys], reference: Sequence[QueriesKeys], kind: str = "l1",
                weight: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-    """Mean of |A - A_ref| or its square over all entries of a picture's maps (SAGE eq. 3), and its derivatives with
-    respect to what the maps are made of.
+    """Mean of |A - A_ref| or its square over all entries of a picture's maps (SAGE eq. 3), and its derivatives.
+
+    These are with respect to what the maps are made of.
 
     Args:
         current, reference: equally many sites.
@@ -45,7 +48,7 @@ def map_slopes(current: Sequence[QueriesKeys], reference: Sequence[QueriesKeys],
     """
     _check([t.shape for site in current for t in site], [t.shape for site in reference for t in site])
     entries = sum(q[0, :, :, 0].numel() * k.shape[2] for q, k in current)
-    losses, slopes = 0.0, []
+    losses, slopes = list[Tensor](), list[Tensor]()
     for now, then in zip(current, reference, strict=True):
         heads = max(1, ENTRIES // (len(now.keys) * now.queries.shape[2] * now.keys.shape[2]))
         parts = [_slopes(QueriesKeys(*a), QueriesKeys(*b), kind, weight) for a, b in zip(
@@ -53,9 +56,9 @@ def map_slopes(current: Sequence[QueriesKeys], reference: Sequence[QueriesKeys],
             zip(*(t.to(now.queries.device, non_blocking=True).float().split(heads, dim=1) for t in then), strict=True),
             strict=True)]
         loss, *of_site = zip(*parts, strict=True)
-        losses = losses + sum(loss) / entries
+        losses.append(reduce(add, loss) / entries)
         slopes += [torch.cat(part, dim=1) / entries for part in of_site]
-    return losses, slopes
+    return reduce(add, losses), slopes
 
 
 def _slopes(now: QueriesKeys, then: QueriesKeys, kind: str, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,7 +70,7 @@ def _slopes(now: QueriesKeys, then: QueriesKeys, kind: str, weight: Tensor | Non
     return value.sum(dim=(1, 2, 3)), g @ now.keys, g.transpose(-1, -2) @ now.queries
 
 
-def _check(current: list, reference: list) -> None:
+def _check(current: list[torch.Size], reference: list[torch.Size]) -> None:
     if current != reference:
         raise ValueError(f"cannot compare {[tuple(s) for s in current]} with {[tuple(s) for s in reference]}")
 

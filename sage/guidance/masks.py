@@ -1,6 +1,8 @@
 """From cross-attention maps to the mask of where the picture may change (Hertz et al. 2022, local blending).  Pure."""
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +17,7 @@ def token_attention(maps: Sequence[Tensor], tokens: Tensor, height: int, width: 
     Returns:
         (B, 1, height, width) float32; zero where no token is chosen.
     """
-    total = sum((m.float().mean(dim=1) * tokens[:, None]).sum(dim=-1) for m in maps)  # (B, N)
+    total = reduce(add, ((m.float().mean(dim=1) * tokens[:, None]).sum(dim=-1) for m in maps))  # (B, N)
     return total.reshape(-1, 1, height, width)
 
 

@@ -24,8 +24,9 @@ def check_counts(span: Span) -> None:
 
 
 def replacement(spans: Iterable[Span], length: int) -> tuple[Tensor, Tensor]:
-    """Replacement as a linear map on columns: each target token takes its source token's attention; one token is
-    copied to each of several; several are averaged into one.
+    """Replacement as a linear map on columns: each target token takes its source token's attention.
+
+    One token is copied to each of several; several are averaged into one.
 
     Args:
         length: M, the tokens of a prompt.
@@ -46,8 +47,9 @@ def replacement(spans: Iterable[Span], length: int) -> tuple[Tensor, Tensor]:
 
 
 def refinement(aligned: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
-    """Refinement (Hertz et al. 2022, eq. 6) as a linear map on columns: a token that both prompts have takes the
-    source's attention, a new one keeps its own.
+    """Refinement (Hertz et al. 2022, eq. 6) as a linear map on columns.
+
+    A token that both prompts have takes the source's attention, a new one keeps its own.
 
     Args:
         aligned: of `sage.prompts.words`.
@@ -64,8 +66,9 @@ def refinement(aligned: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
 
 
 def word_swap(changed: Iterable[Span], length: int, shifted: bool = True) -> tuple[Tensor, Tensor]:
-    """Word swap (Hertz et al. 2022, sec. 3.2) as a linear map on columns: every token takes the source's attention,
-    those of a changed word that of the word in its place, in equal shares where their numbers differ.
+    """Word swap (Hertz et al. 2022, sec. 3.2) as a linear map on columns: every token takes the source's attention.
+
+    Those of a changed word take that of the word in its place, in equal shares where their numbers differ.
 
     Args:
         shifted: behind the last change too, tokens are paired in their order; else by their position, as in the
@@ -121,7 +124,7 @@ def between(sites: Sequence[Site], branches: Iterable[str], change: Between) -> 
 
     def rewritten(map: Tensor, site: Site) -> Tensor:
         maps = dict(zip(names, map.chunk(len(names)), strict=True))
-        return torch.cat([*(maps | change(maps, site)).values()])
+        return torch.cat([*(maps | dict(change(maps, site))).values()])
 
     return rewrite(sites, rewritten)
 

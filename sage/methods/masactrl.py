@@ -52,7 +52,7 @@ class Settings(anchors.Anchored, Picture):
 class MasaCtrl(Method[Settings]):
     """Mutual self-attention."""
 
-    name, title, paper, Settings = "masactrl", "Mutual self-attention control", "2304.08465", Settings
+    name, title, paper = "masactrl", "Mutual self-attention control", "2304.08465"
     about = "gives a new layout the old looks; good at poses and views, unable to add what the picture has not"
     reads = frozenset({"source", "target", "negative"})
     presets = {"published": PUBLISHED}
@@ -131,7 +131,12 @@ class Mutual:
         stack.enter_context(kit.lent(self.late, names, lenders, own=self.s.keys == "both"))
         if self.marked:
             heard: list[Maps] = []  # of the layers that this pass has come through
-            stack.enter_context(kit.between(self.cross, names, lambda maps, site: heard.append(maps) or {}))
+
+            def hear(maps: Maps, site: kit.Site) -> Maps:
+                heard.append(maps)
+                return {}
+
+            stack.enter_context(kit.between(self.cross, names, hear))
             stack.enter_context(kit.between(self.late, names, lambda maps, site: self._apart(maps, site, heard)))
         return stack
 

@@ -86,7 +86,7 @@ class Settings(Injection, Blending, Picture):
 class PromptToPrompt(Method[Settings]):
     """Prompt-to-prompt."""
 
-    name, title, paper, Settings = "p2p", "Prompt-to-prompt", "2208.01626", Settings
+    name, title, paper = "p2p", "Prompt-to-prompt", "2208.01626"
     about = "keeps the source's composition by its attention maps; good at swapping, adding and weighting words"
     reads = frozenset({"source", "target", "negative"})
     presets = {"published": PUBLISHED}
@@ -107,7 +107,7 @@ class PromptToPrompt(Method[Settings]):
             notes.append("the prompts have not equally many words, and cannot be replaced word by word: the attention "
                          "of the tokens that both have is carried over")
         windows = {p: (s.word_starts.get(phrase, 0.0), s.word_fractions.get(phrase, s.cross_fraction))
-                   for phrase in s.word_starts | s.word_fractions for p in prompts.find(target, phrase, every=True)}
+                   for phrase in {**s.word_starts, **s.word_fractions} for p in prompts.find(target, phrase, every=True)}
         if s.blend_except == AUTO:
             raise SettingsError("blend_except is auto: give the phrases that mark what may not change, or none")
         kept = s.blend_except and kit.marked(prompts, source, target, s.blend_except, s.blend_match == "words")

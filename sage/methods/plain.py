@@ -1,11 +1,13 @@
-"""Classifier-free guidance and nothing else: from inverted noise the floor that every editing method stands on, from
-fresh noise a picture of the prompt.
+"""Classifier-free guidance and nothing else.
+
+From inverted noise it is the floor that every editing method stands on, from fresh noise a picture of the prompt.
 
     invert   z0 -> z_T under the source prompt (Song et al. 2010.02502, sec. 4.3)
     sample   eps = eps_negative + w (eps_target - eps_negative)          (Ho & Salimans 2207.12598, eq. 6)
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sage import kit
@@ -30,7 +32,7 @@ class Settings(Guidance, Stochastic, Picture):
 class Plain(Method[Settings]):
     """Classifier-free guidance from inverted noise, or from fresh noise."""
 
-    name, title, paper, Settings = "plain", "Classifier-free guidance", "2207.12598", Settings
+    name, title, paper = "plain", "Classifier-free guidance", "2207.12598"
     about = "follows the target prompt from the inverted noise; keeps of the picture what the noise holds of it"
     reads = frozenset({"source", "target", "negative"})
     calls = "3 N, 2 N at guidance_scale 1"
@@ -58,5 +60,5 @@ class Plain(Method[Settings]):
                 both = job.together(here, **{name: (z, negative), "target": (z, job.target)})
                 source, target = both.get("source"), both["target"]
                 guided = kit.classifier_free(both[name], target, w)
-            z = kit.stochastic(guided, here, there, s.eta, lambda i=i: job.noise(i))
+            z = kit.stochastic(guided, here, there, s.eta, partial(job.noise, i))
             yield Step(i, z, here, source, target, guided)

@@ -51,7 +51,7 @@ class Settings(Guidance, Solver, Picture):
 class PlugAndPlay(Method[Settings]):
     """Plug-and-play features."""
 
-    name, title, paper, Settings = "pnp", "Plug-and-play", "2211.12572", Settings
+    name, title, paper = "pnp", "Plug-and-play", "2211.12572"
     about = "keeps shapes and layout strictly and lets all looks go; good at changing style and material"
     reads = frozenset({"source", "target", "negative"})
     presets = {"published": PUBLISHED}

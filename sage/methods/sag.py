@@ -1,5 +1,6 @@
-"""SAG: pictures from noise, led away from what the network makes of them with the places blurred that it attends to
-(Hong et al. 2210.00939).
+"""SAG: pictures from noise, led away from what the network makes of them blurred (Hong et al. 2210.00939).
+
+Blurred are the places that it attends to.
 
     m  = [sum over queries of the mean over heads of A > 1]      A: the middle self-attention of the base branch
     x~ = m blur(x0_base) + (1 - m) x0_base,   z~ = s x~ + n eps_base
@@ -10,6 +11,7 @@ diffusers' StableDiffusionSAGPipeline; no gradient is taken.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sage import kit
@@ -37,7 +39,7 @@ class Settings(Guidance, Stochastic, Output):
 class SAG(Method[Settings]):
     """Self-Attention Guidance."""
 
-    name, title, paper, Settings = "sag", "Self-Attention Guidance (SAG)", "2210.00939", Settings
+    name, title, paper = "sag", "Self-Attention Guidance (SAG)", "2210.00939"
     about = "makes pictures from noise, led away from themselves blurred where the network attends; edits none"
     reads = frozenset({"target", "negative"})
     presets = {"published": {"steps": 50, "guidance_scale": 7.5, "sag_scale": 0.75, "eta": 0.0}}
@@ -57,7 +59,7 @@ class SAG(Method[Settings]):
                                 f"picture, of at least {TAPS // 2 + 1} latents a side")
         for i, (here, there) in enumerate(job.down):
             guided = _guided(job, z, here)
-            z = kit.stochastic(guided, here, there, s.eta, lambda i=i: job.noise(i))
+            z = kit.stochastic(guided, here, there, s.eta, partial(job.noise, i))
             yield Step(i, z, here, guided=guided)
 
 

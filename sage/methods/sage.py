@@ -8,9 +8,10 @@
 docs/method.md gives each line its place in the paper, and every point where paper and released code differ.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import cached_property
+from functools import cached_property, partial, reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 from sage import kit
@@ -106,8 +107,10 @@ class Released(Picture):
     mask: str = setting("union", "mask: union of a mask per prompt, or one mask of their summed maps", "union", "sum")
     reweight_passes: str = setting("target", "passes that are reweighted: the target's, or all, inversion included",
                                    "target", "all")
-    reconstruction_mask_floor: float = setting(1.0, "below 1: the gradient times 1 - mask, at least this", low=0, high=1)
-    guidance_mask_floor: float = setting(1.0, "below 1: the guidance scale times the mask, at least this", low=0, high=1)
+    reconstruction_mask_floor: float = setting(1.0, "below 1: the gradient times 1 - mask, at least this", low=0,
+                                               high=1)
+    guidance_mask_floor: float = setting(1.0, "below 1: the guidance scale times the mask, at least this", low=0,
+                                         high=1)
 
     @property
     def floors(self) -> bool:
@@ -138,10 +141,13 @@ class Settings(Guidance, Reconstruction, Replacement, Blending, Retry, Released)
         return cls.from_dict({**RELEASED, **changes})
 
 
+EditConfig = Settings  # by which the library knows them
+
+
 class SAGE(Method[Settings]):
     """Self-attention guidance."""
 
-    name, title, paper, Settings = "sage", "Self-attention guidance", "2505.09571", Settings
+    name, title, paper = "sage", "Self-attention guidance", "2505.09571"
     about = "holds the picture by the gradient of the distance between self-attention maps; strict about what is kept"
     presets = {"published": RELEASED}
     calls = "3 N, and a way back through the network at each guided step"
@@ -194,16 +200,14 @@ class SAGE(Method[Settings]):
         return inferred(settings.steps, settings.spacing)
 
     def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
-        around = nullcontext
+        around: Callable[[], AbstractContextManager[None]] = nullcontext
         if job.settings.reweight_passes == "all" and job.factors is not None:
-            factors = job.factors
-            def around() -> AbstractContextManager:
-                return kit.reweighted(job.model.sites(), factors)
+            around = partial(kit.reweighted, job.model.sites(), job.factors)
         return kit.ddim_inversion(job, job.source, self.wants(job.settings), around=around)
 
-    def reconstructing(self, model: "Backbone", path: "kit.Trajectory") -> AbstractContextManager:
+    def reconstructing(self, model: "Backbone", path: "kit.Trajectory") -> AbstractContextManager[None]:
         settings, target = path.config, path.origin.target
-        if target is None:
+        if target is None or not isinstance(settings, Settings):
             return nullcontext()
         plan = self.plan(model.prompts, path.origin.source[0], target[0], settings)
         factors = kit.token_factors([plan], len(plan.target.ids))
@@ -218,7 +222,7 @@ class SAGE(Method[Settings]):
         for i, (here, there) in enumerate(job.down):
             source, target, g, loss = passes.at(i, z, here)
             blend.add_difference(target.eps - source.eps)
-            w = s.guidance_scale
+            w: float | Tensor = s.guidance_scale
             if s.guidance_mask_floor < 1:
                 w = w * blend.floored(s.guidance_mask_floor, z)
             guided = source + w * (target - source)
@@ -245,7 +249,7 @@ class SAGE(Method[Settings]):
 
 
 class _Passes:
-    """What a sampling step asks of the network: the prediction under each prompt, and the gradient that holds the picture.
+    """What a sampling step asks of the network: the prediction under each prompt, and the gradient of the loss.
 
         target pass   cross-attention replaced and reweighted
         source pass   queries and keys heard, to be compared with those of the inversion; differentiated
@@ -260,8 +264,8 @@ class _Passes:
         self.replaces = any(plan.replace for plan in job.plans)
         self.selfs = kit.Where("self", s.self_level)
         self.crosses = kit.Where("cross", s.cross_level)
-        heard = {want.where: path.of(want) for want in SAGE().wants(s)}
-        self.heard_self, self.heard_cross = heard.get(self.selfs), heard.get(self.crosses)
+        heard = {want.where: path.of(want) for want in SAGE().wants(s)} if isinstance(path, kit.Recorded) else {}
+        self.heard_self, self.heard_cross = heard.get(self.selfs, ()), heard.get(self.crosses, ())
         self.self_sites = sites.at(self.selfs) if s.reconstruction in ("self", "replace") else kit.Sites()
         self.cross_sites = sites.at(self.crosses) if self.replaces or s.reconstruction == "cross" else kit.Sites()
         marked = s.mask_from == "attention" and any(plan.blend for plan in job.plans)
@@ -270,7 +274,7 @@ class _Passes:
 
     def at(self, step: int, z: "Tensor", level: "kit.Level") -> tuple["kit.Prediction", "kit.Prediction",
                                                                       "Tensor | None", tuple[float, ...] | None]:
-        """The predictions under the source and the target prompt, and the gradient of the loss with its value a picture.
+        """The predictions under the source and the target prompt, the gradient of the loss, and its value a picture.
 
         Raises:
             NumericsError: the gradient is not finite, in float32 neither.
@@ -282,7 +286,7 @@ class _Passes:
         with ExitStack() as stack:
             if self._replaces(step):
                 undone = self.heard_cross[s.steps - 1 - step]
-                stack.enter_context(kit.rewrite_columns(self.cross_sites, undone, *self._carried))
+                stack.enter_context(kit.rewrite_columns(self.cross_sites, undone or (), *self._carried))
             tap = stack.enter_context(blend.listen(marking))
             if job.factors is not None:
                 stack.enter_context(kit.reweighted(job.model.sites(), job.factors))
@@ -310,7 +314,7 @@ class _Passes:
         z = z.clone().requires_grad_(guided)
         with torch.set_grad_enabled(guided), ExitStack() as stack:
             if s.reconstruction == "replace" and held is not None:
-                stack.enter_context(kit.rewrite_maps(self.self_sites, self.heard_self[held]))
+                stack.enter_context(kit.rewrite_maps(self.self_sites, self.heard_self[held] or ()))
             tap = stack.enter_context(self.blend.listen(marking))
             if job.factors is not None and s.reweight_passes == "all":
                 stack.enter_context(kit.reweighted(job.model.sites(), job.factors))
@@ -318,7 +322,7 @@ class _Passes:
             heard = stack.enter_context(kit.listen(compared if guided else kit.Sites(), last=True))
             seen = job.predict(z, level, job.source, "source")
         source = seen.detach()
-        if not guided:
+        if not guided or held is None:
             return source, None, None, tap
         if s.reconstruction == "latent":
             current = [seen.x0]
@@ -327,7 +331,7 @@ class _Passes:
             pairs = heard.pop()
             current = [t for pair in pairs for t in pair]
             reference = (self.heard_self if s.reconstruction == "self" else self.heard_cross)[held]
-            losses, slopes = kit.map_slopes(pairs, reference, s.map_loss, self._spared)
+            losses, slopes = kit.map_slopes(pairs, reference or (), s.map_loss, self._spared)
             del pairs
         del seen
         used = [(t, slope) for t, slope in zip(current, slopes, strict=True) if t.requires_grad]  # not a text's keys
@@ -352,7 +356,7 @@ class _Passes:
         if s.spare == "none" or s.reconstruction != "self":
             return None
         sites = self.job.model.sites().at(self.crosses)
-        total = sum(sum(pair.map().mean(dim=1) for pair in pairs) for pairs in self.heard_cross)  # (B, N, M)
+        total = reduce(add, (pair.map().mean(dim=1) for pairs in self.heard_cross for pair in pairs or ()))  # (B, N, M)
         tokens = kit.token_mask([[p for span in plan.edited if s.spare == "edited" or not span.target
                                   for p in span.source] for plan in self.job.plans], total.shape[-1]).to(z.device)
         looks = (total / len(self.heard_cross) * tokens[:, None]).sum(dim=-1)

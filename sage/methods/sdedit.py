@@ -28,7 +28,7 @@ class Settings(Guidance, Solver, Picture):
 class SDEdit(Method[Settings]):
     """SDEdit."""
 
-    name, title, paper, Settings = "sdedit", "SDEdit", "2108.01073", Settings
+    name, title, paper = "sdedit", "SDEdit", "2108.01073"
     about = "noises the picture and denoises it under the target prompt; the floor of every table of editing methods"
     reads = frozenset({"target", "negative"})
     calls = "2 strength N"

@@ -86,12 +86,10 @@ class Backbone(Protocol):
         family: the kind of network, such as "sd".
         device, dtype: where and in what it computes; latents and what is made of them are float32.
         sample_size: side in pixels of the pictures it was trained on.
-        pixel_multiple: sides of pictures must be multiples of this.
         distilled: guidance is an input of the network, and one pass is enough.
         prediction_type: what the network itself gives, "epsilon" or "v_prediction", for methods that reckon with its
             output (`sage.sampling.steps.to_output`); all others go by `Prediction`.
         prompts: its tokenizer.
-        schedule: its noise levels.
         savings: what is done at present to need less memory.
         recommends: settings by the name of a method, plain values that came with the model; by "generate/NAME" those
             for pictures from nothing.
@@ -105,12 +103,18 @@ class Backbone(Protocol):
     distilled: bool
     prediction_type: str
     prompts: Prompts
-    schedule: Schedule
     savings: Savings
     recommends: Mapping[str, Mapping[str, Any]]
 
     @property
-    def pixel_multiple(self) -> int: ...
+    def schedule(self) -> Schedule:
+        """Its noise levels."""
+        ...
+
+    @property
+    def pixel_multiple(self) -> int:
+        """Sides of pictures must be multiples of this."""
+        ...
 
     def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, C, h, w) float32 latents: the mean, or a sample with a CPU generator."""

@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
@@ -96,8 +97,9 @@ def _fetch(model: KnownModel, partial: Path, target: Path, endpoint: str, progre
 
 
 def choose_files(listed: dict[str, RepoSibling], model: KnownModel) -> dict[str, RepoSibling]:
-    """Of all that a repository holds, what is needed: configurations, tokenizer, and each network's weights once,
-    in half precision where the repository has that, for half the bytes.
+    """Of all that a repository holds, what is needed: configurations, tokenizer, and each network's weights once.
+
+    They are taken in half precision where the repository has that, for half the bytes.
 
     Raises:
         ModelError: the repository lacks one of them.
@@ -122,7 +124,7 @@ def _begin(partial: Path, model: KnownModel) -> None:
         _write_record(partial, model, {})
 
 
-def _write_record(folder: Path, model: KnownModel, files: dict[str, dict]) -> None:
+def _write_record(folder: Path, model: KnownModel, files: dict[str, dict[str, Any]]) -> None:
     record = {"name": model.name, "repo": model.repo, "revision": model.revision, "licence": model.licence,
               "licence_url": model.licence_url, "files": files}
     with written_whole(folder / RECORD) as out:  # half a record would lose everything fetched so far
@@ -156,8 +158,8 @@ def _download(model: KnownModel, partial: Path, name: str, file: RepoSibling, en
     part.rename(done)
 
 
-class _Silent(tqdm):
-    def __init__(self, *args, **kwargs):
+class _Silent(tqdm):  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{**kwargs, "disable": True})
 
 

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sage.errors import ModelError
 
@@ -38,10 +39,10 @@ class KnownModel:
     mirrors: tuple[str, ...] = ()
 
 
-OPENRAIL_M = {"licence": "CreativeML Open RAIL-M",
-              "licence_url": "https://huggingface.co/spaces/CompVis/stable-diffusion-license"}
-OPENRAIL_PP = {"licence": "CreativeML Open RAIL++-M",
-               "licence_url": "https://github.com/Stability-AI/stablediffusion/blob/main/LICENSE-MODEL"}
+OPENRAIL_M: dict[str, Any] = {"licence": "CreativeML Open RAIL-M",
+                              "licence_url": "https://huggingface.co/spaces/CompVis/stable-diffusion-license"}
+OPENRAIL_PP: dict[str, Any] = {"licence": "CreativeML Open RAIL++-M",
+                               "licence_url": "https://github.com/Stability-AI/stablediffusion/blob/main/LICENSE-MODEL"}
 
 KNOWN = {model.name: model for model in (
     KnownModel("stilllife", "stilllife", 64),
@@ -69,6 +70,7 @@ def known_model(name: str) -> KnownModel | None:
 
 
 def unknown(name: str) -> ModelError:
+    """The error for a name that nothing has."""
     return ModelError(f"no model is called {name!r}, and no folder or file either; known are {', '.join(KNOWN)}")
 
 
@@ -125,5 +127,6 @@ def find_model(model: str | Path) -> tuple[str, Path]:
 
 
 def pickled(path: Path) -> ModelError:
+    """The error for weights that could run a program."""
     return ModelError(f"{path} is a pickle, which can run any program when opened, and was not opened: use a "
                       ".safetensors version of it")

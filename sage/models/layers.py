@@ -9,6 +9,8 @@ Float32 only, the first two with frozen weights only, and equal to torch's to ro
   run, which cancels: 1e-4 is lost at 256 x 256 places where the mean is 5 deviations, 3e-3 where it is 20.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
@@ -23,8 +25,10 @@ FEW = 2**15
 # Places whose sum float32 takes in one run.
 PART = 2**10
 
+Padding = str | tuple[int, ...]
 
-def _operator(name: str):
+
+def _operator(name: str) -> Any:
     """An operator of oneDNN, None where this torch has none."""
     if not torch.backends.mkldnn.is_available():
         return None
@@ -54,13 +58,13 @@ class Linear(nn.Linear):
 
 class _Product(Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
         return PRODUCT(x, weight, bias, "none", [], "")
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         return PRODUCT(g.contiguous(), ctx.saved_tensors[0].t(), None, "none", [], ""), None, None
 
 
@@ -91,17 +95,17 @@ class Conv2d(nn.Conv2d):
 
 class _PackedConvolution(Function):
     @staticmethod
-    def forward(ctx, x: Tensor, forth: Tensor, back: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, forth: Tensor, back: Tensor, bias: Tensor | None, padding: Padding) -> Tensor:
         ctx.back, ctx.padding = back, padding
         return _convolve(x, forth, bias, padding)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         return _convolve(g, ctx.back, None, ctx.padding), None, None, None, None
 
 
-def _convolve(x: Tensor, packed: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
+def _convolve(x: Tensor, packed: Tensor, bias: Tensor | None, padding: Padding) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     return CONVOLUTION(x, packed, bias, padding, (1, 1), (1, 1), 1, "none", [], "")
 
@@ -127,7 +131,7 @@ class GroupNorm(nn.GroupNorm):
 
 class _GroupNorm(Function):
     @staticmethod
-    def forward(ctx, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         y, mean, rstd = _normalise(x, groups, weight, bias, eps)
         ctx.save_for_backward(x, weight, mean, rstd)
         ctx.groups = groups
@@ -135,7 +139,7 @@ class _GroupNorm(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
         (batch, channels), places = x.shape[:2], x.shape[2:].numel()
         wanted = [True, *ctx.needs_input_grad[2:4]]  # torch's kernel crashes where the first is not

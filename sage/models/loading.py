@@ -70,7 +70,7 @@ def make_fast(model: StableDiffusion) -> None:
     networks = model.unet, model.vae, model.text
     if model.device.type == "cuda":
         for network in networks:
-            network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     elif model.device.type == "cpu":
         if model.dtype == torch.float32 and sum(p.nbytes for n in networks for p in n.parameters()) <= SMALL:
             pack(model.unet)
@@ -136,10 +136,9 @@ def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype, predict
 
 
 def _recommends(folder: Path) -> dict[str, dict[str, Any]]:
-    """Settings by the name of a method, or generate/NAME for pictures from nothing, as a folder recommends them for
-    itself in settings.json.
+    """Settings by the name of a method, or generate/NAME for pictures from nothing, as a folder recommends them.
 
-    In edit_config.json, of which older folders have one, are those of SAGE.
+    They are in settings.json.  In edit_config.json, of which older folders have one, are those of SAGE.
     """
     if (folder / "settings.json").exists():
         settings = configs.Config(folder / "settings.json").values

@@ -4,8 +4,8 @@
     map(q, k)            A = softmax(Q K^T / sqrt(d))                     record, rewrite
     out(x)               what the layer gives                             swap
 
-All are parameter-free modules, and hooks on them live in contexts (sage.guidance.hooks).  A network says where its sites
-are; nothing here knows guidance, time or prompts.
+All are parameter-free modules, and hooks on them live in contexts (sage.guidance.hooks).  A network says where its
+sites are; nothing here knows guidance, time or prompts.
 """
 
 import math
@@ -58,6 +58,7 @@ class Projected(nn.Module):
     """Hands queries, keys and values through: the place to listen to them, and to swap them."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Projection:
+        """What came in."""
         return Projection(q, k, v)
 
 
@@ -65,6 +66,7 @@ class Passed(nn.Module):
     """Hands a tensor through."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """What came in."""
         return x
 
 
@@ -80,6 +82,7 @@ class AttentionMap(nn.Module):
         self.upcast = upcast
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        """As `probabilities`; here the hooks are called."""
         return self.probabilities(q, k)
 
     def probabilities(self, q: Tensor, k: Tensor) -> Tensor:
@@ -123,6 +126,7 @@ class Site(nn.Module):
         return halved(height, self.level), halved(width, self.level)
 
     def extra_repr(self) -> str:
+        """What is shown of it where a network is printed."""
         return f"{self.path}, {self.kind}, level {self.level}"
 
 
@@ -139,6 +143,7 @@ class Feature(nn.Module):
         self.path, self.level, self.place = "", 0, ""
 
     def forward(self, x: Tensor) -> Tensor:
+        """What came in."""
         return x
 
 
@@ -157,7 +162,8 @@ class Sites(tuple[Site, ...]):
         chosen = Sites(s for s in kin if where.level in (None, s.level))
         if not chosen:
             levels = ", ".join(map(str, sorted({s.level for s in kin})))
-            raise SettingsError(f"the model has no {where.kind}-attention at level {where.level}: it has levels {levels}")
+            raise SettingsError(f"the model has no {where.kind}-attention at level {where.level}: it has levels "
+                                f"{levels}")
         return chosen
 
 

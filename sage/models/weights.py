@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,8 @@ MAX_HEADER = 2**23  # bytes; that of Stable Diffusion in one file has a fiftieth
 FLOATS = {"F64", "F32", "F16", "BF16"}
 # Norms stay in float32: they are small, and their sums are where half precision goes wrong.
 CAST = (nn.Conv2d, nn.Linear, nn.Embedding)
+
+N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Stored:
     third: int | None = None
 
     def read(self) -> Tensor:
+        """The tensor, on the CPU."""
         try:
             if self.third is None:
                 return self.file.get_tensor(self.key)
@@ -126,8 +129,8 @@ def check(network: nn.Module, tensors: dict[str, Stored], what: str) -> None:
         raise ModelError(f"{what} does not fit: {'; '.join(faults)}")
 
 
-def fill(make: Callable[[], nn.Module], tensors: dict[str, Stored], what: str, device: torch.device,
-         dtype: torch.dtype) -> nn.Module:
+def fill(make: Callable[[], N], tensors: dict[str, Stored], what: str, device: torch.device,
+         dtype: torch.dtype) -> N:
     """Build a network without initialising it, and give it its weights, frozen.
 
     Args:

@@ -5,13 +5,13 @@ import io
 import json
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
 from sage.errors import PictureError
 from sage.files import parse_json, unwritable, written_whole
@@ -99,13 +99,13 @@ def normalise(image: Image.Image, most: int = MAX_PIXELS) -> Image.Image:
 
 
 @contextmanager
-def _opened(path: Path, formats: Sequence[str]) -> Iterator[Image.Image]:
+def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     """The file, its header read."""
     with ExitStack() as stack:
         yield _header(path, formats, stack)
 
 
-def _header(path: Path, formats: Sequence[str], stack: ExitStack) -> Image.Image:
+def _header(path: Path, formats: tuple[str, ...], stack: ExitStack) -> Image.Image:
     try:
         if not path.is_file():
             kind = "is a folder" if path.is_dir() else "is no plain file" if path.exists() else "does not exist"
@@ -123,7 +123,7 @@ def _header(path: Path, formats: Sequence[str], stack: ExitStack) -> Image.Image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise PictureError(f"{path}: the picture has more than {MAX_PIXELS // 10**6} million pixels; scale it "
                            "down") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         if "HEIF" not in formats and _is_heic(path):
             raise PictureError(f"{path} is a HEIC picture, which needs pillow-heif: pip install 'sage-edit[heif]'; or "
                                "save it as JPEG") from error
@@ -141,7 +141,7 @@ def _is_heic(path: Path) -> bool:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(image) or image
     except Exception:  # unreadable EXIF says nothing about orientation, and is no reason to refuse the pixels
         return image
 
@@ -152,7 +152,7 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if "sRGB" in ImageCms.getProfileDescription(given):
             return image
-        return ImageCms.profileToProfile(image, given, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return ImageCms.profileToProfile(image, given, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return image
 
@@ -256,7 +256,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         PictureError: no picture, or none that holds settings.
     """
     path = Path(path)
-    with _opened(path, sorted(set(WRITTEN.values()))) as image:
+    with _opened(path, tuple(sorted(set(WRITTEN.values())))) as image:
         text = image.info.get(TEXT_KEY) if image.format == "PNG" else _comment(image)
     if text is None:
         raise PictureError(f"{path} holds no settings of an edit; many programs drop them when they save a picture")

@@ -101,6 +101,7 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def versions() -> dict[str, str]:
+    """What an edit is made with: the versions of SAGE and torch."""
     return {"sage": __version__, "torch": metadata.version("torch")}
 
 

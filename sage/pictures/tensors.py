@@ -30,7 +30,8 @@ def working_size(width: int, height: int, size: int, multiple: int, fit: str = "
     if fit == "squash":
         return size, size
     stretch = math.sqrt(min(max(width / height, 1 / MAX_ASPECT), MAX_ASPECT))
-    return tuple(max(1, round(side / multiple)) * multiple for side in (size * stretch, size / stretch))
+    across, down = (max(1, round(side / multiple)) * multiple for side in (size * stretch, size / stretch))
+    return across, down
 
 
 def check_side(name: str, side: int, multiple: int) -> None:
@@ -62,11 +63,11 @@ def to_picture(x: "Tensor", size: tuple[int, int] | None = None, quantise: str =
     Raises:
         NumericsError: not finite.
     """
-    x = x.detach().float().cpu().numpy()[0].transpose(1, 2, 0)
-    if not np.isfinite(x).all():
+    values = x.detach().float().cpu().numpy()[0].transpose(1, 2, 0)
+    if not np.isfinite(values).all():
         raise NumericsError("the picture has values that are not finite, and was not made")
-    x = np.clip(x * np.float32(127.5) + np.float32(127.5), 0, 255)
-    image = Image.fromarray((np.rint(x) if quantise == "round" else x).astype(np.uint8))
+    values = np.clip(values * np.float32(127.5) + np.float32(127.5), 0, 255)
+    image = Image.fromarray((np.rint(values) if quantise == "round" else values).astype(np.uint8))
     return image if size is None or image.size == tuple(size) else image.resize(size, Image.Resampling.LANCZOS)
 
 

@@ -1,0 +1,1 @@
+"""Prompts: tokens, words, phrases, and what is planned with them."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from typing import Any
 
 from sage.errors import PromptError
 
@@ -32,7 +33,7 @@ class Prompts:
         max_length: tokens the text encoder takes, both marks included.
     """
 
-    def __init__(self, tokenizer, max_length: int):
+    def __init__(self, tokenizer: Any, max_length: int):
         self.tokenizer, self.max_length = tokenizer, max_length
 
     def parse(self, text: str, truncate: bool = False) -> Prompt:

@@ -40,7 +40,7 @@ class ScheduleParams:
     set_alpha_to_one: bool = False
     zero_terminal_snr: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.beta_schedule not in ("scaled_linear", "linear"):
             raise SettingsError(f"beta schedule {self.beta_schedule!r} is not known: scaled_linear or linear")
 

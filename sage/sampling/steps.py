@@ -75,8 +75,10 @@ def ddim_step(z: Tensor, eps: Tensor, here: Level, there: Level) -> Tensor:
 
 
 def advance(p: Prediction, here: Level, there: Level) -> Tensor:
-    """(s' - s) x0 + (n' - n) eps: how far latents move from one level to another; also that of a difference of two
-    predictions, as in FlowEdit (Kulikov et al. 2024, eq. 7)."""
+    """(s' - s) x0 + (n' - n) eps: how far latents move from one level to another.
+
+    It may be that of a difference of two predictions, as in FlowEdit (Kulikov et al. 2024, eq. 7).
+    """
     return (there.signal - here.signal) * p.x0 + (there.noise - here.noise) * p.eps
 
 

@@ -11,7 +11,8 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from sage.stilllife import captions, prompts
+import sage.stilllife.captions as captions
+import sage.stilllife.prompts as prompts
 from sage.stilllife.camera import place_things
 from sage.stilllife.captions import join
 from sage.stilllife.render import render

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sage.stilllife import prompts
+import sage.stilllife.prompts as prompts
 from sage.stilllife.camera import CENTRE, HEIGHT, Placed, place_things
 from sage.stilllife.edits import Prompts, changed_pixels, dilate, prompts_of
 from sage.stilllife.render import Layers, layers, render

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field, fields
-from itertools import count
 
 import numpy as np
 
@@ -213,7 +212,7 @@ def is_held_out(scene: Scene) -> bool:
 
 def _first(seed: int, stream: int, held_out: bool) -> Scene:
     rng = np.random.default_rng((stream, seed))
-    for _ in count():
+    while True:
         scene = sample_scene(rng)
         if is_held_out(scene) == held_out:
             return scene

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,14 +68,14 @@ def save_trajectory(trajectory: Trajectory, path: str | Path, model: Backbone, *
 def _laid_out(trajectory: Trajectory) -> tuple[dict[str, Tensor], dict[str, list[int]], dict[str, str]]:
     """Every tensor by its name, its dimensions as they lie in memory; those orders; and what is there already."""
     tensors, orders, same = dict[str, Tensor](), dict[str, list[int]](), dict[str, str]()
-    seen: dict[tuple, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
     for name, t in sorted(named(trajectory)):
         place = (t.data_ptr(), t.shape, t.stride(), t.dtype)
         if place in seen:
             same[name] = seen[place]
             continue
         seen[place] = name
-        order = sorted(range(t.dim()), key=lambda i, t=t: -t.stride(i))
+        order = sorted(range(t.dim()), key=[-stride for stride in t.stride()].__getitem__)
         if not t.is_contiguous() and t.permute(order).is_contiguous():
             orders[name], t = order, t.permute(order)
         tensors[name] = t
@@ -100,7 +101,7 @@ def load_trajectory(path: str | Path, model: Backbone) -> Trajectory:
         raise SettingsError(f"{path} was made with settings that this model cannot have: {error}") from error
     try:
         stored = open_weights([path])
-        names = _version_1(blank, stored) if label.version == 1 else {
+        names: Names = _version_1(blank, stored) if label.version == 1 else {
             name: (label.same.get(name, name), ()) for name, _ in named(blank)}
         _check(path, stored, blank, names, label)
         tensors, checked = {}, 0
@@ -117,8 +118,8 @@ def load_trajectory(path: str | Path, model: Backbone) -> Trajectory:
         raise SettingsError(f"{path} is damaged: its numbers are not those that were written; invert again")
 
     def filled(name: str, shape: Tensor) -> Tensor:
-        key, order = names[name]
-        order = order or label.orders.get(key, ())
+        key, known = names[name]
+        order = known or label.orders.get(key, ())
         return tensors[key].permute(_inverse(order)) if order else tensors[key]
 
     return mapped(blank, filled)
@@ -165,8 +166,8 @@ def _version_1(blank: Trajectory, stored: dict[str, Stored]) -> Names:
         kind = blank.wants[int(want)].where.kind
         key = f"{kind}.{k}.{site}.{what}"
         if key not in stored and kind == "cross" and what == "keys":
-            key = next((f"cross.{i}.{site}.keys" for i in reversed(range(int(k))) if f"cross.{i}.{site}.keys" in stored),
-                       key)
+            earlier = (f"cross.{i}.{site}.keys" for i in reversed(range(int(k))))
+            key = next((other for other in earlier if other in stored), key)
         names[name] = key, (0, 2, 1, 3)
     return names
 
@@ -183,7 +184,7 @@ def checksum(tensors: Iterable[Tensor], start: int = 0) -> int:
 
 
 def _header(label: Label, tensors: dict[str, Tensor]) -> bytes:
-    header, at = {"__metadata__": {KEY: label.text()}}, 0
+    header, at = dict[str, Any](__metadata__={KEY: label.text()}), 0
     for name, tensor in tensors.items():
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape),
                         "data_offsets": [at, at + tensor.nbytes]}
@@ -198,7 +199,7 @@ def _valid(name: str) -> str:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _check(path: Path, stored: dict[str, Stored], blank: Trajectory, names: Names, label: Label) -> None:
@@ -206,8 +207,8 @@ def _check(path: Path, stored: dict[str, Stored], blank: Trajectory, names: Name
     shapes: dict[str, tuple[int, ...]] = {}
     faults = []
     for name, t in named(blank):
-        key, order = names[name]
-        order = order or label.orders.get(key, ())
+        key, known = names[name]
+        order = known or label.orders.get(key, ())
         if order and len(order) != t.dim():
             raise SettingsError(f"{path}: what the trajectory says about the order of {key} is damaged")
         shape = tuple(t.shape[i] for i in order) if order else tuple(t.shape)

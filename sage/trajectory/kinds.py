@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sage.models.backbone import Text
 from sage.models.memory import Savings, on_host
-from sage.models.sites import QueriesKeys, Sites, Where
+from sage.models.sites import QueriesKeys, Site, Sites, Where
 from sage.prompts.tokens import Prompt
 from sage.settings import Settings
 
@@ -62,7 +62,7 @@ class Origin:
 
     def only(self, rows: Sequence[int]) -> "Origin":
         """That of some of the pictures."""
-        def of(values: tuple) -> tuple:
+        def of(values: tuple[T, ...]) -> tuple[T, ...]:
             return tuple(values[row] for row in rows)
 
         return replace(self, source=of(self.source), pictures=of(self.pictures),
@@ -80,12 +80,15 @@ class Frame(NamedTuple):
     sites: Sites
 
     def latent(self) -> Tensor:
+        """Latents without numbers."""
         return torch.empty(self.batch, *self.latents, device="meta")
 
     def embedding(self) -> Text:
+        """Embedded prompts without numbers."""
         return Text(torch.empty(self.batch, *self.text, device="meta"))
 
-    def pair(self, site: Any) -> QueriesKeys:
+    def pair(self, site: Site) -> QueriesKeys:
+        """Queries and keys of a site without numbers."""
         rows, columns = site.grid(*self.latents[1:])
         keys = rows * columns if site.kind == "self" else self.text[0]
         return QueriesKeys(*(torch.empty(self.batch, site.heads, places, site.width, device="meta")
@@ -176,6 +179,7 @@ class Recorded(Trajectory):
 
     @property
     def wants(self) -> tuple[Wanted, ...]:
+        """The attention that it holds."""
         return self.wanted
 
     def of(self, wanted: Wanted) -> Heard:
@@ -192,11 +196,13 @@ class Recorded(Trajectory):
         return tuple(Maps(at(k, "self"), at(k, "cross")) for k in range(len(self.latents) - 1))
 
     def keep(self, savings: Savings) -> None:
+        """Move the attention to where it shall lie."""
         if savings.references:
             object.__setattr__(self, "heard", mapped(self.heard, lambda name, t: on_host(t)))
 
     @classmethod
     def shapes(cls, frame: Frame) -> dict[str, Any]:
+        """With the attention that is wanted."""
         def steps(wanted: Wanted) -> Heard:
             sites = frame.sites.at(wanted.where)
             return tuple(tuple(map(frame.pair, sites)) if k in wanted.steps else None for k in range(frame.steps))
@@ -213,6 +219,7 @@ class NullText(Trajectory):
 
     @classmethod
     def shapes(cls, frame: Frame) -> dict[str, Any]:
+        """With an empty prompt a step."""
         return super().shapes(frame) | {"empties": tuple(frame.embedding() for _ in range(frame.steps))}
 
 
@@ -225,19 +232,23 @@ class Pair(Trajectory):
 
     @classmethod
     def shapes(cls, frame: Frame) -> dict[str, Any]:
+        """With the second latent."""
         return super().shapes(frame) | {"other": frame.latent()}
 
 
 @dataclass(frozen=True, eq=False)
 class Noises(Trajectory):
-    """With the noise that each sampling step needs to meet the recorded latents, in the order of sampling
-    (Huberman-Spiegelglas et al. 2024)."""
+    """With the noise that each sampling step needs to meet the recorded latents (Huberman-Spiegelglas et al. 2024).
+
+    It is in the order of sampling.
+    """
 
     kind: ClassVar[str] = "noises"
     noises: tuple[Tensor, ...] = ()
 
     @classmethod
     def shapes(cls, frame: Frame) -> dict[str, Any]:
+        """With a noise a step."""
         return super().shapes(frame) | {"noises": tuple(frame.latent() for _ in range(frame.steps))}
 
 
@@ -279,5 +290,5 @@ def mapped(value: T, change: Callable[[str, Tensor], Tensor], name: str = "") ->
         return value
     made = {own: mapped(part, change, f"{name}.{own}" if name else own) for own, part in parts(value)}
     if is_dataclass(value):
-        return replace(value, **made)
+        return replace(value, **made)  # type: ignore[type-var]
     return type(value)(**made) if hasattr(value, "_fields") else tuple(made.values())  # type: ignore[return-value]

@@ -27,8 +27,8 @@ class Label:
     """What a trajectory is of, and what it was made with.
 
     Attributes:
-        version: of the file; 1 is read as it was written, by SAGE alone, and `kind`, `wants`, `orders` and `same` are then
-            worked out when its tensors are read.
+        version: of the file; 1 is read as it was written, by SAGE alone, and `kind`, `wants`, `orders` and `same` are
+            then worked out when its tensors are read.
         kind: of the trajectory, by its name in `sage.trajectory.kinds`.
         model: its name, for people; `fingerprint` tells which it is.
         prediction_type: where the user overrode the checkpoint's own word.
@@ -129,8 +129,8 @@ def read_label(path: str | Path) -> Label:
     if wrong := [name for name, fits in FITS.items() if name not in values or not fits(values[name])]:
         raise SettingsError(f"{path}: what the trajectory says about itself is damaged ({', '.join(wrong)})")
     if ".py:" in values["method"]:  # a stranger's file shall not say which code is run
-        raise SettingsError(f"{path} was made by a method of someone's own, {values['method'][:60]}: only what made it can "
-                            "read it")
+        raise SettingsError(f"{path} was made by a method of someone's own, {values['method'][:60]}: only what made it "
+                            "can read it")
     try:
         settings = method(values["method"]).Settings.from_dict(values["settings"])
     except SettingsError as error:

@@ -26,6 +26,7 @@ from sage.commands import main as cli
 from sage.commands.flags import flag
 from sage.errors import PromptError
 from sage.models.known import KNOWN
+from sage.models.savings import Savings
 from sage.progress import Progress
 from sage.settings import annotations
 
@@ -46,12 +47,14 @@ class Engine:
 
     def load_model(self, model, **options):
         self.loads.append((model, options))
-        return SimpleNamespace(name=str(model), recommended=RECOMMENDED, device="cpu", dtype="torch.float32")
+        return SimpleNamespace(name=str(model), recommends={"sage": RECOMMENDED.as_dict()}, device="cpu",
+                               dtype="torch.float32")
 
     def check_prompts(self, model, source, target, config, truncate=False):
         self.checks.append(target)
 
-    def edit(self, model, image, source, target, config, progress, trajectory, truncate, watch=None):
+    def edit(self, model, image, source, target, config, progress, trajectory, truncate, watch=None,
+             savings=None):
         self.edits.append(SimpleNamespace(**{k: v for k, v in locals().items() if k != "self"}))
         for done in range(config.steps + 1):
             progress("edit", done, config.steps)
@@ -60,7 +63,7 @@ class Engine:
         mask = SimpleNamespace(shape=(1, 1, 2, 2), detach=lambda: mask, float=lambda: mask, cpu=lambda: mask,
                                numpy=lambda: np.eye(2)[None, None])
         return SimpleNamespace(image=Image.new("RGB", image.size, "blue"), trajectory="trajectory", masks=(mask,),
-                               notes=("blending is off",))
+                               notes=("blending is off",), savings=savings or Savings())
 
     def vae_reconstruction(self, model, trajectory):
         return Image.new("RGB", (48, 32), "red")
@@ -93,7 +96,7 @@ def test_every_setting_is_a_flag_and_no_other():
     flags = {option: action for action in sub._actions for option in action.option_strings}
     own = {"-h", "--help", "--source", "--target", "--model", "--out", "--sheet", "--config-from", "--published",
            "--explain", "--trajectory", "--truncate", "--json", "--quiet", "--device", "--dtype", "--prediction-type",
-           "--tokenizer"}
+           "--tokenizer", "--method"}
     assert flags.keys() - own == {flag(f.name) for f in fields(EditConfig)}
     for f in fields(EditConfig):
         action = flags[flag(f.name)]
@@ -369,7 +372,11 @@ def test_no_path_inside_a_picture_is_opened(engine, capsys):
     {"config": {"steps": -1}}, {"config": {"__class__": 1}}, {"config": {"reweight": {"a": "b"}}},
     {"config": {"replace": ["a", "b", "c"]}}, {"config": {"size": 1e99}}, {"config": {"guidance_scale": 10**400}},
     {"picture": {}}, {"picture": {"name": 1, "sha256": 2}}, {"truncate": "yes"}, {"prediction_type": "x"}, {"made": 1},
-    {"source": ""}, {"target": "a" * 5000}], ids=str)
+    {"source": ""}, {"target": "a" * 5000}, {"version": 3}, {"version": 2, "method": "p3p", "settings": {}},
+    {"version": 2, "method": "evil.py:Evil", "settings": {}}, {"version": 2, "method": ["sage"], "settings": {}},
+    {"version": 2, "method": "plain", "settings": {"self_level": 1}, "savings": {}},
+    {"version": 2, "method": "plain", "settings": {}, "savings": {"tiles": 1}},
+    {"version": 2, "method": "sag", "settings": {}, "savings": {}}], ids=str)
 def test_forged_settings_are_refused(engine, capsys, changes):
     forged("old.png", **changes)
     assert cli.main(["edit", "mug.png", "--config-from", "old.png"]) == 2
@@ -429,15 +436,16 @@ import sys, time
 from types import SimpleNamespace
 import sage
 from sage.commands.main import main
+from sage.models.savings import Savings
 
 def edit(model, image, progress, **_):
     progress("edit", 0, 1)
     if {where!r} == "edit":
         print("ready", flush=True)
         time.sleep(60)
-    return SimpleNamespace(image=image, trajectory=None, masks=(), notes=())
+    return SimpleNamespace(image=image, trajectory=None, masks=(), notes=(), savings=Savings())
 
-sage.load_model = lambda *_, **__: SimpleNamespace(name="m", recommended=sage.EditConfig(), device="cpu", dtype="f")
+sage.load_model = lambda *_, **__: SimpleNamespace(name="m", recommends={{"sage": {{}}}}, device="cpu", dtype="f")
 sage.edit, sage.check_prompts = edit, lambda *_, **__: None
 if {where!r} == "write":
     import os

@@ -157,7 +157,7 @@ def test_invert_writes_where_it_is_told_and_over_no_model(loads, capsys):
     first, report = capsys.readouterr().out.split("\n", 1)
     report = json.loads(report)
     assert first == "a/b.safetensors" and report["out"] == "a/mug-trajectory.safetensors"
-    assert report["bytes"] == Path(report["out"]).stat().st_size and report["settings"]["config"]["steps"] == 3
+    assert report["bytes"] == Path(report["out"]).stat().st_size and report["settings"]["settings"]["steps"] == 3
     run(*INVERT, "--out", "a", "--quiet")
     run(*INVERT, "--out", "a/b.safetensors", "--quiet")
     assert sorted(os.listdir("a")) == ["b.safetensors", "mug-trajectory-2.safetensors", "mug-trajectory.safetensors"]

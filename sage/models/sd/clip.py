@@ -3,6 +3,7 @@
 Stable Diffusion 1.x uses OpenAI's ViT-L/14 text tower whole; 2.x the first 23 of the 24 layers of OpenCLIP's ViT-H.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,10 +32,11 @@ class CLIPTextParams:
 
 
 def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x), which is nearly the exact one."""
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 class CLIPEmbeddings(nn.Module):

@@ -69,7 +69,7 @@ class Config:
             value = float(value)
         if type(value) is not kind:
             raise self.fail(key, f"where {kind.__name__} is expected")
-        if kind is float and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise self.fail(key, "which is no finite number")
         return value
 
@@ -80,7 +80,7 @@ class Config:
             raise self.fail(key, f"where from {low:g} to {high:g} is expected")
         return value
 
-    def several(self, key: str, default: Any, kind: type, length: int | None = None) -> tuple:
+    def several(self, key: str, default: Any, kind: type, length: int | None = None) -> tuple[Any, ...]:
         """A list, or one value that stands for `length` equal ones."""
         value = self.values.get(key)
         value = default if value is None else value

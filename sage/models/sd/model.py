@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from importlib import import_module
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,8 @@ from sage.sampling.levels import DiffusionSchedule, Level, ScheduleParams
 from sage.sampling.steps import Prediction, from_output
 
 SAMPLE = 64  # numbers of each weight that the fingerprint looks at
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,16 +56,25 @@ class StableDiffusion:
     family = "sd"
     distilled = False
 
-    def __init__(self, *, unet: UNet, vae: VAE, text: CLIPText, tokenizer, schedule: ScheduleParams,
-                 prediction_type: str, name: str, sample_size: int, device: torch.device, dtype: torch.dtype,
+    def __init__(self, *, unet: UNet, vae: VAE, text: CLIPText, tokenizer: Any,
+                 schedule: ScheduleParams, prediction_type: str, name: str, sample_size: int, device: torch.device,
+                 dtype: torch.dtype,
                  recommends: Mapping[str, Mapping[str, Any]] | None = None):
-        self.unet, self.vae, self.text = (m.eval().requires_grad_(False) for m in (unet, vae, text))
+        self.unet, self.vae, self.text = unet, vae, text
+        for network in (unet, vae, text):
+            network.eval().requires_grad_(False)
         self.prompts = Prompts(tokenizer, text.params.max_length)
         self.schedule, self.prediction_type = DiffusionSchedule(schedule), prediction_type
         self.name, self.sample_size, self.device, self.dtype = name, sample_size, torch.device(device), dtype
         self.recommends = recommends or {}
         self.savings = Savings()
         self._times: dict[tuple[int, torch.dtype], Time] = {}  # the same in every pass and edit
+
+    @property
+    def recommended(self) -> Any:
+        """Settings of SAGE for this model, as versions before 0.2 had them: now `method("sage").recommended(model)`."""
+        warnings.warn("model.recommended is now sage.method(\"sage\").recommended(model)", DeprecationWarning, stacklevel=2)
+        return import_module("sage.method").method("sage").recommended(self)
 
     @property
     def pixel_multiple(self) -> int:
@@ -87,10 +100,10 @@ class StableDiffusion:
     @torch.no_grad()
     def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(B, 3, H, W) float32 in [-1, 1] -> (B, 4, h, w) float32 latents; a sample when a generator is given."""
-        state = generator.get_state() if generator is not None else None
+        state = None if generator is None else generator.get_state()
 
         def run() -> Tensor:
-            if generator is not None:
+            if generator is not None and state is not None:
                 generator.set_state(state)
             return self.vae.encode(x.to(self.device), generator, self.savings.tiles).float()
 
@@ -198,7 +211,7 @@ class StableDiffusion:
                                 "try smaller guidance and reconstruction scales")
         return out
 
-    def _autocast(self, run: Callable[[], Tensor]) -> Tensor:
+    def _autocast(self, run: Callable[[], T]) -> T:
         with torch.autocast(self.device.type, self.dtype if self.dtype != torch.float32 else torch.bfloat16,
                             enabled=self.dtype != torch.float32):
             return run()
@@ -210,7 +223,7 @@ class StableDiffusion:
         The numbers count as float16: a checkpoint has one fingerprint on every device, loaded in float32 or float16.
         In bfloat16, which keeps fewer digits, it has another.
         """
-        networks = {"unet": self.unet, "vae": self.vae, "text": self.text}
+        networks: dict[str, UNet | VAE | CLIPText] = {"unet": self.unet, "vae": self.vae, "text": self.text}
         said = {"prediction": self.prediction_type, "side": self.sample_size, "schedule": asdict(self.schedule.params),
                 **{name: asdict(network.params) for name, network in networks.items()}}
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())

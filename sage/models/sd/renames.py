@@ -65,6 +65,7 @@ def _apply(table: tuple[tuple[str, str], ...], key: str) -> str:
 
 
 def folder_unet(key: str) -> str | None:
+    """Names of a diffusers UNet, which are ours."""
     return key
 
 

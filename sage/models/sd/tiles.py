@@ -28,7 +28,7 @@ def by_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap
     Args:
         tile, overlap: in places of `x`; both and every side times `scale` are whole numbers.
     """
-    out = total = None
+    out: Tensor | None = None
     for top, bottom in _aligned(spans(x.shape[2], tile, overlap), scale):
         for left, right in _aligned(spans(x.shape[3], tile, overlap), scale):
             y = function(x[:, :, top:bottom, left:right])
@@ -39,6 +39,7 @@ def by_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap
             place = (..., slice(int(top * scale), int(bottom * scale)), slice(int(left * scale), int(right * scale)))
             out[place] += y * weight
             total[place] += weight
+    assert out is not None  # there is a tile
     return out / total
 
 

@@ -4,6 +4,7 @@ Module names are the key names of the diffusers checkpoints, so loading needs no
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,7 +105,7 @@ class Upsample(nn.Module):
 class DownBlock(nn.Module):
     """ResBlocks, each followed by attention where the level has it; returns every feature map the up path skips to."""
 
-    def __init__(self, c_in: int, c_out: int, time_width: int, attentions: list[nn.Module], downsample: bool,
+    def __init__(self, c_in: int, c_out: int, time_width: int, attentions: Sequence[nn.Module], downsample: bool,
                  p: UNetParams):
         super().__init__()
         widths = [c_in] + [c_out] * (p.layers_per_block - 1)
@@ -141,8 +142,8 @@ class MidBlock(nn.Module):
 class UpBlock(nn.Module):
     """As DownBlock, but each ResBlock also takes one skip of the down path, the latest first."""
 
-    def __init__(self, widths: list[int], c_out: int, time_width: int, attentions: list[nn.Module], upsample: bool,
-                 p: UNetParams):
+    def __init__(self, widths: list[int], c_out: int, time_width: int, attentions: Sequence[nn.Module],
+                 upsample: bool, p: UNetParams):
         super().__init__()
         self.resnets = nn.ModuleList(ResBlock(w, c_out, time_width, p) for w in widths)
         if attentions:

@@ -82,8 +82,9 @@ class VAEBlock(nn.Module):
             self.upsamplers = nn.ModuleList([Upsample(c_out)])
 
     def forward(self, x: Tensor) -> Tensor:
-        for module in self.children():
-            for layer in module:
+        for layers in self.children():
+            assert isinstance(layers, nn.ModuleList)
+            for layer in layers:
                 x = layer(x)
         return x
 
