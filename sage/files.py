@@ -81,7 +81,8 @@ def parse_json(text: str) -> Any:
 def named_in_file(where: str, error: type[SageError]) -> Any:
     """What a user's own Python file calls by a name, given as `path/to/file.py:Name`.  The file is run.
 
-    Only what the user names for this very command may come here, never what a picture, a table or a model's folder says.
+    Only what the user names for this very command may come here, never what a picture, a table or a model's folder
+    says.
 
     Args:
         error: what is raised when there is no such file or name, or when the file cannot be imported.

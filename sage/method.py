@@ -1,8 +1,8 @@
 """`Method`: what an editing method is, and where the methods are.  Imports no torch.
 
 A method is one file in sage/methods: a frozen dataclass of settings and two functions, a way to noise and a way back.
-The way back is a generator of steps; the driver (sage.editing) runs it and knows no method.  docs/methods.md shows how to
-write one.
+The way back is a generator of steps; the driver (sage.editing) runs it and knows no method.  docs/methods.md shows how
+to write one.
 """
 
 import inspect
@@ -71,8 +71,8 @@ class Step:
         gradient: (B, C, h, w) what a gradient took out of the latents, None where it did nothing.
         loss: a number a picture, None where there was none.
         mask: (B, 1, h, w) in {0, 1}, where the picture could change; None without blending.
-        looks: (B, M, h', w') by the name of a branch: how much each place looks at each token of its prompt, as applied,
-            mean over heads and sites; filled in by the driver for who watches.
+        looks: (B, M, h', w') by the name of a branch: how much each place looks at each token of its prompt, as
+            applied, mean over heads and sites; filled in by the driver for who watches.
     """
 
     step: int
@@ -246,7 +246,7 @@ class Method(ABC, Generic[S]):
         return source
 
     def reconstructing(self, model: "Backbone", path: "Trajectory") -> AbstractContextManager[None]:
-        """Context around the passes of plain sampling back from a trajectory, for inversions that change the network."""
+        """Context around the passes of plain sampling from a trajectory, for inversions that change the network."""
         return nullcontext()
 
     # ---- the way back

@@ -263,7 +263,8 @@ def _made(c: Configuration, cases: Sequence[Case], loaded: Loaded, missing: froz
             continue
         outcome = outcomes.get(case.name) or Outcome(reason=str(loaded[case.name]))
         line: dict[str, Any] = {"configuration": c.name, "case": case.name, "kind": case.kind, "notes": outcome.notes,
-                                "seconds": seconds if outcome.seconds is None else outcome.seconds, "calls": outcome.calls}
+                                "seconds": seconds if outcome.seconds is None else outcome.seconds,
+                                "calls": outcome.calls}
         if outcome.picture is None:
             yield Result(Line(status=FAILED, reason=outcome.reason, **line))
             continue

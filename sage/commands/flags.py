@@ -45,7 +45,7 @@ def add_ways(parser: argparse.ArgumentParser, reported: str) -> None:
 
 
 def named_method(argv: Sequence[str]) -> Method:
-    """The method that a command line names, or the earlier edit or trajectory in it: it says which other flags there are.
+    """The method that a command line names, or the earlier edit or trajectory in it; other flags depend on it.
 
     Raises:
         SettingsError: no such method.
@@ -79,8 +79,8 @@ def add_method(parser: argparse.ArgumentParser, chosen: Method, task: str = "edi
     unread = chosen.of_pictures if task == "generate" else ()
     parser.set_defaults(method=chosen.where, **chosen.variant)
     parser.add_argument_group("method").add_argument(
-        "--method", default=argparse.SUPPRESS, metavar="NAME", help=f"{', '.join(able(task))}, or path/to/file.py:Class; "
-        f"the settings below are those of {chosen.name} (sage methods) [{DEFAULTS[task]}]")
+        "--method", default=argparse.SUPPRESS, metavar="NAME", help=f"{', '.join(able(task))}, or path/to/file.py:Class"
+        f"; the settings below are those of {chosen.name} (sage methods) [{DEFAULTS[task]}]")
     for heading, members in chosen.Settings.groups().items():
         if read := [f for f in members if f.name not in unread]:
             group = parser.add_argument_group(heading)

@@ -107,7 +107,8 @@ class PromptToPrompt(Method[Settings]):
             notes.append("the prompts have not equally many words, and cannot be replaced word by word: the attention "
                          "of the tokens that both have is carried over")
         windows = {p: (s.word_starts.get(phrase, 0.0), s.word_fractions.get(phrase, s.cross_fraction))
-                   for phrase in {**s.word_starts, **s.word_fractions} for p in prompts.find(target, phrase, every=True)}
+                   for phrase in {**s.word_starts, **s.word_fractions}
+                   for p in prompts.find(target, phrase, every=True)}
         if s.blend_except == AUTO:
             raise SettingsError("blend_except is auto: give the phrases that mark what may not change, or none")
         kept = s.blend_except and kit.marked(prompts, source, target, s.blend_except, s.blend_match == "words")

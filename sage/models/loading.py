@@ -36,8 +36,8 @@ def load_model(model: str | Path, device: str | torch.device | None = None, dtyp
     """Load a model from this disk; nothing is ever downloaded.
 
     Args:
-        model: a known name (`sage.models.known.KNOWN`), a diffusers folder, a .safetensors file, or path/to/file.py:NAME,
-            a function of your own that is called as NAME(device, dtype) and gives a `Backbone`.
+        model: a known name (`sage.models.known.KNOWN`), a diffusers folder, a .safetensors file, or
+            path/to/file.py:NAME, a function of your own that is called as NAME(device, dtype) and gives a `Backbone`.
         device: CUDA where there is one, else the CPU.
         dtype: of the weights, norms excepted; float16 on CUDA and float32 elsewhere.
         prediction_type: "epsilon" or "v_prediction", where the checkpoint's own word is missing or wrong.
@@ -57,8 +57,8 @@ def _own(where: str, device: torch.device, dtype: str | torch.dtype | None) -> B
     """What a user's own function makes; ModelError for anything but a `Backbone`, naming what it lacks."""
     loaded = named_in_file(where, ModelError)(device, None if dtype is None else _dtype(dtype))
     if missing := [name for name in BACKBONE_MEMBERS if not hasattr(loaded, name)]:
-        raise ModelError(f"{where} gives a {type(loaded).__name__} without {', '.join(missing)}: docs/porting.md says what "
-                         "a backbone has")
+        raise ModelError(f"{where} gives a {type(loaded).__name__} without {', '.join(missing)}: docs/porting.md says "
+                         "what a backbone has")
     return loaded
 
 

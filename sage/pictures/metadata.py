@@ -1,6 +1,6 @@
 """The settings record that goes inside a picture: made, and read back.  Imports no torch.
 
-    {"version": 2, "method": "p2p", "settings": {...}, "savings": {...}, "source": ..., "target": ..., "model": ..., ...}
+    {"version": 2, "method": "p2p", "settings": {...}, "savings": {...}, "source": ..., "target": ..., "model": ...}
 
 A picture made from nothing has "task": "generate", its prompt as "target", and "negative", "size" and "batch" in place
 of "source" and "picture".  The command line and the studio write the same record, so that either repeats what the other
@@ -144,7 +144,8 @@ def read_record(path: str | Path, task: str | None = None, trusted: str = "") ->
         raise PictureError(f"{path}: the settings in it are damaged ({', '.join(wrong)})")
     # A stranger's picture shall not say which code is run.
     if ".py:" in record["method"] and record["method"] != trusted:
-        raise PictureError(f"{path} was made by a method of someone's own, {record['method'][:60]}: give it with --method")
+        raise PictureError(f"{path} was made by a method of someone's own, {record['method'][:60]}: give it with "
+                           "--method")
     try:
         settings_in(record)
         Savings.from_dict(record["savings"])

@@ -37,7 +37,8 @@ def compare(find: Prompts, source: str, target: str, settings: Settings) -> dict
         return nothing
     spans = find.differences(a, b)
     before: list[list[Any]] = [[word, bool(edited)] for word, edited in _words(find, a, spans, "source")]
-    after: list[list[Any]] = [[word, bool(edited), factor_of(word, factors)] for word, edited in _words(find, b, spans, "target")]
+    after: list[list[Any]] = [[word, bool(edited), factor_of(word, factors)]
+                              for word, edited in _words(find, b, spans, "target")]
     pairs = [[_phrase(find, a, span.source), _phrase(find, b, span.target)] for span in spans]
     known = {bare(word) for word, _, _ in after}
     others = {phrase: factor for phrase, factor in factors.items()

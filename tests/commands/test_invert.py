@@ -38,7 +38,8 @@ def loads(monkeypatch, tmp_path, model):
 
 @pytest.fixture(scope="module")
 def made(model, tmp_path_factory) -> bytes:
-    path, config = tmp_path_factory.mktemp("made") / "t.safetensors", sage.method("sage").recommended(model).but(steps=3)
+    path = tmp_path_factory.mktemp("made") / "t.safetensors"
+    config = sage.method("sage").recommended(model).but(steps=3)
     image = pictures.open_picture(ROOT / "examples" / "mug.png")
     return sage.save_trajectory(sage.invert(model, image, SOURCE, config), path, model, name="mug.png").read_bytes()
 
@@ -86,7 +87,8 @@ def test_flags_win_where_the_inversion_does_not_depend_on_them(inverted, model):
         "--steps", "3", "--out", "a.png")
     record = pictures.read_settings("a.png")
     assert (record["model"], record["settings"]["guidance_scale"]) == ("stilllife", 3.0)
-    assert record["settings"] == sage.method("sage").recommended(model).but(steps=3, guidance_scale=3.0, blend=None).as_dict()
+    assert record["settings"] == sage.method("sage").recommended(model).but(steps=3, guidance_scale=3.0,
+                                                                            blend=None).as_dict()
 
 
 REFUSED = {

@@ -97,8 +97,8 @@ ROWS = {
                                "word_starts": dict(carry="replace"), "reweight_steps": dict(cross_fraction=0.3)}),
     "sdedit": Row(plainly=dict(strength=0.0), bound="picture", others=dict(strength=0.3)),
 }
-OTHERS = dict(steps=5, eta=0.7, guidance_scale=3.0, size=96, seed=1, reweight={"dog": 3.0}, cross_level=1, blend=("mat", "mat"),
-              blend_fraction=0.25, blend_threshold=0.6, cross_fraction=0.2)
+OTHERS = dict(steps=5, eta=0.7, guidance_scale=3.0, size=96, seed=1, reweight={"dog": 3.0}, cross_level=1,
+              blend=("mat", "mat"), blend_fraction=0.25, blend_threshold=0.6, cross_fraction=0.2)
 BESIDE = {"seed": dict(encode="sample"), "blend_match": dict(blend=("on a", "on a")), "fit": dict(size=96)}
 
 

@@ -360,7 +360,8 @@ def test_another_method_brings_its_own_form_and_keeps_the_words(visitor, tmp_pat
     me.setting("steps").fill("2")
     assert me.edit().startswith("Done")
     record = read_settings(me.download(tmp_path / "p2p.png"))
-    assert (record["method"], record["settings"]["steps"], record["settings"]["reweight"]) == ("p2p", 2, {"yellow": 1.5})
+    settings = record["settings"]
+    assert (record["method"], settings["steps"], settings["reweight"]) == ("p2p", 2, {"yellow": 1.5})
     assert repeated(tmp_path / "p2p.png", MUG, tmp_path / "again.png")
     me.method("sdedit")
     me.page.wait_for_selector("#words .weight, #words .phrases", state="detached")

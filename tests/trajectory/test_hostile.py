@@ -140,7 +140,8 @@ TENSORS = {
     "no first keys": (lambda h: without(h, "heard.1.0.0.keys"), "missing .heard.1.0.0.keys"),
     "other shape": (lambda h: changed(h, "latents.0", shape=[1, 16, 4, 16]), "1 of another shape"),
     "no shape": (lambda h: changed(h, "latents.0", shape=[1024]), "1 of another shape"),
-    "whole numbers": (lambda h: changed(h, "heard.0.0.0.keys", dtype="I32"), "1 of another type .heard.0.0.0.keys: I32"),
+    "whole numbers": (lambda h: changed(h, "heard.0.0.0.keys", dtype="I32"),
+                      "1 of another type .heard.0.0.0.keys: I32"),
     "other floats": (lambda h: changed(h, "latents.0", dtype="BF16", shape=[2, 4, 16, 16]), "another"),
 }
 

@@ -277,8 +277,8 @@ def as_version_1(path: Path, settings: EditConfig) -> None:
         old[name] = tensor
     last = [f"latents.{k}" in label["orders"] for k in range(settings.steps + 1)]
     old["text"] = torch.zeros(1, 77, 32)
-    values = {name: label[name] for name in ("model", "fingerprint", "prediction_type", "source", "truncate", "pictures",
-                                             "picture_size", "name", "notes", "made")}
+    values = {name: label[name] for name in ("model", "fingerprint", "prediction_type", "source", "truncate",
+                                             "pictures", "picture_size", "name", "notes", "made")}
     crc = 0
     for name in sorted(old):
         crc = zlib.crc32(old[name].numpy().tobytes(), crc)
