@@ -22,7 +22,7 @@ def write_sheets(tasks: Sequence[Task], folder: Path, prompts: Prompts, progress
     Returns:
         The sheets.
     """
-    size, written = ACROSS * DOWN, []
+    size, written = ACROSS * DOWN, list[Path]()
     for start in range(0, len(tasks), size):
         pairs = []
         for i, task in enumerate(tasks[start:start + size], start=start):

@@ -86,7 +86,7 @@ def read_table(path: Path, default: str = DEFAULT) -> list[Row]:
             raise TableError(f"{path}, line {cells[0][0]}: {cells[0][1]}")
         raise TableError(f"{path} has no column {' and no column '.join(missing)}; it needs {', '.join(REQUIRED)}, and "
                          f"may have {', '.join((*NAMES, METHOD))} or any setting")
-    rows, taken = [], {}
+    rows, taken = list[Row](), dict[str, int]()
     for number, (line, found) in enumerate(cells, start=1):
         row = _row(number, line, found, path.parent, known, default)
         if not row.wrong:

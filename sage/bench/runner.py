@@ -67,7 +67,8 @@ class Engine(Protocol):
         """The outcomes of a batch, in order."""
 
 
-Loaded = dict[str, tuple[Image.Image, Image.Image | None, str] | str]
+Pictures = tuple[Image.Image, Image.Image | None, str]  # source, truth, and the source's SHA-256
+Loaded = dict[str, Pictures | str]  # by the case's name; or why they could not be read
 
 
 @dataclass(frozen=True)
@@ -236,12 +237,13 @@ def _task(c: Configuration, work: Work) -> tuple[Sequence[Case], Loaded]:
         for name, found in work.loaded.items()}
 
 
-def _judged(line: Line, picture: Image.Image | None, case: Case, found: tuple | str, extractors: Extractors) -> Line:
+def _judged(line: Line, picture: Image.Image | None, case: Case, found: Pictures | str, extractors: Extractors) -> Line:
     """The line of a result that is there, scored anew; as it was where that cannot be."""
     if picture is None or isinstance(found, str):
         return line
     try:
-        scores = score(case, *found[:2], picture, extractors)
+        source, truth, _ = found
+        scores = score(case, source, truth, picture, extractors)
     except SageError:
         return line
     return replace(line, scores=scores, judges=extractors.identity(), anew=line.anew + 1)
@@ -250,21 +252,23 @@ def _judged(line: Line, picture: Image.Image | None, case: Case, found: tuple | 
 def _made(c: Configuration, cases: Sequence[Case], loaded: Loaded, missing: frozenset[str], engine: Engine,
           extractors: Extractors) -> Iterator[Result]:
     began = time.monotonic()
-    usable = [case for case in cases if not isinstance(loaded[case.name], str)]
-    sources, truths = ([loaded[case.name][i] for case in usable] for i in (0, 1))
-    made = engine.make(c, usable, sources, truths) if usable else []
+    read = {name: found for name, found in loaded.items() if not isinstance(found, str)}
+    usable = [case for case in cases if case.name in read]
+    made = engine.make(c, usable, [read[case.name][0] for case in usable],
+                       [read[case.name][1] for case in usable]) if usable else []
     outcomes = dict(zip((case.name for case in usable), made, strict=True))
     seconds = round((time.monotonic() - began) / len(cases), 3)
     for case in cases:
         if case.name not in missing:
             continue
         outcome = outcomes.get(case.name) or Outcome(reason=str(loaded[case.name]))
-        line = {"configuration": c.name, "case": case.name, "kind": case.kind, "notes": outcome.notes,
-                "seconds": seconds if outcome.seconds is None else outcome.seconds, "calls": outcome.calls}
+        line: dict[str, Any] = {"configuration": c.name, "case": case.name, "kind": case.kind, "notes": outcome.notes,
+                                "seconds": seconds if outcome.seconds is None else outcome.seconds,
+                                "calls": outcome.calls}
         if outcome.picture is None:
             yield Result(Line(status=FAILED, reason=outcome.reason, **line))
             continue
-        source, truth, sha256 = loaded[case.name]
+        source, truth, sha256 = read[case.name]
         try:
             scores = score(case, source, truth, outcome.picture, extractors)
         except SageError as error:

@@ -202,7 +202,7 @@ def run_score(args: argparse.Namespace) -> int:
     if turns:
         last = final_turns(benchmark)
         jobs += [(f"{name}, final turn", folder, last) for name, folder, _ in jobs
-                 if any(case.iterated and has_result(folder, case) for case in last.cases)]
+                 if any(isinstance(case, Turn) and case.iterated and has_result(folder, case) for case in last.cases)]
     roots = {name: results_root(folder) for name, folder, _ in jobs}
     extractors = judges(benchmark, args.extractors, args.device)
     with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:

@@ -235,7 +235,7 @@ def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: 
     plans = [sage.check_prompts(model, job.source, target, config, truncate=job.truncate) for target in job.targets]
     notes = _warnings(job, config, made_by(model))
 
-    trajectory, rebuilt, rows, settings = None, [], [], []
+    trajectory, rebuilt, rows, settings = None, list[tuple[str, Any]](), [], []
     if job.trajectory:
         from sage.editing import check_trajectory, origin_of
         trajectory = sage.load_trajectory(job.trajectory, model)

@@ -109,9 +109,9 @@ def read_yes_no(text: str) -> bool:
 
 def reader(owner: type[Settings], field: str) -> Callable[[str], Any]:
     """What makes a setting's value of a text; ValueError or SettingsError for a text that is none."""
-    kind = annotations(owner)[field]
-    return {int: int, int | None: int, float: float, str: str, bool: read_yes_no, Phrases: read_phrases}.get(
-        kind, read_factors)
+    readers: dict[Any, Callable[[str], Any]] = {
+        int: int, int | None: int, float: float, str: str, bool: read_yes_no, Phrases: read_phrases}
+    return readers.get(annotations(owner)[field], read_factors)
 
 
 def _for_argparse(read: Callable[[str], Any]) -> Callable[[str], Any]:

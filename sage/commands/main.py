@@ -71,7 +71,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         sys.exit(console.fail(f"{message} (see {self.prog} --help)"))
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """As argparse's, but here and not in the parser above it an unknown flag is an error."""
         known, rest = super().parse_known_args(args, namespace)
         if strange := next((word.partition("=")[0] for word in rest if word.startswith("--")), None):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from typing import Any
 
 import numpy as np
 
@@ -137,6 +138,7 @@ def variants(scene: Scene, attribute: str) -> Iterator[Scene]:
     old = scene.attributes()[attribute]
     main, second = scene.main, scene.second
     for value in {**MAIN, **SECOND, **AROUND}[attribute]:
+        change: dict[str, Any] = {attribute.removeprefix("second_"): value}
         if value == old:
             continue
         if attribute == "form" and value == "ball" and main.tilt == "tilted":
@@ -150,18 +152,19 @@ def variants(scene: Scene, attribute: str) -> Iterator[Scene]:
         if attribute == "second_colour" and value == main.colour:
             continue
         if attribute in MAIN:
-            yield replace(scene, main=replace(main, **{attribute: value}))
+            yield replace(scene, main=replace(main, **change))
         elif attribute in SECOND:
-            yield replace(scene, second=replace(second, **{attribute.removeprefix("second_"): value}))
+            yield replace(scene, second=replace(second, **change))
         else:
-            yield replace(scene, **{attribute: value})
+            yield replace(scene, **change)
 
 
 Sampler = Callable[[np.random.Generator], Scene]
+Accompanier = Callable[[np.random.Generator, Scene], Scene]
 
 
 def _propose(kind: int, rng: np.random.Generator, sample: Sampler,
-             accompany: Sampler) -> tuple[Scene, list[Scene], tuple[str, ...]]:
+             accompany: Accompanier) -> tuple[Scene, list[Scene], tuple[str, ...]]:
     """A source scene, its possible targets, and the attributes in which they differ."""
     scene = sample(rng)
     if kind in (2, 3):
@@ -186,13 +189,15 @@ def _edited_words(source: list, target: list) -> tuple[tuple[str, ...], tuple[st
         [" ".join(w for _, w in source[i:j] if w != ",") for _, i, j, _, _ in runs],
         [" ".join(w for _, w in target[i:j] if w != ",") for _, _, _, i, j in runs],
     ]
-    return tuple(tuple(w for w in of if w) for of in words)
+    old, new = (tuple(w for w in of if w) for of in words)
+    return old, new
 
 
 def _blend_words(source: list, target: list, changed: tuple[str, ...]) -> tuple[str, str] | None:
     for group in (MAIN, SECOND):
         if set(changed) <= set(group):
-            return tuple(" ".join(w for a, w in p if a in group and a != "position") for p in (source, target))
+            old, new = (" ".join(w for a, w in p if a in group and a != "position") for p in (source, target))
+            return old, new
     return None
 
 
@@ -227,7 +232,7 @@ def asked(source: Scene, target: Scene, wording: prompts.Wording, also: frozense
     keep = {"form", *changed, *(also & prompts.everything(source, wording) & prompts.everything(target, wording))}
     if "second_colour" in keep:  # which is nothing without it
         keep.add("second_form")
-    return prompts_of(*(prompts.phrases(scene, wording, keep) for scene in (source, target)), changed)
+    return prompts_of(prompts.phrases(source, wording, keep), prompts.phrases(target, wording, keep), changed)
 
 
 def edit_case(kind: int, seed: int, held_out: bool = True, varied: bool = False) -> EditCase:
@@ -259,4 +264,4 @@ def edit_case(kind: int, seed: int, held_out: bool = True, varied: bool = False)
     else:
         full = [captions.phrases(scene, wording) for scene in (source, target)]
     short = asked(source, target, prompts.draw_wording(np.random.default_rng((7, kind, int(held_out), seed))))
-    return EditCase(kind, source, target, prompts_of(*full, changed), short)
+    return EditCase(kind, source, target, prompts_of(full[0], full[1], changed), short)

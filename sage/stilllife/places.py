@@ -101,7 +101,7 @@ class PlaceCase:
 
         Of a scaling three, of a move one, of a swap two, else none.
         """
-        pairs = []
+        pairs: list[tuple[tuple[float, float], tuple[float, float]]] = []
         for before, after in zip(place_things(self.source), place_things(self.target), strict=False):
             if before != after:
                 pairs += zip(_handles(before, self.kind), _handles(after, self.kind), strict=True)
@@ -159,4 +159,5 @@ def place_case(kind: int, seed: int, held_out: bool = True) -> PlaceCase:
     changed = tuple(name for name in a if a[name] != b[name])
     full = [prompts.phrases(s, wordings[0], prompts.everything(s, wordings[0])) for s in scenes]
     short = [prompts.phrases(s, wordings[1], {"form", *changed} & nameable(s)) for s in scenes]
-    return PlaceCase(kind, source, target, thing, prompts_of(*full, changed), prompts_of(*short, changed))
+    return PlaceCase(kind, source, target, thing, prompts_of(full[0], full[1], changed),
+                     prompts_of(short[0], short[1], changed))

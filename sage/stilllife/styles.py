@@ -80,7 +80,7 @@ def _light(thing: Placed, s: Surface) -> tuple[Array, Array, Array]:
     n = s.normal
     world = to_world(thing.form, thing.tilted).T.astype(np.float32)
     bend = np.float32(0.9 if thing.form == "cube" else 0.45)
-    away = (s.point - np.float32((0, 0.5, 0))) @ world * bend + AWAY.astype(np.float32)
+    away = (s.point - np.array((0, 0.5, 0), np.float32)) @ world * bend + AWAY.astype(np.float32)
     away /= np.sqrt((away * away).sum(1, keepdims=True))
     facing = -(n * away).sum(1)
     r = away + 2 * facing[:, None] * n

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 V = TypeVar("V")
 
@@ -62,7 +62,7 @@ class Cache(Generic[V]):
                 _, gone = self._values.popitem(last=False)
                 used -= self.size(gone)
 
-    def drop(self, unwanted: Callable[[Hashable], bool]) -> None:
+    def drop(self, unwanted: Callable[[Any], bool]) -> None:
         """Throw away the values of all keys that are not wanted any more."""
         with self._lock:
             for key in [key for key in self._values if unwanted(key)]:

@@ -148,7 +148,7 @@ class Handlers:
             return {ui.status: gr.skip()}
         try:
             self.studio.use(model)
-            forms = {}
+            forms: Changes = {}
             for task, value in (("edit", shown), ("generate", made)):
                 forms |= self._form(task, self._anew(task, value))
         except SageError as error:

@@ -127,7 +127,7 @@ class Studio:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="sage-studio-"))
         self.trajectories: Cache[Trajectory] = Cache(self.limits.memory, lambda trajectory: trajectory.nbytes)
         self.pictures: Cache[Picture] = Cache(self.limits.memory // 4, lambda picture: picture.size)
-        self.paces: dict[tuple, Pace] = {}
+        self.paces: dict[tuple[Any, ...], Pace] = {}
         self._visits: OrderedDict[str, Visit] = OrderedDict()
         self._lock, self._words = Lock(), Lock()  # tokenizers cannot be shared by two threads at once
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="sage-edit")

@@ -32,8 +32,8 @@ def compare(find: Prompts, source: str, target: str, settings: Settings) -> dict
     """
     weights = weights_of(type(settings))
     factors = getattr(settings, weights) if weights else {}
-    nothing = {"source": [], "target": [], "pairs": [], "factors": weights, "others": "", "problem": "",
-               "phrases": [_phrases(settings, name) for name in names_of(settings, Phrases)]}
+    nothing: dict[str, Any] = {"source": [], "target": [], "pairs": [], "factors": weights, "others": "", "problem": "",
+                               "phrases": [_phrases(settings, name) for name in names_of(settings, Phrases)]}
     try:
         a, b = find.parse(source), find.parse(target)
     except SageError as error:
@@ -41,8 +41,9 @@ def compare(find: Prompts, source: str, target: str, settings: Settings) -> dict
     if not a.text or not b.text:
         return nothing
     spans = find.differences(a, b)
-    before = [[word, bool(edited)] for word, edited in _words(find, a, spans, "source")]
-    after = [[word, bool(edited), factor_of(word, factors)] for word, edited in _words(find, b, spans, "target")]
+    before: list[list[Any]] = [[word, bool(edited)] for word, edited in _words(find, a, spans, "source")]
+    after: list[list[Any]] = [[word, bool(edited), factor_of(word, factors)]
+                              for word, edited in _words(find, b, spans, "target")]
     pairs = [[_phrase(find, a, span.source), _phrase(find, b, span.target)] for span in spans]
     known = {bare(word) for word, _, _ in after}
     others = {phrase: factor for phrase, factor in factors.items()
