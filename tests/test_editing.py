@@ -278,9 +278,10 @@ def test_reweighting_everywhere_needs_the_target_already_for_the_inversion(model
     trajectory = invert(model, small.picture(), SOURCE, config, target=TARGET)
     shared = edit(model, small.picture(), SOURCE, TARGET, config, trajectory=trajectory)
     assert torch.equal(shared.latents, fresh.latents)
+    with pytest.raises(SettingsError, match="depends on the target prompt: give it too"):
+        invert(model, small.picture(), SOURCE, config)
     with pytest.raises(SettingsError, match="other reweighting"):
-        edit(model, small.picture(), SOURCE, TARGET, config,
-             trajectory=invert(model, small.picture(), SOURCE, config))
+        edit(model, small.picture(), SOURCE, TARGET, config, trajectory=invert(model, small.picture(), SOURCE, FULL))
     plain = ddim_reconstruction(model, replace(trajectory, origin=replace(trajectory.origin, target=None)))
     assert (pixels(plain) != pixels(ddim_reconstruction(model, trajectory))).mean() > 0.1
 

@@ -75,8 +75,9 @@ def _laid_out(trajectory: Trajectory) -> tuple[dict[str, Tensor], dict[str, list
             same[name] = seen[place]
             continue
         seen[place] = name
-        order = sorted(range(t.dim()), key=[-stride for stride in t.stride()].__getitem__)
-        if not t.is_contiguous() and t.permute(order).is_contiguous():
+        order = sorted(range(t.dim()), key=list(zip((-s for s in t.stride()), (-n for n in t.shape),
+                                                    strict=True)).__getitem__)
+        if order != [*range(t.dim())] and t.permute(order).is_contiguous():
             orders[name], t = order, t.permute(order)
         tensors[name] = t
     return tensors, orders, same

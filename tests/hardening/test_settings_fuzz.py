@@ -11,6 +11,7 @@ from sage import EditConfig, pictures
 from sage.commands import edit
 from sage.commands import main as cli
 from sage.errors import PictureError, SageError, SettingsError
+from sage.models.known import KNOWN
 from sage.pictures.metadata import read_record
 from tests.hardening import files
 from tests.hardening.ends import ends_well, tries
@@ -56,7 +57,7 @@ def test_hostile_settings_end_in_an_edit_or_one_error(folder, text, kind):
         assert EditConfig.from_dict(json.loads(json.dumps(found.as_dict()))) == found
     arguments = ["edit", str(folder / "p.png"), "--config-from", str(path), "--out", str(folder / "out.png")]
     job = ends_well("settings, planned", lambda: edit.plan_edit(cli.make_parser().parse_args(arguments)), SageError)
-    assert job is None or found is not None and job.model in edit.KNOWN and job.outs == (folder / "out.png",)
+    assert job is None or found is not None and job.model in KNOWN and job.outs == (folder / "out.png",)
 
 
 @tries(30, 1000)

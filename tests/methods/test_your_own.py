@@ -51,5 +51,5 @@ def test_a_method_of_40_lines_edits_from_the_command_line(written, capsys):
 def test_it_is_known_by_its_place(written):
     found = sage.method(written)
     assert found.name == "lend" and found.where == written and found.Settings.groups()["lending"]
-    with pytest.raises(sage.SettingsError, match="no Method called 'Other'"):
+    with pytest.raises(sage.SettingsError, match="has nothing called 'Other'"):
         sage.method("lend.py:Other")
