@@ -23,7 +23,7 @@ from sage.memory import Task, own_savings, settle, stepping_down
 from sage.method import DEFAULTS, Method, Request, Step, check_task, method_of
 from sage.method import method as find_method
 from sage.models.backbone import Backbone, Text
-from sage.models.memory import Savings
+from sage.models.savings import Savings
 from sage.prompts.plan import Plan, parse_pair
 from sage.settings import Retry, Settings
 from sage.trajectory.kinds import Origin, Trajectory, Wanted

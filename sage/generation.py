@@ -21,7 +21,7 @@ from sage.job import Job, Progress
 from sage.memory import Task, own_savings, settle, stepping_down
 from sage.method import Request, method_of
 from sage.models.backbone import Backbone, Text
-from sage.models.memory import Savings
+from sage.models.savings import Savings
 from sage.prompts.tokens import Prompt
 from sage.settings import Settings
 

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from sage.errors import MemoryRunOut, out_of_memory
 from sage.models.backbone import Backbone
-from sage.models.memory import Savings, free_memory, release
+from sage.models.memory import free_memory, release
+from sage.models.savings import Savings
 from sage.trajectory.kinds import Wanted
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import sage
 from sage.errors import NumericsError, SettingsError
 from sage.method import Request
 from sage.methods import plain, sag
-from sage.models.memory import Savings
+from sage.models.savings import Savings
 from tests import small
 
 PROMPT = "a cat on a mat"

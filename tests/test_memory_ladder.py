@@ -6,7 +6,8 @@ import torch
 from sage import EditConfig, memory
 from sage.editing import edit, invert, task_of
 from sage.errors import MemoryRunOut
-from sage.models.memory import Savings, free_memory
+from sage.models.memory import free_memory
+from sage.models.savings import Savings
 from tests import small
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"

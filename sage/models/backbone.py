@@ -12,7 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sage.models.memory import Needs, Savings
+from sage.models.memory import Needs
+from sage.models.savings import Savings
 from sage.models.sites import Feature, Sites
 from sage.prompts.tokens import Prompt, Prompts
 from sage.sampling.levels import Level, Schedule

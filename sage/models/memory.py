@@ -6,8 +6,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sage.models.savings import Savings as Savings
-
 ROOT = Path("/")  # of the files in which the system tells what is free
 
 

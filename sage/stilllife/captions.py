@@ -28,14 +28,14 @@ WORDS = {
     "night": ("night scene", "night view"),
 }
 
-_ADJECTIVES = (
+ADJECTIVES = (
     ("size", "tilt", "colour", "material"),
     ("size", "colour", "material", "tilt"),
     ("size", "tilt", "material", "colour"),
     ("size", "material", "colour", "tilt"),
 )
 # The position comes before the second thing, lest it be read as the second thing's.
-_CLAUSES = (
+CLAUSES = (
     ("position", "floor", "second", "background"),
     ("position", "second", "floor", "background"),
     ("floor", "position", "second", "background"),
@@ -71,8 +71,8 @@ CANONICAL = Wording()
 def draw_wording(rng: np.random.Generator) -> Wording:
     """A random wording; always takes the same number of draws."""
     return Wording(
-        adjectives=int(rng.integers(len(_ADJECTIVES))),
-        clauses=int(rng.integers(len(_CLAUSES))),
+        adjectives=int(rng.integers(len(ADJECTIVES))),
+        clauses=int(rng.integers(len(CLAUSES))),
         second=int(rng.integers(len(_SECOND))),
         background=int(rng.integers(len(_BACKGROUND))),
         style_last=bool(rng.random() < 0.3),
@@ -109,7 +109,7 @@ def phrases(scene: Scene, wording: Wording = CANONICAL, keep: Collection[str] = 
     if values["tilt"] == "upright" and (not wording.say_upright or values["form"] == "ball"):
         named.pop("tilt", None)
 
-    subject = [(a, named[a]) for a in _ADJECTIVES[wording.adjectives] if a in named] + [("form", named["form"])]
+    subject = [(a, named[a]) for a in ADJECTIVES[wording.adjectives] if a in named] + [("form", named["form"])]
     subject.insert(0, ("", "an" if subject[0][1][0] in "aeiou" else "a"))
 
     clauses = {}
@@ -128,7 +128,7 @@ def phrases(scene: Scene, wording: Wording = CANONICAL, keep: Collection[str] = 
     pieces = list(subject)
     if "style" in named and not wording.style_last:
         pieces = [("", "a"), ("style", named["style"]), ("", "of"), *pieces]
-    for place, name in enumerate(n for n in _CLAUSES[wording.clauses] if n in clauses):
+    for place, name in enumerate(n for n in CLAUSES[wording.clauses] if n in clauses):
         if place or name in ("second", "background"):
             pieces.append(("second" if name == "second" else "", ","))
         pieces += clauses[name]

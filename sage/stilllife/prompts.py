@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sage.stilllife.captions import join
+from sage.stilllife.captions import ADJECTIVES, CLAUSES, join
 from sage.stilllife.scenes import ATTRIBUTES, Scene
 from sage.stilllife.varied import nameable, relation
 
@@ -42,22 +42,7 @@ WORDS = {
 }
 FIRST_WORD = 0.6  # how often the first synonym is taken; the others share the rest
 
-_ADJECTIVES = (
-    ("size", "tilt", "colour", "material"),
-    ("size", "colour", "material", "tilt"),
-    ("size", "tilt", "material", "colour"),
-    ("size", "material", "colour", "tilt"),
-    ("colour", "material", "size", "tilt"),
-)
-# The position comes before the second thing, lest it be read as the second thing's.
-_CLAUSES = (
-    ("position", "floor", "second", "background"),
-    ("position", "second", "floor", "background"),
-    ("floor", "position", "second", "background"),
-    ("position", "floor", "background", "second"),
-    ("background", "position", "floor", "second"),
-    ("position", "background", "floor", "second"),
-)
+_ADJECTIVES = (*ADJECTIVES, ("colour", "material", "size", "tilt"))
 # What stands before and after the second thing's words; in a list, only what tells where it is.
 _SECOND = {
     "beside": (("with a tiny", "next to it"), ("next to it a tiny", ""), ("with a tiny", "beside it"),
@@ -102,7 +87,7 @@ def draw_wording(rng: np.random.Generator) -> Wording:
         listed=bool(rng.random() < 0.2),
         commas=bool(rng.random() < 0.6),
         adjectives=int(rng.integers(len(_ADJECTIVES))),
-        clauses=int(rng.integers(len(_CLAUSES))),
+        clauses=int(rng.integers(len(CLAUSES))),
         second=int(rng.integers(4)),
         background=int(rng.integers(len(_BACKGROUND))),
         lead=_LEADS[int(rng.integers(len(_LEADS)))] if rng.random() < 0.1 else "",
@@ -209,7 +194,7 @@ def phrases(scene: Scene, wording: Wording = CANONICAL, keep: Collection[str] | 
     elif wording.lead and not style and not wording.listed:
         pieces = [("", wording.lead), *pieces]
     clauses = _clauses(scene, words, wording)
-    for place, name in enumerate(n for n in _CLAUSES[wording.clauses] if n in clauses):
+    for place, name in enumerate(n for n in CLAUSES[wording.clauses] if n in clauses):
         if wording.listed or (wording.commas and (place or name in ("second", "background"))):
             pieces.append(("second" if name == "second" else "", ","))
         pieces += clauses[name]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sage.models.backbone import Text
-from sage.models.memory import Savings, on_host
+from sage.models.memory import on_host
+from sage.models.savings import Savings
 from sage.models.sites import QueriesKeys, Site, Sites, Where
 from sage.prompts.tokens import Prompt
 from sage.settings import Settings

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sage.models.loading import load_model
-from sage.models.memory import Savings
+from sage.models.savings import Savings
 from sage.models.sd.tiles import by_tiles, spans
 
 

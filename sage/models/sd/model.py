@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from sage.errors import NumericsError
 from sage.models.backbone import Text
-from sage.models.memory import Needs, Savings
+from sage.models.memory import Needs
+from sage.models.savings import Savings
 from sage.models.sd.attention import TextKeysValues
 from sage.models.sd.clip import CLIPText
 from sage.models.sd.tiles import SIDE
