@@ -227,9 +227,15 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
         results = batch.edited(config, watch)
         if isinstance(config, Retry):
             results = batch.retried(config, results, watch)
-    return [replace(result, notes=(*result.notes, *notes, *(
-        [f"the result looks {seen}: try a smaller guidance_scale"] if (seen := result.looks_wrong(config)) else [])))
-        for result in results]
+    return [replace(result, notes=(*result.notes, *notes, *_remarks(result, config))) for result in results]
+
+
+def _remarks(result: EditResult, config: Settings) -> Iterator[str]:
+    """What a result itself gives to say."""
+    if seen := result.looks_wrong(config):
+        yield f"the result looks {seen}: try a smaller guidance_scale"
+    if result.masks and not any(mask.any() for mask in result.masks):
+        yield "the blending mask is empty, and keeps the picture as it is: try a smaller blend_threshold, or blend none"
 
 
 @dataclass
@@ -399,7 +405,7 @@ def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Te
 def origin_of(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: Settings) -> Origin:
     """Of what a trajectory of these pictures, upright RGB, would be."""
     method = method_of(config)
-    return Origin(model.fingerprint(), method.inversion(config), method.name, config, tuple(p.source for p in plans),
+    return Origin(model.fingerprint(), method.inversion(config), method.where, config, tuple(p.source for p in plans),
                   tuple(p.target for p in plans) if method.follows_target(config) else None,
                   tuple(map(pictures.digest, images)), images[0].size)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sage.guidance.hooks import detour, hear_features, listen, record, rewrite, swap, swap_outputs
     from sage.guidance.losses import gradient, latent_slopes, limited, map_slopes
     from sage.guidance.masks import attended, dilated, resize, threshold, token_attention
+    from sage.guidance.preservation import Preservation
     from sage.guidance.proximal import proximal
     from sage.guidance.rewrites import (
         between,
@@ -57,6 +58,7 @@ _FROM = {
     "sage.guidance.losses": "gradient latent_slopes limited map_slopes",
     "sage.guidance.masks": "attended dilated resize threshold token_attention",
     "sage.guidance.blur": "gaussian_blur",
+    "sage.guidance.preservation": "Preservation",
     "sage.guidance.proximal": "proximal",
     "sage.guidance.rewrites": "between lent refinement replace_columns replacement reweight reweighted "
                               "rewrite_columns rewrite_maps word_swap",

@@ -159,7 +159,7 @@ def test_everything_needed_is_pinned():
         assert re.match(r"[\w-]+", requirement)[0].lower().replace("_", "-") in pinned
 
 
-@pytest.mark.parametrize("package", ["sage", "benchmarks"])
+@pytest.mark.parametrize("package", ["sage", "benchmarks", "training"])
 def test_no_modules_import_each_other(package):
     files = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
              for path in (ROOT / package).rglob("*.py")}

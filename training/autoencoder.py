@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sage
+from sage.bench import metrics
 from sage.models.sd.vae import VAE, VAEParams
 from training import run
 from training.data import SIDE, batch, render_cache
@@ -84,9 +85,8 @@ def psnr(vae: VAE, x: Tensor) -> float:
     values = []
     for part in x.split(20):
         y = vae.decode(vae.encode(part)).clamp(-1, 1)
-        mse = ((y - part) / 2).square().mean(dim=(1, 2, 3))
-        values.append(-10 * mse.log10())
-    return torch.cat(values).mean().item()
+        values += [metrics.psnr(m) for m in ((y - part) / 2).square().mean(dim=(1, 2, 3)).tolist()]
+    return float(np.mean(values))
 
 
 def inherit(vae: VAE, outer: VAE) -> frozenset[str]:

@@ -9,7 +9,7 @@ weighted as min-SNR does, they weigh next to nothing, and positions stay at chan
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,30 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sage.models.sd.clip import CLIPText, CLIPTextParams
-from sage.models.sd.unet import UNet, UNetParams
-from sage.models.sd.vae import VAE, VAEParams
-from sage.sampling.levels import ScheduleParams, alphas_cumprod
-from training import autoencoder, run, tokenizer
+from sage.models.sd.clip import CLIPText
+from sage.models.sd.unet import UNet
+from sage.models.sd.vae import VAE
+from sage.sampling.levels import alphas_cumprod
+from training import autoencoder, networks, run, sheets, tokenizer
 from training.captions import IGNORE, READOUTS, VALUES, Captioner, Noise
 from training.data import CHUNK, batch, render_cache
+from training.networks import SCHEDULE
 
-UNET = UNetParams(in_channels=autoencoder.PARAMS.latent_channels, out_channels=autoencoder.PARAMS.latent_channels,
-                  channels=(64, 128, 224), attention=(True, True, True), layers_per_block=1, heads=(2, 4, 7),
-                  context_width=192)
-SCHEDULE = ScheduleParams()
 SNR_CAP = 6.0
 SHEET_EVERY = 2400.0  # seconds between sample sheets
-
-
-def scaled(params: VAEParams, scale: float) -> VAEParams:
-    """The autoencoder whose latents have the variance that the UNet was trained at."""
-    return replace(params, scaling=scale)
-
-
-def text_params(vocabulary: int) -> CLIPTextParams:
-    return CLIPTextParams(width=192, mlp_width=768, heads=6, layers=3, vocabulary=vocabulary,
-                          max_length=tokenizer.MAX_LENGTH)
 
 
 @torch.no_grad()
@@ -129,12 +116,12 @@ class Course:
     noise: Noise | None = None
 
 
-CLEAN = Course("diffusion", 1e-3)
+CLEAN = Course(networks.CLEAN, 1e-3)
 NOISY = Course("noisy", 4e-4, Noise())
 
 
 def _networks(vocabulary: int) -> dict[str, nn.Module]:
-    text, unet = CLIPText(text_params(vocabulary)), UNet(UNET)
+    text, unet = CLIPText(networks.text_params(vocabulary)), UNet(networks.UNET)
     nn.init.normal_(text.text_model.embeddings.position_embedding.weight, std=0.1)
     nn.init.zeros_(unet.conv_out.weight)
     return {"text": text.to(run.device()), "unet": unet.to(run.device())}
@@ -158,8 +145,6 @@ def train(out: Path, outer: VAE, pictures: int, samples: int, course: Course = C
 
     A course with noisy captions starts from the finished training with clean ones.
     """
-    from training import sheets  # which needs the parameters above
-
     torch.manual_seed(seed)
     device = run.device()
     z, scale = latents(out, outer, pictures)
@@ -200,7 +185,7 @@ def train(out: Path, outer: VAE, pictures: int, samples: int, course: Course = C
             bar.set_postfix(loss=f"{np.mean(recent):.4f}")
             recent.clear()
             if saved - shown > SHEET_EVERY or state.done >= samples:
-                sheets.samples(sheets.assemble(out, course.name), out / f"samples-{course.name}-{state.done:07d}.png")
+                sheets.samples(networks.assemble(out, course.name), out / f"samples-{course.name}-{state.done:07d}.png")
                 shown = time.monotonic()
     bar.close()
     return state

@@ -12,8 +12,8 @@ from sage.models.sd.clip import CLIPTextParams
 from sage.models.sd.unet import UNetParams
 from sage.models.sd.vae import VAEParams
 from sage.sampling.levels import ScheduleParams
-from training import diffusion, sheets
 from training.data import SIDE
+from training.networks import CLEAN, SCHEDULE, assemble
 
 
 def unet_config(p: UNetParams, latent_side: int) -> dict:
@@ -53,7 +53,7 @@ def scheduler_config(p: ScheduleParams) -> dict:
         "set_alpha_to_one": p.set_alpha_to_one, "clip_sample": False, "prediction_type": "v_prediction"}
 
 
-def export(out: Path, weights: Path, course: str = diffusion.CLEAN.name) -> None:
+def export(out: Path, weights: Path, course: str = CLEAN) -> None:
     """Write the model trained under `out` into the folder `weights`, replacing the networks there.
 
     Args:
@@ -62,13 +62,13 @@ def export(out: Path, weights: Path, course: str = diffusion.CLEAN.name) -> None
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         (weights / "tokenizer").mkdir(parents=True, exist_ok=True)
         shutil.copy(out / "tokenizer" / name, weights / "tokenizer" / name)
-    model = sheets.assemble(out, course)
+    model = assemble(out, course)
     history = {name: json.loads((out / f"{name}.jsonl").read_text().splitlines()[-1])
                for name in ("autoencoder", course)}
     side = SIDE // model.vae.factor
     configs = {"vae": vae_config(model.vae.params, SIDE), "unet": unet_config(model.unet.params, side),
                "text_encoder": text_config(model.text.params),
-               "scheduler": scheduler_config(diffusion.SCHEDULE)}
+               "scheduler": scheduler_config(SCHEDULE)}
     for part, config in configs.items():
         (weights / part).mkdir(exist_ok=True)
         name = "scheduler_config.json" if part == "scheduler" else "config.json"

@@ -13,9 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from sage.models.backbone import Backbone, Text
-from sage.models.sd.clip import CLIPText
-from sage.models.sd.model import StableDiffusion
-from sage.models.sd.unet import UNet
 from sage.models.sd.vae import VAE
 from sage.pictures import save_picture, sheet, to_picture
 from sage.sampling.levels import Level, downwards
@@ -23,28 +20,9 @@ from sage.sampling.steps import Prediction, classifier_free, walk
 from sage.stilllife import varied_scene
 from sage.stilllife.captions import join
 from sage.stilllife.prompts import draw_wording, everything, phrases
-from training import autoencoder, diffusion, run, tokenizer
-from training.data import SIDE
+from training.networks import assemble
 
 HELD_OUT_PROMPTS = 5000  # the first held-out seed of the captions that are drawn
-
-
-def assemble(out: Path, course: str = diffusion.CLEAN.name) -> StableDiffusion:
-    """The model that the latest checkpoints under `out` average to, float32; `course` names the UNet's training."""
-    words = tokenizer.train(out / "tokenizer")
-    vae = VAE(autoencoder.PARAMS)
-    text, unet = CLIPText(diffusion.text_params(len(words))), UNet(diffusion.UNET)
-    modules = {"autoencoder": {"vae": vae}, course: {"text": text, "unet": unet}}
-    numbers = {name: run.State(out / f"{name}.safetensors", m, torch.optim.SGD([torch.zeros(1)])).load_averages()
-               for name, m in modules.items()}
-    vae = VAE(diffusion.scaled(autoencoder.PARAMS, numbers[course]["scale"])).requires_grad_(False)
-    vae.load_state_dict(modules["autoencoder"]["vae"].state_dict())
-    model = StableDiffusion(unet=unet, vae=vae, text=text, tokenizer=words, schedule=diffusion.SCHEDULE,
-                            prediction_type="v_prediction", name="stilllife", sample_size=SIDE, device=run.device(),
-                            dtype=torch.float32)
-    for module in (model.unet, model.vae, model.text):
-        module.to(model.device)
-    return model
 
 
 def prompts(count: int) -> list[str]:

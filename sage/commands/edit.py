@@ -132,7 +132,7 @@ def plan_edit(args: argparse.Namespace) -> Job:
     bases = [f for f in ("--published", "--config-from", "--trajectory") if vars(args)[f.strip("-").replace("-", "_")]]
     if len(bases) > 1:
         raise SettingsError(f"{bases[0]} and {bases[1]} are two sets of settings: give one of them")
-    label = read_label(args.trajectory) if args.trajectory else None
+    label = read_label(args.trajectory, args.method) if args.trajectory else None
     if label:
         old = label.record()
     chosen = method(args.method)
@@ -238,7 +238,7 @@ def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: 
     trajectory, rebuilt, rows, settings = None, list[tuple[str, Any]](), [], []
     if job.trajectory:
         from sage.editing import check_trajectory, origin_of
-        trajectory = sage.load_trajectory(job.trajectory, model)
+        trajectory = sage.load_trajectory(job.trajectory, model, job.method.where)
         for plan in plans:  # before the first edit of several is made
             check_trajectory(trajectory, origin_of(model, [job.image], [plan], config), job.method.wants(config))
     for i, (target, out) in enumerate(zip(job.targets, job.outs, strict=True)):

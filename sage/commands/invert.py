@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
         trajectory = sage.invert(model, job.image, job.source, config, progress, job.target, args.truncate)
         sage.save_trajectory(trajectory, job.out, model, name=job.name, truncate=args.truncate,
                              prediction_type=args.prediction_type)
-    facts = read_label(job.out).facts(job.out)
+    facts = read_label(job.out, job.method.where).facts(job.out)
     notes += [*trajectory.notes, f"{job.out} takes {facts['bytes'] / 1e6:.1f} MB"]
     if args.json:
         print(json.dumps({"out": str(job.out), "bytes": facts["bytes"], "settings": facts, "notes": notes,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sage import anchors, kit
 from sage.errors import SettingsError
 from sage.method import Method, Step
-from sage.settings import AUTO, Blending, Factors, Phrases, Picture, Words, frozen, setting, share_of
+from sage.settings import AUTO, Blending, Factors, Phrases, Picture, Preserved, Words, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from sage.job import Job
@@ -70,7 +70,7 @@ class Injection(Words, anchors.Anchored):
 
 
 @frozen
-class Settings(Injection, Blending, Picture):
+class Settings(Injection, Blending, Preserved, Picture):
     """Blending."""
 
     blend_start: float = setting(0.2, "share of the steps before blending", low=0, high=1)
@@ -93,8 +93,9 @@ class PromptToPrompt(Method[Settings]):
     calls = "5 N; 4 N with negative, proximal or direct inversion; 17 N at most and 10 N ways back with null-text"
 
     def defaults(self, model: "Backbone") -> Settings:
-        levels = [site.level for site in model.sites() if site.kind == "cross" and site.place != "mid"] or [0]
-        return Settings(cross_level=min(2, max(levels)))
+        levels = {kind: max((site.level for site in model.sites() if site.kind == kind and site.place != "mid"),
+                            default=0) for kind in ("self", "cross")}
+        return Settings(cross_level=min(2, levels["cross"]), preserve_level=min(1, levels["self"]))
 
     def fits(self, model: "Backbone") -> str:
         return "" if any(site.kind == "cross" for site in model.sites()) else "it has no cross-attention"
@@ -134,6 +135,7 @@ class PromptToPrompt(Method[Settings]):
         marks = s.mask_from == "attention" and any(plan.blend for plan in job.plans)
         seen = job.model.sites().at(kit.Where("cross", s.cross_level)) if marks else kit.Sites()
         blend = kit.BlendingMask(seen, job.plans, path.noise, s.blend_threshold, kept=s.except_threshold)
+        preservation = kit.Preservation(job)
         source = target = path.noise
         for i, (here, there) in enumerate(job.down):
             branches = held.branches(i, source, target)
@@ -142,7 +144,8 @@ class PromptToPrompt(Method[Settings]):
             blend.add(tap, *branches)
             blend.add_difference(found["target"].eps - found["source"].eps)
             left, guided = held.guided(found, here)
-            source, target = held.hold(i, here, kit.renoise(left, there), kit.renoise(guided, there))
+            pull = preservation.pull(i, here, source, target)
+            source, target = held.hold(i, here, kit.renoise(left, there), kit.renoise(guided, there) - pull)
             m = blend.at(target) if blend.used and s.blends_at(i) else None
             if m is not None:
                 target = m * target + (1 - m) * source

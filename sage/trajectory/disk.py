@@ -83,16 +83,18 @@ def _laid_out(trajectory: Trajectory) -> tuple[dict[str, Tensor], dict[str, list
     return tensors, orders, same
 
 
-def load_trajectory(path: str | Path, model: Backbone) -> Trajectory:
+def load_trajectory(path: str | Path, model: Backbone, trusted: str = "") -> Trajectory:
     """Read a trajectory for the model that made it; it is the same to the last bit.
 
     The recorded attention lies on the model's device, or on the host where the model saves memory so.
 
+    Args:
+        trusted: path/to/file.py:Class of the user's own method, the only one of the kind that a file may name.
     Raises:
         SettingsError: missing, damaged, no trajectory, or of another model.
     """
     path = Path(path)
-    label = read_label(path)
+    label = read_label(path, trusted)
     if label.fingerprint != model.fingerprint():
         raise SettingsError(f"{path} is a trajectory of another model, {label.model} in "
                             f"{str(label.made.get('dtype'))[:20]}: invert again with this one")

@@ -38,6 +38,7 @@ class Row:
         others: for each setting of its own that is no choice, another value.
         beside: settings without which a change of a setting, or of it to one value ("name=value"), shows nothing.
         silent: changes ("name=value") or settings that show nothing on these networks, and why.
+        targets: changes ("name=value") that show only under another target prompt.
     """
 
     base: Mapping[str, Any] = field(default_factory=dict)
@@ -46,6 +47,7 @@ class Row:
     others: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     silent: Mapping[str, str] = field(default_factory=dict)
+    targets: Mapping[str, str] = field(default_factory=dict)
 
 
 # Settings of sage.anchors
@@ -58,6 +60,10 @@ WITH_ANCHORS = {"negative_empty": dict(inversion="negative"),
                                  "proximal_below", "proximal_margin"), dict(inversion="proximal"))}
 # Networks of random weights make nothing that looks right, and it would be made again.
 LENIENT = {"most_spread": 1e9, "most_drift": 1e9}
+# Settings of the group Preserved
+PRESERVED = dict(preserve_scale=1e5, preserve_limit=0.001, preserve_level=0, preserve_fraction=0.4)
+WITH_PRESERVATION = dict.fromkeys(("preserve_limit", "preserve_level", "preserve_fraction"),
+                                  dict(preserve_scale=1e5))
 ROWS = {
     "sage": Row(
         base=dict(cross_level=0, reconstruction_scale=10.0, replace_fraction=0.5, blend_fraction=0.5,
@@ -69,7 +75,7 @@ ROWS = {
         beside={"most_spread": dict(retries=1), "most_drift": dict(retries=1, reweight={}),
                 "retries": dict(most_spread=0.01), "decay": dict(guided_steps=4),
                 "spare": dict(cross_level=1, self_level=1)},
-        silent={"spare=removed": "no word is only dropped here"}),
+        targets={"spare=removed": "a cat"}),
     "masactrl": Row(
         base=dict(first_step=1, first_block=0.3),
         plainly=dict(source_text="source"),
@@ -89,11 +95,11 @@ ROWS = {
         base=dict(cross_level=0, cross_fraction=0.75, self_fraction=0.5, blend=("cat", "dog"), blend_threshold=0.8,
                   reweight={"mat": 1.5}),
         plainly=dict(reweight={}, blend=None),
-        others=ANCHORED | dict(
+        others=ANCHORED | PRESERVED | dict(
                     cross_start=0.3, word_starts={"dog": 0.5}, word_fractions={"on": 0.3}, self_start=0.3,
                     self_fraction=1.0, self_level=2, cross_fraction=0.2, blend_start=0.8,
                     blend_except=("mat", "mat"), except_threshold=0.9),
-        beside=WITH_ANCHORS | {"except_threshold": dict(blend_except=("mat", "mat")),
+        beside=WITH_ANCHORS | WITH_PRESERVATION | {"except_threshold": dict(blend_except=("mat", "mat")),
                                "word_starts": dict(carry="replace"), "reweight_steps": dict(cross_fraction=0.3)}),
     "sdedit": Row(plainly=dict(strength=0.0), bound="picture", others=dict(strength=0.3)),
 }
@@ -217,17 +223,18 @@ def test_every_setting_changes_something(model, made, name, setting, value):
     known = {**BESIDE, **ROWS[name].beside}
     settings = settings_of(name, **known.get(f"{setting}={value}", known.get(setting, {})))
     assert getattr(settings, setting) != value
-    assert made(settings) != made(settings.but(**{setting: value}))
+    target = ROWS[name].targets.get(f"{setting}={value}", TARGET)
+    assert made(settings, target) != made(settings.but(**{setting: value}), target)
 
 
 @pytest.fixture(scope="module")
 def made(model):
     @cache
-    def bytes_of(key: str, name: str) -> tuple:
-        result = sage.edit(model, picture(), SOURCE, TARGET, sage.method(name).Settings.from_dict(json.loads(key)))
+    def bytes_of(key: str, name: str, target: str) -> tuple:
+        result = sage.edit(model, picture(), SOURCE, target, sage.method(name).Settings.from_dict(json.loads(key)))
         return result.image.tobytes(), result.latents.numpy().tobytes(), result.notes
 
-    return lambda settings: bytes_of(json.dumps(settings.as_dict()), method_of(settings).name)
+    return lambda settings, target: bytes_of(json.dumps(settings.as_dict()), method_of(settings).name, target)
 
 
 # ---- nothing is left behind

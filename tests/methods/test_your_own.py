@@ -48,6 +48,26 @@ def test_a_method_of_40_lines_edits_from_the_command_line(written, capsys):
     assert "at most 1" in capsys.readouterr().err
 
 
+def test_what_it_wrote_is_read_by_who_names_it(written, capsys):
+    picture, own = str(ROOT / "examples" / "mug.png"), ["--model", "stilllife", "--method", written]
+    settings = ["--steps", "4", "--guidance-scale", "2", "--quiet"]
+    assert main(["invert", picture, *own, *PROMPTS[:2], *settings, "--out", "t.safetensors"]) == 0
+    assert main(["edit", picture, *own, *PROMPTS, *settings, "--out", "fresh.png"]) == 0
+    again = ["edit", picture, "--trajectory", "t.safetensors", *PROMPTS[2:], *settings]
+    assert main([*again, *own, "--out", "kept.png"]) == 0
+    assert (np.asarray(Image.open("kept.png")) == np.asarray(Image.open("fresh.png"))).all()
+    capsys.readouterr()
+    for file in ("t.safetensors", "fresh.png"):
+        assert main(["info", file]) == 2
+        assert "was made by a method of someone's own, lend.py:Lend: give it with --method" in capsys.readouterr().err
+        assert main(["info", file, "--method", written]) == 0
+        assert "lend_fraction" in capsys.readouterr().out
+        assert main(["info", file, "--method", "other.py:Lend"]) == 2  # nothing of which was run
+        capsys.readouterr()
+    assert main([*again, "--out", "unnamed.png"]) == 2
+    assert not Path("unnamed.png").exists()
+
+
 def test_it_is_known_by_its_place(written):
     found = sage.method(written)
     assert found.name == "lend" and found.where == written and found.Settings.groups()["lending"]

@@ -14,7 +14,7 @@ from sage import EditConfig
 from sage.models.sd.unet import UNetParams
 from sage.models.sd.vae import VAEParams
 from sage.pictures import from_pixels
-from training import autoencoder, diffusion, export, run, sheets, tokenizer
+from training import autoencoder, diffusion, export, networks, run, sheets, tokenizer
 
 
 def make(path):
@@ -73,13 +73,13 @@ def small(monkeypatch):
     monkeypatch.setattr(autoencoder, "FIRST", autoencoder.Stage("outer", outer, 16, 8, 1e-3))
     monkeypatch.setattr(autoencoder, "SECOND", autoencoder.Stage("autoencoder", inner, 32, 4, 1e-3))
     monkeypatch.setattr(autoencoder, "SETTLE", 16)
-    monkeypatch.setattr(diffusion, "UNET", UNetParams(
+    monkeypatch.setattr(networks, "UNET", UNetParams(
         in_channels=16, out_channels=16, channels=(16, 16), attention=(True, True), layers_per_block=1, heads=(1, 1),
         context_width=192, groups=8))
     monkeypatch.setattr(autoencoder, "psnr", lambda *args: 0.0)
     monkeypatch.setattr(diffusion, "warm_up_text", lambda *args, **options: 0.0)
     monkeypatch.setattr(sheets, "samples", lambda model, path: path.write_bytes(b""))
-    for module in (sheets, export):
+    for module in (networks, export):
         monkeypatch.setattr(module, "SIDE", 32)
     monkeypatch.setattr(run, "learning_rate", lambda peak, *args, **options: peak)
 
