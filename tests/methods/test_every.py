@@ -75,7 +75,7 @@ ROWS = {
         beside={"most_spread": dict(retries=1), "most_drift": dict(retries=1, reweight={}),
                 "retries": dict(most_spread=0.01), "decay": dict(guided_steps=4),
                 "spare": dict(cross_level=1, self_level=1)},
-        targets={"spare=removed": "a cat"}),
+        targets={"spare=removed": "a mat"}),
     "masactrl": Row(
         base=dict(first_step=1, first_block=0.3),
         plainly=dict(source_text="source"),
