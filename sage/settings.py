@@ -230,12 +230,18 @@ class Picture(Output):
 
 
 @frozen
-class Words(Settings):
+class Reweighting(Settings):
+    """Attention."""
+
+    reweight: Factors = setting({}, "factor on the cross-attention of phrases of the target prompt: WORD:FACTOR,...")
+
+
+@frozen
+class Words(Reweighting):
     """Attention."""
 
     cross_level: int = setting(2, "halvings of the latents at which cross-attention maps are edited, and read for the "
                                "blending mask", low=0, high=8)
-    reweight: Factors = setting({}, "factor on the cross-attention of phrases of the target prompt: WORD:FACTOR,...")
 
 
 @frozen

@@ -163,6 +163,11 @@ class DiffusionSchedule:
         final = 1.0 if spacing == "linspace" else self._final
         return (Level.of(0, final), *(Level.of(t, self._alphas[t]) for t in visited))
 
+    def rounded(self, t: int) -> Level:
+        """The level of timestep `t` by the float32 table that diffusers keeps; below 0 the cleanest one."""
+        a = alphas_cumprod(self.params, torch.float32)
+        return Level.of(max(t, 0), a[t].item() if t >= 0 else 1.0 if self.params.set_alpha_to_one else a[0].item())
+
     def ahead(self, steps: int, spacing: str = "leading") -> tuple[Edges, Edges]:
         """The steps of the code of prompt-to-prompt and its kin, there and back.
 
