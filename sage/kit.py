@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sage.guidance.blur import gaussian_blur
     from sage.guidance.hooks import detour, hear_features, listen, record, rewrite, swap, swap_outputs
     from sage.guidance.losses import gradient, latent_slopes, limited, map_slopes
-    from sage.guidance.masks import attended, dilated, resize, threshold, token_attention
+    from sage.guidance.masks import attended, dilated, resize, threshold, token_attention, upper
     from sage.guidance.proximal import proximal
     from sage.guidance.rewrites import (
         between,
@@ -57,7 +57,7 @@ _FROM = {
     "sage.guidance.blend": "BlendingMask",
     "sage.guidance.hooks": "detour hear_features listen record rewrite swap swap_outputs",
     "sage.guidance.losses": "gradient latent_slopes limited map_slopes",
-    "sage.guidance.masks": "attended dilated resize threshold token_attention",
+    "sage.guidance.masks": "attended dilated resize threshold token_attention upper",
     "sage.guidance.blur": "gaussian_blur",
     "sage.guidance.proximal": "proximal",
     "sage.guidance.rewrites": "between lent refinement replace_columns replacement reweight reweighted "

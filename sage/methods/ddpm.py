@@ -42,8 +42,8 @@ class Settings(Injection, Guidance, Solver, Picture):
     source_guidance_scale: float = setting(1.0, "how strongly the source prompt is followed where the noises are found",
                                            low=0, high=100)
     eta: float = setting(1.0, "share of DDPM's noise in each step", low=0.01, high=1)
-    carry: str = setting("none", "whose attention the target takes: none; that of the tokens that both prompts have; or "
-                         "word by word of prompts with equally many", "none", "refine", "replace")
+    carry: str = setting("none", "whose attention the target takes: none; that of the tokens that both prompts have; "
+                         "or word by word of prompts with equally many", "none", "refine", "replace")
     self_level: int = setting(2, "halvings of the latents from which on self-attention is carried over", low=0, high=8)
     conventions: str = setting("consistent", "levels, windows of steps and the last noise, which is left out: "
                                "consistent, or as in the original code", "consistent", "published")

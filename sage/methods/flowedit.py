@@ -29,13 +29,13 @@ SD3 = PUBLISHED | dict(steps=50, strength=33 / 50, source_guidance_scale=3.5, gu
 class Settings(Guidance, Solver, Picture):
     """Strength."""
 
-    strength: float = setting(0.66, "share of the steps that are taken, the last of them: the more, the more may change",
-                              low=0, high=1)
+    strength: float = setting(0.66, "share of the steps that are taken, the last of them: the more, the more may "
+                              "change", low=0, high=1)
     source_guidance_scale: float = setting(1.0, "how strongly the source prompt is followed", low=0, high=100)
     averages: int = setting(1, "noises under which the picture moves in each step, of which the mean is taken", low=1,
                             high=100)
-    sampled_fraction: float = setting(0.0, "share of the steps, the last of them, in which the edit is sampled under the "
-                                      "target prompt alone", low=0, high=1)
+    sampled_fraction: float = setting(0.0, "share of the steps, the last of them, in which the edit is sampled under "
+                                      "the target prompt alone", low=0, high=1)
 
 
 class FlowEdit(Method[Settings]):

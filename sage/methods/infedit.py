@@ -37,8 +37,8 @@ PUBLISHED = dict(steps=10, spacing="trailing", strength=0.7, guidance_scale=2.0,
 class Settings(Injection, Words, Blending, Guidance, Picture):
     """Strength."""
 
-    strength: float = setting(0.7, "share of the way to noise from which the edit starts: the more, the more may change",
-                              low=0, high=1)
+    strength: float = setting(0.7, "share of the way to noise from which the edit starts: the more, the more may "
+                              "change", low=0, high=1)
     source_guidance_scale: float = setting(1.0, "how strongly the source prompt is followed", low=0, high=100)
     eta: float = setting(1.0, "share of the noise that is drawn afresh in each step", low=0, high=1)
     mutual: str = setting("yes", "whether what may not change follows the layout of the target, or stays as it is",

@@ -4,14 +4,14 @@
     M1  where it is looked at: cross-attention to its words, blurred, from its quantile on
     M2  where it makes a difference: |eps_c - eps_base|, from its quantile on
 
-The noises that hold the picture are those of DDPM inversion (2304.06140), here under the steps of a second-order solver,
-DPM-Solver++ (Lu et al. 2211.01095), which makes do with fewer of them.  Without concepts of its own an edit has one: the
-target prompt, and the words that are new in it mark where.
+The noises that hold the picture are those of DDPM inversion (2304.06140), here under the steps of a second-order
+solver, DPM-Solver++ (Lu et al. 2211.01095), which makes do with fewer of them.  Without concepts of its own an edit has
+one: the target prompt, and the words that are new in it mark where.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sage import kit
 from sage.errors import PromptError, SettingsError
@@ -112,7 +112,9 @@ class LEdits(Method[Settings]):
     def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
         n = settings.steps
         if settings.conventions == "published":
-            levels = _as_diffusers(model, n, int(n * (1 + settings.skip)), settings.solver)
+            if not hasattr(model.schedule, "cleanest"):
+                raise SettingsError(f"conventions is published: {model.name} has no timesteps")
+            levels = model.schedule.cleanest(n, int(n * (1 + settings.skip)), settings.solver == "second-order")
         else:
             total = int(round(n * (1 + settings.skip), 9))
             levels = model.schedule.levels(total, settings.spacing, size)[:n + 1]
@@ -133,7 +135,7 @@ class LEdits(Method[Settings]):
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
         s, steps, concepts, z = job.settings, Steps(job), _concepts(job), path.noise
-        for i, (here, there) in enumerate(job.down):
+        for i, (here, _) in enumerate(job.down):
             active = concepts if s.warmup <= i < (s.steps if s.cooldown is None else s.cooldown) else ()
             base, seen, maps = _seen(job, z, here, active)
             guided, mask = base, None
@@ -177,16 +179,16 @@ def _concepts(job: "Job[Settings]") -> tuple[Concept, ...]:
     def words(prompt: "Prompt") -> range:
         return range(1, len(prompts.tokens(prompt)) - 1)
 
-    def made(name: str, text: "kit.Text", scale: float, quantile: float, tokens: list[Any], acts: list[bool]) -> Concept:
-        return Concept(name, text, scale, quantile, kit.token_mask(tokens, length).to(job.z0.device),
-                       torch.tensor(acts, device=job.z0.device).float()[:, None, None, None])
+    def marks(rows: Sequence[Sequence[int]]) -> "Tensor":
+        return kit.token_mask(rows, length).to(job.z0.device)
 
     if s.own:
-        return tuple(made(f"concept:{c}", job.text(f"concept:{c}", c), scale, s.quantiles.get(c, s.mask_quantile),
-                          [words(prompts.parse(c))] * len(plans), [True] * len(plans)) for c, scale in s.own.items())
+        return tuple(Concept(f"concept:{c}", job.text(f"concept:{c}", c), scale, s.quantiles.get(c, s.mask_quantile),
+                             marks([words(prompts.parse(c))] * len(plans)), torch.ones_like(job.z0[:, :1, :1, :1]))
+                     for c, scale in s.own.items())
     new = [words(plan.target) if published else [p for span in plan.edited for p in span.target] for plan in plans]
-    return (made("target", job.target, s.guidance_scale, s.mask_quantile, new,
-                 [published or bool(plan.edited) for plan in plans]),)
+    acts = [[[[float(published or bool(plan.edited))]]] for plan in plans]
+    return (Concept("target", job.target, s.guidance_scale, s.mask_quantile, marks(new), job.z0.new_tensor(acts)),)
 
 
 def _base(job: "Job[Settings]", z: "Tensor", here: "kit.Level") -> "kit.Prediction":
@@ -223,19 +225,14 @@ def _where(job: "Job[Settings]", concept: Concept, change: "kit.Prediction", map
     if maps and s.masks in ("both", "attention"):
         grid = job.model.sites().at(kit.Where("cross", s.cross_level))[0].grid(rows, columns)
         if min(grid) < 2:
-            raise SettingsError(f"cross_level is {s.cross_level}: attention there has {grid[0]} x {grid[1]} places, too "
-                                "few to say where; give a smaller one")
+            raise SettingsError(f"cross_level is {s.cross_level}: attention there has {grid[0]} x {grid[1]} places, "
+                                "too few to say where; give a smaller one")
         look = kit.gaussian_blur(kit.token_attention(maps, concept.tokens, *grid), 3, BLUR)
         words = concept.tokens.any(dim=1)[:, None, None, None]
-        m = m * kit.resize(_upper(look, concept.quantile) | ~words, rows, columns)
+        m = m * kit.resize(kit.upper(look, concept.quantile) | ~words, rows, columns)
     if s.masks == "difference" or (s.masks == "both" and here.t <= LATE):
-        m = m * _upper((allowed * change.eps).abs().sum(dim=1, keepdim=True), concept.quantile)
+        m = m * kit.upper((allowed * change.eps).abs().sum(dim=1, keepdim=True), concept.quantile)
     return m
-
-
-def _upper(x: "Tensor", share: float) -> "Tensor":
-    """The places of (B, 1, h, w) whose number is at least the picture's quantile."""
-    return x >= x.flatten(1).quantile(share, dim=1)[:, None, None, None]
 
 
 class Steps:
@@ -253,18 +250,3 @@ class Steps:
             p = kit.second_order(p, before, self.edges[i - 1][0], here, there)
         return kit.reaching(p, here, there)
 
-
-def _as_diffusers(model: "Backbone", steps: int, total: int, solver: str) -> "tuple[kit.Level, ...]":
-    """The levels of the scheduler that goes with a solver: the cleanest of `total` steps, and one without noise or not.
-
-    Raises:
-        SettingsError: a model without timesteps, or more steps than it has.
-    """
-    if not hasattr(model.schedule, "rounded"):
-        raise SettingsError(f"conventions is published: {model.name} has no timesteps")
-    first = int(solver == "second-order")
-    length = model.schedule.params.train_steps // (total + first)
-    if length == 0:
-        raise SettingsError(f"{total} steps, with those that are skipped, are more than {model.name} has timesteps")
-    clean = kit.Level(0, 1.0, 0.0) if first else model.schedule.rounded(-1)
-    return clean, *(model.schedule.rounded((k + first) * length + 1) for k in range(steps))

@@ -39,8 +39,8 @@ class Settings(Solver, Picture):
                                     "prompt, beside following it", low=0, high=100)
     source_text: str = setting("source", "what the picture is inverted under: the source prompt, or the empty one",
                                "source", "empty")
-    mask_sign: str = setting("ignored", "whether places where the prediction falls count as those where it rises do, or "
-                             "less than those where it stays, as in the code for diffusions", "ignored", "kept")
+    mask_sign: str = setting("ignored", "whether places where the prediction falls count as those where it rises do, "
+                             "or less than those where it stays, as in the code for diffusions", "ignored", "kept")
     conventions: str = setting("consistent", "the level that the inversion sets out from: consistent, or as in the "
                                "original code", "consistent", "published")
 

@@ -65,7 +65,8 @@ def to_mask(image: Image.Image, size: tuple[int, int]) -> "Tensor":
     grey = normalise(image).convert("L").resize(size, Image.Resampling.BOX)
     mask = np.asarray(grey, dtype=np.float32) >= 127.5
     if not mask.any():
-        raise SettingsError("the mask has no white place of any size: nothing may change; white is where the edit may be")
+        raise SettingsError("the mask has no white place of any size, and nothing may change: give one that is white "
+                            "where the edit may be")
     return torch.from_numpy(mask[None, None].astype(np.float32))
 
 
