@@ -48,11 +48,6 @@ class Settings(Injection, Guidance, Solver, Picture):
     conventions: str = setting("consistent", "levels, windows of steps and the last noise, which is left out: "
                                "consistent, or as in the original code", "consistent", "published")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.reweight and self.carry == "none":
-            raise SettingsError("reweight is of attention that is carried over: give carry=refine too")
-
     @property
     def sampled_steps(self) -> int:
         """How many steps of sampling there are."""
@@ -69,8 +64,14 @@ class DDPM(Method[Settings]):
     calls = "N + 2 strength N; 3 strength N with attention carried over; 2 N with source_guidance_scale above 1"
 
     def plan(self, prompts: "Prompts", source: "Prompt", target: "Prompt", settings: Settings) -> "Plan":
+        from dataclasses import replace
         plan = super().plan(prompts, source, target, settings)
-        return plan if settings.carry == "none" else planned(plan, prompts, settings)
+        if settings.carry != "none":
+            return planned(plan, prompts, settings)
+        if not settings.reweight:
+            return plan
+        return replace(plan, notes=(*plan.notes, "reweight changes nothing: it is of attention that is carried over, "
+                                    "as with carry refine"))
 
     # ---- the way to noise
 

@@ -107,10 +107,11 @@ class InfEdit(Method[Settings]):
         blend = kit.BlendingMask(seen, job.plans, x, s.blend_threshold)
         control = Control(job, s.mutual == "yes" and blend.used)
         first = s.steps - s.sampled_steps
+        if first == s.steps:
+            return
+        known = kit.Prediction(x, job.noise(0))
+        target = mutual = kit.renoise(known, job.down[first][0])
         for i, (here, there) in enumerate(job.down[first:]):
-            if i == 0:
-                known = kit.Prediction(x, job.noise(0))
-                target = mutual = kit.renoise(known, here)
             branches = control.branches(kit.renoise(known, here), target, mutual)
             with control.at(i + first if s.published else i, branches), blend.listen() as tap:
                 found = control.guided(job.together(here, **branches))

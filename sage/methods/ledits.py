@@ -37,6 +37,7 @@ BLUR = 0.5**0.5  # deviation, in places
 class Settings(Solver, Picture):
     """Concepts."""
 
+    free = frozenset({"add", "remove", "quantiles"})
     fixes = frozenset({"skip", "solver", "source_text", "source_guidance_scale", "conventions"})
 
     add: Factors = setting({}, "concepts to add, each with its scale: CONCEPT:SCALE,...; where none is named here or "
@@ -91,15 +92,15 @@ class LEdits(Method[Settings]):
         plan, own = super().plan(prompts, source, target, settings), settings.own
         if both := [concept for concept in settings.add if concept in settings.remove]:
             raise SettingsError(f"{both[0]!r} is to be added and taken away: give it once")
-        if stray := [concept for concept in settings.quantiles if concept not in own]:
-            raise SettingsError(f"quantiles names {stray[0]!r}, which is no concept: it is of add and remove")
         for concept in own:
             if not prompts.parse(concept).text:
                 raise PromptError("a concept is empty: name what is to be added or taken away")
-        if own or source.text == target.text or any(span.target for span in plan.edited):
-            return plan
-        return replace(plan, notes=(*plan.notes, "no word of the target prompt is new: where it acts is told by the "
-                                    "difference that it makes alone"))
+        notes = [f"quantiles names {concept!r}, which is neither added nor taken away"
+                 for concept in settings.quantiles if concept not in own]
+        if not own and plan.edited and not any(span.target for span in plan.edited):
+            notes.append("no word of the target prompt is new: where it acts is told by the difference that it makes "
+                         "alone")
+        return replace(plan, notes=(*plan.notes, *notes))
 
     # ---- the way to noise
 

@@ -104,7 +104,7 @@ ROWS = {
         beside={"word_starts": dict(carry="replace"), "reweight_steps": dict(cross_fraction=0.3),
                 "carry=none": dict(reweight={})}),
     "ledits": Row(
-        base=dict(cross_level=2, mask_quantile=0.5, steps=5), bound="picture",
+        base=dict(cross_level=2, mask_quantile=0.5, steps=6), bound="picture",
         others=dict(add={"dog": 3.0}, remove={"mat": 3.0}, mask_quantile=0.8, quantiles={"dog": 0.9}, warmup=1,
                     cooldown=3, skip=0.6, source_guidance_scale=2.0),
         beside={"quantiles": dict(add={"dog": 3.0}), "guidance_scale": dict(add={})}),

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 import sage
+from sage.commands.checks import check_phrases
 from sage.editing import check_prompts
 from sage.errors import PromptError, SettingsError
 from sage.sampling.levels import DiffusionSchedule, Level, downwards
@@ -199,17 +200,24 @@ def test_a_prompt_that_only_drops_words_is_told_so(made):
     assert not check_prompts(made.model, SOURCE, TARGET, LEDITS.Settings()).notes
     _, (step, *_) = run(made, target="a cat", masks="attention")
     assert (step.mask == 1).all()
+    plan = check_prompts(made.model, SOURCE, TARGET, LEDITS.Settings(quantiles={"dog": 0.5}))
+    assert plan.notes == ("quantiles names 'dog', which is neither added nor taken away",)
 
 
 @pytest.mark.parametrize("changes, error, said", (
     (dict(add={"dog": 2.0}, remove={"dog": 1.0}), SettingsError, "'dog' is to be added and taken away"),
-    (dict(quantiles={"dog": 0.5}), SettingsError, "which is no concept"),
     (dict(add={"dog": 2.0}, quantiles={"dog": 1.5}), SettingsError, "must be at most 1"),
     (dict(add={" ": 2.0}), PromptError, "a concept is empty"),
     (dict(add={"dog " * 200: 2.0}), PromptError, "too many for this model")))
 def test_what_is_no_concept_is_refused(made, changes, error, said):
     with pytest.raises(error, match=said):
         check_prompts(made.model, SOURCE, TARGET, LEDITS.Settings(**changes))
+
+
+def test_concepts_need_not_stand_in_a_prompt():
+    check_phrases(SOURCE, [TARGET], LEDITS.Settings(add={"a red hat": 2.0}))
+    with pytest.raises(PromptError, match="'a red hat' is not in the prompt"):
+        check_phrases(SOURCE, [TARGET], sage.method("p2p").Settings(reweight={"a red hat": 2.0}))
 
 
 def test_attention_of_too_few_places_is_refused(made):

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import sage
+from sage.editing import check_prompts
 from sage.errors import SettingsError
 from sage.sampling.levels import Level
 from tests import small
@@ -113,9 +114,10 @@ def test_noises_of_other_seeds_are_other_ways_to_the_same_picture(made):
     assert off(*found) > 1e-2
 
 
-def test_carried_attention_has_to_be_asked_for():
-    with pytest.raises(SettingsError, match="give carry=refine too"):
-        sage.method("ddpm").Settings(reweight={"dog": 2.0})
+def test_weights_without_carried_attention_are_noted(made):
+    settings = sage.method("ddpm").Settings(reweight={"dog": 2.0})
+    assert "reweight changes nothing" in check_prompts(made.model, SOURCE, TARGET, settings).notes[0]
+    assert not check_prompts(made.model, SOURCE, TARGET, settings.but(carry="refine")).notes
 
 
 # ---- FlowEdit
