@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sage.prompts.plan import Plan
     from sage.prompts.tokens import Prompt, Prompts
 
-Seen = tuple["kit.Prediction", dict[str, "kit.Prediction"], dict[str, list["Tensor"]]]
+Seen = tuple[dict[str, "kit.Prediction"], dict[str, list["Tensor"]]]
 PUBLISHED = dict(steps=30, skip=0.15, source_text="empty", source_guidance_scale=3.5, guidance_scale=5.0,
                  mask_quantile=0.9, conventions="published", quantise="truncate")
 LATE = 800  # the timestep from which on differences say where; before, they are everywhere
@@ -138,11 +138,13 @@ class LEdits(Method[Settings]):
         s, steps, concepts, z = job.settings, Steps(job), _concepts(job), path.noise
         for i, (here, _) in enumerate(job.down):
             active = concepts if s.warmup <= i < (s.steps if s.cooldown is None else s.cooldown) else ()
-            base, seen, maps = _seen(job, z, here, active)
+            # diffusers leads the edit from the empty prompt, whatever it has inverted under
+            base = _base(job, z, here) if s.conventions == "consistent" else job.predict(z, here, job.empty)
+            seen, maps = _seen(job, z, here, active)
             guided, mask = base, None
             for concept in active:
                 change = seen[concept.name] - base
-                m = _where(job, concept, change, maps.get(concept.name, []), here)
+                m = _where(job, concept, change, maps[concept.name], here)
                 guided = guided + concept.scale * m * change
                 mask = m if mask is None else mask.maximum(m)
             mean, scale = steps.reaching(i, guided)
@@ -193,28 +195,25 @@ def _concepts(job: "Job[Settings]") -> tuple[Concept, ...]:
 
 
 def _base(job: "Job[Settings]", z: "Tensor", here: "kit.Level") -> "kit.Prediction":
-    """What leads the way to noise."""
+    """What noises are found under, and concepts lead away from."""
+    w = job.settings.source_guidance_scale
     if job.settings.source_text == "empty":
         return job.predict(z, here, job.empty)
-    return job.cfg(z, here, job.source, job.empty, job.settings.source_guidance_scale, "source")
+    if job.settings.conventions == "published":  # the pipeline takes one prompt for the other
+        return job.cfg(z, here, job.empty, job.source, w, "")
+    return job.cfg(z, here, job.source, job.empty, w, "source")
 
 
 def _seen(job: "Job[Settings]", z: "Tensor", here: "kit.Level", concepts: "Sequence[Concept]") -> "Seen":
-    """One pass: what the concepts lead away from, what is predicted under each, and the maps of each."""
-    s, w = job.settings, job.settings.source_guidance_scale
-    guided = s.source_text == "source" and s.conventions == "consistent"  # diffusers leads the edit from the empty one
-    branches = {"source": (z, job.source)} if guided else {}
-    if not guided or w != 1:
-        branches["empty"] = (z, job.empty)
-    branches |= {concept.name: (z, concept.text) for concept in concepts}
-    listens = bool(concepts) and s.masks in ("both", "attention")
-    sites = job.model.sites().at(kit.Where("cross", s.cross_level)) if listens else kit.Sites()
-    with kit.record(sites) as tap:
+    """What is predicted under each concept, and the maps (B, H, N, M) that say where, by its name."""
+    if not concepts:
+        return {}, {}
+    s, branches = job.settings, {concept.name: (z, concept.text) for concept in concepts}
+    listens = s.masks in ("both", "attention")
+    with kit.record(job.model.sites().at(kit.Where("cross", s.cross_level)) if listens else ()) as tap:
         seen = job.together(here, **branches)
-    maps = [dict(zip(branches, m.chunk(len(branches)), strict=True)) for m in tap.pop()]
-    base = kit.classifier_free(seen["empty"], seen["source"], w) if {"empty", "source"} <= set(seen) else (
-        seen["source" if guided else "empty"])
-    return base, seen, {name: [m[name] for m in maps] for name in branches}
+    maps = [m.chunk(len(branches)) for m in tap.pop()]
+    return seen, {name: [m[i] for m in maps] for i, name in enumerate(branches)}
 
 
 def _where(job: "Job[Settings]", concept: Concept, change: "kit.Prediction", maps: "list[Tensor]",

@@ -75,7 +75,7 @@ class Injection(Reweighting, Solver):
     @property
     def published(self) -> bool:
         """Whether steps are counted as in the original code."""
-        return self.conventions == "published"  # type: ignore[attr-defined, no-any-return]
+        return self.conventions == "published"  # type: ignore[attr-defined]
 
     @property
     def sampled_steps(self) -> int:

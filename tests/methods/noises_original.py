@@ -219,7 +219,7 @@ class Mutual(Controller):
             return ([qs, qt, qt], [ks, kt, ks], [vs, vt, vs]) if late else ([qs, qs, qs], [ks, ks, ks], [vs, vt, vs])
 
         halves = [mixed(*(t.chunk(2)[half] for t in (q, k, v))) for half in (0, 1)]
-        return [torch.stack([*halves[0][i], *halves[1][i]]) for i in range(3)]
+        return [torch.stack([*one, *other]) for one, other in zip(*halves, strict=True)]
 
     def edited(self, maps):
         base, new = maps[3], maps[4]

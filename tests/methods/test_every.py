@@ -111,7 +111,7 @@ ROWS = {
     "infedit": Row(
         base=dict(cross_level=0, blend=("cat", "dog"), blend_threshold=0.8, reweight={"mat": 1.5}, steps=6,
                   strength=0.9),
-        plainly=dict(reweight={}), bound="picture",
+        plainly=dict(reweight={}, blend=None), bound="picture",
         others=dict(strength=0.5, source_guidance_scale=2.0, eta=0.5, self_level=2, cross_start=0.4,
                     word_starts={"dog": 0.4}, word_fractions={"on": 0.3}, self_start=0.4, self_fraction=1.0),
         beside={"word_starts": dict(carry="replace"), "reweight_steps": dict(cross_fraction=0.3)}),

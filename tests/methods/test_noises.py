@@ -138,7 +138,7 @@ def test_every_step_of_flowedit_is_that_of_its_formulas(made, case):
     theirs = original.flowedit(net(made), picture(), drawn(40), N, n_max, min(n_min, n_max), settings.averages,
                                settings.source_guidance_scale, settings.guidance_scale)
     steps, _ = ours(made, "flowedit", settings, drawn(40))
-    assert len(steps) == n_max and all(off(a, b) < 1e-5 for a, b in zip(steps, theirs, strict=True))
+    assert len(steps) == n_max and all(off(a, b) < 2e-5 for a, b in zip(steps, theirs, strict=True))
 
 
 @dataclass(frozen=True)
