@@ -1,7 +1,7 @@
 """FlowEdit: the picture moves as two predictions differ, and never becomes noise (Kulikov et al. 2412.08629, alg. 1).
 
     z_s = s x + n eps                               the picture under fresh noise
-    z_t = z + z_s - x                               the edit so far under the same
+    z_t = z_s + (z - x)                             the edit so far under the same
     z <- z + (s' - s) d_x0 + (n' - n) d_eps         d = prediction(z_t, target) - prediction(z_s, source)
 
 The paper has flows: there s' - s = t - t' and n' - n = t' - t, and the last line is z + (t' - t) (v_t - v_s).  For any
@@ -70,7 +70,7 @@ class FlowEdit(Method[Settings]):
                 noise = job.noise(i, a)
                 source_z = kit.renoise(kit.Prediction(picture, noise), here)
                 source = job.cfg(source_z, here, job.source, job.empty, s.source_guidance_scale, "source")
-                target = job.cfg(z + source_z - picture, here, job.target, job.empty, s.guidance_scale)
+                target = job.cfg(source_z + (z - picture), here, job.target, job.empty, s.guidance_scale)
                 moves.append(target - source)
             change = sum(moves[1:], moves[0]) * (1 / s.averages)
             z = job.confined(z + kit.advance(change, here, there), picture)
@@ -85,7 +85,7 @@ class FlowEdit(Method[Settings]):
         known = kit.Prediction(picture, noise)
         for i, (here, there) in enumerate(edges[done:], start=done):
             if i == done:
-                z = z + kit.renoise(known, here) - picture
+                z = kit.renoise(known, here) + (z - picture)
             guided = job.cfg(z, here, job.target, job.empty, job.settings.guidance_scale)
             z = job.confined(kit.renoise(guided, there), kit.renoise(known, there))
             yield Step(i, z, here, guided=guided, mask=job.mask)

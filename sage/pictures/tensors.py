@@ -62,7 +62,7 @@ def to_mask(image: Image.Image, size: tuple[int, int]) -> "Tensor":
     import torch
     if not isinstance(image, Image.Image):
         raise SettingsError(f"the mask is {type(image).__name__}: give a PIL picture, white where the edit may be")
-    grey = normalise(image).convert("L").resize(size, Image.Resampling.BOX)
+    grey = normalise(image).convert("L").convert("F").resize(size, Image.Resampling.BOX)
     mask = np.asarray(grey, dtype=np.float32) >= 127.5
     if not mask.any():
         raise SettingsError("the mask has no white place of any size, and nothing may change: give one that is white "

@@ -284,7 +284,7 @@ def infedit(net: Net, tokenizer, source: str, target: str, x0: Tensor, noises, s
             else:
                 xt, xm = p_t, p_m
             if i and control.marks[0] is not None:
-                mask = control._mask(control.marks[0], True, xt).float()
+                mask = control._mask(control.marks[0], True, xt)[1:].float()
                 xt = mask * xt + (1 - mask) * xm
             out.append(xt)
     finally:

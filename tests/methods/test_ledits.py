@@ -99,8 +99,7 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize("solver", ("second-order", "ddpm"))
-@pytest.mark.parametrize("inverted", ("", SOURCE))
+@pytest.mark.parametrize("solver, inverted", (("second-order", ""), ("ddpm", SOURCE)))
 @pytest.mark.parametrize("case", EDITS)
 def test_every_step_is_that_of_diffusers(made, monkeypatch, case, inverted, solver):
     changes, edit = EDITS[case]

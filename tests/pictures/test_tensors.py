@@ -10,7 +10,7 @@ from sage.pictures import to_mask
 
 def test_a_place_is_in_the_mask_where_half_of_it_is_white():
     image = Image.new("L", (40, 20))
-    image.paste(255, (0, 0, 15, 20))  # the second column of places is half white
+    image.paste(255, (0, 0, 15, 20))  # of the second column half, and 128 is white
     assert to_mask(image, (4, 2)).tolist() == [[[[1, 1, 0, 0]] * 2]]
     image.paste(0, (14, 0, 15, 20))
     assert to_mask(image, (4, 2)).tolist() == [[[[1, 0, 0, 0]] * 2]]
