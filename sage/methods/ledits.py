@@ -81,8 +81,10 @@ class LEdits(Method[Settings]):
     calls = "N + N (1 + concepts); one more each way with source_guidance_scale above 1"
 
     def defaults(self, model: "Backbone") -> Settings:
-        levels = [site.level for site in model.sites() if site.kind == "cross" and site.place != "mid"] or [0]
-        return Settings(cross_level=min(2, max(levels)))
+        side = model.latent_shape((model.sample_size, model.sample_size))[1]
+        levels = {site.level for site in model.sites() if site.kind == "cross" and site.place != "mid"} or {0}
+        fine = [level for level in levels if side >> level >= 16] or [min(levels)]  # 16 x 16 on Stable Diffusion
+        return Settings(cross_level=max(fine))
 
     def fits(self, model: "Backbone") -> str:
         return "" if any(site.kind == "cross" for site in model.sites()) else "it has no cross-attention"

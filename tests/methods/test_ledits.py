@@ -1,5 +1,7 @@
 """LEDITS++ against diffusers' LEditsPPPipelineStableDiffusion on a tiny model, step by step, and what its parts do."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LEditsPPPipelineStableDiffusion
@@ -163,6 +165,13 @@ def test_a_concept_stays_inside_its_mask(made):
     assert 0.15 < step.mask.mean() < 0.3
     changed = (step.guided.eps - step.source.eps).abs()
     assert changed[~inside].max() < 1e-6 < 1e-2 < changed[inside].mean()
+
+
+def test_attention_is_read_at_16_places_a_side(made):
+    assert LEDITS.defaults(made.model).cross_level == 0 == sage.method("ledits").recommended(made.model).cross_level
+    large = copy.copy(made.model)
+    large.sample_size = 256
+    assert LEDITS.defaults(large).cross_level == 2
 
 
 def test_places_are_told_by_the_words_that_are_new(made):
