@@ -1,4 +1,4 @@
-"""The way to noise: DDIM inversion, recording the attention that edits are held to."""
+"""The ways to noise that methods share: DDIM inversion, with the attention that edits are held to; DDPM inversion."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -11,8 +11,8 @@ from sage.models.backbone import Text
 from sage.models.memory import on_host
 from sage.models.sites import QueriesKeys
 from sage.sampling.levels import Edges, Level
-from sage.sampling.steps import Prediction, walk
-from sage.trajectory.kinds import Heard, Recorded, Trajectory, Wanted, mapped
+from sage.sampling.steps import Prediction, renoise, walk
+from sage.trajectory.kinds import Heard, Noises, Recorded, Trajectory, Wanted, mapped
 
 if TYPE_CHECKING:
     from sage.job import Job
@@ -41,6 +41,28 @@ def ddim_inversion(job: "Job[Any]", text: Text, wants: Sequence[Wanted] = (), *,
     if not wants:
         return Trajectory(origin=None, latents=tuple(latents))  # type: ignore[arg-type]  # the driver says of what
     return Recorded(origin=None, latents=tuple(latents), wanted=tuple(wants), heard=keep.heard)  # type: ignore[arg-type]
+
+
+def noise_inversion(job: "Job[Any]", step: Callable[[Tensor, int], tuple[Tensor, float]]) -> Noises:
+    """Latents of every level, drawn each by itself, and the noise with which stochastic sampling meets them.
+
+        z_k = s_k z0 + n_k eps_k,   eps_k ~ N(0, I)
+        u_k = (z_{k-1} - mean(z_k)) / scale          (Huberman-Spiegelglas et al. 2304.06140, eq. 5)
+
+    Noises are drawn from the cleanest level up; steps are taken down `job.down`.
+
+    Args:
+        step: (z_k, number of the sampling step) -> mean and scale of the noise, as `reaching` gives them.
+    """
+    z0, edges = job.z0, job.down
+    latents = [z0, *(renoise(Prediction(z0, job.noise(k)), level) for k, (level, _) in enumerate(edges[::-1], start=1))]
+    noises = []
+    for i in range(len(edges)):
+        mean, scale = step(latents[-1 - i], i)
+        noises.append((latents[-2 - i] - mean) / scale)
+        latents[-2 - i] = mean + scale * noises[-1]  # as sampling will have it, rounding included
+        job.report("invert", i + 1, len(edges))
+    return Noises(origin=None, latents=(z0, *latents[1:]), noises=tuple(noises))  # type: ignore[arg-type]  # the driver
 
 
 class _Recorder:

@@ -15,6 +15,7 @@ from sage.guidance.hooks import watch
 from sage.method import Method, Request
 from sage.models.backbone import Backbone, Text
 from sage.models.sites import Sites, Where
+from sage.pictures.tensors import to_mask
 from sage.prompts.plan import Plan, token_factors
 from sage.sampling.levels import Edges, Level
 from sage.sampling.steps import Prediction, classifier_free, gaussian
@@ -89,6 +90,25 @@ class Job(Generic[S]):
         """(B, M) factors on the attention to the target's tokens, None if nothing is reweighted."""
         factors = token_factors(self.plans, self.target.tokens.shape[1])
         return None if factors is None else factors.to(self.z0.device)
+
+    # ---- where the pictures may change
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """(B, 1, h, w) in {0, 1}: where the pictures may change by their requests, None if none says it.
+
+        Raises:
+            SettingsError: a mask that is no picture, or has no white place.
+        """
+        if not any(request.mask for request in self.requests):
+            return None
+        height, width = self.z0.shape[-2:]
+        return torch.cat([torch.ones_like(self.z0[:1, :1]) if request.mask is None else
+                          to_mask(request.mask, (width, height)).to(self.z0) for request in self.requests])
+
+    def confined(self, z: Tensor, kept: Tensor) -> Tensor:
+        """`z` where the pictures may change, and elsewhere `kept`, both (B, C, h, w)."""
+        return z if self.mask is None else torch.where(self.mask > 0, z, kept)
 
     # ---- passes
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sage.guidance.blur import gaussian_blur
     from sage.guidance.hooks import detour, hear_features, listen, record, rewrite, swap, swap_outputs
     from sage.guidance.losses import gradient, latent_slopes, limited, map_slopes
-    from sage.guidance.masks import attended, dilated, resize, threshold, token_attention
+    from sage.guidance.masks import attended, dilated, resize, threshold, token_attention, upper
     from sage.guidance.preservation import Preservation
     from sage.guidance.proximal import proximal
     from sage.guidance.rewrites import (
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         rewrite_maps,
         word_swap,
     )
-    from sage.inversion import ddim_inversion
+    from sage.inversion import ddim_inversion, noise_inversion
     from sage.models.backbone import Text
     from sage.models.sites import Feature, Projection, QueriesKeys, Site, Sites, Where
     from sage.prompts.plan import Plan, marked, replaced, token_factors, token_mask
@@ -44,7 +44,9 @@ if TYPE_CHECKING:
         from_output,
         gaussian,
         mixed_with_noise,
+        reaching,
         renoise,
+        second_order,
         stochastic,
         to_output,
         walk,
@@ -56,13 +58,13 @@ _FROM = {
     "sage.guidance.blend": "BlendingMask",
     "sage.guidance.hooks": "detour hear_features listen record rewrite swap swap_outputs",
     "sage.guidance.losses": "gradient latent_slopes limited map_slopes",
-    "sage.guidance.masks": "attended dilated resize threshold token_attention",
+    "sage.guidance.masks": "attended dilated resize threshold token_attention upper",
     "sage.guidance.blur": "gaussian_blur",
     "sage.guidance.preservation": "Preservation",
     "sage.guidance.proximal": "proximal",
     "sage.guidance.rewrites": "between lent refinement replace_columns replacement reweight reweighted "
                               "rewrite_columns rewrite_maps word_swap",
-    "sage.inversion": "ddim_inversion",
+    "sage.inversion": "ddim_inversion noise_inversion",
     "sage.models.backbone": "Text",
     "sage.models.sites": "Feature Projection QueriesKeys Site Sites Where",
     "sage.prompts.plan": "Plan marked replaced token_factors token_mask",
@@ -70,7 +72,7 @@ _FROM = {
     "sage.prompts.words": "aligned changed_words",
     "sage.sampling.levels": "Edge Edges Level downwards upwards",
     "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step from_output gaussian "
-                           "mixed_with_noise renoise stochastic to_output walk with_noise",
+                           "mixed_with_noise reaching renoise second_order stochastic to_output walk with_noise",
     "sage.trajectory.kinds": "Noises NullText Pair Recorded Trajectory Wanted",
 }
 _WHERE = {name: module for module, names in _FROM.items() for name in names.split()}

@@ -283,6 +283,11 @@ METHODS: dict[str, str] = {
     "masactrl": "sage.methods.masactrl:MasaCtrl",
     "pnp": "sage.methods.pnp:PlugAndPlay",
     "p2p": "sage.methods.p2p:PromptToPrompt",
+    "ddpm": "sage.methods.ddpm:DDPM",
+    "ledits": "sage.methods.ledits:LEdits",
+    "infedit": "sage.methods.infedit:InfEdit",
+    "flowedit": "sage.methods.flowedit:FlowEdit",
+    "uni-edit": "sage.methods.uni_edit:UniEdit",
 }
 
 

@@ -41,12 +41,14 @@ class Settings:
     Attributes:
         fixes: names of the class's own settings that an inversion depends on: an edit that starts from a trajectory may
             differ from it in all others.
+        free: names of settings whose phrases need not stand in any prompt.
 
     Raises:
         SettingsError: a value of the wrong type or out of its range, named with what is allowed.
     """
 
     fixes: ClassVar[frozenset[str]] = frozenset()
+    free: ClassVar[frozenset[str]] = frozenset()
 
     if TYPE_CHECKING:  # what __post_init__ checks by the annotations
         def __init__(self, **values: Any) -> None: ...
@@ -230,12 +232,18 @@ class Picture(Output):
 
 
 @frozen
-class Words(Settings):
+class Reweighting(Settings):
+    """Attention."""
+
+    reweight: Factors = setting({}, "factor on the cross-attention of phrases of the target prompt: WORD:FACTOR,...")
+
+
+@frozen
+class Words(Reweighting):
     """Attention."""
 
     cross_level: int = setting(2, "halvings of the latents at which cross-attention maps are edited, and read for the "
                                "blending mask", low=0, high=8)
-    reweight: Factors = setting({}, "factor on the cross-attention of phrases of the target prompt: WORD:FACTOR,...")
 
 
 @frozen

@@ -43,7 +43,8 @@ def check_phrases(source: str, targets: Sequence[str], config: Settings) -> None
     words = isinstance(config, Blending) and config.blend_match == "words"  # an absent word then counts for nothing
     pairs = [values[name] for name, kind in kinds.items() if kind == Phrases and isinstance(values.get(name), tuple)
              and not (words and name == "blend")]
-    factors = [phrase for name, kind in kinds.items() if kind == Factors for phrase in values[name]]
+    factors = [phrase for name, kind in kinds.items() if kind == Factors and name not in config.free
+               for phrase in values[name]]
     wanted = [(source, a) for a, _ in pairs]
     wanted += [(target, b) for target in targets for b in (*(b for _, b in pairs), *factors)]
     for prompt, phrase in wanted:

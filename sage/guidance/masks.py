@@ -35,6 +35,11 @@ def threshold(attention: Tensor, share: float, pooled: bool = True) -> Tensor:
     return attention / attention.amax(dim=(2, 3), keepdim=True) > share  # 0 / 0 is not greater
 
 
+def upper(x: Tensor, share: float) -> Tensor:
+    """Places (B, 1, h, w) bool where `x` (B, 1, h, w) is at least the picture's quantile `share`."""
+    return x >= x.flatten(1).quantile(share, dim=1)[:, None, None, None]
+
+
 def dilated(mask: Tensor, margin: int) -> Tensor:
     """`mask` (B, C, h, w) float in {0, 1}, each channel's places grown by `margin` to all sides."""
     return F.max_pool2d(mask, 2 * margin + 1, stride=1, padding=margin) if margin else mask

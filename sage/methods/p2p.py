@@ -15,7 +15,20 @@ from typing import TYPE_CHECKING, Any
 from sage import anchors, kit
 from sage.errors import SettingsError
 from sage.method import Method, Step
-from sage.settings import AUTO, Blending, Factors, Phrases, Picture, Preserved, Words, frozen, setting, share_of
+from sage.settings import (
+    AUTO,
+    Blending,
+    Factors,
+    Phrases,
+    Picture,
+    Preserved,
+    Reweighting,
+    Solver,
+    Words,
+    frozen,
+    setting,
+    share_of,
+)
 
 if TYPE_CHECKING:
     from sage.job import Job
@@ -28,7 +41,7 @@ PUBLISHED = dict(steps=50, guidance_scale=7.5, conventions="published", cross_fr
 
 
 @frozen
-class Injection(Words, anchors.Anchored):
+class Injection(Reweighting, Solver):
     """Attention."""
 
     carry: str = setting("refine", "whose cross-attention the target takes: that of the tokens that both prompts have, "
@@ -42,8 +55,6 @@ class Injection(Words, anchors.Anchored):
     self_level: int = setting(1, "halvings of the latents from which on self-attention is carried over", low=0, high=8)
     reweight_steps: str = setting("all", "steps with reweighting: all, or those in which a token's attention is "
                                   "carried over", "all", "window")
-    cross_level: int = setting(2, "halvings of the latents at which cross-attention is read for the blending mask",
-                               low=0, high=8)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +65,7 @@ class Injection(Words, anchors.Anchored):
     def cross_window(self, start: float, end: float) -> range:
         """The steps with cross-attention carried over; the original code has a row too many in its table of them."""
         rows = self.steps + 1
-        return range(int(start * rows), min(int(end * rows), self.steps)) if self.conventions == "published" else (
+        return range(int(start * rows), min(int(end * rows), self.steps)) if self.published else (
             self._between(start, end))
 
     @property
@@ -62,17 +73,29 @@ class Injection(Words, anchors.Anchored):
         """The steps with self-attention carried over."""
         return self._between(self.self_start, self.self_fraction)
 
+    @property
+    def published(self) -> bool:
+        """Whether steps are counted as in the original code."""
+        return self.conventions == "published"  # type: ignore[attr-defined]
+
+    @property
+    def sampled_steps(self) -> int:
+        """How many steps of sampling there are, of which shares are meant."""
+        return self.steps
+
     def _between(self, start: float, end: float) -> range:
         return range(self._steps(start), self._steps(end))
 
     def _steps(self, share: float) -> int:
-        return int(share * self.steps) if self.conventions == "published" else share_of(share, self.steps)
+        return int(share * self.steps) if self.published else share_of(share, self.sampled_steps)
 
 
 @frozen
-class Settings(Injection, Blending, Preserved, Picture):
+class Settings(Injection, Words, anchors.Anchored, Blending, Preserved, Picture):
     """Blending."""
 
+    cross_level: int = setting(2, "halvings of the latents at which cross-attention is read for the blending mask",
+                               low=0, high=8)
     blend_start: float = setting(0.2, "share of the steps before blending", low=0, high=1)
     blend_fraction: float = setting(1.0, "share of the steps after which there is no blending", low=0, high=1)
     blend_except: Phrases = setting(None, "phrases that mark where the picture may not change: none, or SOURCE,TARGET")
@@ -102,20 +125,11 @@ class PromptToPrompt(Method[Settings]):
 
     def plan(self, prompts: "Prompts", source: "Prompt", target: "Prompt", settings: Settings) -> "Plan":
         from dataclasses import replace
-        plan, s, notes = super().plan(prompts, source, target, settings), settings, list[str]()
-        changed = kit.changed_words(prompts, source, target) if s.carry == "replace" else ()
-        if changed is None:
-            notes.append("the prompts have not equally many words, and cannot be replaced word by word: the attention "
-                         "of the tokens that both have is carried over")
-        windows = {p: (s.word_starts.get(phrase, 0.0), s.word_fractions.get(phrase, s.cross_fraction))
-                   for phrase in {**s.word_starts, **s.word_fractions}
-                   for p in prompts.find(target, phrase, every=True)}
+        plan, s = planned(super().plan(prompts, source, target, settings), prompts, settings), settings
         if s.blend_except == AUTO:
             raise SettingsError("blend_except is auto: give the phrases that mark what may not change, or none")
         kept = s.blend_except and kit.marked(prompts, source, target, s.blend_except, s.blend_match == "words")
-        return replace(plan, replace=changed or (), windows=tuple((p, *w) for p, w in windows.items()),
-                       kept=kept or None, notes=(*plan.notes, *notes),
-                       aligned=kit.aligned(prompts.tokens(source), prompts.tokens(target), len(target.ids)))
+        return replace(plan, kept=kept or None)
 
     # ---- the way to noise
 
@@ -152,16 +166,32 @@ class PromptToPrompt(Method[Settings]):
             yield Step(i, target, here, found["source"], found["target"], guided, mask=m)
 
 
+def planned(plan: "Plan", prompts: "Prompts", s: Injection) -> "Plan":
+    """A plan with what is carried over between its prompts; PromptError for phrases that are not in the target."""
+    from dataclasses import replace
+    source, target, notes = plan.source, plan.target, list[str]()
+    changed = kit.changed_words(prompts, source, target) if s.carry == "replace" else ()
+    if changed is None:
+        notes.append("the prompts have not equally many words, and cannot be replaced word by word: the attention "
+                     "of the tokens that both have is carried over")
+    windows = {p: (s.word_starts.get(phrase, 0.0), s.word_fractions.get(phrase, s.cross_fraction))
+               for phrase in {**s.word_starts, **s.word_fractions}
+               for p in prompts.find(target, phrase, every=True)}
+    return replace(plan, replace=changed or (), windows=tuple((p, *w) for p, w in windows.items()),
+                   notes=(*plan.notes, *notes),
+                   aligned=kit.aligned(prompts.tokens(source), prompts.tokens(target), len(target.ids)))
+
+
 class Carried:
     """The attention that the target branch takes from the source branch, step by step."""
 
-    def __init__(self, job: "Job[Settings]"):
+    def __init__(self, job: "Job[Any]"):
         import torch
         s, sites, length = job.settings, job.model.sites(), job.target.tokens.shape[1]
         self.s, self.device = s, job.z0.device
         self.cross = kit.Sites(site for site in sites if site.kind == "cross")
         self.selfs = kit.Sites(site for site in sites if site.kind == "self" and site.level >= s.self_level)
-        maps = [kit.word_swap(plan.replace, length, shifted=s.conventions == "consistent") if plan.replace else
+        maps = [kit.word_swap(plan.replace, length, shifted=not s.published) if plan.replace else
                 kit.refinement(plan.aligned, length) for plan in job.plans]
         self.carry, self.keep = (torch.stack(part).to(self.device) for part in zip(*maps, strict=True))
         self.factors = torch.ones_like(self.keep) if job.factors is None else job.factors
@@ -169,6 +199,14 @@ class Carried:
 
     def at(self, step: int, branches: Iterable[str]) -> AbstractContextManager[Any]:
         """Context around the pass of a step, in which the target's maps are made from the source's."""
+        names = tuple(branches)
+        stack = self.words_at(step, names)
+        if step in self.s.self_window:
+            stack.enter_context(kit.between(self.selfs, names, lambda maps, site: {"target": maps["source"]}))
+        return stack
+
+    def words_at(self, step: int, branches: Iterable[str]) -> ExitStack:
+        """The same for cross-attention alone."""
         import torch
         stack, names = ExitStack(), tuple(branches)
         window = torch.tensor([[float(step in steps) for steps in row] for row in self.windows], device=self.device)
@@ -178,8 +216,6 @@ class Carried:
         if window.any() or not (keep == 1).all():
             stack.enter_context(kit.between(self.cross, names, lambda maps, site: {
                 "target": kit.replace_columns(maps["target"], maps["source"], carry, keep)}))
-        if step in self.s.self_window:
-            stack.enter_context(kit.between(self.selfs, names, lambda maps, site: {"target": maps["source"]}))
         return stack
 
     def _windows(self, plan: "Plan", length: int) -> list[range]:

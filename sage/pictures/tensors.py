@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from sage.errors import NumericsError, SettingsError
+from sage.pictures.files import normalise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +49,25 @@ def to_tensor(image: Image.Image, size: tuple[int, int]) -> "Tensor":
         image = image.resize(size, Image.Resampling.LANCZOS)
     x = np.asarray(image, dtype=np.float32) / np.float32(127.5) - 1
     return torch.from_numpy(x.transpose(2, 0, 1)[None].copy())
+
+
+def to_mask(image: Image.Image, size: tuple[int, int]) -> "Tensor":
+    """A picture of where something may be done -> (1, 1, h, w) float32 in {0, 1}: the places at least half white.
+
+    Args:
+        size: (w, h) of the result.
+    Raises:
+        SettingsError: no picture, or one without such a place.
+    """
+    import torch
+    if not isinstance(image, Image.Image):
+        raise SettingsError(f"the mask is {type(image).__name__}: give a PIL picture, white where the edit may be")
+    grey = normalise(image).convert("L").convert("F").resize(size, Image.Resampling.BOX)
+    mask = np.asarray(grey, dtype=np.float32) >= 127.5
+    if not mask.any():
+        raise SettingsError("the mask has no white place of any size, and nothing may change: give one that is white "
+                            "where the edit may be")
+    return torch.from_numpy(mask[None, None].astype(np.float32))
 
 
 def from_pixels(pixels: np.ndarray) -> Image.Image:

@@ -9,7 +9,7 @@ from torch import Tensor
 from sage.errors import PromptError
 from sage.guidance.rewrites import check_counts
 from sage.prompts.tokens import Prompt, Prompts, Span
-from sage.settings import AUTO, Blending, Phrases, Settings, Words
+from sage.settings import AUTO, Blending, Phrases, Reweighting, Settings
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def make_plan(prompts: Prompts, source: Prompt, target: Prompt, settings: Settin
     spans, notes, blend = prompts.differences(source, target), list[str](), None
     if isinstance(settings, Blending):
         blend = _blend(prompts, source, target, settings, spans, notes)
-    factors = {p: factor for phrase, factor in (settings.reweight.items() if isinstance(settings, Words) else ())
+    factors = {p: factor for phrase, factor in (settings.reweight.items() if isinstance(settings, Reweighting)
+                                                else ())
                for p in prompts.find(target, phrase, every=True)}
     return Plan(source, target, (), blend, tuple(sorted(factors.items())), tuple(spans), notes=tuple(notes))
 

@@ -163,6 +163,27 @@ class DiffusionSchedule:
         final = 1.0 if spacing == "linspace" else self._final
         return (Level.of(0, final), *(Level.of(t, self._alphas[t]) for t in visited))
 
+    def rounded(self, t: int) -> Level:
+        """The level of timestep `t` by the float32 table that diffusers keeps; below 0 the cleanest one."""
+        a = alphas_cumprod(self.params, torch.float32)
+        return Level.of(max(t, 0), a[t].item() if t >= 0 else 1.0 if self.params.set_alpha_to_one else a[0].item())
+
+    def cleanest(self, steps: int, total: int, whole: bool) -> tuple[Level, ...]:
+        """The clean end of a leading grid of diffusers, N + 1 levels, clean to noisy.
+
+        Args:
+            total: steps of the grid.
+            whole: as DPMSolverMultistepScheduler has it: the step from the first timestep to 0 is as long as others,
+                and the clean end has no noise; else as DDIMScheduler.
+        Raises:
+            SettingsError: more steps than timesteps.
+        """
+        length = self.params.train_steps // (total + whole)
+        if length == 0:
+            raise SettingsError(f"steps are {total} in all: must be below {self.params.train_steps}")
+        clean = Level.of(0, 1.0) if whole else self.rounded(-1)
+        return clean, *(self.rounded((k + whole) * length + 1) for k in range(steps))
+
     def ahead(self, steps: int, spacing: str = "leading") -> tuple[Edges, Edges]:
         """The steps of the code of prompt-to-prompt and its kin, there and back.
 

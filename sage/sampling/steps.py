@@ -7,6 +7,7 @@
 Run from noisy to clean they sample, from clean to noisy they invert.  No network is imported here.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from sage.sampling.levels import Edge, Level
 
-PREDICTIONS = ("epsilon", "v_prediction")
+PREDICTIONS = ("epsilon", "v_prediction", "flow")
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +99,32 @@ def ancestral(p: Prediction, here: Level, there: Level, eta: float = 1.0) -> tup
     return there.signal * p.x0 + max(0.0, there.noise**2 - var) ** 0.5 * p.eps, var**0.5
 
 
+def reaching(p: Prediction, here: Level, there: Level, eta: float = 1.0) -> tuple[Tensor, float]:
+    """As `ancestral`, for noise that is found and not drawn: its scale is 1 where the step has none of its own."""
+    mean, deviation = ancestral(p, here, there, eta)
+    return mean, deviation or 1.0
+
+
+def second_order(p: Prediction, before: Prediction, last: Level, here: Level, there: Level) -> Prediction:
+    """What DPM-Solver++ (2M) puts in the place of a prediction (Lu et al. 2211.01095, algorithm 2).
+
+        x0 <- x0 + (h / 2 h_before) (x0 - x0_before),   h = l' - l,   l = log(s / n)
+
+    With it `renoise` is that solver's step, and `ancestral` that of its stochastic kind.
+
+    Args:
+        before: what was predicted a step earlier, at level `last`.
+        here, there: levels with some noise.
+    """
+    ratio = (_log_ratio(there) - _log_ratio(here)) / (_log_ratio(here) - _log_ratio(last))
+    shift = 0.5 * ratio * (p.x0 - before.x0)
+    return Prediction(p.x0 + shift, p.eps - here.signal / here.noise * shift)
+
+
+def _log_ratio(level: Level) -> float:
+    return math.log(level.signal / level.noise) if level.signal else -math.inf
+
+
 def stochastic(p: Prediction, here: Level, there: Level, eta: float, noise: Callable[[], Tensor]) -> Tensor:
     """A step with some fresh noise in it; with eta 0 none is drawn, and it is `renoise`.
 
@@ -113,15 +140,17 @@ def stochastic(p: Prediction, here: Level, there: Level, eta: float, noise: Call
 def from_output(z: Tensor, output: Tensor, level: Level, prediction: str) -> Prediction:
     """A network's output for latents `z` at `level`.
 
-    v = s eps - n x0 (Salimans & Ho 2022, appendix D).
+    v = s eps - n x0 (Salimans & Ho 2022, appendix D); a flow's u = eps - x0, at s + n = 1 (Liu et al. 2023).
 
     Raises:
-        ValueError: `prediction` is neither "epsilon" nor "v_prediction".
+        ValueError: `prediction` is none of `PREDICTIONS`.
     """
     if prediction == "epsilon":
         return with_noise(z, output, level)
     if prediction == "v_prediction":
         return Prediction(level.signal * z - level.noise * output, level.signal * output + level.noise * z)
+    if prediction == "flow":
+        return Prediction(z - level.noise * output, z + level.signal * output)
     raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
 
 
@@ -129,12 +158,14 @@ def to_output(p: Prediction, level: Level, prediction: str) -> Tensor:
     """What the network gave when it predicted `p` at `level`: the inverse of `from_output`.
 
     Raises:
-        ValueError: `prediction` is neither "epsilon" nor "v_prediction".
+        ValueError: `prediction` is none of `PREDICTIONS`.
     """
     if prediction == "epsilon":
         return p.eps
     if prediction == "v_prediction":
         return level.signal * p.eps - level.noise * p.x0
+    if prediction == "flow":
+        return p.velocity
     raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from sage.errors import PromptError, SageError
 from sage.prompts.tokens import Prompt, Prompts, Span
-from sage.settings import AUTO, Factors, Phrases, Settings, Words, annotations
+from sage.settings import AUTO, Factors, Phrases, Reweighting, Settings, annotations
 
 MARKS = ",.;:!?\"'()"
 
@@ -18,7 +18,7 @@ def names_of(settings: Settings | type[Settings], wanted: Any) -> list[str]:
 
 def weights_of(cls: type[Settings]) -> str:
     """The setting of the factors on the attention to words, "" without one."""
-    return "reweight" if issubclass(cls, Words) else ""
+    return "reweight" if issubclass(cls, Reweighting) else ""
 
 
 def compare(find: Prompts, source: str, target: str, settings: Settings) -> dict[str, Any]:

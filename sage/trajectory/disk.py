@@ -30,6 +30,7 @@ from sage.trajectory.kinds import KINDS, Frame, Origin, Trajectory, Wanted, mapp
 from sage.trajectory.label import KEY, VERSION, Label, check_place, read_label
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+ATTENTION = ("heard.", "self.", "cross.")  # the tensors of it; the latter two in files of version 1
 ASIDE = {"text", "factors", "attention"}  # in files of version 1, and worked out anew today
 
 
@@ -113,7 +114,7 @@ def load_trajectory(path: str | Path, model: Backbone, trusted: str = "") -> Tra
             checked = checksum([tensor], checked)
             if not all(math.isfinite(x) for x in torch.aminmax(tensor)):
                 raise SettingsError(f"{path}: {key} holds NaN or infinite numbers; invert again")
-            host = model.savings.references and not key.startswith("latents")
+            host = model.savings.references and key.startswith(ATTENTION)
             tensors[key] = tensor if host else tensor.to(model.device)
     except ModelError as error:
         raise SettingsError(str(error)) from error

@@ -1,0 +1,126 @@
+"""UniEdit-Flow: an inversion that looks ahead, and guidance where two predictions differ (Jiao et al. 2504.13109).
+
+    up     z~ = z + step(v_last),  z <- z + step(v(z~, t'))      the prediction is that of where the step ends
+    down   v = m v_t + (1 - m) v_s + omega (1 + m) (v_t - v_s)   both at the same latents
+           m = |v_t - v_s|, mean over channels, from 0 at its least to 1 at its greatest place
+
+All of it in the last share alpha of the steps.  v is whatever the network gives: the velocity of a flow, or the noise
+that a diffusion predicts, as in the authors' code for those.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sage import kit
+from sage.errors import SettingsError
+from sage.method import Method, Step
+from sage.settings import Picture, Solver, frozen, setting, share_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sage.job import Job
+    from sage.models.backbone import Backbone
+    from sage.prompts.tokens import Prompt, Prompts
+
+PUBLISHED = dict(steps=15, strength=0.6, guidance_scale=5.0, source_text="empty", mask_sign="kept",
+                 conventions="published", quantise="truncate")
+
+
+@frozen
+class Settings(Solver, Picture):
+    """Guidance."""
+
+    fixes = frozenset({"strength", "source_text", "conventions"})
+
+    strength: float = setting(0.6, "alpha: share of the way to noise that the picture is taken, the more, the more may "
+                              "change", low=0, high=1)
+    guidance_scale: float = setting(5.0, "omega: how strongly the edit is led from the source prompt to the target "
+                                    "prompt, beside following it", low=0, high=100)
+    source_text: str = setting("source", "what the picture is inverted under: the source prompt, or the empty one",
+                               "source", "empty")
+    mask_sign: str = setting("ignored", "whether places where the prediction falls count as those where it rises do, "
+                             "or less than those where it stays, as in the code for diffusions", "ignored", "kept")
+    conventions: str = setting("consistent", "the level that the inversion sets out from: consistent, or as in the "
+                               "original code", "consistent", "published")
+
+    @property
+    def taken(self) -> int:
+        """How many steps are taken, each way."""
+        return int(self.strength * self.steps) if self.conventions == "published" else (
+            share_of(self.strength, self.steps))
+
+
+class UniEdit(Method[Settings]):
+    """UniEdit-Flow."""
+
+    name, title, paper = "uni-edit", "UniEdit-Flow", "2504.13109"
+    about = "inverts with foresight and edits where predictions differ most; few calls, and little changes elsewhere"
+    reads = frozenset({"source", "target", "mask"})
+    presets = {"published": PUBLISHED}
+    calls = "3 strength N + 1"
+
+    # ---- the way to noise
+
+    def inversion(self, settings: Settings) -> str:
+        return "uni" + (", empty prompt" if settings.source_text == "empty" else "")
+
+    def inverted_under(self, settings: Settings, source: "Prompt", prompts: "Prompts") -> "Prompt":
+        return prompts.parse("") if settings.source_text == "empty" else source
+
+    def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
+        up, down = super().edges(model, settings, size)
+        if settings.conventions == "published":
+            if not hasattr(model.schedule, "ahead"):
+                raise SettingsError(f"conventions is published: {model.name} has no timesteps")
+            down = model.schedule.ahead(settings.steps, settings.spacing)[1]
+            levels = [here for here, _ in reversed(down)]
+            up = kit.upwards((kit.Level(0, 1.0, 0.0), *levels))  # the picture has no noise on the way up
+        return up[:settings.taken], down[len(down) - settings.taken:]
+
+    def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
+        text = job.empty if job.settings.source_text == "empty" else job.source
+        z, latents = job.z0, [job.z0]
+        for i, (here, there) in enumerate(job.up):
+            if i == 0:
+                last, seen = here, job.cfg(z, here, text, job.empty, 1.0, "source")
+            ahead = _carried(job, z, seen, last, here, self._foreseen(job, there) if i == 0 else there)
+            last, seen = there, job.cfg(ahead, there, text, job.empty, 1.0, "source")
+            z = _carried(job, z, seen, there, here, there)
+            latents.append(z)
+            job.report("invert", i + 1, len(job.up))
+        return kit.Trajectory(origin=None, latents=tuple(latents))  # type: ignore[arg-type]  # the driver says of what
+
+    def _foreseen(self, job: "Job[Settings]", there: "kit.Level") -> "kit.Level":
+        """Where the first look ahead is taken; in the original code not as far as the first step goes."""
+        return job.down[-1][1] if job.settings.conventions == "published" else there
+
+    # ---- the way back
+
+    def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
+        s, z = job.settings, path.noise
+        for i, (here, there) in enumerate(job.down):
+            source = job.cfg(z, here, job.source, job.empty, 1.0, "source")
+            target = job.cfg(z, here, job.target, job.empty, 1.0)
+            change = target - source
+            m = _strength(change.velocity, s.mask_sign == "kept")
+            guided = source + (m + s.guidance_scale * (1 + m)) * change
+            z = job.confined(kit.renoise(guided, there), path.latents[-2 - i])
+            yield Step(i, z, here, source, target, guided, mask=job.mask)
+
+
+def _carried(job: "Job[Settings]", z: "Tensor", p: "kit.Prediction", at: "kit.Level", here: "kit.Level",
+             there: "kit.Level") -> "Tensor":
+    """`z` from one level to another by what the network gave at the level `at`."""
+    kind = job.model.prediction_type
+    return kit.renoise(kit.from_output(z, kit.to_output(p, at, kind), here, kind), there)
+
+
+def _strength(change: "Tensor", signed: bool) -> "Tensor":
+    """(B, 1, h, w) in [0, 1]; 0 where nothing differs anywhere.
+
+    Whether a network gives noise or velocity, what two outputs at the same latents differ by is in proportion.
+    """
+    m = (change if signed else change.abs()).mean(dim=1, keepdim=True)
+    least, most = m.amin(dim=(2, 3), keepdim=True), m.amax(dim=(2, 3), keepdim=True)
+    return (m - least) / (most - least + 1e-7)
