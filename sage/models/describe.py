@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sage.models.known import find_model
-from sage.models.loading import weight_files
+from sage.models.folders import weight_files
 from sage.models.sd import configs
 from sage.models.sd.singlefile import guess_prediction, take_apart
 from sage.models.weights import Stored, open_weights

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sage.sampling.levels import Edge, Level
 
-PREDICTIONS = ("epsilon", "v_prediction")
+PREDICTIONS = ("epsilon", "v_prediction", "flow")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,15 +113,17 @@ def stochastic(p: Prediction, here: Level, there: Level, eta: float, noise: Call
 def from_output(z: Tensor, output: Tensor, level: Level, prediction: str) -> Prediction:
     """A network's output for latents `z` at `level`.
 
-    v = s eps - n x0 (Salimans & Ho 2022, appendix D).
+    v = s eps - n x0 (Salimans & Ho 2022, appendix D); a flow's u = eps - x0, at s + n = 1 (Liu et al. 2023).
 
     Raises:
-        ValueError: `prediction` is neither "epsilon" nor "v_prediction".
+        ValueError: `prediction` is none of `PREDICTIONS`.
     """
     if prediction == "epsilon":
         return with_noise(z, output, level)
     if prediction == "v_prediction":
         return Prediction(level.signal * z - level.noise * output, level.signal * output + level.noise * z)
+    if prediction == "flow":
+        return Prediction(z - level.noise * output, z + level.signal * output)
     raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
 
 
@@ -129,12 +131,14 @@ def to_output(p: Prediction, level: Level, prediction: str) -> Tensor:
     """What the network gave when it predicted `p` at `level`: the inverse of `from_output`.
 
     Raises:
-        ValueError: `prediction` is neither "epsilon" nor "v_prediction".
+        ValueError: `prediction` is none of `PREDICTIONS`.
     """
     if prediction == "epsilon":
         return p.eps
     if prediction == "v_prediction":
         return level.signal * p.eps - level.noise * p.x0
+    if prediction == "flow":
+        return p.velocity
     raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
 
 
