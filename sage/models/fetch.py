@@ -131,7 +131,7 @@ def choose_files(listed: dict[str, RepoSibling], model: KnownModel) -> dict[str,
     layout = LAYOUTS[model.network]
     needed = [*layout.configs, *(name for base in layout.weights for name in _weights(base, listed))]
     if lacking := [name for name in needed if name not in listed]:
-        raise ModelError(f"{model.repo} does not hold {', '.join(lacking)}")
+        raise ModelError(f"{model.repo} does not hold {', '.join(lacking[:9])}")
     return {name: listed[name] for name in (*needed, *(n for n in layout.optional if n in listed))}
 
 

@@ -82,7 +82,7 @@ KNOWN = {model.name: model for model in (
         words=255, **FLUX),
     KnownModel(
         "flux-dev", repo="black-forest-labs/FLUX.1-dev", revision="3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
-        licence="FLUX.1 dev, not for commerce", download=33_740_000_000, words=511, gated=True, **FLUX,
+        licence="FLUX.1 Non-Commercial", download=33_740_000_000, words=511, gated=True, **FLUX,
         licence_url="https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md"),
 )}
 

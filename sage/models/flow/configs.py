@@ -62,12 +62,15 @@ def t5_params(path: Path) -> T5Params:
     """text_encoder_2/config.json -> parameters."""
     c = Config(path)
     c.require(T5_FIXED)
-    return T5Params(
+    params = T5Params(
         width=c.get("d_model", 512, int), head_width=c.get("d_kv", 64, int), heads=c.get("num_heads", 8, int),
         mlp_width=c.get("d_ff", 2048, int), layers=c.get("num_layers", 6, int),
         vocabulary=c.get("vocab_size", 32128, int), buckets=c.within("relative_attention_num_buckets", 32, 8, 1024),
         max_distance=c.within("relative_attention_max_distance", 128, 1, MOST_TOKENS),
         eps=c.within("layer_norm_epsilon", 1e-6, 0, 1))
+    if params.max_distance <= params.buckets // 4:
+        raise c.fail("relative_attention_max_distance", f"which {params.buckets} buckets are too many for")
+    return params
 
 
 def flow_params(path: Path, patch: int) -> FlowParams:

@@ -21,6 +21,7 @@ from sage.prompts.tokens import Prompt, Prompts
 from sage.sampling.levels import FlowParams, FlowSchedule, Level
 from sage.sampling.steps import Prediction, from_output
 
+SAVED = 20  # numbers a token, layer and width that the way back of a gradient needs, measured
 PLAINLY = 1.0  # embedded guidance where nobody says how much
 
 
