@@ -4,12 +4,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sage.models.known import find_model
 from sage.models.flow.loading import SIDE, check_kin, is_flux_folder, open_folder
 from sage.models.flow.singlefile import is_flux
 from sage.models.flow.singlefile import take_apart as take_transformer_apart
 from sage.models.flow.transformer import FluxParams
 from sage.models.folders import weight_files
+from sage.models.known import find_model
 from sage.models.sd import configs
 from sage.models.sd.singlefile import guess_prediction, take_apart
 from sage.models.weights import Stored, open_weights

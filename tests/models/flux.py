@@ -22,7 +22,7 @@ from sage.sampling.levels import FlowParams
 from tests import small
 from tests.models import bfl, oracle, tiny
 
-# Heads of 32, whose axes are in the proportion of FLUX's; a picture of 64 x 96 has latents of 16 x 24, tokens of 8 x 12.
+# Heads of 32, whose axes are in the proportion of FLUX's; a picture of 64 x 96 has 8 x 12 tokens.
 PARAMS = FluxParams(width=64, heads=2, mlp_width=256, depth=2, depth_single=3, context_width=48, pooled_width=24,
                     axes=(4, 14, 14))
 VAE_ = VAEParams(channels=(32, 32, 64), layers_per_block=1, latent_channels=16, scaling=0.3611, shift=0.1159,
@@ -74,9 +74,10 @@ def oracles(guidance: bool = True) -> tuple[nn.Module, nn.Module, nn.Module, nn.
     """diffusers' and transformers' modules, of random weights that tell something."""
     torch.manual_seed(0)
     transformer = oracle.shaken(oracle.flux(replace(PARAMS, guidance=guidance)))
-    vae, text, t5 = oracle.vae(VAE_, sample_size=64), oracle.text(TEXT), oracle.t5(T5)
+    # As in FLUX's own file the end mark is said to be 2, which makes transformers take the highest id for it.
+    vae, text, t5 = oracle.vae(VAE_, sample_size=64), oracle.text(TEXT, end=2), oracle.t5(T5)
     with torch.no_grad():
-        for name, p in (pair for module in (vae, text, t5) for pair in module.named_parameters()):
+        for p in (p for module in (vae, text, t5) for p in module.parameters()):
             if p.ndim == 1:
                 p.add_(0.1 * torch.randn(p.shape))
         for name, p in transformer.named_parameters():

@@ -59,11 +59,11 @@ def vae(p: VAEParams, **options) -> AutoencoderKL:
         **options).eval()
 
 
-def text(p: CLIPTextParams) -> CLIPTextModel:
+def text(p: CLIPTextParams, end: int = 1) -> CLIPTextModel:
     return CLIPTextModel(CLIPTextConfig(
         hidden_size=p.width, intermediate_size=p.mlp_width, num_attention_heads=p.heads, num_hidden_layers=p.layers,
         vocab_size=p.vocabulary, max_position_embeddings=p.max_length, hidden_act=p.activation,
-        bos_token_id=0, eos_token_id=1, pad_token_id=1)).eval()
+        bos_token_id=0, eos_token_id=end, pad_token_id=1)).eval()
 
 
 def shaken(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

@@ -216,15 +216,15 @@ def test_every_method_edits(both, name, fits, tmp_path):
     settings, seen = settings_of(model, name), []
     result = sage.edit(model, small.picture(96, 64), SOURCE, TARGET, settings, watch=seen.append)
     assert torch.isfinite(result.latents).all() and result.image.size == (96, 64)
-    assert result.latents.shape == (1, 16, 16, 24) and hooks(model) == 0
+    assert result.latents.shape == (1, 16, 14, 20) and hooks(model) == 0
     if looks := seen[-1].looks:
-        assert all(look.shape == (1, flux.TOKENS, 8, 12) for look in looks.values())
+        assert all(look.shape == (1, flux.TOKENS, 7, 10) for look in looks.values())
     trajectory = sage.invert(model, small.picture(96, 64), SOURCE, settings)
     path = sage.save_trajectory(trajectory, tmp_path / "t.safetensors", model)
     again = sage.edit(model, small.picture(96, 64), SOURCE, TARGET, settings,
                       trajectory=sage.load_trajectory(path, model))
     assert torch.equal(again.latents, result.latents)
-    other = sage.edit(model, small.picture(96, 64), SOURCE, "a pig on a mat", settings)
+    other = sage.edit(model, small.picture(96, 64), SOURCE, "a pig or a dog on a mat", settings)
     assert distance(other.latents, result.latents) > 1e-4
 
 
@@ -296,7 +296,7 @@ def test_what_it_needs_is_counted(dev):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         p = dev.predict(z, dev.schedule.level(0.5), dev.embed([dev.prompts.parse(SOURCE)]))
     amount = sum(size for place, size in kept.items() if place not in weights)
-    assert p.x0.requires_grad and 0.7 * needs.network < amount < 1.1 * needs.network
+    assert p.x0.requires_grad and 0.7 * needs.network < amount < needs.network
 
 
 def test_savings_move_the_text_encoders_and_tile_the_autoencoder(tmp_path):

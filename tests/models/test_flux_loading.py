@@ -140,7 +140,7 @@ def test_shards_and_embeddings_that_are_stored_twice(one, broken):
         network.save_pretrained(broken / "sharded", max_shard_size="100KB")
         shutil.rmtree(broken / part)
         (broken / "sharded").rename(broken / part)
-        assert len(list((broken / part).glob("*-of-*.safetensors"))) > 2
+        assert len(list((broken / part).glob("*-of-*.safetensors"))) > 1
     (broken / "text_encoder_2" / "model.safetensors.index.json").unlink()
     save_file({**(state := {k: v.contiguous() for k, v in one.t5.state_dict().items()
                             if k != "encoder.embed_tokens.weight"}),
@@ -299,7 +299,7 @@ def test_damaged_tokenizer(broken):
     (lambda s: {k: v for k, v in s.items() if k != "img_in.weight"}, "'img_in.weight' is missing"),
     (lambda s: {k: v for k, v in s.items() if k != "double_blocks.1.txt_mod.lin.bias"}, "1 of"),
     (lambda s: s | {"strange": torch.zeros(1)}, "1 unexpected (strange)"),
-    (lambda s: s | {"single_blocks.0.linear1.weight": torch.zeros(449, 64)}, "2 of"),
+    (lambda s: s | {"single_blocks.0.linear1.weight": torch.zeros(449, 64)}, "4 of"),
     (lambda s: s | {"double_blocks.0.img_attn.norm.query_norm.scale": torch.zeros(0)}, "shapes that no FLUX.1"),
     (lambda s: s | {"img_in.weight": torch.zeros(64)}, "shapes that no FLUX.1"),
     (lambda s: s | {"img_in.weight": torch.zeros(64, 384)}, "Fill, Canny and Depth"),

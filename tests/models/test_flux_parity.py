@@ -1,4 +1,4 @@
-"""The networks of FLUX.1 give what diffusers' and transformers' give with the same weights: 1e-5 relative, in float32."""
+"""The networks of FLUX.1 give what diffusers' and transformers' give with the same weights: 1e-5 relative."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The config.json files of a diffusers folder of FLUX.1 -> parameters, refusing by name what these networks cannot do."""
+"""The config.json files of a diffusers folder of FLUX.1 -> parameters; what these networks cannot do is refused."""
 
 import math
 from pathlib import Path

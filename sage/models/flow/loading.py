@@ -175,9 +175,9 @@ def _companions(path: Path, named: Path | None) -> Path:
     for place in places:
         if place is not None and (place / "text_encoder" / "config.json").is_file():
             return place
-    raise ModelError(f"{path.name} holds a transformer alone: name the folder of a FLUX.1 model that has text_encoder, "
-                     "text_encoder_2, tokenizer and tokenizer_2 (tokenizer=, --tokenizer), put the file beside them, or "
-                     "`sage fetch flux-schnell` once, whose encoders then serve")
+    raise ModelError(f"{path.name} holds a transformer alone: name the folder of a FLUX.1 model that has "
+                     "text_encoder, text_encoder_2, tokenizer and tokenizer_2 (tokenizer=, --tokenizer), put the file "
+                     "beside them, or `sage fetch flux-schnell` once, whose encoders then serve")
 
 
 def load_t5_tokenizer(folder: Path, t5: T5Params, most: int) -> tuple[Any, int]:

@@ -80,11 +80,11 @@ def take_apart(path: Path, tensors: Mapping[str, Stored],
         raise ModelError(f"{path} is a FLUX.2 checkpoint; FLUX.1 is supported")
     try:
         params = _params(stored, latent_channels)
+        wide, out = stored["img_in.weight"].shape[1], stored["final_layer.linear.weight"].shape[0]
     except KeyError as error:
         raise ModelError(f"{path} is not all of a FLUX.1 transformer: {error} is missing") from error
     except (IndexError, ValueError, ZeroDivisionError) as error:
         raise ModelError(f"{path} has weights of shapes that no FLUX.1 transformer has") from error
-    wide, out = stored["img_in.weight"].shape[1], stored["final_layer.linear.weight"].shape[0]
     if wide != out or params.token_width != out:
         raise ModelError(f"{path} takes tokens of {wide} numbers and gives {out}, where {params.token_width} are "
                          "expected; Fill, Canny and Depth models are not supported")

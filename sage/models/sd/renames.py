@@ -75,6 +75,7 @@ def thirds(name: str) -> tuple[Rows, ...]:
 
 
 def apply(table: tuple[tuple[str, str], ...], key: str) -> str:
+    """A name with every pattern of a table replaced, in their order."""
     for pattern, replacement in table:
         key = re.sub(pattern, replacement, key)
     return key

@@ -23,6 +23,8 @@ from sage.models.weights import Stored, renamed, some
 PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "clip": "cond_stage_model.transformer.",
             "openclip": "cond_stage_model.model."}
 
+FOLDER = ("down_blocks.", "encoder.down_blocks.", "text_model.", "transformer_blocks.", "single_transformer_blocks.")
+
 
 @dataclass(frozen=True)
 class SingleFile:
@@ -81,7 +83,7 @@ def take_apart(path: Path, tensors: dict[str, Stored]) -> SingleFile:
 def _recognise(path: Path, parts: dict[str, dict[str, Stored]], unknown: list[str]) -> None:
     if any(key.startswith("conditioner.embedders.") for key in unknown):
         raise ModelError(f"{path} is a Stable Diffusion XL checkpoint; 1.x and 2.x are supported")
-    if any(key.startswith(("down_blocks.", "encoder.down_blocks.", "text_model.")) for key in unknown):
+    if any(key.startswith(FOLDER) for key in unknown):
         raise ModelError(f"{path} is one network of a diffusers folder; give the folder that holds model_index.json")
     if not parts["unet"]:
         raise ModelError(f"{path} is no Stable Diffusion checkpoint: no {PREFIXES['unet']}* among its "
