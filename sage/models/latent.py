@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class LatentModel:
         recommends: settings by the name of a method, plain values that came with the model.
     """
 
-    family: ClassVar[str]
+    family: str
 
     def __init__(self, *, vae: VAE, prompts: Prompts, prediction_type: str, name: str, sample_size: int,
                  device: torch.device, dtype: torch.dtype, recommends: Mapping[str, Mapping[str, Any]] | None = None):

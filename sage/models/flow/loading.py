@@ -90,8 +90,9 @@ def load_flux(opened: Opened, name: str, device: torch.device, dtype: torch.dtyp
         tokenizer, tokens = clip_tokenizer, opened.text.max_length
     else:
         tokenizer, tokens = load_t5_tokenizer(words / "tokenizer_2", opened.t5, MOST[t.guidance])
-    made = {part: fill(of.make, dict(of.tensors), of.what, device, dtype) for part, of in opened.parts.items()}
-    return Flux(**{"t5": None, **made}, tokenizer=tokenizer, clip_tokenizer=clip_tokenizer, tokens=tokens,
+    made: dict[str, Any] = {"t5": None}
+    made |= {part: fill(of.make, dict(of.tensors), of.what, device, dtype) for part, of in opened.parts.items()}
+    return Flux(**made, tokenizer=tokenizer, clip_tokenizer=clip_tokenizer, tokens=tokens,
                 schedule=opened.schedule, name=name, sample_size=opened.side, device=device, dtype=dtype,
                 recommends=opened.recommends)
 

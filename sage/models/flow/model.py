@@ -50,6 +50,7 @@ class Flux(LatentModel):
     def __init__(self, *, transformer: FluxTransformer, vae: VAE, text: CLIPText, t5: T5Text | None, tokenizer: Any,
                  clip_tokenizer: Any, tokens: int, schedule: FlowParams, **more: Any):
         self.transformer, self.text, self.t5, self.schedule = transformer, text, t5, FlowSchedule(schedule)
+        self.distilled = transformer.params.guidance
         prompts = Prompts(tokenizer, tokens)
         self._clip_prompts = Prompts(clip_tokenizer, text.params.max_length) if t5 is not None else prompts
         super().__init__(vae=vae, prompts=prompts, prediction_type="flow", **more)
@@ -63,11 +64,6 @@ class Flux(LatentModel):
     def encoders(self) -> tuple[nn.Module, ...]:
         """Those of text."""
         return (self.text,) if self.t5 is None else (self.text, self.t5)
-
-    @property
-    def distilled(self) -> bool:
-        """Whether guidance is an input of the network."""
-        return self.transformer.params.guidance
 
     @property
     def pixel_multiple(self) -> int:

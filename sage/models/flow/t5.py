@@ -120,8 +120,8 @@ class T5Stack(nn.Module):
         self.final_layer_norm = T5Norm(p)
 
     def forward(self, x: Tensor, bucket: Tensor) -> Tensor:
-        bias = self.block[0].layer[0].SelfAttention.relative_attention_bias(bucket)  # (N, N, H)
-        bias = bias.permute(2, 0, 1)[None]
+        first = self.get_submodule("block.0.layer.0.SelfAttention.relative_attention_bias")
+        bias = first(bucket).permute(2, 0, 1)[None]  # (1, H, N, N)
         for block in self.block:
             x = block(x, bias)
         return self.final_layer_norm(x)
