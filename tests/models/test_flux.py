@@ -13,6 +13,9 @@ from sage.editing import check_prompts, edit_batch
 from sage.errors import SettingsError
 from sage.method import METHODS, method
 from sage.models.backbone import MEMBERS, Backbone, Text
+from sage.models.latent import told
+from sage.models.savings import Savings
+from sage.models.sd.vae import VAEParams
 from sage.models.sites import Where
 from sage.prompts.tokens import Prompts
 from sage.sampling.levels import Level, downwards
@@ -159,6 +162,11 @@ def test_the_fingerprint_is_of_the_weights(tmp_path):
     assert one[0].fingerprint() != same.fingerprint()
 
 
+def test_fingerprints_of_stable_diffusion_are_those_of_before():
+    assert set(told(VAEParams())) == {"channels", "layers_per_block", "latent_channels", "groups", "scaling"}
+    assert {"shift", "quant_convs"} <= set(told(flux.VAE_))
+
+
 # Prompts
 
 def test_prompts_of_t5_have_a_mark_at_their_end_alone(dev):
@@ -302,7 +310,7 @@ def test_what_it_needs_is_counted(dev):
 def test_savings_move_the_text_encoders_and_tile_the_autoencoder(tmp_path):
     model = flux.make(tmp_path / "words")[0]
     before = model.embed([model.prompts.parse(SOURCE)])
-    model.save(sage.models.savings.Savings(text=True, tiles=True))
+    model.save(Savings(text=True, tiles=True))
     after = model.embed([model.prompts.parse(SOURCE)])
     assert torch.allclose(before.tokens, after.tokens, atol=1e-5) and torch.equal(before.pooled, after.pooled)
     assert model.decode(torch.zeros(1, 16, 8, 8)).shape == (1, 3, 32, 32)

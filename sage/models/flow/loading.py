@@ -35,9 +35,11 @@ DIFFUSERS = "diffusion_pytorch_model"
 SIDE = 1024  # of the pictures that FLUX.1 was trained at
 MOST = {True: 512, False: 256}  # tokens of a prompt, of dev and of schnell: whether guidance is an input
 AXES_OF = 128  # numbers of a head of FLUX.1
+# How dev and schnell are used, where a folder does not say it: whether guidance is an input.
 RECOMMENDS: dict[bool, dict[str, dict[str, Any]]] = {
     True: {name: {"steps": 28, "guidance_scale": 3.5} for name in ("plain", "sdedit", "generate/plain")},
-    False: {"generate/plain": {"steps": 4, "guidance_scale": 1.0}}}
+    False: {"plain": {"guidance_scale": 1.0}, **dict.fromkeys(("sdedit", "generate/plain"),
+                                                              {"steps": 4, "guidance_scale": 1.0})}}
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -117,7 +119,7 @@ def open_folder(folder: Path, half: bool = False) -> Opened:
     parts = {"transformer": _of_folder(lambda: FluxTransformer(transformer), folder, "transformer", half),
              "vae": _of_folder(lambda: VAE(vae), folder, "vae", half, renames.folder_vae), **encoders}
     return Opened(folder, transformer, vae, text, t5, schedule, side, parts, folder,
-                  RECOMMENDS[transformer.guidance] | recommended(folder))
+                  recommended(folder) or RECOMMENDS[transformer.guidance])
 
 
 def open_file(path: Path, companions: Path | None, half: bool = False) -> Opened:
