@@ -36,9 +36,9 @@ def shared(ours: nn.Module, theirs: nn.Module) -> None:
         module.eval().requires_grad_(False)
 
 
-def blocks(tokens: int, text: int, device: str, dtype: torch.dtype) -> Iterator[tuple[str, Run, Run]]:
+def blocks(p: FluxParams, tokens: int, text: int, device: str, dtype: torch.dtype) -> Iterator[tuple[str, Run, Run]]:
     """The name of each kind of block, ours and theirs, on the same tokens."""
-    p, side = FluxParams(), int(tokens**0.5)
+    side = int(tokens**0.5)
     if side**2 != tokens:
         raise SystemExit(f"{tokens} tokens are no square")
     options = {"device": device, "dtype": dtype}
@@ -98,7 +98,7 @@ def main() -> None:
     keep_freed_memory()
     torch.manual_seed(0)
     found = {name: measure(ours, theirs, args.device, args.rounds) for name, ours, theirs in blocks(
-        args.tokens, args.text, args.device, getattr(torch, args.dtype))}
+        FluxParams(), args.tokens, args.text, args.device, getattr(torch, args.dtype))}
     print(json.dumps({"tokens": args.tokens, "text": args.text, "dtype": args.dtype, "device": args.device,
                       "threads": torch.get_num_threads(), **found}, indent=2))
 

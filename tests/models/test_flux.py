@@ -91,6 +91,24 @@ def test_a_distilled_network_is_asked_once_a_step(dev, flow, monkeypatch):
         assert seen == rows
 
 
+def test_who_watches_sees_where_a_distilled_network_looks(dev):
+    seen = []
+    sage.generate(dev, SOURCE, method("plain").Settings(steps=2, guidance_scale=3.5), watch=seen.append)
+    looks = [step.looks["target"] for step in seen]
+    assert len(looks) == 2 and all(torch.allclose(look.sum(1), torch.ones(()), atol=1e-5) for look in looks)
+
+
+@pytest.mark.parametrize("name", ("plain", "p2p", "sage"))
+def test_bfloat16(tmp_path, name):
+    """Maps that are formed and gradients too."""
+    half, whole = (flux.make(tmp_path / "words", dtype=dtype)[0] for dtype in (torch.bfloat16, torch.float32))
+    settings = settings_of(half, name).but(steps=1)
+    if name == "sage":
+        settings = settings.but(guided_steps=1, pairing="transition", reconstruction_scale=1e-3)
+    ours, exact = (sage.edit(model, small.picture(), SOURCE, TARGET, settings).latents for model in (half, whole))
+    assert 1e-4 < distance(ours, exact) < 0.2
+
+
 def test_generate_on_the_command_line(tmp_path, capsys):
     folder = flux.write(tmp_path / "tiny-flux").folder
     command = ["generate", SOURCE, "--model", str(folder), "--steps", "2", "--out", f"{tmp_path}/p.png"]
@@ -200,9 +218,7 @@ def fitting(model: Backbone) -> list[str]:
     return [name for name in METHODS if method(name).edits and not method(name).fits(model)]
 
 
-def pytest_generate_tests(metafunc) -> None:
-    if "name" in metafunc.fixturenames:
-        metafunc.parametrize("name", [name for name in METHODS if method(name).edits])
+every = pytest.mark.parametrize("name", [name for name in METHODS if method(name).edits])
 
 
 @pytest.fixture
@@ -219,6 +235,7 @@ def test_methods_that_fit(flow, dev):
     assert fitting(dev) == fitting(flow) and "pnp" not in fitting(flow)
 
 
+@every
 def test_every_method_edits(both, name, fits, tmp_path):
     model = both[0]
     settings, seen = settings_of(model, name), []
@@ -236,6 +253,7 @@ def test_every_method_edits(both, name, fits, tmp_path):
     assert distance(other.latents, result.latents) > 1e-4
 
 
+@every
 def test_equal_prompts_and_scale_one_reconstruct(flow, name, fits):
     settings = settings_of(flow, name, guidance_scale=1.0, **ROWS[name].plainly)
     result = sage.edit(flow, small.picture(), SOURCE, SOURCE, settings)
@@ -249,6 +267,7 @@ def test_equal_prompts_and_scale_one_reconstruct(flow, name, fits):
     assert distance(result.latents, back) < 1e-4 < distance(back, result.trajectory.latents[0])
 
 
+@every
 def test_pictures_of_a_batch_are_each_as_if_alone(dev, name, fits):
     settings = settings_of(dev, name).wordless()
     settings = settings.but(blend="auto") if "blend" in settings.names() else settings
