@@ -164,16 +164,21 @@ class Proximal(Negative):
         share = torch.where(both == 0, 0.0, kept / both)
         self._still = 1 - kit.dilated((kept.abs() > kappa).flatten(0, 1).float(), s.proximal_margin).view_as(both)
         guided = [base[name] + self.w * (change[name] * share[:, i]) for i, name in enumerate(base)]
-        if s.proximal_hold == "picture" and level.t < s.proximal_below:
+        if s.proximal_hold == "picture" and self._late(level):
             clean = self.path.latents[0]
             guided = [kit.Prediction(self._drawn(p.x0, clean, i), p.eps) for i, p in enumerate(guided)]
         return guided[0], guided[1]
 
     def hold(self, step: int, level: "kit.Level", source: "Tensor", target: "Tensor") -> "tuple[Tensor, Tensor]":
         s, recorded = self.job.settings, self.path.latents[-2 - step]
-        if s.proximal_hold != "path" or level.t >= s.proximal_below:
+        if s.proximal_hold != "path" or not self._late(level):
             return source, target
         return self._drawn(source, recorded, 0), self._drawn(target, recorded, 1)
+
+    def _late(self, level: "kit.Level") -> bool:
+        job = self.job
+        timestep = 1000 * level.t if job.model.prediction_type == "flow" else level.t
+        return timestep < job.settings.proximal_below
 
     def _drawn(self, z: "Tensor", to: "Tensor", branch: int) -> "Tensor":
         return z - self.job.settings.proximal_rate * self._still[:, branch] * (z - to)

@@ -24,6 +24,7 @@ from sage.models.backbone import Backbone, Text
 from sage.models.savings import Savings
 from sage.prompts.tokens import Prompt
 from sage.settings import Settings
+from sage.trajectory.kinds import mapped
 
 Prompted = str | Sequence[str] | Text
 Generators = torch.Generator | Sequence[torch.Generator]
@@ -193,5 +194,5 @@ def _texts(model: Backbone, negatives: Sequence[Prompt], given: Mapping[str, Tex
         if text.tokens.shape[1:] != shape[1:] or len(text) not in (1, len(negatives)):
             raise SettingsError(f"an embedded prompt is of shape {tuple(text.tokens.shape)}: this model and number of "
                                 f"pictures need {tuple(shape)}")
-        texts[name] = Text(text.tokens.to(model.device, torch.float32), text.pooled).expand(len(negatives))
+        texts[name] = mapped(text, lambda name, t: t.to(model.device, torch.float32)).expand(len(negatives))
     return texts

@@ -56,7 +56,7 @@ class Job(Generic[S]):
         self.up, self.down = method.edges(model, settings, (height, width))
         self.report: Progress = report or (lambda phase, done, total: None)
         self._texts, self._noises, self._drawn = dict(texts or {}), noises, 0
-        self._prepared: OrderedDict[tuple[int, ...], tuple[tuple[Text, ...], Any]] = OrderedDict()
+        self._prepared: OrderedDict[tuple[float | None, ...], tuple[tuple[Text, ...], Any]] = OrderedDict()
         self._watched = _looked_at(model, settings) if watched else Sites()
         self._looks: dict[str, Tensor] = {}
 
@@ -133,15 +133,16 @@ class Job(Generic[S]):
     def cfg(self, z: Tensor, level: Level, text: Text, negative: Text, w: float, branch: str = "target") -> Prediction:
         """negative + w (text - negative), both in one batch; one pass where w is 1 or the network takes guidance."""
         if self.model.distilled:
-            return self.model.predict(z, level, self.model.prepare(text, w))
+            return self._pass(z, level, (text,), (branch,), w)
         if w == 1:
             return self.predict(z, level, text, branch)
         both = self.together(level, negative=(z, negative), **{branch: (z, text)})
         return classifier_free(both["negative"], both[branch], w)
 
-    def _pass(self, z: Tensor, level: Level, texts: tuple[Text, ...], branches: tuple[str, ...]) -> Prediction:
+    def _pass(self, z: Tensor, level: Level, texts: tuple[Text, ...], branches: tuple[str, ...],
+              guidance: float | None = None) -> Prediction:
         with watch(self._watched) as tap:
-            prediction = self.model.predict(z, level, self._prepare(texts))
+            prediction = self.model.predict(z, level, self._prepare(texts, guidance))
         if self._watched:
             maps = tap.pop()
             rows = self._watched[0].grid(*z.shape[-2:])[0]
@@ -149,12 +150,12 @@ class Job(Generic[S]):
             self._looks |= {name: look for name, look in zip(branches, looks, strict=True) if name}
         return prediction
 
-    def _prepare(self, texts: tuple[Text, ...]) -> Any:
+    def _prepare(self, texts: tuple[Text, ...], guidance: float | None) -> Any:
         if any(text.tokens.requires_grad for text in texts):
             return Text.cat(texts)
-        key = tuple(map(id, texts))  # the texts are kept too: an id is theirs for as long
+        key = *map(id, texts), guidance  # the texts are kept too: an id is theirs for as long
         if key not in self._prepared:
-            self._prepared[key] = texts, self.model.prepare(texts[0] if len(texts) == 1 else Text.cat(texts))
+            self._prepared[key] = texts, self.model.prepare(texts[0] if len(texts) == 1 else Text.cat(texts), guidance)
             if len(self._prepared) > PREPARED:
                 self._prepared.popitem(last=False)
         return self._prepared[key][1]

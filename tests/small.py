@@ -75,8 +75,7 @@ def hooks(model: StableDiffusion | nn.Module) -> list[str]:
 
 def normalise(vae: nn.Module) -> None:
     """Let the latents of `picture` vary in place as much as latents do: of random weights they are nearly constant."""
-    x = torch.from_numpy(np.array(picture())).permute(2, 0, 1)[None] / 127.5 - 1
-    mean, wanted = vae.encode(x).latent_dist.mean, 1 / vae.config.scaling_factor
+    mean, wanted = vae.encode(tensor()).latent_dist.mean, 1 / vae.config.scaling_factor
     shift, stretch = mean.mean(dim=(0, 2, 3)), wanted / mean.std(dim=(0, 2, 3))
     half = len(shift)
     vae.quant_conv.bias[:half] = (vae.quant_conv.bias[:half] - shift) * stretch
@@ -88,3 +87,8 @@ def picture(width: int = 64, height: int = 64, seed: int = 0) -> Image.Image:
     g = np.random.default_rng(seed)
     smooth = Image.fromarray(g.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((width, height))
     return Image.fromarray((np.asarray(smooth) // 2 + g.integers(0, 128, (height, width, 3))).astype(np.uint8))
+
+
+def tensor() -> torch.Tensor:
+    """`picture` as (1, 3, 64, 64) in [-1, 1]."""
+    return torch.from_numpy(np.array(picture())).permute(2, 0, 1)[None] / 127.5 - 1

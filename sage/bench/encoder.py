@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from sage.bench.metrics import Array, Extractors
 from sage.errors import ModelError
+from sage.models.folders import load_tokenizer
 from sage.models.known import installed
-from sage.models.loading import load_tokenizer
 from sage.models.sd.clip import CLIPText, CLIPTextParams
 from sage.models.sd.configs import Config
 from sage.models.weights import fill, open_weights

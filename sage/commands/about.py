@@ -89,7 +89,7 @@ def run_models(args: argparse.Namespace) -> None:
         m = KNOWN[name]
         size = f"{m.download / 1e9:.1f} GB" if m.download else "bundled"
         place = path or (f"not here: sage fetch {name}" if m.repo else "missing")
-        print(f"{name:12} {m.size:3} px  {size:8} {m.licence:24} {place}")
+        print(f"{name:12} {m.size:4} px  {size:8} {m.licence:24} {place}")
 
 
 def run_fetch(args: argparse.Namespace) -> None:

@@ -11,10 +11,10 @@ from PIL import Image
 from sage import pictures
 from sage.errors import PromptError
 from sage.files import numbered
+from sage.models.known import KnownModel
 from sage.settings import Blending, Factors, Phrases, Settings, annotations
 
 OUT = Path("out")  # where files go that were given no name
-SD_MULTIPLE, SD_WORDS = 64, 75
 
 
 def outputs(out: str | None, name: str, number: int) -> tuple[Path, ...]:
@@ -52,16 +52,17 @@ def check_phrases(source: str, targets: Sequence[str], config: Settings) -> None
             raise PromptError(f"the phrase {phrase!r} is not in the prompt {prompt!r}")
 
 
-def check_known(image: Image.Image, prompts: Sequence[str], changes: dict[str, Any], truncate: bool) -> None:
-    """What holds for every Stable Diffusion, told before gigabytes are fetched for nothing."""
+def check_known(known: KnownModel, image: Image.Image, prompts: Sequence[str], changes: dict[str, Any],
+                truncate: bool) -> None:
+    """What is known of a model, told before gigabytes are fetched for nothing."""
     if size := changes.get("size"):
-        pictures.working_size(*image.size, size, SD_MULTIPLE)
-    check_words(prompts, truncate)
+        pictures.working_size(*image.size, size, known.multiple)
+    check_words(known, prompts, truncate)
 
 
-def check_words(prompts: Sequence[str], truncate: bool) -> None:
-    """PromptError for a prompt with more words than any Stable Diffusion takes, unless it may be cut."""
+def check_words(known: KnownModel, prompts: Sequence[str], truncate: bool) -> None:
+    """PromptError for a prompt with more words than the model takes, unless it may be cut."""
     for prompt in prompts:
-        if len(prompt.split()) > SD_WORDS and not truncate:
-            raise PromptError(f"the prompt has {len(prompt.split())} words, more than the {SD_WORDS} tokens that this "
-                              "model takes: shorten it, or have it cut with --truncate")
+        if len(prompt.split()) > known.words and not truncate:
+            raise PromptError(f"the prompt has {len(prompt.split())} words, more than the {known.words} tokens that "
+                              "this model takes: shorten it, or have it cut with --truncate")

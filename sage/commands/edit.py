@@ -168,7 +168,7 @@ def plan_edit(args: argparse.Namespace) -> Job:
     model = args.model or model_of(old, args.config_from or args.trajectory)
     fetch, known = must_fetch(model), known_model(model)
     if known and known.repo:
-        check_known(image, (source, *targets), changes, truncate)
+        check_known(known, image, (source, *targets), changes, truncate)
     if args.tokenizer and not Path(args.tokenizer).is_dir():
         raise ModelError(f"--tokenizer {args.tokenizer} is no folder")
 

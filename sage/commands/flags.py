@@ -28,7 +28,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one]")
     add("--dtype", choices=DTYPES, help="precision [float16 on cuda, else float32]")
     add("--prediction-type", choices=PREDICTIONS, help="where the checkpoint's own word is missing or wrong")
-    add("--tokenizer", metavar="FOLDER", help="vocab.json and merges.txt, for a single-file model")
+    add("--tokenizer", metavar="FOLDER", help="for a single-file model: what has vocab.json and merges.txt, or the "
+                                                 "text encoders of FLUX.1")
 
 
 def add_ways(parser: argparse.ArgumentParser, reported: str) -> None:

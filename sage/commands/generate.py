@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from sage import console, pictures
-from sage.commands.checks import OUT, SD_MULTIPLE, check_words, outputs
+from sage.commands.checks import OUT, check_words, outputs
 from sage.commands.flags import (
     add_method,
     add_model,
@@ -144,10 +144,10 @@ def plan_generation(args: argparse.Namespace) -> Job:
     model = args.model or model_of(old, args.config_from)
     fetch, known = must_fetch(model), known_model(model)
     if known and known.repo:
-        check_words((*prompts, negative), truncate)
+        check_words(known, (*prompts, negative), truncate)
         for name, side in zip(("width", "height"), size, strict=True):
             if side is not None:
-                pictures.check_side(name, side, SD_MULTIPLE)
+                pictures.check_side(name, side, known.multiple)
     if args.tokenizer and not Path(args.tokenizer).is_dir():
         raise ModelError(f"--tokenizer {args.tokenizer} is no folder")
 

@@ -126,7 +126,7 @@ def plan(args: argparse.Namespace) -> Job:
     image, model = pictures.open_picture(path), args.model or DEFAULT_MODEL
     fetch, known = must_fetch(model), known_model(model)
     if known and known.repo:
-        check_known(image, (source, *([target] if target else [])), changes, args.truncate)
+        check_known(known, image, (source, *([target] if target else [])), changes, args.truncate)
     if args.tokenizer and not Path(args.tokenizer).is_dir():
         raise ModelError(f"--tokenizer {args.tokenizer} is no folder")
     return Job(image, path.name, source, target, model, chosen, base, changes, fetch, _out(args.out, path))

@@ -88,8 +88,8 @@ class Backbone(Protocol):
         device, dtype: where and in what it computes; latents and what is made of them are float32.
         sample_size: side in pixels of the pictures it was trained on.
         distilled: guidance is an input of the network, and one pass is enough.
-        prediction_type: what the network itself gives, "epsilon" or "v_prediction", for methods that reckon with its
-            output (`sage.sampling.steps.to_output`); all others go by `Prediction`.
+        prediction_type: what the network itself gives, "epsilon", "v_prediction" or "flow", for methods that reckon
+            with its output (`sage.sampling.steps.to_output`); all others go by `Prediction`.
         prompts: its tokenizer.
         savings: what is done at present to need less memory.
         recommends: settings by the name of a method, plain values that came with the model; by "generate/NAME" those

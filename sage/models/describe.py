@@ -4,8 +4,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+from sage.models.flow.loading import SIDE, check_kin, is_flux_folder, open_folder
+from sage.models.flow.singlefile import is_flux
+from sage.models.flow.singlefile import take_apart as take_transformer_apart
+from sage.models.flow.transformer import FluxParams
+from sage.models.folders import weight_files
 from sage.models.known import find_model
-from sage.models.loading import weight_files
 from sage.models.sd import configs
 from sage.models.sd.singlefile import guess_prediction, take_apart
 from sage.models.weights import Stored, open_weights
@@ -20,7 +24,11 @@ def describe(model: str | Path) -> dict[str, Any]:
         ModelError: nothing there, not whole, or not supported.
     """
     name, path = find_model(model)
-    facts = _folder(path) if path.is_dir() else _file(path)
+    if path.is_dir():
+        facts = _flux_folder(path) if is_flux_folder(path) else _folder(path)
+    else:
+        tensors = open_weights([path])
+        facts = _flux_file(path, tensors) if is_flux(tensors) else _file(path, tensors)
     return {"name": name, "path": str(path), **facts, "parameters in all": sum(facts["parameters"].values())}
 
 
@@ -37,8 +45,28 @@ def _folder(folder: Path) -> dict[str, Any]:
             "bytes": sum(path.stat().st_size for paths in files.values() for path in paths)}
 
 
-def _file(path: Path) -> dict[str, Any]:
-    tensors = open_weights([path])
+def _flux_folder(folder: Path) -> dict[str, Any]:
+    opened = open_folder(folder)
+    check_kin(opened)
+    files = {stored.path for part in opened.parts.values() for stored in part.tensors.values()}
+    return {"layout": "diffusers folder", **_of_flux(opened.transformer), "picture side": opened.side,
+            "prediction_type": "flow", "parameters": {name: part.numbers for name, part in opened.parts.items()},
+            "bytes": sum(path.stat().st_size for path in files)}
+
+
+def _flux_file(path: Path, tensors: dict[str, Stored]) -> dict[str, Any]:
+    params, stored = take_transformer_apart(path, tensors)
+    return {"layout": "single file, transformer alone", **_of_flux(params), "picture side": SIDE,
+            "prediction_type": "flow", "parameters": {"transformer": _count(stored)}, "bytes": path.stat().st_size}
+
+
+def _of_flux(params: FluxParams) -> dict[str, Any]:
+    if params in (FluxParams(), FluxParams(guidance=False)):
+        return {"family": f"FLUX.1 {'dev' if params.guidance else 'schnell'}"}
+    return {"family": "small flow", "guidance": "an input" if params.guidance else "by two passes"}
+
+
+def _file(path: Path, tensors: dict[str, Stored]) -> dict[str, Any]:
     parts = take_apart(path, tensors)
     prediction, why = guess_prediction(path, parts.family, next(iter(tensors.values())).file.metadata() or {})
     return {"layout": "single file", "family": parts.family, "picture side": 768 if prediction != "epsilon" else 512,

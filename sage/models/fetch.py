@@ -12,8 +12,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,10 +33,31 @@ from sage.files import parse_json, written_whole
 from sage.models.known import KnownModel, installed, known_model, unknown, weights_dir
 
 RECORD = "fetched.json"
-CONFIGS = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vae/config.json",
-           "text_encoder/config.json", "tokenizer/vocab.json", "tokenizer/merges.txt")
-OPTIONAL = ("tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json")
-WEIGHTS = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is needed of a repository: whole files, files if they are there, and weights by the beginning of their name.
+
+    Weights can be in several files, and then have an index.
+    """
+
+    configs: tuple[str, ...]
+    weights: tuple[str, ...]
+    optional: tuple[str, ...] = ("tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json")
+
+
+CONFIGS = ("model_index.json", "scheduler/scheduler_config.json", "vae/config.json", "text_encoder/config.json",
+           "tokenizer/vocab.json", "tokenizer/merges.txt")
+WEIGHTS = ("vae/diffusion_pytorch_model", "text_encoder/model")
+LAYOUTS = {
+    "unet": Layout((*CONFIGS, "unet/config.json"), ("unet/diffusion_pytorch_model", *WEIGHTS)),
+    "transformer": Layout(
+        (*CONFIGS, "transformer/config.json", "text_encoder_2/config.json", "tokenizer_2/tokenizer.json"),
+        ("transformer/diffusion_pytorch_model", *WEIGHTS, "text_encoder_2/model"),
+        (*Layout.optional, "tokenizer_2/tokenizer_config.json")),
+}
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors")
 
 
 def fetch(name: str, weights: str | Path | None = None, endpoint: str | None = None, progress: bool = True) -> Path:
@@ -104,12 +128,25 @@ def choose_files(listed: dict[str, RepoSibling], model: KnownModel) -> dict[str,
     Raises:
         ModelError: the repository lacks one of them.
     """
-    weights = [next((f"{base}{kind}" for kind in (".fp16.safetensors", ".safetensors") if f"{base}{kind}" in listed),
-                    f"{base}.safetensors") for base in WEIGHTS]
-    needed = (*CONFIGS, *weights)
+    layout = LAYOUTS[model.network]
+    needed = [*layout.configs, *(name for base in layout.weights for name in _weights(base, listed))]
     if lacking := [name for name in needed if name not in listed]:
-        raise ModelError(f"{model.repo} does not hold {', '.join(lacking)}")
-    return {name: listed[name] for name in (*needed, *(n for n in OPTIONAL if n in listed))}
+        raise ModelError(f"{model.repo} does not hold {', '.join(lacking[:9])}")
+    return {name: listed[name] for name in (*needed, *(n for n in layout.optional if n in listed))}
+
+
+def _weights(base: str, listed: Iterable[str]) -> list[str]:
+    """The files that hold the weights of a network, there or not."""
+    listed = set(listed)
+    for name in (f"{base}.fp16.safetensors", f"{base}.safetensors"):
+        if name in listed:
+            return [name]
+    shards = sorted(name for name in listed if name.startswith(base) and SHARD.fullmatch(name.removeprefix(base)))
+    if not shards:
+        return [f"{base}.safetensors"]
+    total = shards[0][-len("00000.safetensors"):-len(".safetensors")]
+    return [f"{base}.safetensors.index.json",
+            *(f"{base}-{i:05}-of-{total}.safetensors" for i in range(1, int(total) + 1))]
 
 
 def _begin(partial: Path, model: KnownModel) -> None:

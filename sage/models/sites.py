@@ -103,7 +103,7 @@ class Site(nn.Module):
         path: the layer's name in its network, e.g. "down_blocks.1.attentions.0.transformer_blocks.0.attn1".
         kind: "self" or "cross".
         level: how often the latents were halved before this layer, 0 at full latent resolution.
-        place: "down", "mid" or "up" in a UNet.
+        place: "down", "mid" or "up" in a UNet, "double" or "single" in FLUX.1.
         heads, width: attention heads, and numbers in each.
         depth: share of the network's sites of this kind that a forward pass has visited before, in [0, 1).
         projected, map, out: the modules to hook.

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sage.errors import ModelError
-from sage.models.sd.renames import Rename
+from sage.models.sd.renames import Rename, Rows
 
 MAX_HEADER = 2**23  # bytes; that of Stable Diffusion in one file has a fiftieth
 FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -32,7 +32,7 @@ class Stored:
 
     Attributes:
         shape: of what `read` gives.
-        third: 0, 1 or 2 where only that third of the stored rows is meant (a fused q, k, v).
+        rows: from and to, where only some of the stored rows are meant, in this order; () for all.
     """
 
     path: Path
@@ -40,17 +40,22 @@ class Stored:
     key: str
     shape: tuple[int, ...]
     dtype: str
-    third: int | None = None
+    rows: tuple[tuple[int, int], ...] = ()
 
     def read(self) -> Tensor:
         """The tensor, on the CPU."""
         try:
-            if self.third is None:
+            if not self.rows:
                 return self.file.get_tensor(self.key)
-            rows = self.shape[0]
-            return self.file.get_slice(self.key)[self.third * rows:(self.third + 1) * rows].clone()
+            stored = self.file.get_slice(self.key)
+            return torch.cat([stored[begin:end] for begin, end in self.rows])
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{self.path}: cannot read {self.key}: {error}") from error
+
+    def only(self, rows: tuple[tuple[int, int], ...]) -> "Stored":
+        """Some of its rows."""
+        shape = (sum(end - begin for begin, end in rows), *self.shape[1:])
+        return dataclasses.replace(self, shape=shape, rows=rows)
 
 
 def open_weights(paths: Iterable[Path]) -> dict[str, Stored]:
@@ -87,16 +92,22 @@ def renamed(tensors: dict[str, Stored], rename: Rename) -> dict[str, Stored]:
         target = rename(key)
         if target is None:
             continue
-        if "qkv_proj" in target and stored.shape and stored.shape[0] % 3 == 0:
-            shape = (stored.shape[0] // 3, *stored.shape[1:])
-            parts = {target.replace("qkv_proj", f"{name}_proj"): dataclasses.replace(stored, shape=shape, third=i)
-                     for i, name in enumerate("qkv")}
-        else:
-            parts = {target: stored}
+        parts = {target: stored} if isinstance(target, str) else _taken_apart(stored, target)
         if clash := parts.keys() & result.keys():
             raise ModelError(f"{stored.path}: {key} and {result[min(clash)].key} are the same weight")
         result |= parts
     return result
+
+
+def _taken_apart(stored: Stored, fused: tuple[Rows, ...]) -> dict[str, Stored]:
+    """The weights that are stored as one; under its own name, which nobody expects, where the rows do not divide."""
+    if not stored.shape or stored.shape[0] % fused[0].of:
+        return {stored.key: stored}
+    unit = stored.shape[0] // fused[0].of
+    rows: dict[str, tuple[tuple[int, int], ...]] = {}
+    for part in fused:
+        rows[part.name] = (*rows.get(part.name, ()), (part.begin * unit, part.end * unit))
+    return {name: stored.only(own) for name, own in rows.items()}
 
 
 def some(names: Iterable[str], limit: int = 3) -> str:

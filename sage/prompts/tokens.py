@@ -11,7 +11,7 @@ MAX_PROMPT = 4096
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and its padded token ids, start and end marks included."""
+    """A prompt and its padded token ids, marks included."""
 
     text: str
     ids: tuple[int, ...]
@@ -29,12 +29,13 @@ class Prompts:
     """A tokenizer seen through the few questions that editing asks.
 
     Args:
-        tokenizer: transformers' CLIPTokenizer.
-        max_length: tokens the text encoder takes, both marks included.
+        tokenizer: transformers' CLIPTokenizer, which marks both ends of a prompt, or T5Tokenizer, which marks the last.
+        max_length: tokens the text encoder takes, marks included.
     """
 
     def __init__(self, tokenizer: Any, max_length: int):
         self.tokenizer, self.max_length = tokenizer, max_length
+        self._start = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
 
     def parse(self, text: str, truncate: bool = False) -> Prompt:
         """Tokenize, with runs of blanks made one.
@@ -45,22 +46,22 @@ class Prompts:
         check_text(text)
         text = " ".join(text.split())
         body = self._body(text)
-        room = self.max_length - 2
+        room = self.max_length - len(self._start) - 1
         if len(body) > room and not truncate:
             cut = self.tokenizer.decode(body[room:]).strip()
             raise PromptError(f"the prompt has {len(body)} tokens, {len(body) - room} too many for this model: "
                               f"{cut[:80]!r} would be cut; shorten it, or allow that with --truncate")
         t = self.tokenizer
-        ids = [t.bos_token_id, *body[:room], t.eos_token_id]
+        ids = [*self._start, *body[:room], t.eos_token_id]
         return Prompt(text, tuple(ids + [t.pad_token_id] * (self.max_length - len(ids))))
 
     def tokens(self, prompt: Prompt) -> tuple[int, ...]:
-        """The prompt's ids with both marks, without padding."""
+        """The prompt's ids with its marks, without padding."""
         return prompt.ids[:self._end(prompt) + 1]
 
     def _end(self, prompt: Prompt) -> int:
         """Where the end mark stands: padding cannot tell, SD 2.x pads with "!"."""
-        return min(1 + len(self._body(prompt.text)), self.max_length - 1)
+        return min(len(self._start) + len(self._body(prompt.text)), self.max_length - 1)
 
     def find(self, prompt: Prompt, phrase: str, every: bool = False) -> tuple[int, ...]:
         """Token positions of `phrase` in `prompt`: its first occurrence, or all of them.
@@ -71,7 +72,7 @@ class Prompts:
         check_text(phrase, "phrase")
         wanted, found = self._body(phrase), []
         if wanted:
-            starts = [i for i in range(1, self._end(prompt) - len(wanted) + 1)
+            starts = [i for i in range(len(self._start), self._end(prompt) - len(wanted) + 1)
                       if list(prompt.ids[i:i + len(wanted)]) == wanted]
             found = [p for i in starts[:None if every else 1] for p in range(i, i + len(wanted))]
         if not found:
@@ -80,7 +81,7 @@ class Prompts:
 
     def words(self, prompt: Prompt) -> list[tuple[str, tuple[int, ...]]]:
         """Each space-separated word of the prompt with its token positions; words past the cut have none."""
-        end, at, out = self.max_length - 1, 1, []
+        end, at, out = self.max_length - 1, len(self._start), []
         for word in prompt.text.split():
             count = len(self._body(word))
             out.append((word, tuple(p for p in range(at, at + count) if p < end)))

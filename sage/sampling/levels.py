@@ -7,6 +7,7 @@
 Every solver step is given both of its ends, so that nothing has to be guessed from one label.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -211,3 +212,60 @@ class DiffusionSchedule:
 
         return (tuple((level(t), level(t + ratio)) for t in [0, *visited[:-1]]),
                 tuple((level(t), level(t - ratio)) for t in reversed(visited)))
+
+
+@dataclass(frozen=True)
+class FlowParams:
+    """How the steps of a rectified flow are shifted towards its noisy end; the defaults are those of FLUX.1 dev.
+
+    Attributes:
+        dynamic: by the size of the picture: mu is linear in its tokens, through (base_tokens, base_shift) and
+            (max_tokens, max_shift), and the shift is e^mu; else it is `shift`.
+        patch: latents along each side of a token.
+    """
+
+    dynamic: bool = True
+    shift: float = 1.0
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_tokens: int = 256
+    max_tokens: int = 4096
+    patch: int = 2
+
+
+@dataclass(frozen=True)
+class FlowSchedule:
+    """The levels of a rectified flow, z = (1 - t) x0 + t eps, from t = 0, the picture, to t = 1, noise.
+
+        t_k = m tau_k / (1 + (m - 1) tau_k) = 1 / (1 + (1 / tau_k - 1) / m),   tau_k = k / N
+
+    (Esser et al. 2403.03206, eq. 23).
+    """
+
+    params: FlowParams = FlowParams()
+
+    def level(self, t: float) -> Level:
+        """The level of time `t` in [0, 1]."""
+        return Level(t, 1 - t, t)
+
+    def levels(self, steps: int, spacing: str = "leading", size: tuple[int, int] = (0, 0)) -> tuple[Level, ...]:
+        """N + 1 levels, clean to noisy, both ends whole.
+
+        Raises:
+            SettingsError: no steps, or a spacing: a flow has one of its own.
+        """
+        if steps < 1:
+            raise SettingsError(f"steps is {steps}: must be at least 1")
+        if spacing != "leading":
+            raise SettingsError(f"spacing is {spacing}: the steps of a flow have a spacing of their own; leave it out")
+        shift = self.shift(size)
+        return self.level(0.0), *(self.level(1 / (1 + (steps / k - 1) / shift)) for k in range(1, steps + 1))
+
+    def shift(self, size: tuple[int, int]) -> float:
+        """m, for latents of `size` (h, w)."""
+        p = self.params
+        if not p.dynamic:
+            return p.shift
+        tokens = math.prod(-(-side // p.patch) for side in size)
+        slope = (p.max_shift - p.base_shift) / (p.max_tokens - p.base_tokens)
+        return math.exp(p.base_shift + slope * (tokens - p.base_tokens))

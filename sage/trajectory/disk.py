@@ -145,13 +145,13 @@ def _blank(label: Label, model: Backbone) -> Trajectory:
         raise SettingsError(f"{label.steps} steps are not those of its settings")
     origin = Origin(label.fingerprint, label.inversion, label.method, settings, label.source, label.target,
                     label.pictures, label.picture_size)
-    text = model.embed(label.source[:1]).tokens.shape
+    text = model.embed(label.source[:1])
     if label.version == 1:
         wants = by.wants(settings.but(spare="none"))  # whose attention those files hold in another form
     else:
         wants = tuple(Wanted(Where(w["kind"], w["level"], tuple(w["blocks"]), w["place"]), frozenset(w["steps"]))
                       for w in label.wants)
-    frame = Frame(len(label.source), shape, (text[1], text[2]), label.steps, wants, model.sites())
+    frame = Frame(len(label.source), shape, text, label.steps, wants, model.sites())
     return replace(kind.blank(origin, frame), notes=label.notes)
 
 

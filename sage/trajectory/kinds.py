@@ -75,7 +75,7 @@ class Frame(NamedTuple):
 
     batch: int
     latents: tuple[int, int, int]  # (C, h, w)
-    text: tuple[int, int]  # (M, D)
+    text: Text  # of one prompt, (1, M, D) and (1, P)
     steps: int
     wants: tuple[Wanted, ...]
     sites: Sites
@@ -86,12 +86,12 @@ class Frame(NamedTuple):
 
     def embedding(self) -> Text:
         """Embedded prompts without numbers."""
-        return Text(torch.empty(self.batch, *self.text, device="meta"))
+        return mapped(self.text, lambda name, t: torch.empty(self.batch, *t.shape[1:], device="meta"))
 
     def pair(self, site: Site) -> QueriesKeys:
         """Queries and keys of a site without numbers."""
         rows, columns = site.grid(*self.latents[1:])
-        keys = rows * columns if site.kind == "self" else self.text[0]
+        keys = rows * columns if site.kind == "self" else self.text.tokens.shape[1]
         return QueriesKeys(*(torch.empty(self.batch, site.heads, places, site.width, device="meta")
                              for places in (rows * columns, keys)))
 

@@ -20,8 +20,8 @@ from sage.errors import ModelError
 from sage.models import fetch as fetching
 from sage.models import known, loading
 from sage.models.fetch import fetch
+from tests.models import flux, tiny
 from tests.models import hub as hubs
-from tests.models import tiny
 
 MODEL = dataclasses.replace(known.KNOWN["sd-1.5"], revision="0123456789abcdef" * 2 + "01234567")
 UNET, VAE = (f"{part}/diffusion_pytorch_model.fp16.safetensors" for part in ("unet", "vae"))
@@ -68,7 +68,7 @@ def test_download_then_load(hub, tmp_path, capsys, monkeypatch):
     folder = fetch("sd-1.5", tmp_path, hub.url, progress=False)
     assert folder == tmp_path / "sd-1.5"
     got = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert got == {*fetching.CONFIGS, "tokenizer/tokenizer_config.json", "fetched.json", UNET, VAE,
+    assert got == {*fetching.LAYOUTS["unet"].configs, "tokenizer/tokenizer_config.json", "fetched.json", UNET, VAE,
                    "text_encoder/model.fp16.safetensors"}
     assert all((folder / name).read_bytes() == (hub.folder / name).read_bytes() for name in got - {"fetched.json"})
     error = capsys.readouterr().err
@@ -233,3 +233,46 @@ def test_a_users_token_stays_with_the_hub(hub, tmp_path, monkeypatch):
     fetch("sd-1.5", tmp_path, address, progress=False)
     assert all(("authorization" in headers) == ("localhost" not in url) for url, headers in seen.items())
     assert any("localhost" in url for url in seen)
+
+
+@pytest.fixture
+def flux_hub(hub, tmp_path):
+    """The same of FLUX.1: a transformer in several files, and beside it the authors' own file of it."""
+    folder = flux.write(tmp_path / "repository").folder
+    state = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    index, names = {}, sorted(state)
+    for i in (1, 2):
+        name = f"diffusion_pytorch_model-{i:05}-of-00002.safetensors"
+        part = {key: state[key] for key in names[i - 1::2]}
+        save_file(part, folder / "transformer" / name)
+        index |= dict.fromkeys(part, name)
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": index}))
+    (folder / "flux1-schnell.safetensors").write_bytes(b"x" * 1000)
+    model = known.KNOWN["flux-schnell"]
+    made = hubs.Hub(folder, model.repo, model.revision)
+    yield made
+    made.close()
+
+
+def test_a_flux_whose_transformer_is_in_several_files(flux_hub, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SAGE_WEIGHTS", str(tmp_path / "weights"))
+    folder = fetch("black-forest-labs/FLUX.1-schnell", endpoint=flux_hub.url, progress=False)
+    got = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert "flux1-schnell.safetensors" not in got and "tokenizer_2/tokenizer_config.json" in got
+    assert len([name for name in got if name.startswith("transformer/")]) == 4
+    assert "33.7 GB, licence Apache 2.0" in capsys.readouterr().err
+    assert loading.load_model("flux-schnell", device="cpu").family == "flux"
+
+
+def test_a_flux_that_lacks_a_part_of_its_weights(flux_hub, tmp_path):
+    (flux_hub.folder / "transformer" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    assert "does not hold transformer/diffusion_pytorch_model-00002-of-00002.safetensors" in refusal(
+        "flux-schnell", tmp_path / "weights", flux_hub.url, progress=False)
+
+
+def test_a_gated_flux_says_what_to_do(flux_hub, tmp_path):
+    flux_hub.status, flux_hub.error = 401, "GatedRepo"
+    message = refusal("flux-dev", tmp_path / "weights", flux_hub.url, progress=False)
+    assert "accept its licence at" in message and "FLUX.1-dev" in message and "hf auth login" in message

@@ -109,8 +109,9 @@ def test_vae(vaes, batch):
     assert_same(mean, posterior.mean)
     assert_same(logvar, posterior.logvar)
     z = ours.encode(x)
-    assert_same(z, posterior.mean * theirs.config.scaling_factor)
-    assert_same(ours.decode(z), theirs.decode(z / theirs.config.scaling_factor).sample)
+    scaling, shift = theirs.config.scaling_factor, theirs.config.shift_factor or 0
+    assert_same(z, (posterior.mean - shift) * scaling)
+    assert_same(ours.decode(z), theirs.decode(z / scaling + shift).sample)
 
 
 @pytest.fixture(scope="module", params=oracle.TEXTS)

@@ -138,10 +138,16 @@ def unet_params(path: Path) -> tuple[UNetParams, int]:
         upcast_attention=c.get("upcast_attention", False, bool)), max(side)
 
 
-def vae_params(path: Path) -> VAEParams:
-    """vae/config.json -> parameters."""
+def vae_params(path: Path, fixed: dict[str, Any] = VAE_FIXED) -> VAEParams:
+    """vae/config.json -> parameters.
+
+    Args:
+        fixed: what the family's autoencoders have in common.
+    """
     c = Config(path)
-    c.require(VAE_FIXED)
+    c.require(fixed)
+    if (quant := c.get("use_quant_conv", True, bool)) != c.get("use_post_quant_conv", True, bool):
+        raise c.fail("use_post_quant_conv", "which is not supported: it must be as use_quant_conv")
     channels = c.several("block_out_channels", (64,), int)
     for key, block in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if set(c.several(key, block, str, len(channels))) != {block}:
@@ -151,7 +157,9 @@ def vae_params(path: Path) -> VAEParams:
         layers_per_block=c.uniform("layers_per_block", 1),
         latent_channels=c.get("latent_channels", 4, int),
         groups=c.get("norm_num_groups", 32, int),
-        scaling=c.within("scaling_factor", 0.18215, 1e-4, 1e4))
+        scaling=c.within("scaling_factor", 0.18215, 1e-4, 1e4),
+        shift=c.within("shift_factor", 0.0, -1e4, 1e4),
+        quant_convs=quant)
 
 
 def text_params(path: Path) -> CLIPTextParams:

@@ -1,36 +1,27 @@
 """`StableDiffusion`: the backbone of the 1.x and 2.x families and of smaller models of the same build."""
 
-import hashlib
-import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sage.errors import NumericsError
 from sage.models.backbone import Text
+from sage.models.latent import LatentModel
 from sage.models.memory import Needs
-from sage.models.savings import Savings
 from sage.models.sd.attention import TextKeysValues
 from sage.models.sd.clip import CLIPText
 from sage.models.sd.tiles import SIDE
 from sage.models.sd.unet import Time, UNet
 from sage.models.sd.vae import VAE
 from sage.models.sites import Feature, Sites
-from sage.models.weights import CAST
 from sage.prompts.tokens import Prompt, Prompts
 from sage.sampling.levels import DiffusionSchedule, Level, ScheduleParams
 from sage.sampling.steps import Prediction, from_output
-
-SAMPLE = 64  # numbers of each weight that the fingerprint looks at
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,34 +33,33 @@ class Prepared:
     dtype: torch.dtype
 
 
-class StableDiffusion:
+class StableDiffusion(LatentModel):
     """Stable Diffusion 1.x, 2.x or a smaller model of the same build, frozen, on one device.
-
-    Latents and everything computed from them outside the networks are float32.  Below float32 the networks run under
-    `torch.autocast`, their norms in float32.
 
     Args:
         prediction_type: "epsilon" or "v_prediction".
-        sample_size: side in pixels of the pictures it was trained on.
-        recommends: settings by the name of a method, plain values that came with the model.
+        more: the other arguments of `LatentModel`.
     """
 
     family = "sd"
     distilled = False
 
-    def __init__(self, *, unet: UNet, vae: VAE, text: CLIPText, tokenizer: Any,
-                 schedule: ScheduleParams, prediction_type: str, name: str, sample_size: int, device: torch.device,
-                 dtype: torch.dtype,
-                 recommends: Mapping[str, Mapping[str, Any]] | None = None):
-        self.unet, self.vae, self.text = unet, vae, text
-        for network in (unet, vae, text):
-            network.eval().requires_grad_(False)
-        self.prompts = Prompts(tokenizer, text.params.max_length)
-        self.schedule, self.prediction_type = DiffusionSchedule(schedule), prediction_type
-        self.name, self.sample_size, self.device, self.dtype = name, sample_size, torch.device(device), dtype
-        self.recommends = recommends or {}
-        self.savings = Savings()
+    def __init__(self, *, unet: UNet, vae: VAE, text: CLIPText, tokenizer: Any, schedule: ScheduleParams,
+                 prediction_type: str, **more: Any):
+        self.unet, self.text, self.schedule = unet, text, DiffusionSchedule(schedule)
+        super().__init__(vae=vae, prediction_type=prediction_type, prompts=Prompts(tokenizer, text.params.max_length),
+                         **more)
         self._times: dict[tuple[int, torch.dtype], Time] = {}  # the same in every pass and edit
+
+    @property
+    def network(self) -> UNet:
+        """The UNet."""
+        return self.unet
+
+    @property
+    def encoders(self) -> tuple[CLIPText, ...]:
+        """The one of text."""
+        return (self.text,)
 
     @property
     def recommended(self) -> Any:
@@ -91,34 +81,6 @@ class StableDiffusion:
         """What the residual blocks pass on, in the order of a forward pass."""
         return self.unet.features()
 
-    def part(self, name: str) -> nn.Module | None:
-        """Nothing beside the three networks."""
-        return None
-
-    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(C, h, w) of the latents of a picture of (width, height) pixels."""
-        return self.vae.params.latent_channels, size[1] // self.vae.factor, size[0] // self.vae.factor
-
-    @torch.no_grad()
-    def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(B, 3, H, W) float32 in [-1, 1] -> (B, 4, h, w) float32 latents; a sample when a generator is given."""
-        state = None if generator is None else generator.get_state()
-
-        def run() -> Tensor:
-            if generator is not None and state is not None:
-                generator.set_state(state)
-            return self.vae.encode(x.to(self.device), generator, self.savings.tiles).float()
-
-        return self._finite("encoding the picture", self.vae, run)
-
-    @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
-        """(B, 4, h, w) latents -> (B, 3, H, W) float32 in about [-1, 1]."""
-        def run() -> Tensor:
-            return self.vae.decode(z.to(self.device), self.savings.tiles).float()
-
-        return self._finite("decoding the latents", self.vae, run)
-
     @torch.no_grad()
     def embed(self, prompts: Sequence[Prompt]) -> Text:
         """Prompts -> (B, max_length, width) float32; each as it would be alone."""
@@ -128,8 +90,7 @@ class StableDiffusion:
             ids = torch.tensor([prompt.ids], device=place)
             return self._finite("encoding the prompt", self.text, lambda: self.text(ids).float()).to(self.device)
 
-        known = {prompt: one(prompt) for prompt in dict.fromkeys(prompts)}
-        return Text(torch.cat([known[prompt] for prompt in prompts]))
+        return Text(self._each_alone(prompts, one))
 
     def needs(self, width: int, height: int) -> Needs:
         """What a picture of a size in pixels takes beyond the weights; measured on Stable Diffusion's networks."""
@@ -144,16 +105,6 @@ class StableDiffusion:
         return Needs(attention=attention, autoencoder=13 * tile * self.vae.params.channels[0] * value,
                      # Below float32 the norms' inputs are float32 all the same.
                      network=(650 if wide else 1000) * places * channels[0] * value)
-
-    def save(self, savings: Savings) -> None:
-        """Need this much less memory from now on."""
-        if savings.text and not self.savings.text:
-            self.text.to("cpu", torch.float32)
-        elif self.savings.text and not savings.text:
-            for layer in self.text.modules():
-                if not any(layer.children()):
-                    layer.to(self.device, self.dtype if isinstance(layer, CAST) else torch.float32)
-        self.savings = savings
 
     @torch.no_grad()
     def prepare(self, text: Text, guidance: float | None = None) -> Prepared:
@@ -185,56 +136,8 @@ class StableDiffusion:
             self._times[t, self.dtype] = self.unet.time(t)
         return self._times[t, self.dtype]
 
-    @contextmanager
-    def full_precision(self, *modules: nn.Module) -> Iterator[None]:
-        """Context in which `modules`, by default the UNet, compute in float32 whatever the model's dtype."""
-        kept = [(m, name, p) for module in modules or (self.unet,) for m in module.modules()
-                for name, p in m.named_parameters(recurse=False)]
-        dtype, self.dtype = self.dtype, torch.float32
-        # New parameters, not new data in the old ones: a graph made inside may be walked back after the context.
-        for m, name, p in kept:
-            setattr(m, name, nn.Parameter(p.float(), requires_grad=False))
-        try:
-            yield
-        finally:
-            self.dtype = dtype
-            for m, name, p in kept:
-                setattr(m, name, p)
-
-    def _finite(self, stage: str, module: nn.Module, run: Callable[[], Tensor]) -> Tensor:
-        """`run()` in the model's dtype; if that is not finite, once more in float32; then NumericsError."""
-        with_gradient = torch.is_grad_enabled()  # a listener may have ended it on the way
-        out = self._autocast(run)
-        if not torch.isfinite(out).all() and self.dtype != torch.float32:
-            with self.full_precision(module), torch.set_grad_enabled(with_gradient):
-                out = self._autocast(run)
-        if not torch.isfinite(out).all():
-            raise NumericsError(f"{stage} gave numbers that are not finite, in float32 too: nothing was written; "
-                                "try smaller guidance and reconstruction scales")
-        return out
-
-    def _autocast(self, run: Callable[[], T]) -> T:
-        with torch.autocast(self.device.type, self.dtype if self.dtype != torch.float32 else torch.bfloat16,
-                            enabled=self.dtype != torch.float32):
-            return run()
-
-    @torch.no_grad()
     def fingerprint(self) -> str:
-        """SHA-256 in hex over the configurations, and the name, shape and evenly spread numbers of every weight.
-
-        The numbers count as float16: a checkpoint has one fingerprint on every device, loaded in float32 or float16.
-        In bfloat16, which keeps fewer digits, it has another.
-        """
-        networks: dict[str, UNet | VAE | CLIPText] = {"unet": self.unet, "vae": self.vae, "text": self.text}
-        said = {"prediction": self.prediction_type, "side": self.sample_size, "schedule": asdict(self.schedule.params),
-                **{name: asdict(network.params) for name, network in networks.items()}}
-        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-        for network in networks.values():
-            weights = sorted(network.named_parameters(), key=lambda pair: pair[0])
-            digest.update(json.dumps([(name, list(p.shape)) for name, p in weights]).encode())
-            digest.update(torch.cat([_sample(p) for _, p in weights]).cpu().numpy().tobytes())
-        return digest.hexdigest()
-
-
-def _sample(weight: Tensor) -> Tensor:
-    return weight.flatten()[::max(1, weight.numel() // SAMPLE)].half()
+        """What the model is known by; see `LatentModel`."""
+        facts = {"prediction": self.prediction_type, "side": self.sample_size,
+                 "schedule": asdict(self.schedule.params)}
+        return self._digest(facts, {"unet": self.unet, "vae": self.vae, "text": self.text})

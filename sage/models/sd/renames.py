@@ -1,14 +1,25 @@
 """Other people's names for our weights, as short tables: ours are those of today's diffusers folders.
 
-A rename maps one stored name to ours, or to None where the weight is known and not needed.  A name that no table
-knows passes unchanged, so that the strict check reports it.  A target with `qkv_proj` stands for three weights
-stored as one: the thirds of its rows are q, k and v.
+A rename maps one stored name to ours, or to None where the weight is known and not needed; or to several, where
+several of our weights are stored as one.  A name that no table knows passes unchanged, so that the strict check
+reports it.
 """
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
-Rename = Callable[[str], str | None]
+
+class Rows(NamedTuple):
+    """The rows of a stored weight that are one of ours: from `begin` to `end`, of `of` equal parts."""
+
+    name: str
+    begin: int
+    end: int
+    of: int
+
+
+Rename = Callable[[str], str | tuple[Rows, ...] | None]
 
 # Buffers of the first text encoders' checkpoints; made anew by every version of the library.
 DROP_TEXT = re.compile(r"(text_model\.)?embeddings\.position_ids$")
@@ -54,11 +65,17 @@ OPENCLIP = (
     (r"\.mlp\.c_fc\.", ".mlp.fc1."),
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
     (r"\.attn\.out_proj\.", ".self_attn.out_proj."),
-    (r"\.attn\.in_proj_(weight|bias)$", r".self_attn.qkv_proj.\1"),
+    (r"\.attn\.in_proj_(weight|bias)$", r".self_attn.*_proj.\1"),
 )
 
 
-def _apply(table: tuple[tuple[str, str], ...], key: str) -> str:
+def thirds(name: str) -> tuple[Rows, ...]:
+    """Queries, keys and values stored as one; `name` has a "*" in the place of their letter."""
+    return tuple(Rows(name.replace("*", letter), i, i + 1, 3) for i, letter in enumerate("qkv"))
+
+
+def apply(table: tuple[tuple[str, str], ...], key: str) -> str:
+    """A name with every pattern of a table replaced, in their order."""
     for pattern, replacement in table:
         key = re.sub(pattern, replacement, key)
     return key
@@ -119,15 +136,18 @@ def single_unet(layers: int) -> Rename:
 def single_vae(levels: int) -> Rename:
     """Names of a CompVis autoencoder, without `first_stage_model.`; it counts the way up from the finest level."""
     def rename(key: str) -> str:
-        return re.sub(r"(?<=\.up_blocks\.)\d+", lambda m: str(levels - 1 - int(m[0])), _apply(VAE_SINGLE, key))
+        return re.sub(r"(?<=\.up_blocks\.)\d+", lambda m: str(levels - 1 - int(m[0])), apply(VAE_SINGLE, key))
 
     return rename
 
 
 def single_openclip(layers: int) -> Rename:
     """Names of an OpenCLIP text tower of which the first `layers` are used, without `cond_stage_model.model.`."""
-    def rename(key: str) -> str | None:
+    def rename(key: str) -> str | tuple[Rows, ...] | None:
         m = re.match(r"transformer\.resblocks\.(\d+)\.", key)
-        return None if key in DROP_OPENCLIP or (m and int(m[1]) >= layers) else _apply(OPENCLIP, key)
+        if key in DROP_OPENCLIP or (m and int(m[1]) >= layers):
+            return None
+        name = apply(OPENCLIP, key)
+        return thirds(name) if "*" in name else name
 
     return rename

@@ -9,6 +9,7 @@ Nothing in a file tells epsilon from v prediction, so that is read from what peo
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from sage.models.weights import Stored, renamed, some
 
 PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "clip": "cond_stage_model.transformer.",
             "openclip": "cond_stage_model.model."}
+
+FOLDER = ("down_blocks.", "encoder.down_blocks.", "text_model.", "transformer_blocks.", "single_transformer_blocks.")
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def take_apart(path: Path, tensors: dict[str, Stored]) -> SingleFile:
 def _recognise(path: Path, parts: dict[str, dict[str, Stored]], unknown: list[str]) -> None:
     if any(key.startswith("conditioner.embedders.") for key in unknown):
         raise ModelError(f"{path} is a Stable Diffusion XL checkpoint; 1.x and 2.x are supported")
-    if any(key.startswith(("down_blocks.", "encoder.down_blocks.", "text_model.")) for key in unknown):
+    if any(key.startswith(FOLDER) for key in unknown):
         raise ModelError(f"{path} is one network of a diffusers folder; give the folder that holds model_index.json")
     if not parts["unet"]:
         raise ModelError(f"{path} is no Stable Diffusion checkpoint: no {PREFIXES['unet']}* among its "
@@ -94,13 +97,13 @@ def _recognise(path: Path, parts: dict[str, dict[str, Stored]], unknown: list[st
         raise ModelError(f"{path} does not fit: {len(unknown)} unexpected ({some(unknown)})")
 
 
-def _count(tensors: dict[str, Stored], pattern: str) -> int:
+def count(tensors: Mapping[str, Stored], pattern: str) -> int:
     """How many numbers stand in the one group of `pattern`, counting from 0 to the highest."""
     return 1 + max((int(m[1]) for key in tensors if (m := re.match(pattern, key))), default=-1)
 
 
 def _unet(t: dict[str, Stored], family: str) -> UNetParams:
-    entries = _count(t, r"input_blocks\.(\d+)\.")
+    entries = count(t, r"input_blocks\.(\d+)\.")
     levels = 1 + sum(1 for key in t if re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", key))
     layers = entries // levels - 1
     first = [1 + level * (layers + 1) for level in range(levels)]
@@ -114,7 +117,7 @@ def _unet(t: dict[str, Stored], family: str) -> UNetParams:
         layers_per_block=layers,
         # The number of heads leaves no trace in the shapes: 8 everywhere in 1.x, heads of 64 channels in 2.x.
         heads=(8,) * levels if family == "1.x" else tuple(max(1, c // 64) for c in channels),
-        transformer_depth=_count(t, r"middle_block\.1\.transformer_blocks\.(\d+)\."),
+        transformer_depth=count(t, r"middle_block\.1\.transformer_blocks\.(\d+)\."),
         context_width=t["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1],
         linear_projection=len(projection.shape) == 2,
         # Only 2.1 at 768 needs it, and it cannot be told from its base; elsewhere it costs little.
@@ -122,10 +125,10 @@ def _unet(t: dict[str, Stored], family: str) -> UNetParams:
 
 
 def _vae(t: dict[str, Stored]) -> VAEParams:
-    levels = _count(t, r"encoder\.down\.(\d+)\.")
+    levels = count(t, r"encoder\.down\.(\d+)\.")
     return VAEParams(
         channels=tuple(t[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)),
-        layers_per_block=_count(t, r"encoder\.down\.0\.block\.(\d+)\."),
+        layers_per_block=count(t, r"encoder\.down\.0\.block\.(\d+)\."),
         latent_channels=t["post_quant_conv.weight"].shape[0])
 
 
@@ -134,12 +137,12 @@ def _clip(t: dict[str, Stored]) -> CLIPTextParams:
     return CLIPTextParams(
         width=width, heads=max(1, width // 64), vocabulary=vocabulary, activation="quick_gelu",
         mlp_width=t["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
-        layers=_count(t, r"text_model\.encoder\.layers\.(\d+)\."),
+        layers=count(t, r"text_model\.encoder\.layers\.(\d+)\."),
         max_length=t["text_model.embeddings.position_embedding.weight"].shape[0])
 
 
 def _openclip(t: dict[str, Stored]) -> tuple[CLIPTextParams, renames.Rename]:
-    stored = _count(t, r"transformer\.resblocks\.(\d+)\.")
+    stored = count(t, r"transformer\.resblocks\.(\d+)\.")
     # The UNet was trained on the output of the last layer but one; some files are saved without the last, of 24.
     layers = 23 if stored == 23 else stored - 1
     vocabulary, width = t["token_embedding.weight"].shape

@@ -3,7 +3,7 @@
 The scale between the encoder's numbers and the diffusion's latents lives inside; nobody else needs to know it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import torch
@@ -17,13 +17,20 @@ from sage.models.sd.unet import Upsample
 
 @dataclass(frozen=True)
 class VAEParams:
-    """What tells one autoencoder from another; the defaults are those of every Stable Diffusion 1.x and 2.x."""
+    """What tells one autoencoder from another; the defaults are those of every Stable Diffusion 1.x and 2.x.
+
+    Attributes:
+        scaling, shift: the diffusion's latents are (z - shift) scaling.
+        quant_convs: a 1x1 convolution after the encoder and before the decoder.
+    """
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     latent_channels: int = 4
     groups: int = 32
     scaling: float = 0.18215
+    shift: float = field(default=0.0, metadata={"later": True})
+    quant_convs: bool = field(default=True, metadata={"later": True})
 
 
 class VAEResBlock(nn.Module):
@@ -145,8 +152,9 @@ class VAE(nn.Module):
         self.params = params
         self.encoder = Encoder(params)
         self.decoder = Decoder(params)
-        self.quant_conv = Conv2d(2 * params.latent_channels, 2 * params.latent_channels, 1)
-        self.post_quant_conv = Conv2d(params.latent_channels, params.latent_channels, 1)
+        if params.quant_convs:
+            self.quant_conv = Conv2d(2 * params.latent_channels, 2 * params.latent_channels, 1)
+            self.post_quant_conv = Conv2d(params.latent_channels, params.latent_channels, 1)
 
     @property
     def factor(self) -> int:
@@ -154,9 +162,10 @@ class VAE(nn.Module):
         return 2 ** (len(self.params.channels) - 1)
 
     def posterior(self, x: Tensor, tiled: bool = False) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) in [-1, 1] -> mean and log-variance, each (B, 4, H / factor, W / factor), unscaled."""
+        """(B, 3, H, W) in [-1, 1] -> mean and log-variance, each (B, C, H / factor, W / factor), unscaled."""
         def moments(x: Tensor) -> Tensor:
-            return self.quant_conv(self.encoder(x))
+            m = self.encoder(x)
+            return self.quant_conv(m) if self.params.quant_convs else m
 
         m = by_tiles(moments, x, SIDE, OVERLAP, Fraction(1, self.factor)) if tiled else moments(x)
         mean, logvar = m.chunk(2, dim=1)
@@ -172,14 +181,14 @@ class VAE(nn.Module):
         if generator is not None:
             noise = torch.randn(mean.shape, generator=generator).to(mean)
             mean = mean + torch.exp(0.5 * logvar) * noise
-        return mean * self.params.scaling
+        return (mean - self.params.shift) * self.params.scaling
 
     def decode(self, z: Tensor, tiled: bool = False) -> Tensor:
-        """Scaled latents (B, 4, h, w) -> (B, 3, h * factor, w * factor), about [-1, 1], not clamped."""
+        """Scaled latents (B, C, h, w) -> (B, 3, h * factor, w * factor), about [-1, 1], not clamped."""
         def pixels(z: Tensor) -> Tensor:
-            return self.decoder(self.post_quant_conv(z))
+            return self.decoder(self.post_quant_conv(z) if self.params.quant_convs else z)
 
-        z = z / self.params.scaling
+        z = z / self.params.scaling + self.params.shift
         if not tiled:
             return pixels(z)
         return by_tiles(pixels, z, SIDE // self.factor, OVERLAP // self.factor, Fraction(self.factor))

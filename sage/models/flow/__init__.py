@@ -1,0 +1,1 @@
+"""FLUX.1, and smaller rectified flows of the same build."""

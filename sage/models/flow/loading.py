@@ -1,0 +1,252 @@
+"""Checkpoint of FLUX.1 -> Flux: a diffusers folder, or the authors' transformer in one file with its companions.
+
+    flux1-dev.safetensors      the transformer
+    ae.safetensors             its autoencoder, beside it or as vae/ in the folder of the companions
+    text_encoder, text_encoder_2, tokenizer, tokenizer_2     beside it, in a folder that is named, or in a fetched model
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from sage.errors import ModelError
+from sage.models.flow import configs, singlefile
+from sage.models.flow.model import Flux
+from sage.models.flow.t5 import T5Params, T5Text
+from sage.models.flow.transformer import FluxParams, FluxTransformer
+from sage.models.folders import load_tokenizer, recommended, weight_files
+from sage.models.known import installed
+from sage.models.memory import free_memory
+from sage.models.sd import renames
+from sage.models.sd.clip import CLIPText, CLIPTextParams
+from sage.models.sd.configs import MAX_LAYERS, MAX_LEVELS, MAX_WIDTH, Config, text_params
+from sage.models.sd.vae import VAE, VAEParams
+from sage.models.weights import Stored, fill, open_weights, renamed
+from sage.sampling.levels import FlowParams
+
+DIFFUSERS = "diffusion_pytorch_model"
+SIDE = 1024  # of the pictures that FLUX.1 was trained at
+MOST = {True: 512, False: 256}  # tokens of a prompt, of dev and of schnell: whether guidance is an input
+AXES_OF = 128  # numbers of a head of FLUX.1
+# How dev and schnell are used, where a folder does not say it: whether guidance is an input.
+RECOMMENDS: dict[bool, dict[str, dict[str, Any]]] = {
+    True: {name: {"steps": 28, "guidance_scale": 3.5} for name in ("plain", "sdedit", "generate/plain")},
+    False: {"plain": {"guidance_scale": 1.0}, **dict.fromkeys(("sdedit", "generate/plain"),
+                                                              {"steps": 4, "guidance_scale": 1.0})}}
+
+N = TypeVar("N", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network on disk: how to build it, and its weights under our names."""
+
+    make: Callable[[], nn.Module]
+    tensors: Mapping[str, Stored]
+    what: str
+
+    def bytes(self, dtype: torch.dtype) -> int:
+        """What its weights take in memory."""
+        return self.numbers * dtype.itemsize
+
+    @property
+    def numbers(self) -> int:
+        """How many there are in its weights."""
+        return sum(math.prod(stored.shape) for stored in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint of which the configurations and headers have been read, and no weights."""
+
+    path: Path
+    transformer: FluxParams
+    vae: VAEParams
+    text: CLIPTextParams
+    t5: T5Params | None
+    schedule: FlowParams
+    side: int
+    parts: Mapping[str, Part]  # "transformer", "vae", "text", "t5"
+    companions: Path
+    recommends: dict[str, dict[str, Any]]
+
+
+def load_flux(opened: Opened, name: str, device: torch.device, dtype: torch.dtype) -> Flux:
+    """Read the weights of an opened checkpoint.
+
+    Raises:
+        ModelError: weights that do not fit together, or into the memory that is free.
+    """
+    check_kin(opened)
+    _check_room(opened, name, device, dtype)
+    t, words = opened.transformer, opened.companions
+    clip_tokenizer = load_tokenizer(words / "tokenizer", opened.text)
+    if opened.t5 is None:
+        tokenizer, tokens = clip_tokenizer, opened.text.max_length
+    else:
+        tokenizer, tokens = load_t5_tokenizer(words / "tokenizer_2", opened.t5, MOST[t.guidance])
+    made: dict[str, Any] = {"t5": None}
+    made |= {part: fill(of.make, dict(of.tensors), of.what, device, dtype) for part, of in opened.parts.items()}
+    return Flux(**made, tokenizer=tokenizer, clip_tokenizer=clip_tokenizer, tokens=tokens,
+                schedule=opened.schedule, name=name, sample_size=opened.side, device=device, dtype=dtype,
+                recommends=opened.recommends)
+
+
+def is_flux_folder(folder: Path) -> bool:
+    """Whether a diffusers folder is of a transformer and not of a UNet."""
+    return (folder / "transformer").is_dir() and not (folder / "unet").is_dir()
+
+
+def open_folder(folder: Path, half: bool = False) -> Opened:
+    """Read the configurations and headers of a diffusers folder.
+
+    Args:
+        half: the files in half precision where there are both.
+    Raises:
+        ModelError: not whole, damaged, or not supported.
+    """
+    vae, side = configs.vae_params(folder / "vae" / "config.json")
+    transformer = configs.transformer_params(folder / "transformer" / "config.json", vae.latent_channels)
+    schedule = configs.flow_params(folder / "scheduler" / "scheduler_config.json", transformer.patch)
+    text, t5, encoders = _encoders(folder, half)
+    parts = {"transformer": _of_folder(lambda: FluxTransformer(transformer), folder, "transformer", half),
+             "vae": _of_folder(lambda: VAE(vae), folder, "vae", half, renames.folder_vae), **encoders}
+    return Opened(folder, transformer, vae, text, t5, schedule, side, parts, folder,
+                  recommended(folder) or RECOMMENDS[transformer.guidance])
+
+
+def open_file(path: Path, companions: Path | None, half: bool = False) -> Opened:
+    """The same of the authors' transformer in one file.
+
+    Args:
+        companions: the folder with the text encoders; default: that of the file, or a fetched FLUX.1.
+    Raises:
+        ModelError: not whole, damaged, not supported, or without companions.
+    """
+    companions = _companions(path, companions)
+    side, beside = SIDE, path.with_name("ae.safetensors")
+    if beside.is_file():
+        vae, tensors = singlefile.autoencoder(beside, open_weights([beside]))
+        of_vae = Part(lambda: VAE(vae), tensors, str(beside))
+    else:
+        vae, side = configs.vae_params(companions / "vae" / "config.json")
+        of_vae = _of_folder(lambda: VAE(vae), companions, "vae", half, renames.folder_vae)
+    transformer, tensors = singlefile.take_apart(path, open_weights([path]), vae.latent_channels)
+    head = transformer.width // max(transformer.heads, 1)
+    if head != AXES_OF:
+        warnings.warn(f"{path.name}: its heads are {head} wide, and taken to be turned by axes of "
+                      f"{', '.join(map(str, transformer.axes))}: a diffusers folder would say it", stacklevel=3)
+    text, t5, encoders = _encoders(companions, half)
+    parts = {"transformer": Part(lambda: FluxTransformer(transformer), tensors, str(path)), "vae": of_vae, **encoders}
+    return Opened(path, transformer, vae, text, t5, FlowParams(dynamic=transformer.guidance, patch=transformer.patch),
+                  side, parts, companions, RECOMMENDS[transformer.guidance])
+
+
+def _of_folder(make: Callable[[], nn.Module], folder: Path, part: str, half: bool,
+               rename: renames.Rename = renames.folder_unet, base: str = DIFFUSERS) -> Part:
+    tensors = open_weights(weight_files(folder / part, base, half))
+    return Part(make, renamed(tensors, rename), str(folder / part))
+
+
+def _encoders(folder: Path, half: bool) -> tuple[CLIPTextParams, T5Params | None, dict[str, Part]]:
+    """The text encoders of a folder; a smaller model may have one."""
+    text = text_params(folder / "text_encoder" / "config.json")
+    parts = {"text": _of_folder(lambda: CLIPText(text), folder, "text_encoder", half, renames.folder_text,
+                               "model")}
+    if not (folder / "text_encoder_2").exists():
+        return text, None, parts
+    t5 = configs.t5_params(folder / "text_encoder_2" / "config.json")
+    return text, t5, parts | {"t5": _of_folder(lambda: T5Text(t5), folder, "text_encoder_2", half, folder_t5, "model")}
+
+
+def folder_t5(key: str) -> str | None:
+    """Names of a T5 encoder, which are ours; some files hold its embeddings twice."""
+    return None if key == "encoder.embed_tokens.weight" else key
+
+
+def _companions(path: Path, named: Path | None) -> Path:
+    """The folder with the text encoders."""
+    known = [installed(name) for name in ("flux-schnell", "flux-dev")]
+    places = [named] if named else [path.parent, *known]
+    for place in places:
+        if place is not None and (place / "text_encoder" / "config.json").is_file():
+            return place
+    raise ModelError(f"{path.name} holds a transformer alone: name the folder of a FLUX.1 model that has "
+                     "text_encoder, text_encoder_2, tokenizer and tokenizer_2 (tokenizer=, --tokenizer), put the file "
+                     "beside them, or `sage fetch flux-schnell` once, whose encoders then serve")
+
+
+def load_t5_tokenizer(folder: Path, t5: T5Params, most: int) -> tuple[Any, int]:
+    """The tokenizer of T5 in `folder`, and how many tokens a prompt may have.
+
+    Args:
+        most: tokens that the model was trained with.
+    Raises:
+        ModelError: no or damaged files, or more tokens than the text encoder has.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(f"{path} is missing")
+    try:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="</s>", pad_token="<pad>",
+                                            unk_token="<unk>")
+    except Exception as error:  # the library raises bare Exception on a damaged vocabulary
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(f"{folder} holds no readable tokenizer ({reason})") from error
+    if len(tokenizer) > t5.vocabulary:
+        raise ModelError(f"{folder} has {len(tokenizer)} tokens, the text encoder {t5.vocabulary}")
+    said = folder / "tokenizer_config.json"
+    own = Config(said).get("model_max_length", most, int) if said.is_file() else most
+    if own < 8:
+        raise ModelError(f"{said}: model_max_length is {own}: no prompt would fit")
+    return tokenizer, min(own, most)
+
+
+def check_kin(o: Opened) -> None:
+    """Refuse networks that do not belong together, and numbers that no network can be built from."""
+    t, context = o.transformer, o.text.width if o.t5 is None else o.t5.width
+    for name, wanted, given in (("tokens", t.context_width, context), ("pooled text", t.pooled_width, o.text.width)):
+        if wanted != given:
+            raise ModelError(f"{o.path}: the transformer expects {name} {wanted} wide, the text encoder gives {given}")
+    widths = [t.width, t.heads, t.mlp_width, t.context_width, t.pooled_width, *t.axes, *o.vae.channels, o.vae.groups,
+              o.vae.latent_channels, o.text.width, o.text.mlp_width, o.text.heads, o.text.vocabulary,
+              o.text.max_length]
+    depths = [t.depth, t.depth_single, o.vae.layers_per_block, o.text.layers]
+    if o.t5 is not None:
+        widths += [o.t5.width, o.t5.head_width, o.t5.heads, o.t5.mlp_width, o.t5.vocabulary]
+        depths += [o.t5.layers]
+    # Building a network takes time and memory before any weight is found missing.
+    if max(widths) > MAX_WIDTH or max(depths) > MAX_LAYERS or len(o.vae.channels) > MAX_LEVELS:
+        raise ModelError(f"{o.path}: a network wider than {MAX_WIDTH}, or of more than {MAX_LAYERS} layers or "
+                         f"{MAX_LEVELS} levels, is not built")
+    if min(*widths, *depths) < 1 or t.width % t.heads or o.text.width % o.text.heads or any(
+            c % o.vae.groups for c in o.vae.channels):
+        raise ModelError(f"{o.path}: channels, heads and groups that do not divide each other")
+    if sum(t.axes) != t.width // t.heads or any(n % 2 for n in t.axes):
+        raise ModelError(f"{o.path}: axes of {', '.join(map(str, t.axes))} numbers do not make up a head of "
+                         f"{t.width // t.heads}")
+
+
+def _check_room(o: Opened, name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse a model that is larger than the memory that is free, before minutes of reading."""
+    def need(of: torch.dtype) -> int:
+        return sum(part.bytes(of) for part in o.parts.values())
+
+    free = free_memory(device)
+    if free is None or need(dtype) <= free:
+        return
+    half = f"in bfloat16 {_gb(need(torch.bfloat16))}: give dtype bfloat16; " if need(torch.bfloat16) <= free else ""
+    raise ModelError(f"{name} needs {_gb(need(dtype))} of memory in {str(dtype).removeprefix('torch.')}, and "
+                     f"{_gb(free)} are free on {device}; {half}weights are not read piece by piece, which would take "
+                     "minutes a step: use a machine with more memory, or a smaller model")
+
+
+def _gb(amount: int) -> str:
+    return f"{amount / 1e9:.1f} GB"

@@ -1,0 +1,305 @@
+"""The transformer of FLUX.1: v_theta(z_t, t, text), the velocity eps - x0 of a rectified flow.
+
+    z -> tokens of patch x patch latents;  text -> tokens;  t, guidance and the pooled text -> one vector
+    double blocks   text and picture have weights of their own, and attend to both
+    single blocks   one set of weights for [text; picture], attention and MLP side by side
+
+Every block is modulated by the vector (Peebles & Xie 2212.09748, sec. 3.2): x + gate f(shift + (1 + scale) LN(x)).
+Module names are the key names of the diffusers checkpoints.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from sage.models.flow.attention import JointAttention
+from sage.models.layers import Linear
+from sage.models.sd.unet import TimestepEmbedding, timestep_embedding
+from sage.models.sites import Projection, Sites, find_sites
+
+TIME_WIDTH = 256  # of the features of a time
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class FluxParams:
+    """What tells one transformer from another; the defaults are FLUX.1 dev.
+
+    Attributes:
+        channels: of the latents.
+        patch: latents along each side of a token, a power of two.
+        context_width, pooled_width: of the text's tokens, and of its pooled embedding.
+        mlp_width: hidden width of the MLPs.
+        axes: numbers of a head that say where a token is: in which picture, in which row, in which column; even, and
+            all of the head together.
+        theta: of the slowest rotation.
+        qkv_bias: whether queries, keys and values of double blocks have a bias.
+        guidance: whether guidance is an input.
+    """
+
+    channels: int = 16
+    patch: int = 2
+    width: int = 3072
+    heads: int = 24
+    mlp_width: int = 12288
+    depth: int = 19
+    depth_single: int = 38
+    context_width: int = 4096
+    pooled_width: int = 768
+    axes: tuple[int, ...] = (16, 56, 56)
+    theta: float = 10000.0
+    qkv_bias: bool = True
+    guidance: bool = True
+
+    @property
+    def token_width(self) -> int:
+        """Numbers in a token of the picture."""
+        return self.channels * self.patch**2
+
+    @property
+    def level(self) -> int:
+        """Halvings from latents to tokens."""
+        return self.patch.bit_length() - 1
+
+
+# ---- positions
+
+
+def rotations(params: FluxParams, rows: int, columns: int) -> Tensor:
+    """(rows * columns, D / 2) complex64 rotations e^(i p w_j) of the pairs of numbers of a head (Su et al. 2104.09864).
+
+    w_j = theta^(-2 j / n) for the j-th pair of an axis of n numbers, in float64; p is 0 in the first axis, the row in
+    the second and the column in the third.
+    """
+    places = torch.zeros(rows, columns, len(params.axes), dtype=torch.float64)
+    places[..., 1] += torch.arange(rows)[:, None]
+    places[..., 2] += torch.arange(columns)
+    angles = [places[..., [axis]] * params.theta ** -(torch.arange(0, n, 2, dtype=torch.float64) / n)
+              for axis, n in enumerate(params.axes)]
+    angle = torch.cat(angles, dim=-1).flatten(0, 1)
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+
+
+def rotated(x: Tensor, rotation: Tensor) -> Tensor:
+    """(B, H, N, D) with each pair (2 j, 2 j + 1) of the last dimension turned."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean x^2 + eps) times a weight, over the last dimension, in float32."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), EPS).to(x.dtype)
+
+
+# ---- modulation
+
+
+class Modulation(nn.Module):
+    """Linear layer that makes `parts` vectors as wide as the tokens of the one that every block is given."""
+
+    def __init__(self, width: int, parts: int):
+        super().__init__()
+        self.parts = parts
+        self.linear = Linear(width, parts * width)
+
+    def forward(self, vector: Tensor) -> Sequence[Tensor]:
+        """(B, D) -> (B, 1, D) each."""
+        return self.linear(F.silu(vector))[:, None].chunk(self.parts, dim=-1)
+
+
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """(1 + scale) LN(x) + shift."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
+
+
+class Embeddings(nn.Module):
+    """Time, guidance and the pooled text -> one vector."""
+
+    def __init__(self, p: FluxParams):
+        super().__init__()
+        self.timestep_embedder = TimestepEmbedding(TIME_WIDTH, p.width)
+        if p.guidance:
+            self.guidance_embedder = TimestepEmbedding(TIME_WIDTH, p.width)
+        self.text_embedder = TimestepEmbedding(p.pooled_width, p.width)
+
+    def forward(self, t: Tensor, guidance: Tensor, pooled: Tensor) -> Tensor:
+        """(B or 1,) times in [0, 1] and guidance, (B, pooled_width) -> (B, D)."""
+        def features(x: Tensor) -> Tensor:
+            return timestep_embedding(1000 * x, TIME_WIDTH).to(pooled.dtype)
+
+        vector = self.timestep_embedder(features(t))
+        if hasattr(self, "guidance_embedder"):
+            vector = vector + self.guidance_embedder(features(guidance))
+        return vector + self.text_embedder(pooled)
+
+
+# ---- blocks
+
+
+class Activation(nn.Module):
+    """Linear layer and the GELU's approximation by tanh."""
+
+    def __init__(self, width: int, out: int):
+        super().__init__()
+        self.proj = Linear(width, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """Width -> hidden -> width; index 1 of `net` is where the checkpoints keep a dropout without weights."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.net = nn.Sequential(Activation(width, hidden), nn.Identity(), Linear(hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, N, D) -> (B, H, N, D / H)
+
+
+class DoubleAttention(nn.Module):
+    """Joint attention with weights of its own for the picture (to_*) and for the text (add_*)."""
+
+    def __init__(self, p: FluxParams, path: str):
+        super().__init__()
+        self.heads, head = p.heads, p.width // p.heads
+        self.norm_q, self.norm_k = RMSNorm(head), RMSNorm(head)
+        self.to_q, self.to_k, self.to_v = (Linear(p.width, p.width, bias=p.qkv_bias) for _ in range(3))
+        self.norm_added_q, self.norm_added_k = RMSNorm(head), RMSNorm(head)
+        self.add_q_proj, self.add_k_proj, self.add_v_proj = (Linear(p.width, p.width, bias=p.qkv_bias)
+                                                             for _ in range(3))
+        self.to_out = nn.ModuleList([Linear(p.width, p.width)])
+        self.to_add_out = Linear(p.width, p.width)
+        self.joint = JointAttention(path, p.level, "double", p.heads, head)
+
+    def forward(self, text: Tensor, image: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, D) and (B, N, D) tokens -> the same."""
+        def heads(x: Tensor) -> Tensor:
+            return _heads(x, self.heads)
+
+        of_text = Projection(self.norm_added_q(heads(self.add_q_proj(text))),
+                             self.norm_added_k(heads(self.add_k_proj(text))), heads(self.add_v_proj(text)))
+        of_image = Projection(rotated(self.norm_q(heads(self.to_q(image))), rotation),
+                              rotated(self.norm_k(heads(self.to_k(image))), rotation), heads(self.to_v(image)))
+        text, image = self.joint(of_text, of_image)
+        return self.to_add_out(text), self.to_out[0](image)
+
+
+class DoubleBlock(nn.Module):
+    """Joint attention, then an MLP for each of text and picture."""
+
+    def __init__(self, p: FluxParams, path: str):
+        super().__init__()
+        self.norm1, self.norm1_context = Modulation(p.width, 6), Modulation(p.width, 6)
+        self.attn = DoubleAttention(p, f"{path}.attn")
+        self.ff, self.ff_context = FeedForward(p.width, p.mlp_width), FeedForward(p.width, p.mlp_width)
+
+    def forward(self, text: Tensor, image: Tensor, vector: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, D) and (B, N, D) tokens, (B, D) -> tokens."""
+        m, c = self.norm1(vector), self.norm1_context(vector)  # shift, scale, gate of attention; the same of the MLP
+        to_text, to_image = self.attn(modulated(text, *c[:2]), modulated(image, *m[:2]), rotation)
+        text, image = text + c[2] * to_text, image + m[2] * to_image
+        text = text + c[5] * self.ff_context(modulated(text, *c[3:5]))
+        return text, image + m[5] * self.ff(modulated(image, *m[3:5]))
+
+
+class SingleAttention(nn.Module):
+    """Joint attention with the same weights for text and picture."""
+
+    def __init__(self, p: FluxParams, path: str):
+        super().__init__()
+        self.heads, head = p.heads, p.width // p.heads
+        self.norm_q, self.norm_k = RMSNorm(head), RMSNorm(head)
+        self.to_q, self.to_k, self.to_v = (Linear(p.width, p.width) for _ in range(3))
+        self.joint = JointAttention(path, p.level, "single", p.heads, head)
+
+    def forward(self, x: Tensor, text: int, rotation: Tensor) -> Tensor:
+        """(B, T + N, D) tokens of which the first `text` are the text's -> the same."""
+        q, k, v = self.norm_q(_heads(self.to_q(x), self.heads)), self.norm_k(_heads(self.to_k(x), self.heads)), (
+            _heads(self.to_v(x), self.heads))
+        of_text = Projection(q[:, :, :text], k[:, :, :text], v[:, :, :text])
+        of_image = Projection(rotated(q[:, :, text:], rotation), rotated(k[:, :, text:], rotation), v[:, :, text:])
+        return torch.cat(self.joint(of_text, of_image), dim=1)
+
+
+class SingleBlock(nn.Module):
+    """Attention and MLP side by side on [text; picture]."""
+
+    def __init__(self, p: FluxParams, path: str):
+        super().__init__()
+        self.norm = Modulation(p.width, 3)
+        self.attn = SingleAttention(p, f"{path}.attn")
+        self.proj_mlp = Linear(p.width, p.mlp_width)
+        self.proj_out = Linear(p.width + p.mlp_width, p.width)
+
+    def forward(self, x: Tensor, text: int, vector: Tensor, rotation: Tensor) -> Tensor:
+        """(B, T + N, D) tokens, (B, D) -> tokens."""
+        shift, scale, gate = self.norm(vector)
+        h = modulated(x, shift, scale)
+        mlp = F.gelu(self.proj_mlp(h), approximate="tanh")
+        return x + gate * self.proj_out(torch.cat([self.attn(h, text, rotation), mlp], dim=-1))
+
+
+class FluxTransformer(nn.Module):
+    """Predicts the velocity in latents, given the time and the text."""
+
+    def __init__(self, params: FluxParams):
+        super().__init__()
+        p = self.params = params
+        self.x_embedder = Linear(p.token_width, p.width)
+        self.context_embedder = Linear(p.context_width, p.width)
+        self.time_text_embed = Embeddings(p)
+        self.transformer_blocks = nn.ModuleList(DoubleBlock(p, f"transformer_blocks.{i}") for i in range(p.depth))
+        self.single_transformer_blocks = nn.ModuleList(SingleBlock(p, f"single_transformer_blocks.{i}")
+                                                       for i in range(p.depth_single))
+        self.norm_out = Modulation(p.width, 2)
+        self.proj_out = Linear(p.width, p.token_width)
+        self._sites = find_sites((*self.transformer_blocks, *self.single_transformer_blocks))
+
+    def sites(self) -> Sites:
+        """Two for every attention layer, of the picture and of the text, in the order of a forward pass."""
+        return self._sites
+
+    def forward(self, z: Tensor, t: Tensor | float, context: Tensor, pooled: Tensor,
+                guidance: Tensor | float = 1.0) -> Tensor:
+        """Predict eps - x0 in `z`.
+
+        Args:
+            z: (B, C, h, w) latents, h and w multiples of the patch.
+            t: time in [0, 1], a number or (B,): 0 is the picture, 1 noise.
+            context: (B, T, context_width) text.
+            pooled: (B, pooled_width), of the text as a whole.
+            guidance: a number or (B,); without effect in networks that do not take it.
+        Returns:
+            (B, C, h, w), in the dtype of the weights.
+        """
+        p, dtype = self.params, self.x_embedder.weight.dtype
+        rows, columns = z.shape[2] // p.patch, z.shape[3] // p.patch
+        image = self.x_embedder(rearrange(z, "b c (h p) (w q) -> b (h w) (c p q)", p=p.patch, q=p.patch).to(dtype))
+        text = self.context_embedder(context.to(dtype))
+        t, guidance = (torch.as_tensor(x, dtype=torch.float32, device=z.device).reshape(-1) for x in (t, guidance))
+        vector = self.time_text_embed(t, guidance, pooled.to(dtype))
+        rotation, length = rotations(p, rows, columns).to(z.device), text.shape[1]
+        for block in self.transformer_blocks:
+            text, image = block(text, image, vector, rotation)
+        x = torch.cat([text, image], dim=1)
+        for block in self.single_transformer_blocks:
+            x = block(x, length, vector, rotation)
+        scale, shift = self.norm_out(vector)
+        tokens = self.proj_out(modulated(x[:, length:], shift, scale))
+        return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=p.patch, q=p.patch)

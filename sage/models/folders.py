@@ -1,0 +1,78 @@
+"""What diffusers folders of every family have in common: weight files, tokenizers, recommended settings."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPTokenizer
+
+from sage.errors import ModelError
+from sage.models.known import PICKLES, pickled
+from sage.models.sd import configs
+from sage.models.sd.clip import CLIPTextParams
+
+
+def recommended(folder: Path) -> dict[str, dict[str, Any]]:
+    """Settings by the name of a method, or generate/NAME for pictures from nothing, as a folder recommends them.
+
+    They are in settings.json.  In edit_config.json, of which older folders have one, are those of SAGE.
+    """
+    if (folder / "settings.json").exists():
+        settings = configs.Config(folder / "settings.json").values
+        if wrong := [name for name, values in settings.items() if not isinstance(values, dict)]:
+            raise ModelError(f"{folder / 'settings.json'}: {wrong[0]} must be an object of settings")
+        return settings
+    old = folder / "edit_config.json"
+    return {"sage": configs.Config(old).values} if old.exists() else {}
+
+
+def weight_files(folder: Path, base: str, half: bool) -> list[Path]:
+    """The files of one network in a diffusers folder: one or several, the half-precision ones if `half`.
+
+    Raises:
+        ModelError: none there, pickles only, or an index that names files elsewhere.
+    """
+    whole = [folder / f"{base}.safetensors", folder / f"{base}.safetensors.index.json"]
+    fp16 = [folder / f"{base}.fp16.safetensors", folder / f"{base}.safetensors.index.fp16.json",
+            folder / f"{base}.fp16.safetensors.index.json"]
+    path = next((p for p in (fp16 + whole if half else whole + fp16) if p.is_file()), None)
+    if path is None:
+        if found := sorted(p for p in folder.glob("*") if p.suffix.lower() in PICKLES):
+            raise pickled(found[0])
+        raise ModelError(f"{whole[0]} is missing")
+    return [path] if path.suffix == ".safetensors" else _shards(path)
+
+
+def _shards(index: Path) -> list[Path]:
+    names = configs.Config(index).get("weight_map", {}, dict).values()
+    for name in names:
+        if not isinstance(name, str) or not name.endswith(".safetensors") or set("/\\") & set(name) or (
+                not name.isprintable()):
+            raise ModelError(f"{index} names {name!r}, which is no .safetensors file beside it")
+    if not names:
+        raise ModelError(f"{index} names no files")
+    return [index.parent / name for name in sorted(set(names))]
+
+
+def load_tokenizer(folder: Path, text: CLIPTextParams, pad: str | None = None) -> CLIPTokenizer:
+    """The tokenizer in `folder`, or in its tokenizer/.
+
+    Args:
+        pad: the padding token, where the folder's own word is not to be taken.
+    Raises:
+        ModelError: no or damaged files, or more tokens than the text encoder has.
+    """
+    folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+    if not (folder / "tokenizer.json").is_file():
+        for name in ("vocab.json", "merges.txt"):
+            if not (folder / name).is_file():
+                raise ModelError(f"{folder / name} is missing")
+    try:
+        options = {} if pad is None else {"pad_token": pad}
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True, **options)
+    except Exception as error:  # the library raises bare Exception on a damaged vocabulary
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(f"{folder} holds no readable tokenizer ({reason})") from error
+    if len(tokenizer) > text.vocabulary:
+        raise ModelError(f"{folder} has {len(tokenizer)} tokens, the text encoder {text.vocabulary}")
+    tokenizer.model_max_length = min(tokenizer.model_max_length, text.max_length)
+    return tokenizer
