@@ -266,7 +266,7 @@ class Blending(Settings):
 
 
 @frozen
-class Preserved(Solver):
+class Preserved(Settings):
     """Preservation."""
 
     preserve_scale: float = setting(0.0, "step size of the gradient that draws the edit's self-attention maps to those "
@@ -275,11 +275,7 @@ class Preserved(Solver):
     preserve_limit: float = setting(0.01, "largest change of the latents by it in one step, root mean square; 0 for no "
                                     "limit", low=0)
     preserve_level: int = setting(1, "halvings of the latents at which the maps are compared", low=0, high=8)
-    preserve_fraction: float = setting(0.8, "share of the steps, from the first, with it", low=0, high=1)
-
-    def preserves_at(self, step: int) -> bool:
-        """Whether a gradient is taken at sampling step `step`."""
-        return self.preserve_scale > 0 and step < share_of(self.preserve_fraction, self.steps)
+    preserve_fraction: float = setting(0.8, "share of the steps taken, from the first, with it", low=0, high=1)
 
 
 @frozen

@@ -10,6 +10,7 @@ from sage.guidance.hooks import listen
 from sage.guidance.losses import gradient, limited, map_slopes
 from sage.models.sites import QueriesKeys, Where
 from sage.sampling.levels import Level
+from sage.settings import share_of
 
 if TYPE_CHECKING:
     from sage.job import Job
@@ -22,10 +23,12 @@ class Preservation:
 
     Args:
         job: whose settings have the group `Preserved`.
+        steps: N, of the way back.
     """
 
-    def __init__(self, job: "Job[Any]"):
-        self.job, s = job, job.settings
+    def __init__(self, job: "Job[Any]", steps: int):
+        self.job, self.steps, s = job, steps, job.settings
+        self.drawn = share_of(s.preserve_fraction, steps)
         self.sites = job.model.sites().at(Where("self", s.preserve_level)) if s.preserve_scale else ()
 
     def pull(self, step: int, level: Level, source: Tensor, z: Tensor) -> Tensor | float:
@@ -40,7 +43,7 @@ class Preservation:
             NumericsError: the gradient is not finite, in float32 neither.
         """
         s = self.job.settings
-        if not (self.sites and s.preserves_at(step)) or torch.equal(source, z):
+        if not self.sites or step >= self.drawn or torch.equal(source, z):
             return 0.0
         g = self._gradient(level, source, z)
         if not g.isfinite().all():
@@ -49,7 +52,7 @@ class Preservation:
             if not g.isfinite().all():
                 raise NumericsError(f"the preservation gradient at step {step + 1} is not finite, in float32 too: "
                                     "nothing was written; try a smaller preserve_scale")
-        return limited(s.preserve_scale * (1 - step / s.steps) * g, s.preserve_limit)
+        return limited(s.preserve_scale * (1 - step / self.steps) * g, s.preserve_limit)
 
     def _gradient(self, level: Level, source: Tensor, z: Tensor) -> Tensor:
         with listen(self.sites) as tap:

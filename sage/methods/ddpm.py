@@ -15,7 +15,7 @@ from sage import anchors, kit
 from sage.errors import SettingsError
 from sage.method import Method, Step
 from sage.methods.p2p import Carried, Injection, planned
-from sage.settings import Guidance, Picture, Solver, frozen, setting, share_of
+from sage.settings import Guidance, Picture, Preserved, Solver, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ BENCHMARK = PUBLISHED | dict(steps=50, strength=0.76, source_guidance_scale=1.0,
 
 
 @frozen
-class Settings(Injection, Guidance, Solver, Picture):
+class Settings(Injection, Guidance, Preserved, Solver, Picture):
     """Noise."""
 
     fixes = frozenset({"source_guidance_scale", "eta", "conventions"})
@@ -108,20 +108,21 @@ class DDPM(Method[Settings]):
             raise SettingsError(f"carry is {s.carry}: {job.model.name} has no cross-attention to carry over")
         carried = None if s.carry == "none" else Carried(job)
         first = s.steps - s.sampled_steps
+        preservation = kit.Preservation(job, s.sampled_steps)
         z = path.latents[s.sampled_steps]
         for i, (here, there) in enumerate(job.down[first:]):
-            source = target = None
+            source, target, recorded = None, None, path.latents[s.sampled_steps - i]
             if carried is None:
                 guided = job.cfg(z, here, job.target, job.empty, s.guidance_scale)
             else:
-                branches = {"negative": (z, job.empty), "source": (path.latents[s.sampled_steps - i], job.source),
-                            "target": (z, job.target)}
+                branches = {"negative": (z, job.empty), "source": (recorded, job.source), "target": (z, job.target)}
                 with carried.at(i, branches):
                     seen = job.together(here, **branches)
                 source, target = seen["source"], seen["target"]
                 guided = kit.classifier_free(seen["negative"], target, s.guidance_scale)
             mean, scale = _reaching(guided, here, there, s)
-            z = mean + scale * path.noises[first + i]  # type: ignore[attr-defined]
+            pull = preservation.pull(i, here, recorded, z)
+            z = mean + scale * path.noises[first + i] - pull  # type: ignore[attr-defined]
             z = job.confined(z, path.latents[s.sampled_steps - 1 - i])
             yield Step(i, z, here, source, target, guided, mask=job.mask)
 

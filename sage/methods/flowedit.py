@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sage import kit
 from sage.method import Method, Step
-from sage.settings import Guidance, Picture, Solver, frozen, setting, share_of
+from sage.settings import Guidance, Picture, Preserved, Solver, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ SD3 = PUBLISHED | dict(steps=50, strength=33 / 50, source_guidance_scale=3.5, gu
 
 
 @frozen
-class Settings(Guidance, Solver, Picture):
+class Settings(Guidance, Preserved, Solver, Picture):
     """Strength."""
 
     strength: float = setting(0.66, "share of the steps that are taken, the last of them: the more, the more may "
@@ -63,7 +63,7 @@ class FlowEdit(Method[Settings]):
         s, picture = job.settings, path.latents[0]
         edges = job.down[s.steps - share_of(s.strength, s.steps):]
         moving = len(edges) - share_of(s.sampled_fraction, s.steps)
-        z = picture
+        preservation, z = kit.Preservation(job, moving), picture
         for i, (here, there) in enumerate(edges[:max(moving, 0)]):
             moves = []
             for a in range(s.averages):
@@ -73,7 +73,8 @@ class FlowEdit(Method[Settings]):
                 target = job.cfg(source_z + (z - picture), here, job.target, job.empty, s.guidance_scale)
                 moves.append(target - source)
             change = sum(moves[1:], moves[0]) * (1 / s.averages)
-            z = job.confined(z + kit.advance(change, here, there), picture)
+            pull = preservation.pull(i, here, source_z, source_z + (z - picture))
+            z = job.confined(z + kit.advance(change, here, there) - pull, picture)
             yield Step(i, z, here, source, target, kit.Prediction(picture, noise) + change, mask=job.mask)
         if s.sampled_fraction:
             yield from self._sampled(job, z, picture, max(moving, 0), edges)

@@ -149,7 +149,7 @@ class PromptToPrompt(Method[Settings]):
         marks = s.mask_from == "attention" and any(plan.blend for plan in job.plans)
         seen = job.model.sites().at(kit.Where("cross", s.cross_level)) if marks else kit.Sites()
         blend = kit.BlendingMask(seen, job.plans, path.noise, s.blend_threshold, kept=s.except_threshold)
-        preservation = kit.Preservation(job)
+        preservation = kit.Preservation(job, len(job.down))
         source = target = path.noise
         for i, (here, there) in enumerate(job.down):
             branches = held.branches(i, source, target)

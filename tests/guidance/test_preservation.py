@@ -42,7 +42,7 @@ def test_a_small_step_lowers_the_distance_by_as_much_as_it_says(model, step):
     of = job(model, preserve_scale=scale)
     (level, _), source = of.down[step], of.z0
     z = source + 0.3 * torch.randn(source.shape, generator=torch.Generator().manual_seed(2))
-    pull = Preservation(of).pull(step, level, source, z)
+    pull = Preservation(of, STEPS).pull(step, level, source, z)
     gradient = pull / scale / (1 - step / STEPS)
     move = 1e-3 / gradient.flatten(1).norm(dim=1)[:, None, None, None] * gradient
     fell = apart(of, level, source, z) - apart(of, level, source, z - move)
@@ -53,13 +53,13 @@ def test_a_small_step_lowers_the_distance_by_as_much_as_it_says(model, step):
 def test_nothing_is_drawn_where_nothing_differs_or_nothing_is_asked(model):
     of = job(model, preserve_scale=10.0, preserve_fraction=0.5)
     (level, _), source = of.down[0], of.z0
-    assert Preservation(of).pull(0, level, source, source.clone()) == 0.0
-    assert Preservation(of).pull(2, level, source, source + 1) == 0.0  # after the first half of the steps
-    assert Preservation(job(model)).pull(0, level, source, source + 1) == 0.0
+    assert Preservation(of, STEPS).pull(0, level, source, source.clone()) == 0.0
+    assert Preservation(of, STEPS).pull(2, level, source, source + 1) == 0.0  # after the first half of the steps
+    assert Preservation(job(model), STEPS).pull(0, level, source, source + 1) == 0.0
 
 
 def test_a_step_is_no_longer_than_the_limit(model):
     of = job(model, preserve_scale=1e9, preserve_limit=0.02)
     (level, _), source = of.down[0], of.z0
-    short = Preservation(of).pull(0, level, source, source + 0.1)
+    short = Preservation(of, STEPS).pull(0, level, source, source + 0.1)
     assert short.square().mean(dim=(1, 2, 3)).sqrt().tolist() == pytest.approx([0.02, 0.02])

@@ -105,10 +105,11 @@ ROWS = {
     "ddpm": Row(
         base=dict(carry="refine", cross_fraction=0.6, self_fraction=0.5, reweight={"mat": 1.5}, self_level=1),
         plainly=dict(reweight={}), bound="picture",
-        others=dict(strength=0.4, source_guidance_scale=2.0, eta=0.5, self_level=0, cross_start=0.4,
+        others=PRESERVED | dict(
+                    strength=0.4, source_guidance_scale=2.0, eta=0.5, self_level=0, cross_start=0.4,
                     word_starts={"dog": 0.4}, word_fractions={"on": 0.3}, self_start=0.4, self_fraction=1.0),
-        beside={"word_starts": dict(carry="replace"), "reweight_steps": dict(cross_fraction=0.3),
-                "carry=none": dict(reweight={})}),
+        beside=WITH_PRESERVATION | {"word_starts": dict(carry="replace"), "reweight_steps": dict(cross_fraction=0.3),
+                                    "carry=none": dict(reweight={})}),
     "ledits": Row(
         base=dict(cross_level=2, mask_quantile=0.5, steps=6), bound="picture",
         others=dict(add={"dog": 3.0}, remove={"mat": 3.0}, mask_quantile=0.8, quantiles={"dog": 0.9}, warmup=1,
@@ -123,7 +124,8 @@ ROWS = {
         beside={"word_starts": dict(carry="replace"), "reweight_steps": dict(cross_fraction=0.3)}),
     "flowedit": Row(
         plainly=dict(source_guidance_scale=1.0), bound="picture",
-        others=dict(strength=0.3, source_guidance_scale=2.0, averages=2, sampled_fraction=0.3)),
+        others=PRESERVED | dict(strength=0.3, source_guidance_scale=2.0, averages=2, sampled_fraction=0.3),
+        beside=WITH_PRESERVATION),
     "uni-edit": Row(base=dict(strength=0.8), others=dict(strength=0.3)),
 }
 OTHERS = dict(steps=5, eta=0.7, guidance_scale=3.0, size=96, seed=1, reweight={"dog": 3.0}, cross_level=1,
