@@ -264,7 +264,8 @@ class _Batch:
                  else quality.drift(done.z, source, done.difference).tolist())
         return [EditResult(pictures.to_picture(x[i:i + 1], image.size, getattr(config, "quantise", "round")),
                            done.z[i:i + 1].cpu(), self.trajectory, config, tuple(m[i:i + 1] for m in done.masks),
-                           tuple(row[i] for row in done.losses), plan.notes, spread[i], drift[i], model.savings)
+                           tuple(row[i] for row in done.losses), (*plan.notes, *done.notes[i]), spread[i], drift[i],
+                           model.savings)
                 for i, (image, plan) in enumerate(zip(self.images, self.plans, strict=True))]
 
     def only(self, rows: Sequence[int]) -> "_Batch":
@@ -298,12 +299,13 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Sampled:
-    """What the way back gave; a loss a picture of each guided step."""
+    """What the way back gave; a loss a picture of each guided step, and notes a picture."""
 
     z: Tensor
     difference: Tensor | None
     masks: tuple[Tensor, ...]
     losses: tuple[tuple[float, ...], ...]
+    notes: tuple[list[str], ...]
 
 
 def followed(job: Job[Any], steps: Iterator[Step], phase: str, watch: Watch | None = None,
@@ -340,7 +342,7 @@ def _sampled(job: Job[Any], trajectory: Trajectory, watch: Watch | None, attempt
             masks.append(step.mask.cpu())
         if step.loss is not None:
             losses.append(step.loss)
-    return _Sampled(z, difference, tuple(masks), tuple(losses))
+    return _Sampled(z, difference, tuple(masks), tuple(losses), job.notes)
 
 
 def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Text, target: str | Text,

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from sage.models.sites import Feature, Projection, QueriesKeys, Site, Sites, Where
     from sage.prompts.plan import Plan, marked, replaced, token_factors, token_mask
     from sage.prompts.tokens import Span
-    from sage.prompts.words import aligned, changed_words
-    from sage.sampling.levels import Edge, Edges, Level, downwards, upwards
+    from sage.prompts.words import aligned, changed_words, paired
+    from sage.sampling.levels import Edge, Edges, Level, downwards, part_way, upwards
     from sage.sampling.steps import (
+        Predict,
         Prediction,
         advance,
         affine,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
         walk,
         with_noise,
     )
-    from sage.trajectory.kinds import Noises, NullText, Pair, Recorded, Trajectory, Wanted
+    from sage.trajectory.kinds import Noises, NullText, Pair, Recorded, Settled, Trajectory, Wanted
 
 _FROM = {
     "sage.guidance.blend": "BlendingMask",
@@ -65,11 +66,11 @@ _FROM = {
     "sage.models.sites": "Feature Projection QueriesKeys Site Sites Where",
     "sage.prompts.plan": "Plan marked replaced token_factors token_mask",
     "sage.prompts.tokens": "Span",
-    "sage.prompts.words": "aligned changed_words",
-    "sage.sampling.levels": "Edge Edges Level downwards upwards",
-    "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step from_output gaussian "
+    "sage.prompts.words": "aligned changed_words paired",
+    "sage.sampling.levels": "Edge Edges Level downwards part_way upwards",
+    "sage.sampling.steps": "Predict Prediction advance affine ancestral classifier_free clean ddim_step from_output gaussian "
                            "mixed_with_noise renoise stochastic to_output walk with_noise",
-    "sage.trajectory.kinds": "Noises NullText Pair Recorded Trajectory Wanted",
+    "sage.trajectory.kinds": "Noises NullText Pair Recorded Settled Trajectory Wanted",
 }
 _WHERE = {name: module for module, names in _FROM.items() for name in names.split()}
 

@@ -249,6 +249,15 @@ class Method(ABC, Generic[S]):
         """Context around the passes of plain sampling back, for inversions that change the network."""
         return nullcontext()
 
+    def back(self, job: "Job[S]", path: "Trajectory") -> "Iterator[Tensor]":
+        """The latents after each step of going back without an edit: what is lost on the way there and back."""
+        from sage.sampling.steps import walk
+        under = self.inverted_under(job.settings, path.source[0], job.model.prompts)
+        text = job.model.embed([under]).expand(len(path.noise))
+        down = job.down[len(job.down) - (len(path.latents) - 1):]  # a way to noise need not have gone all the way
+        with self.reconstructing(job.model, path):
+            yield from walk(lambda z, level: job.predict(z, level, text), path.noise, down)
+
     # ---- the way back
 
     def edit(self, job: "Job[S]", path: "Trajectory") -> Iterator[Step]:
