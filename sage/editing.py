@@ -102,7 +102,7 @@ def edit(model: Backbone, image: Image.Image, source: str, target: str, config: 
         watch: called with every step as it is done; what it raises ends the edit.
         method: by name, or path/to/file.py:Class; default: of `config`, else "sage".
         savings: what was done to need less memory when an edit was made that shall be repeated to the byte.
-        request: what else the method reads: mask, reference, points, edits (`sage.Request`).
+        request: what else the method reads: mask, reference, points, edits, sentences (`sage.Request`).
     Raises:
         SageError: a picture, prompt, setting or trajectory that does not fit; NumericsError if numbers overflow.
     """
@@ -133,7 +133,7 @@ def settings_for(model: Backbone, config: Settings | None, method: str | None, t
 
 def check_request(method: Method[Any], request: Request) -> None:
     """SettingsError for what was given and the method does not look at, so that nothing is left out in silence."""
-    given = [name for name in ("mask", "reference", "points", "edits") if getattr(request, name)]
+    given = [name for name in ("mask", "reference", "points", "edits", "sentences") if getattr(request, name)]
     if unread := [name for name in given if name not in method.reads]:
         raise SettingsError(f"{method.name} does not read {unread[0]}: it reads {', '.join(sorted(method.reads))}")
 

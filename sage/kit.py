@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         rewrite_maps,
         word_swap,
     )
+    from sage.guidance.whiteness import autocorrelation, divergence, slope
     from sage.inversion import ddim_inversion
     from sage.models.backbone import Text
     from sage.models.sites import Feature, Projection, QueriesKeys, Site, Sites, Where
@@ -61,6 +62,7 @@ _FROM = {
     "sage.guidance.proximal": "proximal",
     "sage.guidance.rewrites": "between lent refinement replace_columns replacement reweight reweighted "
                               "rewrite_columns rewrite_maps word_swap",
+    "sage.guidance.whiteness": "autocorrelation divergence slope",
     "sage.inversion": "ddim_inversion",
     "sage.models.backbone": "Text",
     "sage.models.sites": "Feature Projection QueriesKeys Site Sites Where",

@@ -46,6 +46,7 @@ class Request:
         mask: where the picture may change, white.
         reference: a picture that something is taken from.
         points: pairs of places (from x, from y, to x, to y) in pixels.
+        sentences: two lists of sentences, with the old words and with the new.
     """
 
     source: str = ""
@@ -55,6 +56,7 @@ class Request:
     mask: "Image.Image | None" = None
     reference: "Image.Image | None" = None
     points: tuple[tuple[float, float, float, float], ...] = ()
+    sentences: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,6 +294,10 @@ METHODS: dict[str, str] = {
     "masactrl": "sage.methods.masactrl:MasaCtrl",
     "pnp": "sage.methods.pnp:PlugAndPlay",
     "p2p": "sage.methods.p2p:PromptToPrompt",
+    "pix2pix-zero": "sage.methods.pix2pix_zero:Pix2PixZero",
+    "edict": "sage.methods.edict:EDICT",
+    "bdia": "sage.methods.bdia:BDIA",
+    "fixed-point": "sage.methods.fixed_point:FixedPoint",
 }
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from sage.job import Job
     from sage.models.backbone import Backbone
+    from sage.prompts.plan import Plan
 
 PUBLISHED = dict(steps=50, strength=0.8, gamma=1.0, guidance_scale=4.0, negative="empty", conventions="published",
                  encode="sample", seed=1)
@@ -52,6 +53,12 @@ class BDIA(Method[Settings]):
 
     def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
         return kit.part_way(exact.multiples(model, settings) or super().edges(model, settings, size), settings.taken)
+
+    def notes(self, settings: Settings, plan: "Plan") -> tuple[str, ...]:
+        if settings.taken > 1:
+            return plan.notes
+        return (*plan.notes, "the first step back is the inversion's last, and there is no other: the picture comes back "
+                             "as it is; give more steps, or a larger strength")
 
     # ---- the way to noise
 

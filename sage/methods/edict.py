@@ -7,7 +7,7 @@ Inversion is the same solved backwards, for any prompt and any guidance.  The ta
 at the same latents, as in prompt-to-prompt; that belongs to the paper's code.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from sage.prompts.plan import Plan
     from sage.prompts.tokens import Prompt, Prompts
 
-BRANCHES = ("empty", "source", "target")
 PUBLISHED = dict(steps=50, strength=0.8, mixing=0.93, guidance_scale=3.0, negative="empty", attention="own",
                  conventions="published", encode="sample", seed=1)
 
@@ -59,7 +58,7 @@ class EDICT(Method[Settings]):
     about = "inverts to rounding by two coupled latents, under guidance too; keeps what the words leave, not a place"
     reads = frozenset({"source", "target", "negative"})
     presets = {"published": PUBLISHED}
-    calls = "6 strength N; 8 strength N with negative=empty, 10 with the source's attention too"
+    calls = "6 strength N; with negative=empty 8 strength N, and 10 with the source's attention"
 
     def plan(self, prompts: "Prompts", source: "Prompt", target: "Prompt", settings: Settings) -> "Plan":
         from dataclasses import replace
@@ -126,18 +125,20 @@ class Lent:
         self.carry, self.keep = (torch.stack(part).to(job.z0.device) for part in zip(*maps, strict=True))
 
     def __call__(self, step: int, z: "Tensor", level: "kit.Level") -> dict[str, "kit.Prediction"]:
-        job, z = self.job, z.to(self.job.z0.dtype)
-        negative = job.source if job.settings.negative == "source" else job.empty
-        with self._at(step):
-            seen = job.together(level, empty=(z, negative), source=(z, job.source), target=(z, job.target))
-        guided = kit.classifier_free(seen["empty"], seen["target"], job.settings.guidance_scale)
+        job, s, z = self.job, self.job.settings, z.to(self.job.z0.dtype)
+        branches = {"source": (z, job.source), "target": (z, job.target)}
+        if s.negative == "empty":
+            branches = {"negative": (z, job.empty)} | branches
+        with self._at(step, branches):
+            seen = job.together(level, **branches)
+        guided = kit.classifier_free(seen.get("negative", seen["source"]), seen["target"], s.guidance_scale)
         return {"source": seen["source"], "target": seen["target"], "guided": guided}
 
-    def _at(self, step: int) -> AbstractContextManager[Any]:
-        stack, s = ExitStack(), self.job.settings
+    def _at(self, step: int, branches: Iterable[str]) -> AbstractContextManager[Any]:
+        stack, s, names = ExitStack(), self.job.settings, tuple(branches)
         if step < share_of(s.cross_fraction, s.taken):
-            stack.enter_context(kit.between(self.cross, BRANCHES, lambda maps, site: {
+            stack.enter_context(kit.between(self.cross, names, lambda maps, site: {
                 "target": kit.replace_columns(maps["target"], maps["source"], self.carry, self.keep)}))
         if step < share_of(s.self_fraction, s.taken):
-            stack.enter_context(kit.between(self.selfs, BRANCHES, lambda maps, site: {"target": maps["source"]}))
+            stack.enter_context(kit.between(self.selfs, names, lambda maps, site: {"target": maps["source"]}))
         return stack
