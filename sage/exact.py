@@ -6,6 +6,7 @@
 The latter is solved in rounds: AIDI (Pan et al. 2309.04907), ReNoise (Garibi et al. 2403.14602, without averages).
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sage import kit
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
     from sage.job import Job
     from sage.models.backbone import Backbone
+
+    Predict = Callable[[Tensor, kit.Level], kit.Prediction]
+
+SEEN = 1e-3  # change of the latents in the last round, relative to them, that shows in the picture
 
 
 @frozen
@@ -86,7 +91,7 @@ def states(path: "kit.Trajectory", like: "Tensor") -> "list[Tensor]":
 # ---- DDIM's step as an equation
 
 
-def fixed_point_inversion(job: "Job[Any]", predict: "kit.Predict") -> "kit.Settled":
+def fixed_point_inversion(job: "Job[Any]", predict: "Predict") -> "kit.Settled":
     """The way to noise that sampling leads back along, to the tolerance of the settings (`Implicit`).
 
     A round begins with the plain step, whose prediction is that of the last round before.  Pictures of a batch settle
@@ -121,7 +126,8 @@ def note_unsettled(job: "Job[Any]", path: "kit.Trajectory") -> None:
     """Say for each picture how many steps of its way to noise have not settled, and so will not be retraced."""
     if not isinstance(path, kit.Settled) or not path.residuals:
         return
-    for row, number in enumerate(sum(r > job.settings.fixed_point_tolerance for r in path.residuals).tolist()):
+    most = max(job.settings.fixed_point_tolerance, SEEN)
+    for row, number in enumerate(sum(r > most for r in path.residuals).tolist()):
         if number:
             job.note(row, f"{number} of {len(path.residuals)} steps of the inversion have not settled, and the picture "
                           "is not kept by it: try more fixed_point_rounds, a fixed_point_damping of 0.5, or a smaller "

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from sage.guidance.blend import BlendingMask
     from sage.guidance.blur import gaussian_blur
     from sage.guidance.hooks import detour, hear_features, listen, record, rewrite, swap, swap_outputs
-    from sage.guidance.losses import gradient, latent_slopes, limited, map_slopes
+    from sage.guidance.losses import gradient, latent_slopes, limited, map_slopes, square_slopes
     from sage.guidance.masks import attended, dilated, resize, threshold, token_attention
     from sage.guidance.proximal import proximal
     from sage.guidance.rewrites import (
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from sage.prompts.words import aligned, changed_words, paired
     from sage.sampling.levels import Edge, Edges, Level, downwards, part_way, upwards
     from sage.sampling.steps import (
-        Predict,
         Prediction,
         advance,
         affine,
@@ -56,7 +55,7 @@ if TYPE_CHECKING:
 _FROM = {
     "sage.guidance.blend": "BlendingMask",
     "sage.guidance.hooks": "detour hear_features listen record rewrite swap swap_outputs",
-    "sage.guidance.losses": "gradient latent_slopes limited map_slopes",
+    "sage.guidance.losses": "gradient latent_slopes limited map_slopes square_slopes",
     "sage.guidance.masks": "attended dilated resize threshold token_attention",
     "sage.guidance.blur": "gaussian_blur",
     "sage.guidance.proximal": "proximal",
@@ -70,7 +69,7 @@ _FROM = {
     "sage.prompts.tokens": "Span",
     "sage.prompts.words": "aligned changed_words paired",
     "sage.sampling.levels": "Edge Edges Level downwards part_way upwards",
-    "sage.sampling.steps": "Predict Prediction advance affine ancestral classifier_free clean ddim_step from_output gaussian "
+    "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step from_output gaussian "
                            "mixed_with_noise renoise stochastic to_output walk with_noise",
     "sage.trajectory.kinds": "Noises NullText Pair Recorded Settled Trajectory Wanted",
 }

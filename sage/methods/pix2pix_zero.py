@@ -8,12 +8,13 @@
 Both terms of the last line have their own z, as their gradients differ; the first one's goes on.
 """
 
-from collections.abc import Iterator
-from functools import partial, reduce
-from operator import add
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING
 
 from sage import kit
+from sage.directions import direction
 from sage.errors import SettingsError
 from sage.method import Method, Step
 from sage.settings import Guidance, Picture, Solver, frozen, setting
@@ -112,15 +113,19 @@ class Pix2PixZero(Method[Settings]):
 
 def whitened(job: "Job[Settings]", eps: "Tensor", visit: int) -> "Tensor":
     """What was predicted at a step of the inversion, (B, C, h, w), made more like noise."""
-    s, least = job.settings, int(job.settings.conventions == "consistent")  # a shift by 0 compares noise with itself
+    s = job.settings
     for n in range(s.noise_rounds):
         for m in s.shifts:
-            drawn = iter(range(10**6))
-            loss = partial(kit.autocorrelation, shift=lambda rows, n=n, m=m, drawn=drawn: job.whole(
-                least, max(rows // 2, least + 1), visit, n, m, next(drawn)))
+            loss = partial(kit.autocorrelation, shift=shifts(job, visit, n, m))
             eps = eps - s.autocorrelation / s.noise_shifts * kit.slope(loss, eps)
         eps = eps - s.divergence * kit.slope(kit.divergence, eps)
     return eps
+
+
+def shifts(job: "Job[Settings]", *tag: int) -> Callable[[int], int]:
+    """Number of rows -> how far noise of so many is shifted, drawn anew each time."""
+    least, drawn = int(job.settings.conventions == "consistent"), count()  # by 0 it is compared with itself
+    return lambda rows: job.whole(least, max(rows // 2, least + 1), *tag, next(drawn))
 
 
 def cross_gradient(job: "Job[Settings]", reference: "Tensor", z: "Tensor", level: "kit.Level", changed: "kit.Text"
@@ -135,54 +140,11 @@ def cross_gradient(job: "Job[Settings]", reference: "Tensor", z: "Tensor", level
     cross = kit.Sites(site for site in job.model.sites() if site.kind == "cross")
     with kit.listen(cross) as tap:
         seen = job.predict(reference, level, job.source)
-    held = tap.pop()
+    held = [kit.QueriesKeys(*(t.repeat(2, 1, 1, 1) for t in pair)) for pair in tap.pop()]  # for each branch
     with torch.enable_grad(), kit.listen(cross, last=True) as tap:
         x = torch.cat([z, z]).requires_grad_()
         job.together(level, source=(x[:len(z)], job.source), target=(x[len(z):], changed))
-    queries, losses, slopes = list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor]()
-    for now, then in zip(tap.pop(), held, strict=True):
-        twice = kit.QueriesKeys(*(t.repeat(2, 1, 1, 1) for t in then))
-        mean, (slope, _) = kit.map_slopes([now], [twice], "l2")
-        entries = now.queries.shape[2] * now.keys.shape[2] / 2  # of a map, as part of two branches
-        queries.append(now.queries)
-        losses.append(entries * mean)
-        slopes.append(entries * slope)
-    g = kit.gradient(queries, slopes, x)
-    return g.chunk(2), tuple(reduce(add, losses).unflatten(0, (2, -1)).sum(dim=0).tolist()), seen
-
-
-# ---- the direction
-
-
-def direction(job: "Job[Settings]") -> "kit.Text":
-    """(B, M, D): where the edit leads."""
-    plain = job.target - job.source
-    if job.settings.direction == "prompts":
-        return plain
-    found = [_between(job, row) for row in range(len(plain))]
-    return kit.Text.cat([plain.rows([row]) if d is None else d for row, d in enumerate(found)])
-
-
-def _between(job: "Job[Settings]", row: int) -> "kit.Text | None":
-    """That of one picture from sentences: the user's own, or those of the rendered world; None where there are none."""
-    from sage.prompts.sentences import check_sentences
-    from sage.stilllife.sentences import sentences
-    plan, own, prompts = job.plans[row], job.requests[row].sentences, job.model.prompts
-    if own:
-        if len(own) != 2:
-            raise SettingsError("sentences must be two lists: with the old words, and with the new")
-        banks = [tuple(map(check_sentences, own, ("the old sentences", "the new sentences")))]
-    else:
-        phrases = [(prompts.phrase(plan.source, span.source), prompts.phrase(plan.target, span.target))
-                   for span in plan.edited]
-        banks = [sentences(*pair) for pair in phrases]
-        if unknown := [pair for pair, (old, _) in zip(phrases, banks, strict=True) if not old]:
-            old, new = unknown[0]
-            job.note(row, f"there are no sentences with {old!r} or {new!r}: the edit leads from prompt to prompt; give "
-                          "sentences of your own")
-            return None
-
-    def mean(bank: tuple[str, ...]) -> "kit.Text":
-        return job.model.embed([prompts.parse(text, truncate=True) for text in bank]).mean()
-
-    return reduce(add, (mean(new) - mean(old) for old, new in banks)) if banks else None
+    current = tap.pop()
+    losses, slopes = kit.square_slopes(current, held)
+    g = kit.gradient([pair.queries for pair in current], slopes, x) / 2
+    return g.chunk(2), tuple((losses.unflatten(0, (2, -1)).sum(dim=0) / 2).tolist()), seen
