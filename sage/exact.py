@@ -28,10 +28,11 @@ SEEN = 1e-3  # change of the latents in the last round, relative to them, that s
 class Mirrored(Guidance, PartWay):
     """Guidance."""
 
-    negative: str = setting("source", "what guidance leads away from: the source prompt, and then none is needed on the "
-                            "way to noise; or the empty prompt, on both ways", "source", "empty")
+    negative: str = setting("source", "what guidance leads away from: the source prompt, and then none is needed on "
+                            "the way to noise; or the empty prompt, on both ways", "source", "empty")
 
     def fixed(self) -> dict[str, Any]:
+        """The settings that an inversion depends on: the scale too, where both ways are guided."""
         guided = {"guidance_scale": self.guidance_scale} if self.negative == "empty" else {}
         return super().fixed() | {"negative": self.negative} | guided
 

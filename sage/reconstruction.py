@@ -17,8 +17,10 @@ def vae_reconstruction(model: Backbone, trajectory: Trajectory) -> Image.Image:
 
 
 def ddim_reconstruction(model: Backbone, trajectory: Trajectory, progress: Progress | None = None) -> Image.Image:
-    """The picture after its way to noise, and back under the source prompt: by plain sampling, or as exactly as the
-    method can."""
+    """The picture after its way to noise, and back under the source prompt.
+
+    The way back is plain sampling, or the method's own where that is exact.
+    """
     path, source = trajectory.only([0]), trajectory.source[0]
     method, z = method_of(path.config), path.latents[0]
     job = Job(method, model, path.config, [Plan(source, source)], z)

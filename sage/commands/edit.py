@@ -205,7 +205,8 @@ def plan_edit(args: argparse.Namespace) -> Job:
     prediction = args.prediction_type or old.get("prediction_type")
     savings = Savings.from_dict(old["savings"]) if old and not label else None
     return Job(image, Path(args.trajectory) if label else None, picture, source, targets, model, prediction, chosen,
-               base, changes, truncate, fetch, outs, sheet, inside, old.get("made", {}), savings, tuple(notes), sentences)
+               base, changes, truncate, fetch, outs, sheet, inside, old.get("made", {}), savings, tuple(notes),
+               sentences)
 
 
 def _insides(folder: str | None, number: int) -> tuple[Path, ...]:

@@ -57,8 +57,8 @@ class BDIA(Method[Settings]):
     def notes(self, settings: Settings, plan: "Plan") -> tuple[str, ...]:
         if settings.taken > 1:
             return plan.notes
-        return (*plan.notes, "the first step back is the inversion's last, and there is no other: the picture comes back "
-                             "as it is; give more steps, or a larger strength")
+        return (*plan.notes, "the first step back is the inversion's last, and there is no other: the picture comes "
+                             "back as it is; give more steps, or a larger strength")
 
     # ---- the way to noise
 

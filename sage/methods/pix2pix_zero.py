@@ -39,10 +39,10 @@ class Settings(Guidance, Solver, Picture):
                              "the inversion after each step, and the edit is moved along", "ddim", "direct")
     direction: str = setting("sentences", "where the edit leads in the text's embedding: from sentences with the old "
                              "words to those with the new, or from prompt to prompt", "sentences", "prompts")
-    cross_guidance: float = setting(0.1, "gamma: step size of the gradient that draws cross-attention to the source's; 0 "
-                                    "for none", low=0)
-    autocorrelation: float = setting(20.0, "lambda_ac: how strongly the inversion's noise is made unlike itself shifted",
-                                     low=0)
+    cross_guidance: float = setting(0.1, "gamma: step size of the gradient that draws cross-attention to the source's; "
+                                    "0 for none", low=0)
+    autocorrelation: float = setting(20.0, "lambda_ac: how strongly the inversion's noise is made unlike itself "
+                                     "shifted", low=0)
     divergence: float = setting(20.0, "lambda_kl: how strongly its variance is drawn to 1", low=0)
     noise_rounds: int = setting(5, "rounds of both at each step of the inversion; 0 for none", low=0, high=100)
     noise_shifts: int = setting(5, "shifts in each round, drawn at random", low=1, high=100)

@@ -210,7 +210,8 @@ class DiffusionSchedule:
         the last level there is.
         """
         a, last = alphas_cumprod(self.params, torch.float32).tolist(), self.params.train_steps - 1
-        visited, length = timesteps(replace(self.params, steps_offset=1), steps, spacing), self.params.train_steps // steps
+        visited = timesteps(replace(self.params, steps_offset=1), steps, spacing)
+        length = self.params.train_steps // steps
         up = tuple((Level.of(t, a[max(t - 1, 0)]), Level.of(t + length, a[min(t - 1 + length, last)])) for t in visited)
         return up, self.ahead(steps, spacing)[1]
 

@@ -275,7 +275,8 @@ class Noises(Trajectory):
         return super().shapes(frame) | {"noises": tuple(frame.latent() for _ in range(frame.steps))}
 
 
-KINDS: dict[str, type[Trajectory]] = {kind.kind: kind for kind in (Trajectory, Recorded, NullText, Pair, Settled, Noises)}
+KINDS: dict[str, type[Trajectory]] = {
+    kind.kind: kind for kind in (Trajectory, Recorded, NullText, Pair, Settled, Noises)}
 
 
 # ---- every tensor of a value by its name

@@ -1,7 +1,7 @@
 """EDICT, BDIA and fixed-point inversion: held to renditions of their codes step by step, and to what they promise.
 
-The renditions are written apart from the methods' files, over diffusers' UNet2DConditionModel; their latents are in float64,
-as EDICT's and BDIA's own code has them.
+The renditions are written apart from the methods' files, over diffusers' UNet2DConditionModel; their latents are in
+float64, as EDICT's and BDIA's own code has them.
 """
 
 from difflib import SequenceMatcher
@@ -183,8 +183,8 @@ def test_every_step_is_that_of_edicts_code(made, double, case, prompts):
         theirs = theirs | {"p2p": [model.prompts.parse(prompt).ids for prompt in pair]}
     texts, z0 = embedded(model, *pair), latents(model)
     expected = Coupled(double, texts, **{"steps": N, "strength": 0.8, "p": 0.93, "w": W} | theirs).run(z0)
-    path, steps = there_and_back(EDICT, model, z0, *pair, EDICT.preset("published", **{"steps": N, "guidance_scale": W} | ours),
-                                 texts=texts)
+    settings = EDICT.preset("published", **{"steps": N, "guidance_scale": W} | ours)
+    path, steps = there_and_back(EDICT, model, z0, *pair, settings, texts=texts)
     assert len(steps) == len(expected[1]) and len(path.latents) == len(expected[0])
     for a, b in zip([*path.latents, *steps], [*expected[0], *expected[1]], strict=True):
         assert distance(a, b) < CLOSE
