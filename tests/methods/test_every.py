@@ -101,11 +101,13 @@ ROWS = {
     "edict": Row(base=dict(attention="source", strength=0.75), bound="picture",
                  others=dict(strength=0.5, mixing=0.8, cross_fraction=0.3, self_fraction=0.3)),
     "bdia": Row(bound="picture", others=dict(strength=0.5, gamma=0.7)),
-    "fixed-point": Row(base=dict(strength=0.5, fixed_point_rounds=60, fixed_point_tolerance=1e-5), bound="picture",
-                       others=dict(strength=0.75, fixed_point_rounds=1, fixed_point_tolerance=0.1,
+    # On networks of random weights the rounds converge at short steps alone, and a gradient of 0.1 is far too much.
+    "fixed-point": Row(base=dict(steps=40, strength=0.1, fixed_point_rounds=60, fixed_point_tolerance=1e-5),
+                       bound="picture",
+                       others=dict(strength=0.15, fixed_point_rounds=1, fixed_point_tolerance=0.1,
                                    fixed_point_damping=0.5)),
-    "pix2pix-zero": Row(base=dict(noise_rounds=1, noise_shifts=2), bound="picture",
-                        others=dict(cross_guidance=1.0, autocorrelation=5.0, divergence=5.0, noise_rounds=2,
+    "pix2pix-zero": Row(base=dict(noise_rounds=1, noise_shifts=2, cross_guidance=1e-3), bound="picture",
+                        others=dict(cross_guidance=0.01, autocorrelation=5.0, divergence=5.0, noise_rounds=2,
                                     noise_shifts=1)),
     "sdedit": Row(plainly=dict(strength=0.0), bound="picture", others=dict(strength=0.3)),
 }
