@@ -121,10 +121,12 @@ def embedded(model):
             (("source", SOURCE), ("target", TARGET), ("empty", ""))}
 
 
-@pytest.mark.parametrize("changes", (dict(inversion="ddim"), dict(inversion="direct"), dict(cross_guidance=0.0),
-                                     dict(inversion="direct", noise_rounds=0)))
+# On networks of random weights, whose maps are steep, a gradient of 0.1 makes 4e-4 of rounding.
+@pytest.mark.parametrize("changes", (dict(inversion="ddim", cross_guidance=0.01, noise_rounds=2),
+                                     dict(inversion="direct", cross_guidance=0.01, noise_rounds=1),
+                                     dict(cross_guidance=0.0, noise_rounds=0)))
 def test_every_step_is_that_of_the_benchmarks_code(made, changes):
-    model, z0 = made.model, latents(made.model)
+    model, z0 = made.model, latents(made.model)  # of a side of 32
     texts = embedded(model)
     rounds = changes.get("noise_rounds", 5)
     draw = torch.Generator().manual_seed(1)
@@ -142,7 +144,7 @@ def test_every_step_is_that_of_the_benchmarks_code(made, changes):
         del ZERO.invert
     assert max(relative(a, b) for a, b in zip(paths[0].latents, path, strict=True)) < 1e-5
     for step, (z, loss) in zip(ours, steps, strict=True):
-        assert relative(step.z, z) < 1e-4  # what the gradient makes of rounding in these networks; measured 4.2e-5
+        assert relative(step.z, z) < 5e-5  # measured: 2.4e-5 after ten steps there and ten back
         assert step.loss[0] == pytest.approx(loss, rel=1e-3)
 
 
