@@ -257,7 +257,7 @@ def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: 
             watch = Explanation(model, job.image, job.source, target, config, truncate=job.truncate)
         result = sage.edit(model, job.image, source=job.source, target=target, config=config, progress=progress,
                            trajectory=trajectory, truncate=job.truncate, watch=watch, savings=job.savings,
-                           **({"sentences": job.sentences} if job.sentences else {}))
+                           sentences=job.sentences)
         record = make_record(model, job.source, target, config, job.picture, job.truncate, job.prediction_type,
                              result.savings)
         pictures.save_picture(result.image, out, record)

@@ -33,7 +33,7 @@ def sentences(old: str, new: str) -> tuple[Sentences, Sentences]:
     old, new = (" ".join(phrase.lower().split()) for phrase in (old, new))
     for known, other in ((old, new), (new, old)):
         if known and (found := [text for text in _pool() if _place(known).search(text)][:MOST]):
-            changed = [_mended(_place(known).sub(lambda match, other=other: other, text)) for text in found]
+            changed = [_mended(other.join(_place(known).split(text))) for text in found]
             return (tuple(found), tuple(changed)) if known == old else (tuple(changed), tuple(found))
     return (), ()
 
