@@ -5,6 +5,7 @@
     negative    ... from the source prompt, which leaves it as it is predicted               Miyake et al. 2305.16807
     proximal    and of the guidance keep what is large: prox_k(eps_target - eps_source)      Han et al.    2306.05414
     direct      the source branch is put back onto the inversion after each step             Ju et al.     2310.01506
+    fixed-point it samples by itself, back along an inversion that it retraces               Pan et al.    2309.04907
 
 An editor asks its anchor for the branches of a pass, for what they are guided to, and lets it hold the latents.
 """
@@ -12,7 +13,7 @@ An editor asks its anchor for the branches of a pass, for what they are guided t
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sage import kit
+from sage import exact, kit
 from sage.errors import SettingsError
 from sage.settings import Guidance, Solver, frozen, setting
 
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
     from sage.job import Job
     from sage.models.backbone import Backbone
 
-INVERSIONS = ("ddim", "null-text", "negative", "proximal", "direct")
+INVERSIONS = ("ddim", "null-text", "negative", "proximal", "direct", "fixed-point")
 Branches = dict[str, "tuple[Tensor, kit.Text]"]
 Predictions = dict[str, "kit.Prediction"]
 
 
 @frozen
-class Anchored(Guidance, Solver):
+class Anchored(Guidance, exact.Implicit, Solver):
     """Inversion."""
 
     fixes = frozenset({"conventions"})
@@ -56,13 +57,14 @@ class Anchored(Guidance, Solver):
                                "consistent, or as in the original code", "consistent", "published")
 
     def fixed(self) -> dict[str, Any]:
-        own = ("guidance_scale", "null_text_steps", "null_text_rate", "null_text_tolerance")
-        return super().fixed() | {name: getattr(self, name) for name in own if self.inversion == "null-text"}
+        own = {"null-text": ("guidance_scale", "null_text_steps", "null_text_rate", "null_text_tolerance"),
+               "fixed-point": exact.Implicit.names()}.get(self.inversion, ())
+        return super().fixed() | {name: getattr(self, name) for name in own}
 
     @property
     def way(self) -> str:
         """The name of the way to noise."""
-        return "null-text" if self.inversion == "null-text" else "ddim"
+        return self.inversion if self.inversion in ("null-text", "fixed-point") else "ddim"
 
 
 def edges(model: "Backbone", settings: Any) -> "tuple[kit.Edges, kit.Edges] | None":
@@ -86,6 +88,8 @@ def invert(job: "Job[Any]", text: "kit.Text | None" = None) -> "kit.Trajectory":
         text: of the source branch; default: the source prompts.
     """
     text = job.source if text is None else text
+    if job.settings.inversion == "fixed-point":
+        return exact.fixed_point_inversion(job, lambda z, level: job.predict(z, level, text))
     path = kit.ddim_inversion(job, text)
     if job.settings.inversion != "null-text":
         return path
@@ -194,7 +198,18 @@ class Direct(DDIM):
         return self.path.latents[-2 - step], target
 
 
-_ANCHORS = dict(zip(INVERSIONS, (DDIM, NullText, Negative, Proximal, Direct), strict=True))
+class FixedPoint(DDIM):
+    """The source branch samples as it is predicted, which retraces an inversion that has settled."""
+
+    def __init__(self, job: "Job[Any]", path: "kit.Trajectory", text: "kit.Text"):
+        super().__init__(job, path, text)
+        exact.note_unsettled(job, path)
+
+    def negatives(self, step: int) -> "tuple[kit.Text | None, kit.Text]":
+        return None, self.job.empty
+
+
+_ANCHORS = dict(zip(INVERSIONS, (DDIM, NullText, Negative, Proximal, Direct, FixedPoint), strict=True))
 
 
 # ---- null-text optimisation

@@ -102,7 +102,7 @@ def edit(model: Backbone, image: Image.Image, source: str, target: str, config: 
         watch: called with every step as it is done; what it raises ends the edit.
         method: by name, or path/to/file.py:Class; default: of `config`, else "sage".
         savings: what was done to need less memory when an edit was made that shall be repeated to the byte.
-        request: what else the method reads: mask, reference, points, edits (`sage.Request`).
+        request: what else the method reads: mask, reference, points, edits, sentences (`sage.Request`).
     Raises:
         SageError: a picture, prompt, setting or trajectory that does not fit; NumericsError if numbers overflow.
     """
@@ -133,7 +133,7 @@ def settings_for(model: Backbone, config: Settings | None, method: str | None, t
 
 def check_request(method: Method[Any], request: Request) -> None:
     """SettingsError for what was given and the method does not look at, so that nothing is left out in silence."""
-    given = [name for name in ("mask", "reference", "points", "edits") if getattr(request, name)]
+    given = [name for name in ("mask", "reference", "points", "edits", "sentences") if getattr(request, name)]
     if unread := [name for name in given if name not in method.reads]:
         raise SettingsError(f"{method.name} does not read {unread[0]}: it reads {', '.join(sorted(method.reads))}")
 
@@ -270,7 +270,8 @@ class _Batch:
                  else quality.drift(done.z, source, done.difference).tolist())
         return [EditResult(pictures.to_picture(x[i:i + 1], image.size, getattr(config, "quantise", "round")),
                            done.z[i:i + 1].cpu(), self.trajectory, config, tuple(m[i:i + 1] for m in done.masks),
-                           tuple(row[i] for row in done.losses), plan.notes, spread[i], drift[i], model.savings)
+                           tuple(row[i] for row in done.losses), (*plan.notes, *done.notes[i]), spread[i], drift[i],
+                           model.savings)
                 for i, (image, plan) in enumerate(zip(self.images, self.plans, strict=True))]
 
     def only(self, rows: Sequence[int]) -> "_Batch":
@@ -304,12 +305,13 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Sampled:
-    """What the way back gave; a loss a picture of each guided step."""
+    """What the way back gave; a loss a picture of each guided step, and notes a picture."""
 
     z: Tensor
     difference: Tensor | None
     masks: tuple[Tensor, ...]
     losses: tuple[tuple[float, ...], ...]
+    notes: tuple[list[str], ...]
 
 
 def followed(job: Job[Any], steps: Iterator[Step], phase: str, watch: Watch | None = None,
@@ -346,7 +348,7 @@ def _sampled(job: Job[Any], trajectory: Trajectory, watch: Watch | None, attempt
             masks.append(step.mask.cpu())
         if step.loss is not None:
             losses.append(step.loss)
-    return _Sampled(z, difference, tuple(masks), tuple(losses))
+    return _Sampled(z, difference, tuple(masks), tuple(losses), job.notes)
 
 
 def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Text, target: str | Text,

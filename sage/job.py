@@ -43,6 +43,7 @@ class Job(Generic[S]):
         model, settings, plans, requests: a plan and a request a picture.
         z0: (B, C, h, w) clean latents; noise where a picture is made from nothing.
         up, down: the steps from clean to noisy and back, each with both of its levels.
+        notes: for each picture what its user should know of this edit, as `note` has it.
     """
 
     def __init__(self, method: Method[S], model: Backbone, settings: S, plans: Sequence[Plan], z0: Tensor, *,
@@ -55,6 +56,7 @@ class Job(Generic[S]):
         height, width = z0.shape[-2:]
         self.up, self.down = method.edges(model, settings, (height, width))
         self.report: Progress = report or (lambda phase, done, total: None)
+        self.notes = tuple(list[str]() for _ in z0)
         self._texts, self._noises, self._drawn = dict(texts or {}), noises, 0
         self._prepared: OrderedDict[tuple[float | None, ...], tuple[tuple[Text, ...], Any]] = OrderedDict()
         self._watched = _looked_at(model, settings) if watched else Sites()
@@ -160,6 +162,11 @@ class Job(Generic[S]):
                 self._prepared.popitem(last=False)
         return self._prepared[key][1]
 
+    def note(self, row: int, text: str) -> None:
+        """Tell the user of a picture something, once."""
+        if text not in self.notes[row]:
+            self.notes[row].append(text)
+
     def take_looks(self) -> dict[str, Tensor]:
         """Where the passes since the last call have looked, by their names; nothing unless watched."""
         looks, self._looks = self._looks, {}
@@ -175,10 +182,36 @@ class Job(Generic[S]):
         Raises:
             SettingsError: fewer were given than are asked for, or of another shape.
         """
-        shape = (1, *self.z0.shape[1:])
+        shape, given = (1, *self.z0.shape[1:]), self._given(tag)
+        if given is None:
+            return gaussian(shape, self._generator(tag), self.z0)
+        if given.shape[-3:] != shape[-3:]:
+            raise SettingsError(f"noise {self._drawn} is of shape {tuple(given.shape)}, the latents {shape}")
+        return given.to(self.z0).reshape(-1, *shape[1:])
+
+    def whole(self, low: int, high: int, *tag: int) -> int:
+        """A whole number from `low` to below `high`, the same for every picture.
+
+        It is that of the seed and the tag, or the next of the noises that were given: a tensor of one number.
+
+        Raises:
+            SettingsError: fewer were given than are asked for, or what is no such number.
+        """
+        given = self._given(tag)
+        if given is None:
+            return int(torch.randint(low, high, (), generator=self._generator(tag)))
+        if given.numel() != 1 or not low <= given.item() < high or given.item() != int(given.item()):
+            raise SettingsError(f"noise {self._drawn} has to be one whole number from {low} to {high - 1}, for "
+                                f"{self.method.name} to shift by")
+        return int(given.item())
+
+    def _generator(self, tag: tuple[int, ...]) -> torch.Generator:
+        return torch.Generator().manual_seed(_mixed(getattr(self.settings, "seed", 0), tag))
+
+    def _given(self, tag: tuple[int, ...]) -> Tensor | None:
+        """The next of the noises that were given, None where none were."""
         if self._noises is None:
-            seed = getattr(self.settings, "seed", 0)
-            return gaussian(shape, torch.Generator().manual_seed(_mixed(seed, tag)), self.z0)
+            return None
         if callable(self._noises):
             given = self._noises(tag)
         elif self._drawn >= len(self._noises):
@@ -186,9 +219,7 @@ class Job(Generic[S]):
         else:
             given = self._noises[self._drawn]
         self._drawn += 1
-        if given.shape[-3:] != shape[-3:]:
-            raise SettingsError(f"noise {self._drawn} is of shape {tuple(given.shape)}, the latents {shape}")
-        return given.to(self.z0).reshape(-1, *shape[1:])
+        return given
 
 
 def _mixed(seed: int, tag: tuple[int, ...]) -> int:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from sage.guidance.blend import BlendingMask
     from sage.guidance.blur import gaussian_blur
     from sage.guidance.hooks import detour, hear_features, listen, record, rewrite, swap, swap_outputs
-    from sage.guidance.losses import gradient, latent_slopes, limited, map_slopes
+    from sage.guidance.losses import gradient, latent_slopes, limited, map_slopes, square_slopes
     from sage.guidance.masks import attended, dilated, resize, threshold, token_attention, upper
     from sage.guidance.preservation import Preservation
     from sage.guidance.proximal import proximal
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
         rewrite_maps,
         word_swap,
     )
+    from sage.guidance.whiteness import autocorrelation, divergence, slope
     from sage.inversion import ddim_inversion, noise_inversion
     from sage.models.backbone import Text
     from sage.models.sites import Feature, Projection, QueriesKeys, Site, Sites, Where
     from sage.prompts.plan import Plan, marked, replaced, token_factors, token_mask
     from sage.prompts.tokens import Span
-    from sage.prompts.words import aligned, changed_words
-    from sage.sampling.levels import Edge, Edges, Level, downwards, upwards
+    from sage.prompts.words import aligned, changed_words, paired
+    from sage.sampling.levels import Edge, Edges, Level, downwards, part_way, upwards
     from sage.sampling.steps import (
         Prediction,
         advance,
@@ -52,12 +53,12 @@ if TYPE_CHECKING:
         walk,
         with_noise,
     )
-    from sage.trajectory.kinds import Noises, NullText, Pair, Recorded, Trajectory, Wanted
+    from sage.trajectory.kinds import Noises, NullText, Pair, Recorded, Settled, Trajectory, Wanted
 
 _FROM = {
     "sage.guidance.blend": "BlendingMask",
     "sage.guidance.hooks": "detour hear_features listen record rewrite swap swap_outputs",
-    "sage.guidance.losses": "gradient latent_slopes limited map_slopes",
+    "sage.guidance.losses": "gradient latent_slopes limited map_slopes square_slopes",
     "sage.guidance.masks": "attended dilated resize threshold token_attention upper",
     "sage.guidance.blur": "gaussian_blur",
     "sage.guidance.preservation": "Preservation",
@@ -65,15 +66,16 @@ _FROM = {
     "sage.guidance.rewrites": "between lent refinement replace_columns replacement reweight reweighted "
                               "rewrite_columns rewrite_maps word_swap",
     "sage.inversion": "ddim_inversion noise_inversion",
+    "sage.guidance.whiteness": "autocorrelation divergence slope",
     "sage.models.backbone": "Text",
     "sage.models.sites": "Feature Projection QueriesKeys Site Sites Where",
     "sage.prompts.plan": "Plan marked replaced token_factors token_mask",
     "sage.prompts.tokens": "Span",
-    "sage.prompts.words": "aligned changed_words",
-    "sage.sampling.levels": "Edge Edges Level downwards upwards",
+    "sage.prompts.words": "aligned changed_words paired",
+    "sage.sampling.levels": "Edge Edges Level downwards part_way upwards",
     "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step from_output gaussian "
                            "mixed_with_noise reaching renoise second_order stochastic to_output walk with_noise",
-    "sage.trajectory.kinds": "Noises NullText Pair Recorded Trajectory Wanted",
+    "sage.trajectory.kinds": "Noises NullText Pair Recorded Settled Trajectory Wanted",
 }
 _WHERE = {name: module for module, names in _FROM.items() for name in names.split()}
 

@@ -46,6 +46,7 @@ class Request:
         mask: where the picture may change, white.
         reference: a picture that something is taken from.
         points: pairs of places (from x, from y, to x, to y) in pixels.
+        sentences: two lists of sentences, with the old words and with the new.
     """
 
     source: str = ""
@@ -55,6 +56,7 @@ class Request:
     mask: "Image.Image | None" = None
     reference: "Image.Image | None" = None
     points: tuple[tuple[float, float, float, float], ...] = ()
+    sentences: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,6 +251,15 @@ class Method(ABC, Generic[S]):
         """Context around the passes of plain sampling back, for inversions that change the network."""
         return nullcontext()
 
+    def back(self, job: "Job[S]", path: "Trajectory") -> "Iterator[Tensor]":
+        """The latents after each step of going back without an edit: what is lost on the way there and back."""
+        from sage.sampling.steps import walk
+        under = self.inverted_under(job.settings, path.source[0], job.model.prompts)
+        text = job.model.embed([under]).expand(len(path.noise))
+        down = job.down[len(job.down) - (len(path.latents) - 1):]  # a way to noise need not have gone all the way
+        with self.reconstructing(job.model, path):
+            yield from walk(lambda z, level: job.predict(z, level, text), path.noise, down)
+
     # ---- the way back
 
     def edit(self, job: "Job[S]", path: "Trajectory") -> Iterator[Step]:
@@ -288,6 +299,10 @@ METHODS: dict[str, str] = {
     "infedit": "sage.methods.infedit:InfEdit",
     "flowedit": "sage.methods.flowedit:FlowEdit",
     "uni-edit": "sage.methods.uni_edit:UniEdit",
+    "pix2pix-zero": "sage.methods.pix2pix_zero:Pix2PixZero",
+    "edict": "sage.methods.edict:EDICT",
+    "bdia": "sage.methods.bdia:BDIA",
+    "fixed-point": "sage.methods.fixed_point:FixedPoint",
 }
 
 

@@ -4,11 +4,10 @@ import torch
 from PIL import Image
 
 from sage import pictures
-from sage.job import Progress
+from sage.job import Job, Progress
 from sage.method import method_of
 from sage.models.backbone import Backbone
-from sage.sampling.steps import walk
-from sage.settings import Settings
+from sage.prompts.plan import Plan
 from sage.trajectory.kinds import Trajectory
 
 
@@ -18,16 +17,16 @@ def vae_reconstruction(model: Backbone, trajectory: Trajectory) -> Image.Image:
 
 
 def ddim_reconstruction(model: Backbone, trajectory: Trajectory, progress: Progress | None = None) -> Image.Image:
-    """The picture after inversion and plain sampling under the source prompt."""
-    settings: Settings = trajectory.config
-    method, z = method_of(settings), trajectory.noise[:1]
-    _, down = method.edges(model, settings, tuple(z.shape[-2:]))  # type: ignore[arg-type]
-    down = down[len(down) - (len(trajectory.latents) - 1):]  # a way to noise need not have gone all the way
-    with torch.no_grad(), method.reconstructing(model, trajectory):
-        under = method.inverted_under(settings, trajectory.origin.source[0], model.prompts)
-        text = model.prepare(model.embed([under]))
-        for done, reached in enumerate(walk(lambda z, level: model.predict(z, level, text), z, down), start=1):
-            z = reached
+    """The picture after its way to noise, and back under the source prompt.
+
+    The way back is plain sampling, or the method's own where that is exact.
+    """
+    path, source = trajectory.only([0]), trajectory.source[0]
+    method, z = method_of(path.config), path.latents[0]
+    job = Job(method, model, path.config, [Plan(source, source)], z)
+    with torch.no_grad():
+        for done, reached in enumerate(method.back(job, path), start=1):
+            z = reached.float()
             if progress:
-                progress("reconstruct", done, len(down))
-    return pictures.to_picture(model.decode(z), trajectory.origin.picture_size)
+                progress("reconstruct", done, len(path.latents) - 1)
+    return pictures.to_picture(model.decode(z), path.picture_size)

@@ -202,6 +202,21 @@ class Stochastic(Solver):
 
 
 @frozen
+class PartWay(Solver):
+    """Solver."""
+
+    fixes = frozenset({"strength"})
+
+    strength: float = setting(1.0, "share of the way to noise that the picture is taken: 0 leaves it as it is", low=0,
+                              high=1)
+
+    @property
+    def taken(self) -> int:
+        """How many of the steps are taken, each way."""
+        return share_of(self.strength, self.steps)
+
+
+@frozen
 class Guidance(Settings):
     """Guidance."""
 

@@ -43,6 +43,7 @@ from sage.pictures.metadata import (
     versions,
 )
 from sage.progress import Progress
+from sage.prompts.sentences import read_sentences
 from sage.settings import Settings
 from sage.trajectory.label import check_label, read_label
 
@@ -72,6 +73,9 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
     add("picture", metavar="IMG", help="the picture to edit")
     add("--source", metavar="PROMPT", help="what the picture shows")
     add("--target", metavar="PROMPT", action="append", help="what it shall show; several share one inversion")
+    if "sentences" in chosen.reads:
+        add("--sentences", nargs=2, metavar=("OLD.txt", "NEW.txt"), help="what the direction of the edit is made of: "
+            "sentences with the old words, and with the new, one a line")
     add("--out", metavar="PATH", help="the picture to write (.png, .jpg, .webp), or a folder "
                                       f"[{OUT}/NAME-edit.png, numbered if that exists]")
     add("--sheet", metavar="PATH", nargs="?", const="", help="also write one picture of input, edit, reconstructions "
@@ -92,6 +96,7 @@ class Job:
 
     Attributes:
         trajectory: to start from, None to invert first.
+        sentences: with the old words and with the new, of the user's own files.
         method: what edits.
         base: the settings to start from, None for the model's own.
         savings: of the edit that is repeated.
@@ -119,6 +124,7 @@ class Job:
     made: dict[str, Any]
     savings: Savings | None
     notes: tuple[str, ...]
+    sentences: tuple[tuple[str, ...], ...] = ()
 
 
 def plan_edit(args: argparse.Namespace) -> Job:
@@ -156,10 +162,12 @@ def plan_edit(args: argparse.Namespace) -> Job:
     settings = (base or chosen.Settings()).but(**changes)
     check_phrases(source, targets, settings)
 
+    sentences = tuple(map(read_sentences, vars(args).get("sentences") or ()))
     path = Path(args.picture)
     image = pictures.open_picture(path)
     picture = identity(path)
-    notes = []
+    notes = ["the settings in the picture do not hold your sentences: give them again to repeat this edit"
+             ] if sentences else []
     if label:
         check_label(label, args.trajectory, image, source, changes)
     elif old and old["picture"]["sha256"] != picture["sha256"]:
@@ -197,7 +205,8 @@ def plan_edit(args: argparse.Namespace) -> Job:
     prediction = args.prediction_type or old.get("prediction_type")
     savings = Savings.from_dict(old["savings"]) if old and not label else None
     return Job(image, Path(args.trajectory) if label else None, picture, source, targets, model, prediction, chosen,
-               base, changes, truncate, fetch, outs, sheet, inside, old.get("made", {}), savings, tuple(notes))
+               base, changes, truncate, fetch, outs, sheet, inside, old.get("made", {}), savings, tuple(notes),
+               sentences)
 
 
 def _insides(folder: str | None, number: int) -> tuple[Path, ...]:
@@ -247,7 +256,8 @@ def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: 
             from sage.explain import Explanation
             watch = Explanation(model, job.image, job.source, target, config, truncate=job.truncate)
         result = sage.edit(model, job.image, source=job.source, target=target, config=config, progress=progress,
-                           trajectory=trajectory, truncate=job.truncate, watch=watch, savings=job.savings)
+                           trajectory=trajectory, truncate=job.truncate, watch=watch, savings=job.savings,
+                           sentences=job.sentences)
         record = make_record(model, job.source, target, config, job.picture, job.truncate, job.prediction_type,
                              result.savings)
         pictures.save_picture(result.image, out, record)

@@ -61,6 +61,24 @@ def map_slopes(current: Sequence[QueriesKeys], reference: Sequence[QueriesKeys],
     return reduce(add, losses), slopes
 
 
+def square_slopes(current: Sequence[QueriesKeys],
+                  reference: Sequence[QueriesKeys]) -> tuple[Tensor, list[Tensor]]:
+    """Sum over sites of the mean over heads of sum (A - A_ref)^2 (Parmar et al. 2302.03027, code), and its derivatives.
+
+    Args:
+        current, reference: equally many sites.
+    Returns:
+        (B,), and a float32 derivative with respect to the queries of each site.
+    """
+    losses, slopes = list[Tensor](), list[Tensor]()
+    for now, then in zip(current, reference, strict=True):
+        mean, (slope, _) = map_slopes([now], [then], "l2")
+        entries = now.queries.shape[2] * now.keys.shape[2]
+        losses.append(entries * mean)
+        slopes.append(entries * slope)
+    return reduce(add, losses), slopes
+
+
 def _slopes(now: QueriesKeys, then: QueriesKeys, kind: str, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     a = now.map()
     value, g = DISTANCES[kind](a - then.map())

@@ -113,7 +113,8 @@ class PromptToPrompt(Method[Settings]):
     about = "keeps the source's composition by its attention maps; good at swapping, adding and weighting words"
     reads = frozenset({"source", "target", "negative"})
     presets = {"published": PUBLISHED}
-    calls = "5 N; 4 N with negative, proximal or direct inversion; 17 N at most and 10 N ways back with null-text"
+    calls = ("5 N; 4 N with negative, proximal or direct inversion, and some 6 N with fixed-point; 17 N at most and 10 "
+             "N ways back with null-text")
 
     def defaults(self, model: "Backbone") -> Settings:
         levels = {kind: max((site.level for site in model.sites() if site.kind == kind and site.place != "mid"),

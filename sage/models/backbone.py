@@ -42,6 +42,11 @@ class Text:
         pooled = [t.pooled for t in texts if t.pooled is not None]
         return Text(torch.cat([t.tokens for t in texts]), torch.cat(pooled) if pooled else None)
 
+    def mean(self) -> "Text":
+        """One prompt's worth: the mean of all, token by token."""
+        return Text(self.tokens.mean(dim=0, keepdim=True),
+                    None if self.pooled is None else self.pooled.mean(dim=0, keepdim=True))
+
     def rows(self, rows: Sequence[int]) -> "Text":
         """Some of the prompts."""
         rows = list(rows)

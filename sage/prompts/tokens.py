@@ -1,5 +1,6 @@
 """Prompts as tokens: ids, where phrases stand, and what differs between two prompts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -78,6 +79,10 @@ class Prompts:
         if not found:
             raise PromptError(f"the phrase {phrase!r} is not in the prompt {prompt.text!r}")
         return tuple(dict.fromkeys(found))
+
+    def phrase(self, prompt: Prompt, positions: Sequence[int]) -> str:
+        """The words that stand at some positions of a prompt, as the tokenizer spells them."""
+        return str(self.tokenizer.decode([prompt.ids[p] for p in positions])).strip()
 
     def words(self, prompt: Prompt) -> list[tuple[str, tuple[int, ...]]]:
         """Each space-separated word of the prompt with its token positions; words past the cut have none."""

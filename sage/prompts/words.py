@@ -5,6 +5,7 @@ word swap.
 """
 
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 
 from sage.prompts.tokens import Prompt, Prompts, Span
 
@@ -34,6 +35,22 @@ def aligned(source: Sequence[int], target: Sequence[int], length: int) -> tuple[
             i, j = i - 1, j - 1
             found[j] = i
     return (*found, *range(len(target), length))
+
+
+def paired(source: Sequence[int], target: Sequence[int]) -> tuple[int, ...]:
+    """For each token of the target the position of the source token in its place, -1 where there is none.
+
+    Tokens of the longest common runs are in each other's place, and so are those between two runs if there are equally
+    many, which is EDICT's rule (Wallace et al. 2211.12446, code).
+
+    Args:
+        source, target: ids with padding.
+    """
+    found = [-1] * len(target)
+    for what, i, i_end, j, j_end in SequenceMatcher(None, source, target, autojunk=False).get_opcodes():
+        if what == "equal" or i_end - i == j_end - j:
+            found[j:j_end] = range(i, i_end)
+    return tuple(found)
 
 
 def changed_words(prompts: Prompts, source: Prompt, target: Prompt) -> tuple[Span, ...] | None:

@@ -128,6 +128,12 @@ def upwards(levels: tuple[Level, ...]) -> Edges:
     return tuple(pairwise(levels))
 
 
+def part_way(ways: tuple[Edges, Edges], steps: int) -> tuple[Edges, Edges]:
+    """Of the steps from clean to noisy and back those between the clean end and the level that `steps` reach."""
+    up, down = ways
+    return up[:steps], down[len(down) - steps:]
+
+
 def downwards(levels: tuple[Level, ...]) -> Edges:
     """The steps from noisy to clean: those of `upwards` backwards."""
     return tuple(pairwise(levels[::-1]))
@@ -196,6 +202,39 @@ class DiffusionSchedule:
         visited = timesteps(replace(self.params, steps_offset=1), steps, spacing)
         levels = (Level.of(0, a[0]), *(Level.of(t, a[t]) for t in visited))
         return tuple((replace(here, t=there.t), there) for here, there in upwards(levels)), downwards(levels)
+
+    def multiples(self, steps: int, spacing: str = "leading") -> tuple[Edges, Edges]:
+        """The steps of the code of EDICT and of BDIA, there and back.
+
+        The timesteps are multiples, whatever the checkpoint says, and each step is train_steps / steps long: the last,
+        which would go below 0, has no length.  Where that is no whole number, the share of signal between two timesteps
+        is interpolated, each taken for as much as the other is near.
+        """
+        a = alphas_cumprod(self.params, torch.float32).tolist()
+        length = self.params.train_steps / steps
+
+        def behind(t: int) -> Level:
+            if t < length:
+                return Level.of(0, a[0])
+            low, high = math.floor(t - length), math.ceil(t - length)
+            share = t - length - low
+            return Level.of(low, a[low] * share + a[high] * (1 - share))
+
+        visited = timesteps(replace(self.params, steps_offset=0), steps, spacing)
+        up = tuple((behind(t), Level.of(t, a[t])) for t in visited)
+        return up, tuple((noisy, clean) for clean, noisy in reversed(up))
+
+    def lagging(self, steps: int, spacing: str = "leading") -> tuple[Edges, Edges]:
+        """The steps of pix2pix-zero's code, there and back.
+
+        On the way to noise the network is told the timestep after that of the latents' level, and the last step goes to
+        the last level there is.
+        """
+        a, last = alphas_cumprod(self.params, torch.float32).tolist(), self.params.train_steps - 1
+        visited = timesteps(replace(self.params, steps_offset=1), steps, spacing)
+        length = self.params.train_steps // steps
+        up = tuple((Level.of(t, a[max(t - 1, 0)]), Level.of(t + length, a[min(t - 1 + length, last)])) for t in visited)
+        return up, self.ahead(steps, spacing)[1]
 
     def inferred(self, steps: int, spacing: str = "leading") -> tuple[Edges, Edges]:
         """The steps that diffusers 0.21.4 infers from labels, there and back: each as long as train_steps // steps.

@@ -46,6 +46,10 @@ class Prediction:
         """eps - x0: what a rectified flow predicts."""
         return self.eps - self.x0
 
+    def double(self) -> "Prediction":
+        """In float64, for solvers that undo their steps."""
+        return Prediction(self.x0.double(), self.eps.double())
+
     def detach(self) -> "Prediction":
         """Without its graph."""
         return Prediction(self.x0.detach(), self.eps.detach())

@@ -29,7 +29,7 @@ from sage.pictures.metadata import made_by
 from sage.trajectory.kinds import KINDS, Frame, Origin, Trajectory, Wanted, mapped, named
 from sage.trajectory.label import KEY, VERSION, Label, check_place, read_label
 
-DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 ATTENTION = ("heard.", "self.", "cross.")  # the tensors of it; the latter two in files of version 1
 ASIDE = {"text", "factors", "attention"}  # in files of version 1, and worked out anew today
 

@@ -226,15 +226,37 @@ class NullText(Trajectory):
 
 @dataclass(frozen=True, eq=False)
 class Pair(Trajectory):
-    """Of two coupled latents; `other` is the second at the noisy end (Wallace et al. 2023)."""
+    """Of a way to noise that two states lead back along, exactly (Wallace et al. 2023, Zhang et al. 2023).
+
+    Attributes:
+        states: (B, C, h, w) float64 each, at the noisy end.
+    """
 
     kind: ClassVar[str] = "pair"
-    other: Tensor | None = None
+    states: tuple[Tensor, ...] = ()
 
     @classmethod
     def shapes(cls, frame: Frame) -> dict[str, Any]:
-        """With the second latent."""
-        return super().shapes(frame) | {"other": frame.latent()}
+        """With both states."""
+        return super().shapes(frame) | {"states": (frame.latent(), frame.latent())}
+
+
+@dataclass(frozen=True, eq=False)
+class Settled(Trajectory):
+    """Of a way to noise whose every step is the solution of an equation, found in rounds.
+
+    Attributes:
+        residuals: (B,) float32, a step each: what the last round changed, relative to the latents.
+    """
+
+    kind: ClassVar[str] = "settled"
+    residuals: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def shapes(cls, frame: Frame) -> dict[str, Any]:
+        """With a residual a step."""
+        return super().shapes(frame) | {"residuals": tuple(torch.empty(frame.batch, device="meta")
+                                                           for _ in range(frame.steps))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,7 +275,8 @@ class Noises(Trajectory):
         return super().shapes(frame) | {"noises": tuple(frame.latent() for _ in range(frame.steps))}
 
 
-KINDS: dict[str, type[Trajectory]] = {kind.kind: kind for kind in (Trajectory, Recorded, NullText, Pair, Noises)}
+KINDS: dict[str, type[Trajectory]] = {
+    kind.kind: kind for kind in (Trajectory, Recorded, NullText, Pair, Settled, Noises)}
 
 
 # ---- every tensor of a value by its name

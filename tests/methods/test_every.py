@@ -52,12 +52,15 @@ class Row:
 
 # Settings of sage.anchors
 ANCHORED = dict(null_text_steps=2, null_text_rate=0.1, null_text_tolerance=10.0, negative_empty=0.4,
-                proximal_quantile=0.6, proximal_rate=0.5, proximal_below=600.0, proximal_margin=0)
+                proximal_quantile=0.6, proximal_rate=0.5, proximal_below=600.0, proximal_margin=0, fixed_point_rounds=1,
+                fixed_point_tolerance=0.1, fixed_point_damping=0.5)
 WITH_ANCHORS = {"negative_empty": dict(inversion="negative"),
                 **dict.fromkeys(("null_text_steps", "null_text_rate", "null_text_tolerance", "null_text_branches"),
                                 dict(inversion="null-text")),
                 **dict.fromkeys(("proximal_quantile", "proximal_kind", "proximal_hold", "proximal_rate",
-                                 "proximal_below", "proximal_margin"), dict(inversion="proximal"))}
+                                 "proximal_below", "proximal_margin"), dict(inversion="proximal")),
+                **dict.fromkeys(("fixed_point_rounds", "fixed_point_tolerance", "fixed_point_damping"),
+                                dict(inversion="fixed-point"))}
 # Networks of random weights make nothing that looks right, and it would be made again.
 LENIENT = {"most_spread": 1e9, "most_drift": 1e9}
 # Settings of the group Preserved
@@ -101,6 +104,17 @@ ROWS = {
                     blend_except=("mat", "mat"), except_threshold=0.9),
         beside=WITH_ANCHORS | WITH_PRESERVATION | {"except_threshold": dict(blend_except=("mat", "mat")),
                                "word_starts": dict(carry="replace"), "reweight_steps": dict(cross_fraction=0.3)}),
+    "edict": Row(base=dict(attention="source", strength=0.75), bound="picture",
+                 others=dict(strength=0.5, mixing=0.8, cross_fraction=0.3, self_fraction=0.3)),
+    "bdia": Row(bound="picture", others=dict(strength=0.5, gamma=0.7)),
+    # On networks of random weights the rounds converge at short steps alone, and a gradient of 0.1 is far too much.
+    "fixed-point": Row(base=dict(steps=40, strength=0.1, fixed_point_rounds=60, fixed_point_tolerance=1e-5),
+                       bound="picture",
+                       others=dict(strength=0.15, fixed_point_rounds=1, fixed_point_tolerance=0.1,
+                                   fixed_point_damping=0.5)),
+    "pix2pix-zero": Row(base=dict(noise_rounds=1, noise_shifts=2, cross_guidance=1e-3), bound="picture",
+                        others=dict(cross_guidance=0.01, autocorrelation=5.0, divergence=5.0, noise_rounds=2,
+                                    noise_shifts=1)),
     "sdedit": Row(plainly=dict(strength=0.0), bound="picture", others=dict(strength=0.3)),
     "ddpm": Row(
         base=dict(carry="refine", cross_fraction=0.6, self_fraction=0.5, reweight={"mat": 1.5}, self_level=1),
@@ -321,8 +335,14 @@ def small_latents(model, batch: int = 1) -> Tensor:
 @every
 def test_given_noises_and_embeddings_are_those_drawn_and_made(model, name, monkeypatch):
     settings, z0, drawn = settings_of(name), small_latents(model), []
-    ordinary = Job.noise
-    monkeypatch.setattr(Job, "noise", lambda self, *tag: drawn.append(ordinary(self, *tag)) or drawn[-1])
+    for draw in ("noise", "whole"):
+        ordinary = getattr(Job, draw)
+        monkeypatch.setattr(Job, draw, lambda self, *tag, ordinary=ordinary: kept(ordinary(self, *tag)))
+
+    def kept(value):
+        drawn.append(torch.as_tensor(value))
+        return value
+
     want = [step.z for step in sage.run(name, model, z0, SOURCE, TARGET, settings)]
     monkeypatch.undo()
     assert bool(drawn) == sage.method(name).random(settings)
@@ -333,7 +353,8 @@ def test_given_noises_and_embeddings_are_those_drawn_and_made(model, name, monke
     if drawn:
         with pytest.raises(SettingsError, match="asks for more"):
             list(sage.run(name, model, z0, SOURCE, TARGET, settings, drawn[:-1]))
-        other = [step.z for step in sage.run(name, model, z0, SOURCE, TARGET, settings, [n.flip(-1) for n in drawn])]
+        other = [step.z for step in sage.run(name, model, z0, SOURCE, TARGET, settings, [
+            n.flip(-1) if n.dim() else 1 + n % 3 for n in drawn])]
         assert not torch.equal(other[-1], want[-1])
 
 
@@ -345,7 +366,8 @@ def test_what_does_not_fit_is_refused_in_one_line(model, name, tmp_path):
     settings = settings_of(name)
     found, image = sage.method(name), picture()
     trajectory = sage.invert(model, image, SOURCE, settings, target=TARGET if found.follows_target(settings) else None)
-    unread = {"mask": image, "reference": image, "points": ((0, 0, 1, 1),), "edits": ("a",)}
+    unread = {"mask": image, "reference": image, "points": ((0, 0, 1, 1),), "edits": ("a",),
+              "sentences": (("a",), ("b",))}
     shape = (1, 1, *small_latents(model).shape[2:])
     attempts = [
         lambda: sage.edit(model, image, "", TARGET, settings),

@@ -19,7 +19,7 @@ from sage.errors import SettingsError
 from sage.reconstruction import vae_reconstruction
 from sage.trajectory import disk
 from sage.trajectory.disk import load_trajectory, save_trajectory
-from sage.trajectory.kinds import KINDS, Noises, NullText, Pair, Trajectory, named
+from sage.trajectory.kinds import KINDS, Noises, NullText, Pair, Settled, Trajectory, named
 from sage.trajectory.label import KEY, read_label
 from tests import small
 
@@ -258,7 +258,9 @@ def test_every_kind_comes_back(model, inverted, path):
     made = dict(origin=inverted.origin, latents=inverted.latents)
     text, more = model.embed(inverted.source), [z + 1 for z in inverted.latents[1:]]
     kinds = (Trajectory(**made), inverted, NullText(**made, empties=tuple(text.mix(text, 0.5) for _ in more)),
-             Pair(**made, other=more[0]), Noises(**made, noises=tuple(more)))
+             Pair(**made, states=tuple(z.double() / 3 for z in more[:2])),
+             Settled(**made, residuals=tuple(torch.rand(len(z)) for z in more)),
+             Noises(**made, noises=tuple(more)))
     assert {type(trajectory) for trajectory in kinds} == set(KINDS.values())
     for trajectory in kinds:
         assert_same(trajectory, load_trajectory(save_trajectory(trajectory, path, model), model))
