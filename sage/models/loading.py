@@ -1,5 +1,6 @@
 """Checkpoint -> StableDiffusion: a known name, a diffusers folder or a single .safetensors file.  Always offline."""
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPTokenizer
 
 from sage.errors import ModelError, SettingsError
 from sage.files import named_in_file
@@ -19,6 +19,7 @@ from sage.models.sd import configs, renames
 from sage.models.sd.clip import CLIPText, CLIPTextParams
 from sage.models.sd.model import StableDiffusion
 from sage.models.sd.singlefile import guess_prediction, take_apart
+from sage.models.sd.tokenizer import CLIPTokenizer, read_tokenizer
 from sage.models.sd.unet import UNet, UNetParams
 from sage.models.sd.vae import VAE, VAEParams
 from sage.models.weights import fill, open_weights, renamed
@@ -26,6 +27,8 @@ from sage.sampling.levels import ScheduleParams
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PREDICTIONS = ("epsilon", "v_prediction")
+
+MAX_SIDE = 4096  # pixels, as of the setting `size`
 
 # Models up to this many bytes may hold their convolutions three times.
 SMALL = 2**28
@@ -55,7 +58,10 @@ def load_model(model: str | Path, device: str | torch.device | None = None, dtyp
 
 def _own(where: str, device: torch.device, dtype: str | torch.dtype | None) -> Backbone:
     """What a user's own function makes; ModelError for anything but a `Backbone`, naming what it lacks."""
-    loaded = named_in_file(where, ModelError)(device, None if dtype is None else _dtype(dtype))
+    make = named_in_file(where, ModelError)
+    if not callable(make):
+        raise ModelError(f"{where} is {type(make).__name__}: it must be a function that is called as (device, dtype)")
+    loaded = make(device, None if dtype is None else _dtype(dtype))
     if missing := [name for name in BACKBONE_MEMBERS if not hasattr(loaded, name)]:
         raise ModelError(f"{where} gives a {type(loaded).__name__} without {', '.join(missing)}: docs/porting.md says "
                          "what a backbone has")
@@ -85,7 +91,7 @@ def _load_parts(model: str | Path, device: str | torch.device | None = None, dty
         raise SettingsError(f"prediction_type is {prediction_type!r}: must be one of {', '.join(PREDICTIONS)}")
     device = choose_device(device)
     dtype = _dtype(dtype or ("float16" if device.type == "cuda" else "float32"))
-    load = _load_folder if path.is_dir() else _load_file
+    load = _load_folder if os.path.isdir(path) else _load_file
     parts = load(path, device, dtype, prediction_type, None if tokenizer is None else Path(tokenizer))
     return {**parts, "name": name, "device": device, "dtype": dtype}
 
@@ -121,6 +127,10 @@ def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype, predict
     vae = configs.vae_params(folder / "vae" / "config.json")
     text = configs.text_params(folder / "text_encoder" / "config.json")
     _check_kin(unet, vae, text, folder)
+    pixels = side * 2 ** (len(vae.channels) - 1)
+    if pixels > MAX_SIDE:
+        raise ModelError(f"{folder}: sample_size is {side}, which are pictures of {pixels} pixels a side: at most "
+                         f"{MAX_SIDE} are made")
     words = load_tokenizer(tokenizer or folder / "tokenizer", text)
 
     def network(make: Callable[[], nn.Module], part: str, base: str, rename: renames.Rename) -> nn.Module:
@@ -132,7 +142,7 @@ def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype, predict
             "vae": network(lambda: VAE(vae), "vae", base, renames.folder_vae),
             "text": network(lambda: CLIPText(text), "text_encoder", "model", renames.folder_text),
             "tokenizer": words, "schedule": schedule, "prediction_type": prediction_type or prediction,
-            "sample_size": side * 2 ** (len(vae.channels) - 1), "recommends": _recommends(folder)}
+            "sample_size": pixels, "recommends": _recommends(folder)}
 
 
 def _recommends(folder: Path) -> dict[str, dict[str, Any]]:
@@ -140,13 +150,13 @@ def _recommends(folder: Path) -> dict[str, dict[str, Any]]:
 
     They are in settings.json.  In edit_config.json, of which older folders have one, are those of SAGE.
     """
-    if (folder / "settings.json").exists():
+    if os.path.lexists(folder / "settings.json"):
         settings = configs.Config(folder / "settings.json").values
         if wrong := [name for name, values in settings.items() if not isinstance(values, dict)]:
             raise ModelError(f"{folder / 'settings.json'}: {wrong[0]} must be an object of settings")
         return settings
     old = folder / "edit_config.json"
-    return {"sage": configs.Config(old).values} if old.exists() else {}
+    return {"sage": configs.Config(old).values} if os.path.lexists(old) else {}
 
 
 def _load_file(path: Path, device: torch.device, dtype: torch.dtype, prediction_type: str | None,
@@ -204,11 +214,11 @@ def weight_files(folder: Path, base: str, half: bool) -> list[Path]:
     whole = [folder / f"{base}.safetensors", folder / f"{base}.safetensors.index.json"]
     fp16 = [folder / f"{base}.fp16.safetensors", folder / f"{base}.safetensors.index.fp16.json",
             folder / f"{base}.fp16.safetensors.index.json"]
-    path = next((p for p in (fp16 + whole if half else whole + fp16) if p.is_file()), None)
+    path = next((p for p in (fp16 + whole if half else whole + fp16) if os.path.lexists(p)), None)
     if path is None:
         if found := sorted(p for p in folder.glob("*") if p.suffix.lower() in PICKLES):
             raise pickled(found[0])
-        raise ModelError(f"{whole[0]} is missing")
+        raise ModelError(f"{whole[0]} does not exist")
     return [path] if path.suffix == ".safetensors" else _shards(path)
 
 
@@ -229,30 +239,17 @@ def load_tokenizer(folder: Path, text: CLIPTextParams, pad: str | None = None) -
     Args:
         pad: the padding token, where the folder's own word is not to be taken.
     Raises:
-        ModelError: no or damaged files, or more tokens than the text encoder has.
+        ModelError: no or damaged files, or tokens that the text encoder does not have.
     """
-    folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
-    if not (folder / "tokenizer.json").is_file():
-        for name in ("vocab.json", "merges.txt"):
-            if not (folder / name).is_file():
-                raise ModelError(f"{folder / name} is missing")
-    try:
-        options = {} if pad is None else {"pad_token": pad}
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True, **options)
-    except Exception as error:  # the library raises bare Exception on a damaged vocabulary
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(f"{folder} holds no readable tokenizer ({reason})") from error
-    if len(tokenizer) > text.vocabulary:
-        raise ModelError(f"{folder} has {len(tokenizer)} tokens, the text encoder {text.vocabulary}")
-    tokenizer.model_max_length = min(tokenizer.model_max_length, text.max_length)
-    return tokenizer
+    inner = folder / "tokenizer"
+    return read_tokenizer(inner if os.path.isdir(inner) else folder, text.vocabulary, pad)
 
 
 def _borrowed_tokenizer(path: Path) -> Path:
     """The tokenizer of a known model on this disk: all of Stable Diffusion shares one vocabulary."""
     for known in KNOWN.values():
         folder = installed(known.name) if known.repo else None
-        if folder and (folder / "tokenizer").is_dir():
+        if folder and os.path.isdir(folder / "tokenizer"):
             return folder / "tokenizer"
     raise ModelError(f"{path.name} brings no tokenizer: name a folder that holds vocab.json and merges.txt "
                      "(tokenizer=, --tokenizer), or `sage fetch sd-1.4` once, whose tokenizer then serves")

@@ -29,7 +29,7 @@ class Prompts:
     """A tokenizer seen through the few questions that editing asks.
 
     Args:
-        tokenizer: transformers' CLIPTokenizer.
+        tokenizer: that of `sage.models.sd.tokenizer`, one of transformers', or anything that is called in the same way.
         max_length: tokens the text encoder takes, both marks included.
     """
 
@@ -97,7 +97,8 @@ class Prompts:
     def differences(self, source: Prompt, target: Prompt) -> list[Span]:
         """What the target says otherwise, word by word: one span for each run of words that differs.
 
-        Commas and the like, and the articles a and an, only follow other words and are not counted as edited.
+        Commas and the like, and the articles a and an, only follow other words and are not counted as edited.  Words
+        past the cut are not compared: they reach no model, and thousands of them would take minutes.
         """
         a, b = self._pieces(source), self._pieces(target)
         matcher = SequenceMatcher(a=[w for w, _ in a], b=[w for w, _ in b], autojunk=False)
@@ -113,6 +114,8 @@ class Prompts:
         """Words with punctuation taken off their ends as pieces of its own."""
         pieces = []
         for word, positions in self.words(prompt):
+            if not positions:  # past the cut
+                continue
             core = word.strip(",.;:!?\"'()")
             before, after = word.split(core, 1) if core else (word, "")
             inner, first = self._body(core), len(self._body(before))
