@@ -22,7 +22,7 @@ def read_table(path: Path, of: str) -> dict[str, Any]:
     Raises:
         BenchmarkError: not there, too large, damaged, or something else.
     """
-    if not os.path.isfile(path):
+    if not os.path.lexists(path):
         raise BenchmarkError(f"{path.parent} is no benchmark: it has no {path.name}")
     try:
         rows = json.loads(read_plain(path, BenchmarkError, MAX_JSON))

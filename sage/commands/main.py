@@ -70,6 +70,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **options)
         self.register("type", None, named)  # what is read by no other type is a name
 
+    def add_subparsers(self, **options: Any) -> Any:
+        """As argparse's; what stands behind a command's name is read by that command."""
+        self.register("type", None, str)
+        return super().add_subparsers(**options)
+
     def error(self, message: str):
         sys.exit(console.fail(f"{message} (see {self.prog} --help)"))
 

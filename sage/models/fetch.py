@@ -96,21 +96,20 @@ def check_environment(endpoint: str) -> None:
     try:
         token = build_hf_headers(library_name="sage").get("authorization", "")
     except (OSError, ValueError) as error:
-        raise ModelError(f"the hub's token cannot be read ({_line(error)}): see HF_TOKEN, or `hf auth login`") from error
+        raise ModelError(f"the token for the hub cannot be read ({_line(error)}): correct HF_TOKEN") from error
     if not token.isascii() or not token.isprintable():
-        raise ModelError("the hub's token holds letters that no token has: correct HF_TOKEN, or `hf auth login`")
+        raise ModelError("the token for the hub holds letters that no token has: correct HF_TOKEN")
     try:
         get_session()
     except Exception as error:  # the library for HTTP raises what it likes
-        raise ModelError(f"the proxy in the environment cannot be used ({_line(error)}): correct HTTPS_PROXY, HTTP_PROXY "
-                         "and ALL_PROXY") from error
+        raise ModelError(f"the proxy in the environment cannot be used ({_line(error)}): correct HTTPS_PROXY, "
+                         "HTTP_PROXY and ALL_PROXY") from error
 
 
 def public(endpoint: str) -> str:
     """An address without the user and password that may stand in it."""
-    scheme, slashes, rest = endpoint.rpartition("://")
-    place, slash, path = rest.partition("/")
-    return scheme + slashes + place.rpartition("@")[2] + slash + path
+    scheme, slashes, rest = endpoint.partition("://")
+    return (scheme + slashes if slashes else "") + (rest or scheme).rpartition("@")[2]
 
 
 def _fetch(model: KnownModel, partial: Path, target: Path, endpoint: str, progress: bool) -> None:

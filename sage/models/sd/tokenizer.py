@@ -91,6 +91,8 @@ def read_tokenizer(folder: Path, vocabulary: int, pad: str | None = None) -> CLI
     if beyond is not None:
         raise ModelError(f"{folder}: the token {beyond[:40]!r} has the number {str(vocab[beyond])[:20]}, and the text "
                          f"encoder has {vocabulary} tokens")
+    if names["unk_token"] not in vocab:
+        raise ModelError(f"{folder}: the vocabulary lacks {names['unk_token']!r}, which stands for unknown words")
     if len(tokenizer) > vocabulary:
         raise ModelError(f"{folder} has {len(tokenizer)} tokens, the text encoder {vocabulary}")
     return tokenizer
