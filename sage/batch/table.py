@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ COMMENTS = ("comment", "comments", "note", "notes", "remark", "remarks")
 # 2,5 and 0,125, but not 1,000, which is one to some and a thousand to others
 DECIMAL_COMMA = re.compile(r"([+-]?(?:0|\d+(?!,\d{3}$))),(\d+)")
 SHEET = re.compile(r"contact-sheet(-\d+)?\.png", re.IGNORECASE)
-MOST_WRONG = 1000  # rows: a table with more is refused as a whole
+MOST_ROWS, MOST_WRONG = 100_000, 1000  # in all, and of those that cannot be made: a table with more is refused
 MAX_TABLE, MAX_CELL, MAX_NAME = 256 * 2**20, 2**16, 120  # bytes of a file; characters of a cell; bytes of a name
 
 
@@ -75,12 +76,14 @@ def read_table(path: Path, default: str = DEFAULT) -> list[Row]:
         default: the method of rows that name none.  A table is perhaps a stranger's: it may name a method that is
             known, but a file with a method in it only where this is that very file.
     Raises:
-        TableError: missing, too large, not UTF-8, empty, without the columns it needs, or with more than MOST_WRONG
-            rows that cannot be made.
+        TableError: missing, too large, not UTF-8, empty, without the columns it needs, with more than MOST_ROWS rows,
+            or with more than MOST_WRONG that cannot be made.
     """
     known = columns_of(default)
     read = _json_lines if path.suffix.lower() in (".jsonl", ".ndjson") else _csv
-    cells = list(read(path, _text(path), known))
+    cells = list(islice(read(path, _text(path), known), MOST_ROWS + 1))
+    if len(cells) > MOST_ROWS:
+        raise TableError(f"{path} has more than {MOST_ROWS} rows: make several tables of it")
     if not cells:
         raise TableError(f"{path} has no rows")
     columns = {_column(name) for _, found in cells if not isinstance(found, str) for name in found}

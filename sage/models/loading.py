@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sage.errors import ModelError, SettingsError
+from sage.errors import ModelError, SageError, SettingsError, out_of_memory
 from sage.files import named_in_file
 from sage.models.backbone import MEMBERS as BACKBONE_MEMBERS
 from sage.models.backbone import Backbone
@@ -61,7 +61,13 @@ def _own(where: str, device: torch.device, dtype: str | torch.dtype | None) -> B
     make = named_in_file(where, ModelError)
     if not callable(make):
         raise ModelError(f"{where} is {type(make).__name__}: it must be a function that is called as (device, dtype)")
-    loaded = make(device, None if dtype is None else _dtype(dtype))
+    kind = None if dtype is None else _dtype(dtype)
+    try:
+        loaded = make(device, kind)
+    except Exception as fault:
+        if isinstance(fault, SageError) or out_of_memory(fault):
+            raise
+        raise ModelError(f"{where} made no model ({type(fault).__name__}: {fault})") from fault
     if missing := [name for name in BACKBONE_MEMBERS if not hasattr(loaded, name)]:
         raise ModelError(f"{where} gives a {type(loaded).__name__} without {', '.join(missing)}: docs/porting.md says "
                          "what a backbone has")

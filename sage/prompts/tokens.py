@@ -97,8 +97,9 @@ class Prompts:
     def differences(self, source: Prompt, target: Prompt) -> list[Span]:
         """What the target says otherwise, word by word: one span for each run of words that differs.
 
-        Commas and the like, and the articles a and an, only follow other words and are not counted as edited.  Words
-        past the cut are not compared: they reach no model, and thousands of them would take minutes.
+        Commas and the like, and the articles a and an, only follow other words and are not counted as edited.  Of
+        words past the cut as many are compared as can stand before it, so that what one prompt moves past it is found
+        there; thousands would take minutes.
         """
         a, b = self._pieces(source), self._pieces(target)
         matcher = SequenceMatcher(a=[w for w, _ in a], b=[w for w, _ in b], autojunk=False)
@@ -113,9 +114,7 @@ class Prompts:
     def _pieces(self, prompt: Prompt) -> list[tuple[str, tuple[int, ...]]]:
         """Words with punctuation taken off their ends as pieces of its own."""
         pieces = []
-        for word, positions in self.words(prompt):
-            if not positions:  # past the cut
-                continue
+        for word, positions in self.words(prompt)[:2 * self.max_length]:
             core = word.strip(",.;:!?\"'()")
             before, after = word.split(core, 1) if core else (word, "")
             inner, first = self._body(core), len(self._body(before))
