@@ -10,6 +10,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedReader
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +29,7 @@ NOTHING_THERE = {errno.ENOENT, errno.ENOTDIR}
 # ---- reading
 
 
-def open_plain(path: str | Path, error: type[SageError], most: int | None = None, advice: str = "") -> BinaryIO:
+def open_plain(path: str | Path, error: type[SageError], most: int | None = None, advice: str = "") -> BufferedReader:
     """Open a file to read it, whoever named it: only a plain one, for a pipe or a device could be waited for for ever.
 
     Args:

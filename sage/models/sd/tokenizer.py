@@ -50,8 +50,9 @@ class CLIPTokenizer:
              pre_tokenizers.ByteLevel(add_prefix_space=False)])
         self._tokenizer.decoder = decoders.ByteLevel()
         self._tokenizer.add_tokens(list(added))
+        ids = self._tokenizer.get_vocab()
         self.bos_token_id, self.eos_token_id, self.pad_token_id = (
-            self._tokenizer.token_to_id(special[name]) for name in ("bos_token", "eos_token", "pad_token"))
+            ids[special[name]] for name in ("bos_token", "eos_token", "pad_token"))
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
