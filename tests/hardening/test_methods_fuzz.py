@@ -28,11 +28,11 @@ NAMES = st.one_of(st.sampled_from((*METHODS, *(f"{name}+{way}" for name in METHO
     "ddim", "null-text", "negative", "proximal", "direct", "x")))), st.sampled_from((
         "", "+", "p2p+", "+direct", "P2P", "p2p ", "p2p+direct+direct", "x.py:Y", "a/b.py:", ".py:", "../x.py:Y", "\0",
         "p2p\n", "é" * 300, "sage.methods.sage:SAGE", "os:system", "__class__")), st.text(max_size=12))
-WORDS = st.one_of(st.sampled_from(("", " ", "0", "1", "-1", "7", "0.5", "1e9", "nan", "inf", "-inf", "1e-400",
-                                   "9" * 500, "0x10", "1_000", "yes", "no", "auto", "none", "a,b", "a:2", "a:b:3", ":", ",",
-                                   "--", "-", "\0x", "\udce9", "\ud800", "é", "é:2", "x" * 5000, "../../x.png", "text,tiles",
-                                   "out.png", "o/", "/dev/null", "~nosuchuser/e.png", "stilllife", "cpu", "mps",
-                                   "float16", "linspace", "a cat", "a cat " * 900)), st.text(max_size=12))
+WORDS = st.one_of(st.sampled_from((
+    "", " ", "0", "1", "-1", "7", "0.5", "1e9", "nan", "inf", "-inf", "1e-400", "9" * 500, "0x10", "1_000", "yes", "no",
+    "auto", "none", "a,b", "a:2", "a:b:3", ":", ",", "--", "-", "\0x", "\udce9", "\ud800", "é", "é:2", "x" * 5000,
+    "../../x.png", "text,tiles", "out.png", "o/", "/dev/null", "~nosuchuser/e.png", "stilllife", "cpu", "float16",
+    "linspace", "a cat", "a cat " * 900)), st.text(max_size=12))
 
 
 @pytest.fixture(scope="module")
