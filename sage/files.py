@@ -79,7 +79,10 @@ def check_plain(path: str | Path, error: type[SageError], most: int | None = Non
 def check_safetensors(path: str | Path, error: type[SageError], advice: str = "") -> None:
     """The same for a .safetensors file, which may also not list its tensors at any length."""
     with open_plain(path, error, advice=advice) as file:
-        header = int.from_bytes(file.read(8), "little")
+        try:
+            header = int.from_bytes(file.read(8), "little")
+        except OSError as fault:
+            raise error(f"{path} cannot be read ({fault.strerror})") from fault
         if MAX_HEADER < header < os.fstat(file.fileno()).st_size:
             raise error(f"{path} lists its tensors in more than {MAX_HEADER // 2**20} MB and was not read")
 

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 SHARE = 0.9  # of what is free; the rest is for what is not counted
 UNSURE = 4  # what is needed is estimated to such a factor, not least since few methods walk a gradient back
-MOST_PLACES = {"cpu": 2**16, "cuda": 2**18}  # of Stable Diffusion's latents: 2048 and 4096 pixels a side
+MOST_PLACES = {"cpu": 2**15, "cuda": 2**18}  # of latents; those of Stable Diffusion's 1448 and 4096 pixels a side
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def test_a_model_of_pictures_that_nobody_makes(tmp_path):
 
 
 def test_places_that_no_attention_compares(model):
-    with soon(), pytest.raises(SettingsError, match="at most 65536 with each other: try a smaller size"):
+    with soon(), pytest.raises(SettingsError, match="at most 32768 with each other: try a smaller size"):
         sage.edit(model, small.picture(), "a cat", "a dog", EditConfig(size=2048, steps=1))
     with soon(), pytest.raises(SettingsError, match="try a smaller size"):
         sage.generate(model, "a cat", width=4096, height=4096)
