@@ -66,10 +66,10 @@ def planned(capsys, words: list[str], plan):
     except SystemExit as end:
         error = capsys.readouterr().err
         assert end.code == 2 and error.count("\n") == 1, (words, error)
-        raise ParserError(error[:-1]) from end
+        raise ParserError(error[:-1].removeprefix("sage: error: ")) from end
 
 
-@tries(40, 2000)
+@tries(40, 600)
 @given(st.data())
 def test_any_flags_of_generate(here, capsys, data):
     name = data.draw(st.sampled_from((*able("generate"), "sage")))
@@ -80,7 +80,7 @@ def test_any_flags_of_generate(here, capsys, data):
     assert job is None or job.prompts and 1 <= job.count <= 1000 and len(job.outs) == len(job.prompts)
 
 
-@tries(40, 2000)
+@tries(40, 600)
 @given(st.data())
 def test_any_flags_of_an_edit_by_any_method(here, capsys, data):
     name = data.draw(st.sampled_from(able("edit")))
