@@ -69,7 +69,7 @@ def planned(capsys, words: list[str], plan):
         raise ParserError(error[:-1].removeprefix("sage: error: ")) from end
 
 
-@tries(40, 600)
+@tries(15, 600)
 @given(st.data())
 def test_any_flags_of_generate(here, capsys, data):
     name = data.draw(st.sampled_from((*able("generate"), "sage")))
@@ -80,7 +80,7 @@ def test_any_flags_of_generate(here, capsys, data):
     assert job is None or job.prompts and 1 <= job.count <= 1000 and len(job.outs) == len(job.prompts)
 
 
-@tries(40, 600)
+@tries(15, 600)
 @given(st.data())
 def test_any_flags_of_an_edit_by_any_method(here, capsys, data):
     name = data.draw(st.sampled_from(able("edit")))
@@ -105,7 +105,7 @@ def record(name: str) -> dict:
             "made": {"device": "cpu", "dtype": "float32", "versions": {}}}
 
 
-@tries(80, 4000)
+@tries(50, 4000)
 @given(st.data())
 def test_a_record_of_any_method_gives_its_settings_or_one_error(tmp_path_factory, data):
     honest = record(data.draw(st.sampled_from(tuple(METHODS))))
@@ -123,7 +123,7 @@ def test_a_record_of_any_method_gives_its_settings_or_one_error(tmp_path_factory
     assert found is None or type(found).from_dict(json.loads(json.dumps(found.as_dict()))) == found
 
 
-@tries(80, 4000)
+@tries(50, 4000)
 @given(st.data())
 def test_a_table_that_names_methods(tmp_path_factory, data):
     names = sorted({name for owner in METHODS for name in method(owner).Settings.names()})
@@ -165,7 +165,7 @@ def stored(model, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_label_of_any_kind_that_lies(model, stored, tmp_path_factory, kind):
-    @tries(40, 2500)
+    @tries(15, 600)
     @given(st.data())
     def ends(data):
         header, label, tensors = taken_apart(stored[kind])
