@@ -1,13 +1,16 @@
-"""Files that are written whole or not at all, and JSON that strangers wrote."""
+"""Files that are read only if they are plain ones, written whole or not at all, and JSON that strangers wrote."""
 
+import errno
 import hashlib
 import importlib.util
 import json
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedReader
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +20,82 @@ from filelock import FileLock, Timeout
 from sage.errors import SageError
 
 DEEPEST = 50
+LONGEST_NAME = 200  # bytes of a name that is made of another's: file systems take 255, and a number may be added
+MAX_HEADER = 2**23  # bytes that list the tensors of a file; Stable Diffusion in one file takes a fiftieth
+LONGEST_JOURNAL = 2**30  # bytes
+NOTHING_THERE = {errno.ENOENT, errno.ENOTDIR}
+
+
+# ---- reading
+
+
+def open_plain(path: str | Path, error: type[SageError], most: int | None = None, advice: str = "") -> BufferedReader:
+    """Open a file to read it, whoever named it: only a plain one, for a pipe or a device could be waited for for ever.
+
+    Args:
+        error: what is raised where it is not there, cannot be read, or is no plain file.
+        most: bytes that it may have; a longer one is refused too.
+        advice: what to do then, to be added to what is wrong.
+    """
+    def refused(why: str) -> SageError:
+        return error(f"{path} {why}" + (f": {advice}" if advice else ""))
+
+    try:
+        if why := _not_plain(os.stat(path)):
+            raise refused(why)
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+    except OSError as fault:
+        raise refused("does not exist" if fault.errno in NOTHING_THERE else f"cannot be read ({fault.strerror})"
+                      ) from fault
+    except ValueError as fault:  # a name that no file can have here
+        raise refused(f"cannot be read ({fault})") from fault
+    about = os.fstat(file.fileno())  # it may have been exchanged meanwhile
+    if (why := _not_plain(about)) or most is not None and about.st_size > most:
+        file.close()
+        raise refused(why or f"has more than {(most or 0) // 2**20} MB and was not read")
+    return file
+
+
+def _not_plain(about: os.stat_result) -> str:
+    if stat.S_ISREG(about.st_mode):
+        return ""
+    return "is a folder" if stat.S_ISDIR(about.st_mode) else "is no plain file"
+
+
+def read_plain(path: str | Path, error: type[SageError], most: int | None = None, advice: str = "") -> bytes:
+    """The bytes of a file, as `open_plain` opens it."""
+    with open_plain(path, error, most, advice) as file:
+        try:
+            return file.read()
+        except OSError as fault:
+            raise error(f"{path} cannot be read ({fault.strerror})") from fault
+
+
+def check_plain(path: str | Path, error: type[SageError], most: int | None = None, advice: str = "") -> None:
+    """What `open_plain` would raise, for a file that a library opens by itself."""
+    open_plain(path, error, most, advice).close()
+
+
+def check_safetensors(path: str | Path, error: type[SageError], advice: str = "") -> None:
+    """The same for a .safetensors file, which may also not list its tensors at any length."""
+    with open_plain(path, error, advice=advice) as file:
+        try:
+            header = int.from_bytes(file.read(8), "little")
+        except OSError as fault:
+            raise error(f"{path} cannot be read ({fault.strerror})") from fault
+        if MAX_HEADER < header < os.fstat(file.fileno()).st_size:
+            raise error(f"{path} lists its tensors in more than {MAX_HEADER // 2**20} MB and was not read")
+
+
+def same_file(a: str | Path, b: str | Path) -> bool:
+    """Whether two paths lead to the same file, which is there."""
+    try:
+        return os.path.samefile(a, b)
+    except (OSError, ValueError):
+        return False
+
+
+# ---- writing
 
 
 @contextmanager
@@ -42,12 +121,15 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 def unwritable(path: Path) -> str:
     """Why no file can be written there, in one line; "" if nothing is known against it."""
     try:
-        if path.is_dir():
-            return f"{path} is a folder"
-        folder = next(p for p in path.absolute().parents if p.exists())
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if stat.S_ISDIR(os.stat(path).st_mode):
+                return f"{path} is a folder"
+        folder = next(p for p in path.absolute().parents if os.path.lexists(p))
     except OSError as error:
         return f"{path} cannot be written ({error.strerror})"
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+    except ValueError as error:  # a name that no file can have here
+        return f"{path} cannot be written ({error})"
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
         return f"{path} cannot be written: {folder} is not a folder that may be written to"
     return ""
 
@@ -57,6 +139,20 @@ def numbered(path: Path) -> Iterator[Path]:
     yield path
     for i in count(2):
         yield path.with_name(f"{path.stem}-{i}{path.suffix}")
+
+
+def named_after(name: str, ending: str) -> str:
+    """What a file is called that is made from another, whose name is cut if it is very long.
+
+    Args:
+        name: of the other, without its ending.
+    """
+    while len(os.fsencode(name)) > LONGEST_NAME:
+        name = name[:-1]
+    return name + ending
+
+
+# ---- what strangers wrote
 
 
 def parse_json(text: str) -> Any:
@@ -87,7 +183,7 @@ def named_in_file(where: str, error: type[SageError]) -> Any:
         error: what is raised when there is no such file or name, or when the file cannot be imported.
     """
     path, _, name = where.rpartition(":")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise error(f"there is no file {path} to take {name} from")
     module_name = "sage_user_" + hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:16]
     module = sys.modules.get(module_name)
@@ -98,12 +194,12 @@ def named_in_file(where: str, error: type[SageError]) -> Any:
         module = sys.modules[module_name] = importlib.util.module_from_spec(spec)  # where dataclasses look names up
         try:
             spec.loader.exec_module(module)
-        except Exception as fault:
-            del sys.modules[module_name]
+        except (Exception, SystemExit) as fault:
+            sys.modules.pop(module_name, None)
             raise error(f"{path} cannot be imported ({type(fault).__name__}: {fault})") from fault
-    if not hasattr(module, name):
+    if name not in vars(module):
         raise error(f"{path} has nothing called {name!r}")
-    return getattr(module, name)
+    return vars(module)[name]
 
 
 class Journal:
@@ -123,18 +219,21 @@ class Journal:
 
     def __init__(self, path: Path, lock: Path, error: type[SageError], busy: str):
         self.path, self._lock, self._error = path, FileLock(lock), error
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            text = path.read_bytes()
-            whole = text.rfind(b"\n") + 1
-            if whole < len(text):
-                os.ftruncate(self._file, whole)
-        except Timeout as other:
-            raise error(busy) from other
-        except OSError as fault:
-            raise self._unwritable(fault) from fault
+        with ExitStack() as failed:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(timeout=0)
+                failed.callback(self._lock.release)
+                text = read_plain(path, error, LONGEST_JOURNAL) if os.path.lexists(path) else b""
+                self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+                whole = text.rfind(b"\n") + 1
+                if whole < len(text):
+                    os.ftruncate(self._file, whole)
+            except Timeout as other:
+                raise error(busy) from other
+            except OSError as fault:
+                raise self._unwritable(fault) from fault
+            failed.pop_all()
         self.text = text[:whole]
 
     def append(self, line: dict[str, Any]) -> None:

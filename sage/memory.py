@@ -1,19 +1,22 @@
 """An edit in the memory there is: less is asked for beforehand where little is free, and again when it runs out."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sage.errors import MemoryRunOut, out_of_memory
+from sage.errors import MemoryRunOut, SettingsError, out_of_memory
 from sage.models.backbone import Backbone
-from sage.models.memory import free_memory, release
+from sage.models.memory import free_memory, release, whole_memory
 from sage.models.savings import Savings
 from sage.trajectory.kinds import Wanted
 
 T = TypeVar("T")
 
 SHARE = 0.9  # of what is free; the rest is for what is not counted
+UNSURE = 4  # what is needed is estimated to such a factor, not least since few methods walk a gradient back
+MOST_PLACES = {"cpu": 2**15, "cuda": 2**18}  # of latents; those of Stable Diffusion's 1448 and 4096 pixels a side
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,34 @@ def own_savings(model: Backbone, savings: Savings | None = None) -> Iterator[Non
 
 
 def settle(task: Task) -> tuple[str, ...]:
-    """Save as much memory as what is free asks for; what is to be said about it, nothing if all is well."""
+    """Save as much memory as what is free asks for; what is to be said about it, nothing if all is well.
+
+    Raises:
+        SettingsError: more places than the device can compare with each other in any time.
+        MemoryRunOut: it would need far more than there is, whatever is saved.
+    """
     model, said = task.model, tuple[str, ...]()
+    _check_places(task)
     while (free := free_memory(model.device)) is not None:
         need, savings = task.need(), model.savings.next(model.device.type)
         if need <= SHARE * free or savings is None:
             break
         model.save(savings)
         said = (f"about {gib(need)} are needed and {gib(free)} are free: {savings}",)
+    whole, need = whole_memory(model.device), task.need()
+    if whole is not None and need > UNSURE * whole:
+        raise MemoryRunOut(f"about {gib(need)} of memory are needed at {task.size[0]} x {task.size[1]} pixels, and "
+                           f"there are {gib(whole)} in all: try a smaller size, or fewer pictures at once")
     return said
+
+
+def _check_places(task: Task) -> None:
+    """SettingsError for a size at which attention, which compares every place with every other, would not end."""
+    places = math.prod(task.model.latent_shape(task.size)[1:])
+    most = MOST_PLACES.get(task.model.device.type, MOST_PLACES["cuda"])
+    if places > most:
+        raise SettingsError(f"{task.size[0]} x {task.size[1]} pixels are {places} places of latents, and "
+                            f"{task.model.device.type} can compare at most {most} with each other: try a smaller size")
 
 
 def stepping_down(task: Task, stage: str, run: Callable[[], T], notes: list[str]) -> T:

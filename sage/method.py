@@ -364,9 +364,15 @@ def _from_file(where: str) -> Method[Any]:
     found = named_in_file(where, SettingsError)
     if not (inspect.isclass(found) and issubclass(found, Method)):
         raise SettingsError(f"{path} has no Method called {name!r}")
-    if missing := [a for a in ("name", "title", "Settings") if not hasattr(found, a)]:
+    if missing := [a for a in ("name", "title") if not isinstance(getattr(found, a, None), str)]:
         raise SettingsError(f"{where}: the method has no {missing[0]}")
-    made = found()
+    if not (inspect.isclass(own := getattr(found, "Settings", None)) and issubclass(own, Settings)):
+        raise SettingsError(f"{where}: the method has no Settings: derive it from Method[...] of a class of settings")
+    try:
+        made = found()
+        made.Settings()
+    except Exception as error:
+        raise SettingsError(f"{where} cannot be made ({type(error).__name__}: {error})") from error
     found._where = where
     return made
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from PIL import Image
 import sage
 from sage import pictures
 from sage.batch.manifest import DONE, FAILED, Line, Manifest, failed, now
-from sage.batch.table import Row
+from sage.batch.table import MOST_WRONG, Row
 from sage.bench.files import inside
 from sage.editing import sharing_key
 from sage.errors import PictureError, SageError, SettingsError, out_of_memory
+from sage.files import same_file
 from sage.method import method
 from sage.models.backbone import Backbone
 from sage.pictures.metadata import identity, make_record, read_record
@@ -83,7 +85,7 @@ def run_batch(model: Backbone, rows: Sequence[Row], folder: Path, preset: str | 
             tell(line, new)
 
         hashes: dict[Path, dict[str, str]] = {}
-        given = {row.picture for row in rows if not row.wrong}
+        given, wrong = {row.picture for row in rows if not row.wrong}, 0
         for i, row in enumerate(rows):
             if progress:
                 progress("read", i, len(rows))
@@ -96,6 +98,10 @@ def run_batch(model: Backbone, rows: Sequence[Row], folder: Path, preset: str | 
                     _check_place(task.path, given, row.method)
             except SageError as error:
                 settle(failed(row, str(error)))
+                wrong += 1
+                if wrong > MOST_WRONG:
+                    raise PictureError(f"more than {MOST_WRONG} rows cannot be made, the last one on line {row.line}: "
+                                       f"{error}") from error
                 continue
             tasks.append(task)
         for group in _groups(task for task in tasks if task.row.number not in lines):
@@ -113,7 +119,7 @@ def _task(model: Backbone, row: Row, folder: Path, preset: str | None, changes: 
     path = inside(folder, row.out)
     pictures.check_writable(path)
     if row.picture not in hashes:
-        hashes[row.picture] = _identity(row.picture)
+        hashes[row.picture] = identity(row.picture)
     config = _settings(model, row, preset, changes)
     plan = sage.check_prompts(model, row.source, row.target, config, truncate)
     return Task(row, path, plan, config, make_record(model, row.source, row.target, config, hashes[row.picture],
@@ -128,21 +134,11 @@ def _settings(model: Backbone, row: Row, preset: str | None, changes: Mapping[st
     return base.but(**{name: value for name, value in changes.items() if name in base.names()} | dict(row.settings))
 
 
-def _identity(path: Path) -> dict[str, str]:
-    try:
-        if path.is_file():
-            return identity(path)
-        reason = "is no plain file" if path.exists() else "does not exist"
-    except (OSError, ValueError) as error:
-        reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-    raise PictureError(f"{path} {reason}: give the path of a picture")
-
-
 def _check_place(path: Path, given: Iterable[Path], trusted: str) -> None:
     """PictureError for a place that holds something else than an edit."""
-    if not path.exists():
+    if not os.path.exists(path):
         return
-    if any(picture.exists() and path.samefile(picture) for picture in given):
+    if any(same_file(path, picture) for picture in given):
         raise PictureError(f"{path} is a picture to edit, and would be overwritten: give another name")
     try:
         read_record(path, "edit", trusted)
@@ -152,8 +148,8 @@ def _check_place(path: Path, given: Iterable[Path], trusted: str) -> None:
 
 def _intact(path: Path, line: Line) -> bool:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == line.sha256
-    except OSError:
+        return identity(path)["sha256"] == line.sha256
+    except PictureError:
         return False
 
 
@@ -186,7 +182,7 @@ def _made(model: Backbone, group: Sequence[Task], prediction_type: str | None, t
             continue
         trajectory = result.trajectory
         yield task.line(DONE, notes=tuple(result.notes), seconds=_since(began),
-                        sha256=hashlib.sha256(task.path.read_bytes()).hexdigest())
+                        sha256=identity(task.path)["sha256"])
 
 
 def _opened(task: Task) -> Image.Image:

@@ -1,5 +1,6 @@
 """Contact sheets: every edit of a batch beside its picture."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def write_sheets(tasks: Sequence[Task], folder: Path, prompts: Prompts, progress
         rows = [pairs[i:i + ACROSS] for i in range(0, len(pairs), ACROSS)]
         written.append(pictures.save_picture(pictures.sheet(rows, 2 * SIDE + GAP), _place(folder, len(written))))
     at = len(written)
-    while (stale := _place(folder, at)).exists():
+    while os.path.isfile(stale := _place(folder, at)):
         stale.unlink()
         at += 1
     return written

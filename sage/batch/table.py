@@ -7,12 +7,14 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sage.commands.flags import reader
 from sage.console import did_you_mean
 from sage.errors import SageError, SettingsError
+from sage.files import read_plain
 from sage.method import DEFAULTS, Method, able, check_task, method
 from sage.pictures import WRITTEN
 from sage.pictures.metadata import check_prompt
@@ -24,6 +26,7 @@ COMMENTS = ("comment", "comments", "note", "notes", "remark", "remarks")
 # 2,5 and 0,125, but not 1,000, which is one to some and a thousand to others
 DECIMAL_COMMA = re.compile(r"([+-]?(?:0|\d+(?!,\d{3}$))),(\d+)")
 SHEET = re.compile(r"contact-sheet(-\d+)?\.png", re.IGNORECASE)
+MOST_ROWS, MOST_WRONG = 100_000, 1000  # in all, and of those that cannot be made: a table with more is refused
 MAX_TABLE, MAX_CELL, MAX_NAME = 256 * 2**20, 2**16, 120  # bytes of a file; characters of a cell; bytes of a name
 
 
@@ -73,11 +76,14 @@ def read_table(path: Path, default: str = DEFAULT) -> list[Row]:
         default: the method of rows that name none.  A table is perhaps a stranger's: it may name a method that is
             known, but a file with a method in it only where this is that very file.
     Raises:
-        TableError: missing, too large, not UTF-8, empty, or without the columns it needs.
+        TableError: missing, too large, not UTF-8, empty, without the columns it needs, with more than MOST_ROWS rows,
+            or with more than MOST_WRONG that cannot be made.
     """
     known = columns_of(default)
     read = _json_lines if path.suffix.lower() in (".jsonl", ".ndjson") else _csv
-    cells = list(read(path, _text(path), known))
+    cells = list(islice(read(path, _text(path), known), MOST_ROWS + 1))
+    if len(cells) > MOST_ROWS:
+        raise TableError(f"{path} has more than {MOST_ROWS} rows: make several tables of it")
     if not cells:
         raise TableError(f"{path} has no rows")
     columns = {_column(name) for _, found in cells if not isinstance(found, str) for name in found}
@@ -86,7 +92,7 @@ def read_table(path: Path, default: str = DEFAULT) -> list[Row]:
             raise TableError(f"{path}, line {cells[0][0]}: {cells[0][1]}")
         raise TableError(f"{path} has no column {' and no column '.join(missing)}; it needs {', '.join(REQUIRED)}, and "
                          f"may have {', '.join((*NAMES, METHOD))} or any setting")
-    rows, taken = list[Row](), dict[str, int]()
+    rows, taken, wrong = list[Row](), dict[str, int](), 0
     for number, (line, found) in enumerate(cells, start=1):
         row = _row(number, line, found, path.parent, known, default)
         if not row.wrong:
@@ -95,21 +101,18 @@ def read_table(path: Path, default: str = DEFAULT) -> list[Row]:
                 row = Row(number, line, wrong=f"{row.out} is also the name of row {taken[key]}")
             taken.setdefault(key, number)
         rows.append(row)
+        wrong += bool(row.wrong)
+        if wrong > MOST_WRONG:
+            raise TableError(f"{path}: more than {MOST_WRONG} rows cannot be made, the last one on line {line}: "
+                             f"{row.wrong}")
     return rows
 
 
 def _text(path: Path) -> str:
     try:
-        if not path.is_file():
-            raise TableError(f"{path} {'is no plain file' if path.exists() else 'does not exist'}: give a .csv or "
-                             ".jsonl table")
-        if path.stat().st_size > MAX_TABLE:
-            raise TableError(f"{path} has more than {MAX_TABLE // 2**20} MB and was not read")
-        return path.read_bytes().decode("utf-8-sig")
+        return read_plain(path, TableError, MAX_TABLE, "give a .csv or .jsonl table").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise TableError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
-    except OSError as error:
-        raise TableError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
 # ---- lines -> cells by column, or what is wrong with them

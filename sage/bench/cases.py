@@ -23,6 +23,7 @@ from PIL import Image
 
 from sage import pictures
 from sage.bench.files import BenchmarkError, inside, read_table, write_text
+from sage.files import read_plain
 from sage.stilllife.edits import KINDS
 from sage.stilllife.scenes import VALUES
 
@@ -192,11 +193,12 @@ class Benchmark:
 
     def source_hash(self, case: Case) -> str:
         """SHA-256 of the file of the picture to edit."""
-        return hashlib.sha256(inside(self.folder / self.pictures, case.picture).read_bytes()).hexdigest()
+        return hashlib.sha256(read_plain(inside(self.folder / self.pictures, case.picture), BenchmarkError)).hexdigest()
 
     def mapping_hash(self) -> str:
         """SHA-256 of the mapping."""
-        return hashlib.sha256(b"".join((self.folder / name).read_bytes() for name in self.mapping)).hexdigest()
+        return hashlib.sha256(b"".join(read_plain(self.folder / name, BenchmarkError)
+                                       for name in self.mapping)).hexdigest()
 
     def truth(self, case: Case) -> Image.Image | None:
         """The right result, None where it is not known."""

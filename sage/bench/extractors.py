@@ -27,6 +27,7 @@ from torch import Tensor
 from sage.bench.lpips import Lpips
 from sage.bench.metrics import Array, Extractors
 from sage.errors import ModelError
+from sage.files import check_plain, open_plain
 
 HUB = "hub"
 SIDE, LONGEST, SHORTER = 224, 480, 256  # pixels
@@ -69,6 +70,9 @@ def load_extractors(protocol: str, where: str | Path, device: str | None = None)
     Raises:
         ModelError: not there, no network, or not what they should be.
     """
+    from sage.models.fetch import DEFAULT_ENDPOINT, check_environment  # imported even so: transformers reads it too
+    if where == HUB:
+        check_environment(os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dino, clip = PROTOCOLS[protocol]
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "pillow")}
@@ -91,10 +95,13 @@ def _found(network: Network, where: str | Path, versions: dict[str, str], more: 
         versions[network.repo] = folder.name
         return folder
     folder = Path(where) / network.name
-    weights = next((folder / name for name in (WEIGHTS, PICKLE) if (folder / name).is_file()), None)
-    if weights is None or not (folder / "config.json").is_file():
+    weights = next((folder / name for name in (WEIGHTS, PICKLE) if os.path.isfile(folder / name)), None)
+    if weights is None or not os.path.isfile(folder / "config.json"):
         raise ModelError(f"{folder} is no folder with config.json and {WEIGHTS}: copy {network.repo} there, or give "
                          "--extractors hub")
+    for path in folder.iterdir():  # whatever transformers may open
+        if not path.is_dir():
+            check_plain(path, ModelError)
     versions[network.repo] = f"{weights.name}, SHA-256 {_sha256(weights)}"
     return folder
 
@@ -166,7 +173,7 @@ def _lpips(where: str | Path, device: torch.device, versions: dict[str, str]) ->
             _download(SQUEEZENET_URL, path)
     else:
         path = Path(where) / SQUEEZENET
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ModelError(f"{path} is missing: download {SQUEEZENET_URL} to there, or give --extractors hub")
     try:
         net.load_published(_tensors(path), lins)
@@ -207,7 +214,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as content:
+    with open_plain(path, ModelError) as content:
         return hashlib.file_digest(content, "sha256").hexdigest()[:12]
 
 

@@ -1,11 +1,12 @@
 """Text files and picture paths that are safe to trust after a crash, and before a stranger."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from sage.errors import SageError
-from sage.files import written_whole
+from sage.files import read_plain, written_whole
 
 
 class BenchmarkError(SageError):
@@ -21,14 +22,10 @@ def read_table(path: Path, of: str) -> dict[str, Any]:
     Raises:
         BenchmarkError: not there, too large, damaged, or something else.
     """
+    if not os.path.lexists(path):
+        raise BenchmarkError(f"{path.parent} is no benchmark: it has no {path.name}")
     try:
-        if not path.is_file():
-            raise BenchmarkError(f"{path.parent} is no benchmark: it has no {path.name}")
-        if path.stat().st_size > MAX_JSON:
-            raise BenchmarkError(f"{path} has more than {MAX_JSON // 2**20} MB and was not read")
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BenchmarkError(f"{path} cannot be read ({error.strerror or error})") from error
+        rows = json.loads(read_plain(path, BenchmarkError, MAX_JSON))
     except (ValueError, RecursionError) as error:
         raise BenchmarkError(f"{path} is damaged: it is not JSON") from error
     if not isinstance(rows, dict) or not rows:

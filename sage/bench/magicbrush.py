@@ -13,6 +13,7 @@ the turn before; such pictures are scored where a folder holds them, as "final t
 The masks are not read: no figure of the protocol needs them.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,7 +49,7 @@ class Turn(Case):
 
 def is_magicbrush(folder: str | Path) -> bool:
     """Whether a folder looks like MagicBrush's, not like PIE-Bench's."""
-    return (Path(folder) / SESSIONS).is_file()
+    return os.path.isfile(Path(folder) / SESSIONS)
 
 
 def read_magicbrush(folder: str | Path, prompts: bool = True) -> Benchmark:

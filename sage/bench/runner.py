@@ -12,6 +12,7 @@ judged by other networks than those at hand are judged anew, and not made again.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -24,12 +25,12 @@ from PIL import Image
 from sage import pictures
 from sage.bench.cases import PICTURES, Benchmark, Case
 from sage.bench.configs import Configuration
-from sage.bench.files import BenchmarkError, inside, write_text
+from sage.bench.files import MAX_JSON, BenchmarkError, inside, write_text
 from sage.bench.machine import machine
 from sage.bench.metrics import Extractors
 from sage.bench.scoring import DONE, FAILED, Line, score
 from sage.errors import SageError, SettingsError
-from sage.files import Journal
+from sage.files import LONGEST_JOURNAL, Journal, read_plain
 
 RUN, CONFIGURATION, MANIFEST = "run.json", "configuration.json", "manifest"
 
@@ -285,13 +286,11 @@ def _made(c: Configuration, cases: Sequence[Case], loaded: Loaded, missing: froz
 def _claim(path: Path, wanted: dict[str, Any]) -> None:
     """Write what a folder is for, or refuse if it is for something else."""
     wanted = json.loads(json.dumps(wanted))
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         write_text(path, json.dumps(wanted, indent=1) + "\n")
         return
-    except OSError as error:
-        raise BenchmarkError(f"{path} cannot be read ({error.strerror or error})") from error
+    try:
+        found = json.loads(read_plain(path, BenchmarkError, MAX_JSON))
     except (ValueError, RecursionError) as error:
         raise BenchmarkError(f"{path} is damaged: remove {path.parent} or give another folder") from error
     if found != wanted:
@@ -323,7 +322,7 @@ def read_manifests(out: Path) -> dict[tuple[str, str], Line]:
     lines: dict[tuple[str, str], Line] = {}
     for path in sorted(out.glob(f"{MANIFEST}*.jsonl")):
         own: dict[tuple[str, str], Line] = {}
-        for text in path.read_bytes().split(b"\n"):
+        for text in read_plain(path, BenchmarkError, LONGEST_JOURNAL).split(b"\n"):
             line = _parse(text)
             if line:
                 own[line.configuration, line.case] = line
@@ -341,12 +340,17 @@ def _parse(text: bytes) -> Line | None:
         return None
     texts = (line.configuration, line.case, line.status, line.picture, line.reason, line.judges)
     good = (all(isinstance(text, str) for text in texts) and type(line.kind) is type(line.anew) is int
-            and type(line.calls) in (int, float)
             and isinstance(line.notes, (list, tuple)) and isinstance(line.scores, dict)
-            and all(v is None or type(v) in (int, float) for v in line.scores.values()))
+            and all(map(_is_number, (line.kind, line.anew, line.calls, line.seconds)))
+            and all(v is None or _is_number(v) for v in line.scores.values()))
     return replace(line, notes=tuple(map(str, line.notes))) if good else None
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that means can be made of: JSON has whole numbers beyond every float, and NaN."""
+    return type(value) in (int, float) and abs(value) < 2**63
 
 
 def _whole(out: Path, line: Line) -> bool:
     """Whether a line is of a result that is still there; failures are tried again."""
-    return line.status == DONE and inside(out, line.picture).is_file()
+    return line.status == DONE and os.path.isfile(inside(out, line.picture))

@@ -1,5 +1,6 @@
 """The figures of one result, and of a folder of results that anybody made."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,9 @@ def score_folder(benchmark: Benchmark, folder: str | Path, name: str, extractors
 def results_root(folder: str | Path) -> Path:
     """What the results in a folder are relative to; BenchmarkError if it is no folder."""
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise BenchmarkError(f"{folder} is no folder")
-    return folder / PICTURES if (folder / PICTURES).is_dir() else folder
+    return folder / PICTURES if os.path.isdir(folder / PICTURES) else folder
 
 
 def has_result(folder: str | Path, case: Case) -> bool:
@@ -111,6 +112,6 @@ def has_result(folder: str | Path, case: Case) -> bool:
 def _result(root: Path, case: Case) -> Path | None:
     for name in (case.stem + ending for ending in (Path(case.picture).suffix, *ENDINGS)):
         path = inside(root, name)
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     return None

@@ -8,6 +8,7 @@ Scenes are held out from training, and their seeds are far from those on which s
 """
 
 import json
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -17,12 +18,14 @@ from sage import pictures
 from sage.bench.cases import MAPPING, PICTURES, TRUE_EDITS, Benchmark, Case, encode_mask, mark, read_benchmark
 from sage.bench.cases import write_mapping as _write_mapping
 from sage.bench.files import BenchmarkError, write_text
+from sage.files import read_plain
 from sage.stilllife.edits import KINDS, EditCase, changed_pixels, dilate, edit_case
 
 FIRST_SEED, TUNING_SEED = 100_000, 0  # of the edits that are reported, and of those on which settings are chosen
 FULL, QUICK = 28, 4  # edits of each kind
 SIDE = 64
 MAKE = "stilllife.json"  # what the folder was made with
+MAX_MAKE = 2**20  # bytes of it
 VERSION = 2
 
 FOLDERS = ("0_random", "1_change_object", "2_add_object", "3_delete_object", "4_change_attribute_content",
@@ -51,7 +54,7 @@ def write_stilllife(folder: str | Path, per_kind: int = FULL, side: int = SIDE, 
     """
     folder = Path(folder)
     made = {"version": VERSION, "edits of each kind": per_kind, "side": side, "first seed": first_seed}
-    if (folder / MAPPING).exists():
+    if os.path.lexists(folder / MAPPING):
         if _made(folder) != made:
             raise BenchmarkError(f"{folder} holds another benchmark than the one wanted: give another folder")
         return read_benchmark(folder)
@@ -70,8 +73,8 @@ def write_stilllife(folder: str | Path, per_kind: int = FULL, side: int = SIDE, 
 
 def _made(folder: Path) -> object:
     try:
-        return json.loads((folder / MAKE).read_text())
-    except (OSError, ValueError, RecursionError):
+        return json.loads(read_plain(folder / MAKE, BenchmarkError, MAX_MAKE))
+    except (BenchmarkError, ValueError, RecursionError):
         return None
 
 
@@ -79,7 +82,7 @@ def _each(jobs, workers: int):
     if workers <= 1:
         yield from map(_write, jobs)
         return
-    with ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs), os.cpu_count() or 1), get_context("spawn")) as pool:
         yield from pool.map(_write, jobs)
 
 

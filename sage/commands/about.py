@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from sage.errors import ModelError
 from sage.models.known import KNOWN, installed, known_model, unknown
 from sage.pictures.metadata import read_record
 from sage.trajectory.label import is_trajectory, read_label
+
+WEIGHTS = (".safetensors", ".ckpt", ".pt", ".bin")
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -37,9 +40,9 @@ def run_info(args: argparse.Namespace) -> None:
     path = Path(args.what)
     if path.suffix.lower() == ".safetensors" and is_trajectory(path):
         facts = read_label(path, args.method).facts(path)
-    elif known_model(args.what) or path.is_dir() or path.suffix.lower() in (".safetensors", ".ckpt", ".pt", ".bin"):
+    elif known_model(args.what) or os.path.isdir(path) or path.suffix.lower() in WEIGHTS:
         facts = _model_facts(args.what)
-    elif path.exists() or path.suffix:
+    elif os.path.exists(path) or path.suffix:
         facts = read_record(path, trusted=args.method)
     else:
         raise ModelError(f"{unknown(args.what)}; there is no such picture either")

@@ -14,6 +14,7 @@ from typing import Any
 from sage import console, pictures
 from sage.batch.manifest import DONE, MANIFEST, Line, Manifest, failed
 from sage.batch.table import Row, read_table
+from sage.commands.checks import check_tokenizer
 from sage.commands.flags import (
     DEFAULT_MODEL,
     add_method,
@@ -24,7 +25,6 @@ from sage.commands.flags import (
     load,
     must_fetch,
 )
-from sage.errors import ModelError
 from sage.method import Method, method
 from sage.pictures.metadata import versions
 
@@ -66,8 +66,7 @@ def run(args: argparse.Namespace) -> int:
     pictures.check_writable(folder / "contact-sheet.png")
     name = args.model or DEFAULT_MODEL
     fetch = must_fetch(name)
-    if args.tokenizer and not Path(args.tokenizer).is_dir():
-        raise ModelError(f"--tokenizer {args.tokenizer} is no folder")
+    check_tokenizer(args.tokenizer)
 
     with Said(len(rows), args) as said:
         if fetch and not all(row.wrong for row in rows):

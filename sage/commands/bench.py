@@ -31,6 +31,7 @@ from sage.method import able
 from sage.progress import Progress
 
 TUNING_SPAN = FIRST_SEED - TUNING_SEED  # as many tuning cases of a kind are not among those reported
+MOST_AT_ONCE = 1024  # threads or models: a process that asks for many more ends in a crash
 BENCHMARK, TABLES, RECORD, NONE = "benchmark", "tables.json", "tables.md", "none"
 
 CONFIGS = "configurations, any of them as NAME:SETTING=VALUE,... too:\n" + "".join(
@@ -121,8 +122,8 @@ def run_bench(args: argparse.Namespace) -> int:
     named = [*(BOUNDS if groups else ()), *(args.config or ()), *(name for e in groups for name in e.configurations)]
     configurations = [configuration(name) for name in dict.fromkeys(named or DEFAULT)]
     for name in ("threads", "workers"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise SettingsError(f"--{name} is {value}: must be at least 1")
+        if (value := getattr(args, name)) is not None and not 1 <= value <= MOST_AT_ONCE:
+            raise SettingsError(f"--{name} is {value}: must be from 1 to {MOST_AT_ONCE}")
     out = Path(args.out)
     with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:
         if args.benchmark == "stilllife":
@@ -271,7 +272,9 @@ def in_order(lines: Iterable[Line], benchmark: Benchmark, names: Sequence[str]) 
     """Lines in the benchmark's order, configurations as named and then any others: whatever order they were done in."""
     found = {(line.configuration, line.case): line for line in lines}
     others = sorted({c for c, _ in found} - set(names))
-    return [found[c, case.name] for c in (*names, *others) for case in benchmark.cases if (c, case.name) in found]
+    # Of what kind a case is the benchmark says, whatever a manifest does.
+    return [replace(found[c, case.name], kind=case.kind) for c in (*names, *others) for case in benchmark.cases
+            if (c, case.name) in found]
 
 
 def _status(lines: Sequence[Line]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from sage import pictures
-from sage.errors import PromptError
+from sage.errors import ModelError, PromptError
 from sage.files import numbered
 from sage.models.known import KnownModel
 from sage.settings import Blending, Factors, Phrases, Settings, annotations
@@ -24,14 +24,20 @@ def outputs(out: str | None, name: str, number: int) -> tuple[Path, ...]:
         out: a file or a folder, as the user gave it.
         name: what to call a picture otherwise.
     """
-    if out is None or out.endswith(("/", os.sep)) or Path(out).is_dir():
+    if out is None or out.endswith(("/", os.sep)) or os.path.isdir(out):
         folder = OUT if out is None else Path(out)
-        free = (path for path in numbered(folder / name) if not path.exists())
+        free = (path for path in numbered(folder / name) if not os.path.lexists(path))
         return tuple(next(free) for _ in range(number))
     path = Path(out)
     if number == 1:
         return (path,)
     return tuple(path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, number + 1))
+
+
+def check_tokenizer(folder: str | None) -> None:
+    """ModelError for a tokenizer's folder that is none."""
+    if folder is not None and not os.path.isdir(folder):
+        raise ModelError(f"--tokenizer {folder} is no folder")
 
 
 def check_phrases(source: str, targets: Sequence[str], config: Settings) -> None:

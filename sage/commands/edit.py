@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from sage import console, pictures
-from sage.commands.checks import OUT, check_known, check_phrases, outputs
+from sage.commands.checks import OUT, check_known, check_phrases, check_tokenizer, outputs
 from sage.commands.flags import (
     add_method,
     add_model,
@@ -26,9 +26,11 @@ from sage.commands.flags import (
     model_of,
     must_fetch,
     published,
+    typed,
 )
-from sage.errors import ModelError, PictureError, SettingsError
+from sage.errors import PictureError, SettingsError
 from sage.explain import FILES as EXPLAINED
+from sage.files import named_after, same_file
 from sage.method import Method, check_task, method
 from sage.models.known import known_model
 from sage.models.savings import Savings
@@ -71,15 +73,16 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("picture", metavar="IMG", help="the picture to edit")
-    add("--source", metavar="PROMPT", help="what the picture shows")
-    add("--target", metavar="PROMPT", action="append", help="what it shall show; several share one inversion")
+    add("--source", metavar="PROMPT", type=typed, help="what the picture shows")
+    add("--target", metavar="PROMPT", type=typed, action="append",
+        help="what it shall show; several share one inversion")
     if "sentences" in chosen.reads:
         add("--sentences", nargs=2, metavar=("OLD.txt", "NEW.txt"), help="what the direction of the edit is made of: "
             "sentences with the old words, and with the new, one a line")
     add("--out", metavar="PATH", help="the picture to write (.png, .jpg, .webp), or a folder "
                                       f"[{OUT}/NAME-edit.png, numbered if that exists]")
-    add("--sheet", metavar="PATH", nargs="?", const="", help="also write one picture of input, edit, reconstructions "
-                                                             "and blending mask [beside the edit]")
+    add("--sheet", metavar="PATH", type=str, nargs="?", const="",
+        help="also write one picture of input, edit, reconstructions and blending mask [beside the edit]")
     add("--explain", metavar="DIR", help="also write what happened inside the edit: PNG files and a page, index.html; "
                                          "of several edits, in folders 1, 2, ...")
     add("--config-from", metavar="OLD.png", help="prompts, model and settings of an earlier edit; other flags win")
@@ -177,13 +180,12 @@ def plan_edit(args: argparse.Namespace) -> Job:
     fetch, known = must_fetch(model), known_model(model)
     if known and known.repo:
         check_known(known, image, (source, *targets), changes, truncate)
-    if args.tokenizer and not Path(args.tokenizer).is_dir():
-        raise ModelError(f"--tokenizer {args.tokenizer} is no folder")
+    check_tokenizer(args.tokenizer)
 
-    outs = outputs(args.out, f"{path.stem}-edit.png", len(targets))
+    outs = outputs(args.out, named_after(path.stem, "-edit.png"), len(targets))
     sheet = None
     if args.sheet is not None:
-        sheet = Path(args.sheet) if args.sheet else outs[0].with_name(f"{outs[0].stem}-sheet.png")
+        sheet = Path(args.sheet) if args.sheet else outs[0].with_name(named_after(outs[0].stem, "-sheet.png"))
     inside = _insides(args.explain, len(targets))
     for folder in inside:
         pictures.check_writable(folder / EXPLAINED[0])
@@ -195,7 +197,7 @@ def plan_edit(args: argparse.Namespace) -> Job:
         pictures.settings_text({"source": source, "target": target, "picture": picture,
                                 "settings": settings.as_dict()})
     for out in (*written, *explained):
-        if out.exists() and out.samefile(path):
+        if same_file(out, path):
             raise PictureError(f"{out} is the picture to edit, and would be overwritten: give another --out, --sheet "
                                "or --explain")
     if sheet in outs:
@@ -213,8 +215,6 @@ def _insides(folder: str | None, number: int) -> tuple[Path, ...]:
     """The folders that explain the edits: the one given, or in it one for each of several edits."""
     if folder is None:
         return ()
-    if not folder:
-        raise PictureError("--explain has no folder: give one")
     return (Path(folder),) if number == 1 else tuple(Path(folder) / str(i) for i in range(1, number + 1))
 
 

@@ -4,6 +4,7 @@ Torch is imported when a model is fetched or loaded, and not before.
 """
 
 import argparse
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import Field
@@ -19,6 +20,17 @@ from sage.trajectory.label import flag, read_label
 
 DEFAULT_MODEL = "sd-1.4"
 DTYPES = ("float32", "float16", "bfloat16")
+
+
+def typed(text: str) -> str:
+    """A prompt as it was typed, where the terminal speaks UTF-8 and the locale names another encoding.
+
+    Python then reads each byte as a letter of that encoding, or as half a character that stands for it.
+    """
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:  # it is of that encoding, or of none
+        return text
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -116,12 +128,12 @@ def reader(owner: type[Settings], field: str) -> Callable[[str], Any]:
 
 
 def _for_argparse(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    if read not in (read_phrases, read_factors, read_yes_no):
+    if read in (int, float):
         return read  # a type whose name argparse puts into its own message
 
     def parse(text: str) -> Any:
         try:
-            return read(text)
+            return read(typed(text))
         except SettingsError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 

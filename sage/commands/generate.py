@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from sage import console, pictures
-from sage.commands.checks import OUT, check_words, outputs
+from sage.commands.checks import OUT, check_tokenizer, check_words, outputs
 from sage.commands.flags import (
     add_method,
     add_model,
@@ -27,8 +27,10 @@ from sage.commands.flags import (
     model_of,
     must_fetch,
     published,
+    typed,
 )
-from sage.errors import ModelError, PictureError, PromptError, SettingsError
+from sage.errors import PictureError, PromptError, SettingsError
+from sage.files import named_after
 from sage.method import Method, check_task, method
 from sage.models.known import known_model
 from sage.models.savings import Savings
@@ -60,9 +62,10 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
     parser = command("generate", run, "make pictures of a prompt from nothing", epilog=EXAMPLES,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("prompts", metavar="PROMPT", nargs="*", help="what it shall show; several are made one after the other")
+    add("prompts", metavar="PROMPT", type=typed, nargs="*",
+        help="what it shall show; several are made one after the other")
     # `plain` has a setting of this name too, for edits.
-    add("--negative", dest="unwanted", metavar="PROMPT", help="what it shall not show")
+    add("--negative", dest="unwanted", metavar="PROMPT", type=typed, help="what it shall not show")
     add("--width", metavar="N", type=int, help="in pixels [the side that the model was trained at]")
     add("--height", metavar="N", type=int, help="in pixels [the side that the model was trained at]")
     add("--count", metavar="N", type=int, default=1, help="pictures a prompt, each with the next seed [1]")
@@ -70,7 +73,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
                                                           "again alone may then differ in its last bits [1]")
     add("--out", metavar="PATH", help="the picture to write (.png, .jpg, .webp), or a folder "
                                       f"[{OUT}/ and the prompt's words, numbered if that exists]")
-    add("--sheet", metavar="PATH", nargs="?", const="", help="also write all pictures as one [beside the first]")
+    add("--sheet", metavar="PATH", type=str, nargs="?", const="",
+        help="also write all pictures as one [beside the first]")
     add("--config-from", metavar="OLD.png", help="prompt, size, model and settings of a picture; other flags win")
     add("--savings", metavar="WORDS", help="need less memory from the first: text (the text encoder off the device), "
                                            "tiles (the autoencoder works in tiles), or text,tiles")
@@ -148,13 +152,12 @@ def plan_generation(args: argparse.Namespace) -> Job:
         for name, side in zip(("width", "height"), size, strict=True):
             if side is not None:
                 pictures.check_side(name, side, known.multiple)
-    if args.tokenizer and not Path(args.tokenizer).is_dir():
-        raise ModelError(f"--tokenizer {args.tokenizer} is no folder")
+    check_tokenizer(args.tokenizer)
 
     of_pictures = tuple(prompt for prompt in prompts for _ in range(args.count))
     outs, sheet = outputs(args.out, f"{slug(prompts[0])}.png", len(of_pictures)), None
     if args.sheet is not None:
-        sheet = Path(args.sheet) if args.sheet else outs[0].with_name(f"{outs[0].stem}-sheet.png")
+        sheet = Path(args.sheet) if args.sheet else outs[0].with_name(named_after(outs[0].stem, "-sheet.png"))
     if sheet in outs:
         raise PictureError(f"{sheet} cannot hold both a picture and the sheet")
     for out in (*outs, *([sheet] if sheet else [])):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from sage import console, pictures
-from sage.commands.checks import OUT, check_known, check_phrases
+from sage.commands.checks import OUT, check_known, check_phrases, check_tokenizer, outputs
 from sage.commands.flags import (
     DEFAULT_MODEL,
     add_method,
@@ -23,9 +24,10 @@ from sage.commands.flags import (
     load,
     must_fetch,
     published,
+    typed,
 )
-from sage.errors import ModelError, SettingsError
-from sage.files import numbered
+from sage.errors import SettingsError
+from sage.files import named_after
 from sage.method import Method, check_task, method
 from sage.models.known import known_model
 from sage.pictures.metadata import check_prompt, versions
@@ -73,9 +75,10 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
                      epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("picture", metavar="IMG", help="the picture to invert")
-    add("--source", metavar="PROMPT", help="what the picture shows")
-    add("--target", metavar="PROMPT", help="what it shall show: only for --reweight with --reweight-passes all, where "
-                                           "the edit reaches into the inversion")
+    add("--source", metavar="PROMPT", type=typed, help="what the picture shows")
+    add("--target", metavar="PROMPT", type=typed,
+        help="what it shall show: only for --reweight with --reweight-passes all, where the edit reaches into the "
+             "inversion")
     add("--out", metavar="PATH", help="the .safetensors file to write, or a folder "
                                       f"[{OUT}/NAME-trajectory.safetensors, numbered if that exists]")
     add_ways(parser, "path, size, settings, notes, seconds, versions")
@@ -127,19 +130,14 @@ def plan(args: argparse.Namespace) -> Job:
     fetch, known = must_fetch(model), known_model(model)
     if known and known.repo:
         check_known(known, image, (source, *([target] if target else [])), changes, args.truncate)
-    if args.tokenizer and not Path(args.tokenizer).is_dir():
-        raise ModelError(f"--tokenizer {args.tokenizer} is no folder")
+    check_tokenizer(args.tokenizer)
     return Job(image, path.name, source, target, model, chosen, base, changes, fetch, _out(args.out, path))
 
 
 def _out(out: str | None, picture: Path) -> Path:
     """Where the trajectory goes: never over a file of another kind, which may be a model's weights."""
-    if out is None or out.endswith("/") or Path(out).is_dir():
-        folder = OUT if out is None else Path(out)
-        path = next(p for p in numbered(folder / f"{picture.stem}-trajectory.safetensors") if not p.exists())
-    else:
-        path = Path(out)
-        if path.exists() and not is_trajectory(path):
-            raise SettingsError(f"{path} exists and is no trajectory: give another --out")
+    [path] = outputs(out, named_after(picture.stem, "-trajectory.safetensors"), 1)
     check_place(path)
+    if os.path.lexists(path) and not is_trajectory(path):
+        raise SettingsError(f"{path} exists and is no trajectory: give another --out")
     return path

@@ -6,7 +6,6 @@ other command has a file of its own beside this one.
 """
 
 import argparse
-import errno
 import io
 import os
 import sys
@@ -24,7 +23,7 @@ from sage.commands.generate import add_command as add_generate_command
 from sage.commands.invert import add_command as add_invert_command
 from sage.commands.methods import add_command as add_methods_command
 from sage.commands.ui import add_command as add_ui_command
-from sage.errors import SageError, out_of_memory
+from sage.errors import SageError, disk_full, of_the_machine
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,12 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _abandon_stdout()
         return 141
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _abandon_stdout()
-            return console.fail(f"the disk is full ({error.strerror}): not all of the output could be written")
-        if not out_of_memory(error):
+        if not (said := of_the_machine(error)):
             raise
-        return console.fail("out of memory: try a smaller --size, --dtype float16 on a GPU, or --device cpu")
+        if disk_full(error):
+            _abandon_stdout()
+        return console.fail(said)
 
 
 def _abandon_stdout() -> None:
@@ -67,6 +65,15 @@ def _abandon_stdout() -> None:
 
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line, which names what is nearest to what was typed."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.register("type", None, named)  # what is read by no other type is a name
+
+    def add_subparsers(self, **options: Any) -> Any:
+        """As argparse's; what stands behind a command's name is read by that command."""
+        self.register("type", None, str)
+        return super().add_subparsers(**options)
 
     def error(self, message: str):
         sys.exit(console.fail(f"{message} (see {self.prog} --help)"))
@@ -88,6 +95,13 @@ class Parser(argparse.ArgumentParser):
 
 
 # ---- arguments
+
+
+def named(text: str) -> str:
+    """What names a file, a folder or a model; an empty one names nothing, and is not taken for none given."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: name one, or leave it out")
+    return text
 
 
 def make_parser(argv: Sequence[str] = ()) -> Parser:

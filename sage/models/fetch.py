@@ -8,7 +8,6 @@ goes on at the byte where it was.
 it, `http_get`, is called with the file that has been begun.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -22,17 +21,25 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-from huggingface_hub.file_download import http_get
-from huggingface_hub.hf_api import RepoSibling
-from huggingface_hub.utils import build_hf_headers, tqdm
 
-from sage.errors import ModelError
-from sage.files import parse_json, written_whole
+from sage.errors import ModelError, disk_full
+from sage.files import parse_json, read_plain, written_whole
 from sage.models.known import KnownModel, installed, known_model, unknown, weights_dir
 
+try:
+    from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.hf_api import RepoSibling
+    from huggingface_hub.utils import build_hf_headers, get_session, tqdm
+except ValueError as _error:  # it reads the environment as it is imported
+    _given = ", ".join(sorted(name for name in os.environ if name.startswith("HF_"))) or "HF_..."
+    raise ModelError(f"nothing can be fetched ({_error}): correct what is wrong among {_given} in the "
+                     "environment") from _error
+
 RECORD = "fetched.json"
+MAX_RECORD = 2**20  # bytes of it
+DEFAULT_ENDPOINT = "https://huggingface.co"
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ def fetch(name: str, weights: str | Path | None = None, endpoint: str | None = N
     if target.exists():
         raise ModelError(f"{target} is there but is no whole model; move it away and fetch again")
     endpoint = endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    check_environment(endpoint)
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with FileLock(weights / f".{model.name}.lock", timeout=0):
@@ -93,10 +101,39 @@ def fetch(name: str, weights: str | Path | None = None, endpoint: str | None = N
     except (HfHubHTTPError, OfflineModeIsEnabled, HTTPError) as error:
         raise _explained(error, model, endpoint) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if disk_full(error):
             raise ModelError(f"the disk of {weights} is full; what has been fetched is kept") from error
         raise ModelError(f"{model.name} cannot be fetched: {_line(error)}") from error
     return target
+
+
+def check_environment(endpoint: str) -> None:
+    """ModelError for an address, a token or a proxy with which nothing can be asked of the hub."""
+    try:
+        parts = urlsplit(endpoint)
+        fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and endpoint.isprintable()
+    except ValueError:  # of the port, or of brackets
+        fine = False
+    if not fine or " " in endpoint:
+        raise ModelError(f"the hub's address is {public(endpoint)[:80]!r} (HF_ENDPOINT): it must be one such as "
+                         f"{DEFAULT_ENDPOINT}")
+    try:
+        token = build_hf_headers(library_name="sage").get("authorization", "")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the token for the hub cannot be read ({_line(error)}): correct HF_TOKEN") from error
+    if not token.isascii() or not token.isprintable():
+        raise ModelError("the token for the hub holds letters that no token has: correct HF_TOKEN")
+    try:
+        get_session()
+    except Exception as error:  # the library for HTTP raises what it likes
+        raise ModelError(f"the proxy in the environment cannot be used ({_line(error)}): correct HTTPS_PROXY, "
+                         "HTTP_PROXY and ALL_PROXY") from error
+
+
+def public(endpoint: str) -> str:
+    """An address without the user and password that may stand in it."""
+    scheme, slashes, rest = endpoint.partition("://")
+    return (scheme + slashes if slashes else "") + (rest or scheme).rpartition("@")[2]
 
 
 def _fetch(model: KnownModel, partial: Path, target: Path, endpoint: str, progress: bool) -> None:
@@ -105,7 +142,7 @@ def _fetch(model: KnownModel, partial: Path, target: Path, endpoint: str, progre
     api = HfApi(endpoint=endpoint, library_name="sage")
     info = api.model_info(model.repo, revision=model.revision, files_metadata=True, timeout=30)
     if info.sha != model.revision:
-        raise ModelError(f"{endpoint} gives commit {info.sha} for {model.revision}")
+        raise ModelError(f"{public(endpoint)} gives commit {info.sha} for {model.revision}")
     files = choose_files({file.rfilename: file for file in info.siblings or ()}, model)
 
     _begin(partial, model)
@@ -152,8 +189,8 @@ def _weights(base: str, listed: Iterable[str]) -> list[str]:
 def _begin(partial: Path, model: KnownModel) -> None:
     """Empty the folder if what it holds is of another commit."""
     try:
-        begun = parse_json((partial / RECORD).read_text())
-    except (OSError, ValueError):
+        begun = parse_json(read_plain(partial / RECORD, ModelError, MAX_RECORD).decode())
+    except (ModelError, ValueError):
         begun = {}
     if not isinstance(begun, dict) or begun.get("revision") != model.revision:
         shutil.rmtree(partial)
@@ -228,6 +265,7 @@ def _hash(path: Path, kind: str) -> str:
 
 
 def _explained(error: Exception, model: KnownModel, endpoint: str) -> ModelError:
+    endpoint = public(endpoint)
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     copies = f", from {' or '.join(model.mirrors)}" if model.mirrors else ""
     elsewhere = f"give --model a folder or file of it{copies}"

@@ -1,14 +1,14 @@
 """What diffusers folders of every family have in common: weight files, tokenizers, recommended settings."""
 
+import os
 from pathlib import Path
 from typing import Any
-
-from transformers import CLIPTokenizer
 
 from sage.errors import ModelError
 from sage.models.known import PICKLES, pickled
 from sage.models.sd import configs
 from sage.models.sd.clip import CLIPTextParams
+from sage.models.sd.tokenizer import CLIPTokenizer, read_tokenizer
 
 
 def recommended(folder: Path) -> dict[str, dict[str, Any]]:
@@ -16,13 +16,13 @@ def recommended(folder: Path) -> dict[str, dict[str, Any]]:
 
     They are in settings.json.  In edit_config.json, of which older folders have one, are those of SAGE.
     """
-    if (folder / "settings.json").exists():
+    if os.path.lexists(folder / "settings.json"):
         settings = configs.Config(folder / "settings.json").values
         if wrong := [name for name, values in settings.items() if not isinstance(values, dict)]:
             raise ModelError(f"{folder / 'settings.json'}: {wrong[0]} must be an object of settings")
         return settings
     old = folder / "edit_config.json"
-    return {"sage": configs.Config(old).values} if old.exists() else {}
+    return {"sage": configs.Config(old).values} if os.path.lexists(old) else {}
 
 
 def weight_files(folder: Path, base: str, half: bool) -> list[Path]:
@@ -34,11 +34,11 @@ def weight_files(folder: Path, base: str, half: bool) -> list[Path]:
     whole = [folder / f"{base}.safetensors", folder / f"{base}.safetensors.index.json"]
     fp16 = [folder / f"{base}.fp16.safetensors", folder / f"{base}.safetensors.index.fp16.json",
             folder / f"{base}.fp16.safetensors.index.json"]
-    path = next((p for p in (fp16 + whole if half else whole + fp16) if p.is_file()), None)
+    path = next((p for p in (fp16 + whole if half else whole + fp16) if os.path.lexists(p)), None)
     if path is None:
         if found := sorted(p for p in folder.glob("*") if p.suffix.lower() in PICKLES):
             raise pickled(found[0])
-        raise ModelError(f"{whole[0]} is missing")
+        raise ModelError(f"{whole[0]} does not exist")
     return [path] if path.suffix == ".safetensors" else _shards(path)
 
 
@@ -59,20 +59,7 @@ def load_tokenizer(folder: Path, text: CLIPTextParams, pad: str | None = None) -
     Args:
         pad: the padding token, where the folder's own word is not to be taken.
     Raises:
-        ModelError: no or damaged files, or more tokens than the text encoder has.
+        ModelError: no or damaged files, or tokens that the text encoder does not have.
     """
-    folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
-    if not (folder / "tokenizer.json").is_file():
-        for name in ("vocab.json", "merges.txt"):
-            if not (folder / name).is_file():
-                raise ModelError(f"{folder / name} is missing")
-    try:
-        options = {} if pad is None else {"pad_token": pad}
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True, **options)
-    except Exception as error:  # the library raises bare Exception on a damaged vocabulary
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(f"{folder} holds no readable tokenizer ({reason})") from error
-    if len(tokenizer) > text.vocabulary:
-        raise ModelError(f"{folder} has {len(tokenizer)} tokens, the text encoder {text.vocabulary}")
-    tokenizer.model_max_length = min(tokenizer.model_max_length, text.max_length)
-    return tokenizer
+    inner = folder / "tokenizer"
+    return read_tokenizer(inner if os.path.isdir(inner) else folder, text.vocabulary, pad)

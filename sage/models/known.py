@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sage.errors import ModelError
+from sage.files import check_plain
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parent
@@ -100,9 +101,9 @@ def unknown(name: str) -> ModelError:
 def weights_dir() -> Path:
     """Where models lie: $SAGE_WEIGHTS, else weights/ of the checkout that holds this package, else ./weights."""
     if chosen := os.environ.get("SAGE_WEIGHTS"):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))  # as it is where there is no such user
     beside = CHECKOUT / "weights"
-    return beside if beside.is_dir() or (CHECKOUT / "pyproject.toml").is_file() else Path("weights")
+    return beside if os.path.isdir(beside) or os.path.isfile(CHECKOUT / "pyproject.toml") else Path("weights")
 
 
 def installed(name: str, weights: Path | None = None) -> Path | None:
@@ -110,8 +111,8 @@ def installed(name: str, weights: Path | None = None) -> Path | None:
     places = [Path(weights) if weights else weights_dir()]
     if not KNOWN[name].repo:
         places += [CHECKOUT / "weights", PACKAGE / "weights"]  # a wheel carries it inside the package
-    return next((place / name for place in places if (place / name / KNOWN[name].network / "config.json").is_file()),
-                None)
+    return next((place / name for place in places
+                 if os.path.isfile(place / name / KNOWN[name].network / "config.json")), None)
 
 
 def find_model(model: str | Path) -> tuple[str, Path]:
@@ -122,6 +123,8 @@ def find_model(model: str | Path) -> tuple[str, Path]:
     Raises:
         ModelError: an unknown name, a model not yet fetched, a missing file, or a pickle.
     """
+    if model == "":
+        raise ModelError(f"the model's name is empty: name one, such as {', '.join(KNOWN)}, or where it is")
     known = known_model(model) if isinstance(model, str) else None
     if known:
         path = installed(known.name)
@@ -134,21 +137,20 @@ def find_model(model: str | Path) -> tuple[str, Path]:
         raise ModelError(f"{known.name} is not in {weights_dir()} yet: `sage fetch {known.name}` downloads it "
                          f"({known.download / 1e9:.1f} GB, licence {known.licence}){first}")
     if isinstance(model, str) and ".py:" in model:  # the user's own loader
-        if not Path(model.rpartition(":")[0]).is_file():
+        if not os.path.isfile(model.rpartition(":")[0]):
             raise ModelError(f"there is no file {model.rpartition(':')[0]} to take {model.rpartition(':')[2]} from")
         return model.rpartition(":")[2], Path(model)
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if path.suffix.lower() in PICKLES:
         raise pickled(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # not path.is_dir(), which before Python 3.14 fails on what no name can be
         return path.resolve().name, path
     if path.suffix.lower() == ".safetensors":
-        if not path.is_file():
-            raise ModelError(f"{path} is missing")
+        check_plain(path, ModelError)
         return path.stem, path
-    if path.is_file():
+    if os.path.isfile(path):
         raise ModelError(f"{path} is neither a diffusers folder nor a .safetensors file")
-    raise unknown(str(model)) if isinstance(model, str) else ModelError(f"{path} is missing")
+    raise unknown(str(model)) if isinstance(model, str) else ModelError(f"{path} does not exist")
 
 
 def pickled(path: Path) -> ModelError:

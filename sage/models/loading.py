@@ -4,6 +4,7 @@ What a checkpoint is of is read off its folders or names: those of FLUX.1 are op
 others here, as Stable Diffusion.
 """
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sage.errors import ModelError, SettingsError
+from sage.errors import ModelError, SageError, SettingsError, out_of_memory
 from sage.files import named_in_file
 from sage.models.backbone import MEMBERS as BACKBONE_MEMBERS
 from sage.models.backbone import Backbone
@@ -34,6 +35,8 @@ from sage.sampling.levels import ScheduleParams
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PREDICTIONS = ("epsilon", "v_prediction")
+
+MAX_SIDE = 4096  # pixels, as of the setting `size`
 
 # Models up to this many bytes may hold their convolutions three times.
 SMALL = 2**28
@@ -80,7 +83,16 @@ def _load_flux(model: str | Path, device: str | torch.device | None, dtype: str 
 
 def _own(where: str, device: torch.device, dtype: str | torch.dtype | None) -> Backbone:
     """What a user's own function makes; ModelError for anything but a `Backbone`, naming what it lacks."""
-    loaded = named_in_file(where, ModelError)(device, None if dtype is None else _dtype(dtype))
+    make = named_in_file(where, ModelError)
+    if not callable(make):
+        raise ModelError(f"{where} is {type(make).__name__}: it must be a function that is called as (device, dtype)")
+    kind = None if dtype is None else _dtype(dtype)
+    try:
+        loaded = make(device, kind)
+    except Exception as fault:
+        if isinstance(fault, SageError) or out_of_memory(fault):
+            raise
+        raise ModelError(f"{where} made no model ({type(fault).__name__}: {fault})") from fault
     if missing := [name for name in BACKBONE_MEMBERS if not hasattr(loaded, name)]:
         raise ModelError(f"{where} gives a {type(loaded).__name__} without {', '.join(missing)}: docs/porting.md says "
                          "what a backbone has")
@@ -110,7 +122,7 @@ def _load_parts(model: str | Path, device: str | torch.device | None = None, dty
         raise SettingsError(f"prediction_type is {prediction_type!r}: must be one of {', '.join(PREDICTIONS)}")
     device = choose_device(device)
     dtype = _dtype(dtype or ("float16" if device.type == "cuda" else "float32"))
-    load = _load_folder if path.is_dir() else _load_file
+    load = _load_folder if os.path.isdir(path) else _load_file
     parts = load(path, device, dtype, prediction_type, None if tokenizer is None else Path(tokenizer))
     return {**parts, "name": name, "device": device, "dtype": dtype}
 
@@ -146,6 +158,10 @@ def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype, predict
     vae = configs.vae_params(folder / "vae" / "config.json")
     text = configs.text_params(folder / "text_encoder" / "config.json")
     _check_kin(unet, vae, text, folder)
+    pixels = side * 2 ** (len(vae.channels) - 1)
+    if pixels > MAX_SIDE:
+        raise ModelError(f"{folder}: sample_size is {side}, which are pictures of {pixels} pixels a side: at most "
+                         f"{MAX_SIDE} are made")
     words = load_tokenizer(tokenizer or folder / "tokenizer", text)
 
     def network(make: Callable[[], nn.Module], part: str, base: str, rename: renames.Rename) -> nn.Module:
@@ -157,7 +173,7 @@ def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype, predict
             "vae": network(lambda: VAE(vae), "vae", base, renames.folder_vae),
             "text": network(lambda: CLIPText(text), "text_encoder", "model", renames.folder_text),
             "tokenizer": words, "schedule": schedule, "prediction_type": prediction_type or prediction,
-            "sample_size": side * 2 ** (len(vae.channels) - 1), "recommends": recommended(folder)}
+            "sample_size": pixels, "recommends": recommended(folder)}
 
 
 def _load_file(path: Path, device: torch.device, dtype: torch.dtype, prediction_type: str | None,
@@ -210,7 +226,7 @@ def _borrowed_tokenizer(path: Path) -> Path:
     """The tokenizer of a known model on this disk: all of Stable Diffusion shares one vocabulary."""
     for known in KNOWN.values():
         folder = installed(known.name) if known.repo else None
-        if folder and (folder / "tokenizer").is_dir():
+        if folder and os.path.isdir(folder / "tokenizer"):
             return folder / "tokenizer"
     raise ModelError(f"{path.name} brings no tokenizer: name a folder that holds vocab.json and merges.txt "
                      "(tokenizer=, --tokenizer), or `sage fetch sd-1.4` once, whose tokenizer then serves")

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
 from sage.errors import PictureError
-from sage.files import parse_json, unwritable, written_whole
+from sage.files import open_plain, parse_json, unwritable, written_whole
 
 MAX_BYTES = 2**29  # of a file: 50 million pixels of four times 16 bits, not compressed, are less
 MAX_PIXELS = 50_000_000
@@ -107,17 +107,13 @@ def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
 
 def _header(path: Path, formats: tuple[str, ...], stack: ExitStack) -> Image.Image:
     try:
-        if not path.is_file():
-            kind = "is a folder" if path.is_dir() else "is no plain file" if path.exists() else "does not exist"
-            raise PictureError(f"{path} {kind}: give the path of a picture")
-        if path.stat().st_size > MAX_BYTES:
-            raise PictureError(f"{path} has more than {MAX_BYTES // 2**20} MB and was not read")
+        file = stack.enter_context(open_plain(path, PictureError, MAX_BYTES, "give the path of a picture"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             # Given a path, Pillow maps files that are not compressed: one cut short meanwhile would end the process,
             # and a TIFF that is to be turned comes out wrong.
-            return Image.open(stack.enter_context(path.open("rb")), formats=formats)
+            return Image.open(file, formats=formats)
     except PictureError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -134,7 +130,7 @@ def _header(path: Path, formats: tuple[str, ...], stack: ExitStack) -> Image.Ima
 
 def _is_heic(path: Path) -> bool:
     """By the first box of the file, which names the kind."""
-    with path.open("rb") as file:
+    with open_plain(path, PictureError) as file:
         head = file.read(12)
     return head[4:8] == b"ftyp" and head[8:] in HEIC
 

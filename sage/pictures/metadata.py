@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sage import __version__, pictures
 from sage.errors import PictureError, PromptError, SettingsError
+from sage.files import open_plain
 from sage.method import method, method_of
 from sage.models.savings import Savings
 from sage.prompts.tokens import check_text
@@ -111,11 +112,11 @@ def identity(path: Path, name: str | None = None) -> dict[str, str]:
     Raises:
         PictureError: it cannot be read, though it may have been a moment ago.
     """
-    try:
-        with path.open("rb") as file:
+    with open_plain(path, PictureError, advice="give the path of a picture") as file:
+        try:
             return {"name": name or path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    except OSError as error:
-        raise PictureError(f"{path} cannot be read ({error.strerror or error})") from error
+        except OSError as error:
+            raise PictureError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
 def read_record(path: str | Path, task: str | None = None, trusted: str = "") -> dict[str, Any]:

@@ -30,7 +30,8 @@ class Prompts:
     """A tokenizer seen through the few questions that editing asks.
 
     Args:
-        tokenizer: transformers' CLIPTokenizer, which marks both ends of a prompt, or T5Tokenizer, which marks the last.
+        tokenizer: that of `sage.models.sd.tokenizer` or transformers' CLIPTokenizer, which mark both ends of a prompt;
+            T5Tokenizer, which marks the last; or anything that is called in the same way.
         max_length: tokens the text encoder takes, marks included.
     """
 
@@ -103,7 +104,9 @@ class Prompts:
     def differences(self, source: Prompt, target: Prompt) -> list[Span]:
         """What the target says otherwise, word by word: one span for each run of words that differs.
 
-        Commas and the like, and the articles a and an, only follow other words and are not counted as edited.
+        Commas and the like, and the articles a and an, only follow other words and are not counted as edited.  Of
+        words past the cut as many are compared as can stand before it, so that what one prompt moves past it is found
+        there; thousands would take minutes.
         """
         a, b = self._pieces(source), self._pieces(target)
         matcher = SequenceMatcher(a=[w for w, _ in a], b=[w for w, _ in b], autojunk=False)
@@ -118,7 +121,7 @@ class Prompts:
     def _pieces(self, prompt: Prompt) -> list[tuple[str, tuple[int, ...]]]:
         """Words with punctuation taken off their ends as pieces of its own."""
         pieces = []
-        for word, positions in self.words(prompt):
+        for word, positions in self.words(prompt)[:2 * self.max_length]:
             core = word.strip(",.;:!?\"'()")
             before, after = word.split(core, 1) if core else (word, "")
             inner, first = self._body(core), len(self._body(before))

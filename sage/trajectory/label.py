@@ -11,14 +11,13 @@ from safetensors import SafetensorError, safe_open
 
 from sage import pictures
 from sage.errors import PromptError, SettingsError
-from sage.files import parse_json, unwritable
+from sage.files import check_safetensors, parse_json, unwritable
 from sage.method import method
 from sage.pictures.metadata import PREDICTIONS
 from sage.prompts.tokens import Prompt, check_text
 from sage.settings import Settings
 
 KEY, VERSION = "sage_trajectory", 2
-MAX_HEADER = 2**23  # bytes; 50 steps of Stable Diffusion take a fiftieth
 MAX_PICTURES, MAX_TOKENS, MAX_LATENTS, MAX_NOTES, MAX_NAMES, MAX_WANTS = 256, 1000, 1001, 20, 100_000, 16
 
 
@@ -193,14 +192,8 @@ def flag(name: str) -> str:
 
 def _said(path: Path) -> str | None:
     """The text that a trajectory carries, None if the file is whole but carries none."""
-    if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "is no plain file" if path.exists() else "does not exist"
-        raise SettingsError(f"{path} {kind}: give a file that `sage invert` wrote")
+    check_safetensors(path, SettingsError, "give a file that `sage invert` wrote")
     try:
-        with path.open("rb") as start:
-            header = int.from_bytes(start.read(8), "little")
-        if MAX_HEADER < header < path.stat().st_size:
-            raise SettingsError(f"{path} lists its tensors in more than {MAX_HEADER // 2**20} MB and was not read")
         with safe_open(path, framework="np") as file:
             return (file.metadata() or {}).get(KEY)
     except (SafetensorError, OSError) as error:

@@ -312,7 +312,7 @@ def test_nothing_is_written_outside_the_folder(engine, place):
 
 
 @pytest.mark.parametrize("cells, word", [
-    ({"picture": "gone.png"}, "does not exist"), ({"picture": "."}, "no plain file"),
+    ({"picture": "gone.png"}, "does not exist"), ({"picture": "."}, "is a folder"),
     ({"picture": "t.jsonl"}, "no picture"), ({"picture": "/dev/zero"}, "no plain file"),
     ({"target": "mug " * 99}, "too many"),
     ({"replace": "green,red"}, "'green' is not in the prompt"), ({"picture": "p" * 5000}, "cannot be read")])

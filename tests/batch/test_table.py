@@ -127,7 +127,7 @@ def test_mistakes_of_whole_json_lines(tmp_path, text):
 def test_tables_that_cannot_be_read(tmp_path):
     with pytest.raises(TableError, match="does not exist"):
         read_table(tmp_path / "gone.csv")
-    with pytest.raises(TableError, match="no plain file"):
+    with pytest.raises(TableError, match="is a folder"):
         read_table(tmp_path)
 
 

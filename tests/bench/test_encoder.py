@@ -201,12 +201,12 @@ def test_damaged_files_are_refused(folder):
     save_file(weights | {"to_common.bias": weights["to_common.bias"] * float("nan")}, path)
     refused(folder, "NaN")
     path.unlink()
-    refused(folder, "is missing")
+    refused(folder, "does not exist")
     path.write_bytes(whole)
     (folder / "config.json").write_text("[]")
     refused(folder, "JSON object")
     (folder / "config.json").unlink()
-    refused(folder, "config.json is missing")
+    refused(folder, "config.json does not exist")
 
 
 def test_a_folder_of_before_pictures_had_another_side_is_read(folder):

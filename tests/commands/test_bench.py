@@ -136,7 +136,7 @@ def test_score_needs_no_model(stubbed, benchmark, tmp_path, capsys):
     (["bench", "piebench", "--out", "x"], "--data"),
     (["bench", "stilllife", "--out", "x", "--shard", "3/2"], "must be I/N"),
     (["bench", "stilllife", "--out", "x", "--side", "5"], "from 11 to 4096"),
-    (["bench", "stilllife", "--out", "x", "--threads", "0"], "--threads is 0: must be at least 1"),
+    (["bench", "stilllife", "--out", "x", "--threads", "0"], "--threads is 0: must be from 1 to 1024"),
     (["bench", "stilllife", "--out", "x", "--config", "nobody"], "no configuration is called 'nobody'"),
     (["bench", "piebench", "--out", "x", "--data", "missing"], "no benchmark"),
     (["bench", "nothing", "--out", "x"], "invalid choice"),

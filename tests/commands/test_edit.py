@@ -192,7 +192,7 @@ WRONG = {
     "target phrase": (["edit", "mug.png", *PROMPTS, "--blend", "red,green"], "'green' is not in the prompt 'a blue"),
     "weighted phrase": (["edit", "mug.png", *PROMPTS, "--reweight", "green:2"], "'green' is not in the prompt"),
     "unknown model": (["edit", "mug.png", *PROMPTS, "--model", "sd-9"], "no model is called 'sd-9'"),
-    "missing file": (["edit", "mug.png", *PROMPTS, "--model", "gone.safetensors"], "gone.safetensors is missing"),
+    "missing file": (["edit", "mug.png", *PROMPTS, "--model", "gone.safetensors"], "gone.safetensors does not exist"),
     "pickle": (["edit", "mug.png", *PROMPTS, "--model", "m.ckpt"], "pickle"),
     "tokenizer": (["edit", "mug.png", *PROMPTS, "--tokenizer", "gone"], "gone is no folder"),
     "dtype": (["edit", "mug.png", *PROMPTS, "--dtype", "int8"], "--dtype"),

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from sage import EditConfig
 from sage.editing import invert
 from sage.errors import SettingsError
+from sage.files import MAX_HEADER
 from sage.trajectory.disk import load_trajectory, save_trajectory
 from sage.trajectory.kinds import named
-from sage.trajectory.label import KEY, MAX_HEADER, is_trajectory, read_label
+from sage.trajectory.label import KEY, is_trajectory, read_label
 from tests import small
 from tests.hardening import files
 from tests.hardening.ends import ends_well, tries

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sage.errors import ModelError
-from sage.files import parse_json
+from sage.files import parse_json, read_plain
 from sage.models.sd.clip import ACTIVATIONS, CLIPTextParams
 from sage.models.sd.unet import UNetParams
 from sage.models.sd.vae import VAEParams
@@ -47,13 +47,10 @@ class Config:
 
     def __init__(self, path: Path):
         self.path = path
+        raw = read_plain(path, ModelError, MAX_BYTES)
         try:
-            if path.stat().st_size > MAX_BYTES:
-                raise ModelError(f"{path} has more than {MAX_BYTES // 2**20} MB and was not read")
-            self.values: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ModelError(f"{path} is missing") from error
-        except (OSError, ValueError) as error:
+            self.values: dict[str, Any] = parse_json(raw.decode())
+        except ValueError as error:
             raise ModelError(f"{path} is no readable JSON file ({error})") from error
         if not isinstance(self.values, dict):
             raise ModelError(f"{path} does not hold a JSON object")
