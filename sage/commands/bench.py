@@ -4,6 +4,7 @@ Imports no torch before the model is loaded.
 """
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from sage.allocator import keep_freed_memory
 from sage.bench import tables
-from sage.bench.cases import Benchmark, read_benchmark
+from sage.bench.cases import WORDINGS, Benchmark, read_benchmark
 from sage.bench.configs import CONFIGURATIONS, DEFAULT, Configuration, configuration
 from sage.bench.experiments import BOUNDS, EXPERIMENTS, experiment
 from sage.bench.files import write_text
@@ -23,21 +24,58 @@ from sage.bench.machine import today, versions
 from sage.bench.magicbrush import Turn, final_turns, is_magicbrush, read_magicbrush
 from sage.bench.metrics import Extractors
 from sage.bench.report import REPORT, write_report
+from sage.bench.rivals import (
+    BATCH,
+    CHOSEN,
+    RIVALS,
+    TRIALS,
+    TUNED,
+    Experiment,
+    Place,
+    Protocol,
+    as_auto,
+    compete,
+    split,
+)
+from sage.bench.rivals import TITLE as RIVALS_TITLE
+from sage.bench.rivals_page import AUTO, PAGE, SHEET, markdown, write_all
+from sage.bench.rivals_page import RECORD as RIVALS_RECORD
 from sage.bench.runner import Engine, Here, Pool, read_manifests, run
 from sage.bench.scoring import DONE, Line, has_result, results_root, score_folder
-from sage.bench.stilllife import FIRST_SEED, FULL, QUICK, TUNING_SEED, write_stilllife
+from sage.bench.stilllife import FIRST_SEED, FULL, FULLY, QUICK, SIDE, TUNING_SEED, write_stilllife
 from sage.errors import SettingsError
 from sage.method import able
 from sage.progress import Progress
 
 TUNING_SPAN = FIRST_SEED - TUNING_SEED  # as many tuning cases of a kind are not among those reported
+BUNDLED, BOTH = "stilllife", "both"
 BENCHMARK, TABLES, RECORD, NONE = "benchmark", "tables.json", "tables.md", "none"
 
 CONFIGS = "configurations, any of them as NAME:SETTING=VALUE,... too:\n" + "".join(
     f"  {c.name:28} {c.help}\n" for c in CONFIGURATIONS.values()) + f"""
 methods, each as it is recommended, by its name, or as method=NAME where a configuration has the same one:
   {" ".join(able("edit"))}, or path/to/file.py:Class\n""" + "\nexperiments:\n" + "".join(
-    f"  {e.name:28} {e.title}\n" for e in EXPERIMENTS.values())
+    f"  {e.name:28} {e.title}\n" for e in EXPERIMENTS.values()) + f"""  {RIVALS:28} {RIVALS_TITLE}
+
+{RIVALS} compares all methods on equal terms, and is run alone.  Each method, also with the other inversions
+that it names, is given its settings by the same search: so many trials on the same tuning cases, which are
+not among those reported, the first trial being its published numbers.  Then all of them edit the test
+cases: at what was chosen, at strengths on both sides of it, and as published.  Still lifes are asked for in
+full and in short.  Killed, it goes on.  It writes
+
+  {PAGE:28} tables, a frontier for each kind of edit, differences to sage with intervals
+  {RIVALS_RECORD:28} the tables, to keep
+  {SHEET:28} ten edits by every method
+  {CHOSEN:28} what was chosen, with every trial
+  {AUTO:28} if a method is ahead of what is recommended for sage at no more network calls:
+  {"":28} put it beside a model's settings.json, and `sage edit --method auto` takes it
+  {REPORT:28} every picture at the chosen settings
+
+docs/rivals.md tells the rest.
+
+  sage bench stilllife --experiment {RIVALS} --quick --out runs/rivals
+  sage bench piebench  --experiment {RIVALS} --data PIE-Bench --extractors hub --out runs/rivals-pie
+"""
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -49,7 +87,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     bench = command("bench", None, "measure configurations on a benchmark; killed at any moment, it goes on from there")
     of = bench.add_subparsers(required=True, metavar="BENCHMARK")
     for name, batch, model, help in (
-            ("stilllife", 10, "stilllife", "rendered still lifes, whose right edits are known"),
+            ("stilllife", 10, BUNDLED, "rendered still lifes, whose right edits are known"),
             ("piebench", 1, "sd-1.4", "PIE-Bench, from the folder that its authors distribute"),
             ("magicbrush", 1, "sd-1.4", "MagicBrush, from the folder that its authors distribute")):
         sub = of.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False,
@@ -75,8 +113,10 @@ def _add_bench(parser: argparse.ArgumentParser, rendered: bool, batch: int, mode
         f"question together, with the bounds {', '.join(BOUNDS)}")
     if rendered:
         add("--data", metavar="DIR", help=f"the benchmark, which is made if it is not there [OUT/{BENCHMARK}]")
-        add("--side", metavar="N", type=int, default=64, help="of the pictures in pixels [64]")
-        add("--each", metavar="N", type=int, help=f"cases of each kind [{FULL}]")
+        add("--side", metavar="N", type=int, default=SIDE, help=f"of the pictures in pixels [{SIDE}]")
+        add("--each", metavar="N", type=int, help=f"edits of each kind [{FULL}]")
+        add("--prompts", choices=(*WORDINGS, BOTH), help="what the prompts name: everything, the noun and what changes "
+            f"alone, or a case for both [{FULLY[0]}; {BOTH} with --experiment {RIVALS}]")
         add("--quick", dest="each", action="store_const", const=QUICK, help=f"the same as --each {QUICK}")
         add("--tuning", action="store_true", help="other cases than those reported: for choosing settings on")
     else:
@@ -86,14 +126,19 @@ def _add_bench(parser: argparse.ArgumentParser, rendered: bool, batch: int, mode
     add("--model", default=model, help=f"a name, a diffusers folder or a .safetensors file [{model}]")
     add("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one]")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="precision [float16 on cuda, else float32]")
-    add("--batch", metavar="N", type=int, default=batch, help=f"cases that are edited together [{batch}]")
+    add("--trials", metavar="N", type=int, default=TRIALS, help=f"of the search for each method's settings, with "
+        f"--experiment {RIVALS} [{TRIALS}]")
+    add("--batch", metavar="N", type=int, help=f"cases that are edited together [{batch}; {BATCH} with --experiment "
+        f"{RIVALS}]")
     add("--shard", metavar="I/N", type=_shard, default=(1, 1), help="do the I-th of N parts, all into the same DIR")
     add("--threads", metavar="N", type=int, help="of the CPU for each model; another number may change last digits "
         "[as many as cores; 1 with --engine ray]")
     add("--engine", choices=("local", "ray"), default="local", help="this process, or a Ray cluster with a model in "
         "each worker: docs/cluster.md [local]")
     add("--workers", metavar="N", type=int, help="processes that render still lifes [1]; with --engine ray, models "
-        "[one for each GPU, or 1]")
+        f"[one for each GPU, or 1]; with --experiment {RIVALS}, processes with a model each [as many as cores; 1 on a "
+        "GPU]")
+    parser.set_defaults(usual_batch=batch)
     _add_output(parser)
 
 
@@ -117,22 +162,20 @@ def _shard(text: str) -> tuple[int, int]:
 
 def run_bench(args: argparse.Namespace) -> int:
     """Do what is missing of a run, and write and print its tables; 1 if any case failed."""
+    for name in ("threads", "workers", "batch", "trials"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise SettingsError(f"--{name} is {value}: must be at least 1")
+    if RIVALS in (args.experiment or ()):
+        return run_rivals(args)
+    args.batch = args.batch or args.usual_batch
     groups = [experiment(name) for name in args.experiment or ()]
     named = [*(BOUNDS if groups else ()), *(args.config or ()), *(name for e in groups for name in e.configurations)]
     configurations = [configuration(name) for name in dict.fromkeys(named or DEFAULT)]
-    for name in ("threads", "workers"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise SettingsError(f"--{name} is {value}: must be at least 1")
     out = Path(args.out)
     with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:
         if args.benchmark == "stilllife":
-            if not 11 <= args.side <= 4096:
-                raise SettingsError(f"--side is {args.side}: must be from 11 to 4096")
-            if args.each is not None and not 1 <= args.each <= TUNING_SPAN:
-                raise SettingsError(f"--each is {args.each}: must be from 1 to {TUNING_SPAN}")
-            benchmark = write_stilllife(args.data or out / BENCHMARK, args.each or FULL, args.side, args.workers or 1,
-                                        bar,
-                                        TUNING_SEED if args.tuning else FIRST_SEED)
+            benchmark = _still_lifes(args, args.data or out / BENCHMARK, args.each or FULL, bar,
+                                     TUNING_SEED if args.tuning else FIRST_SEED, args.prompts or FULLY[0])
         else:
             benchmark = (read_magicbrush if args.benchmark == "magicbrush" else read_benchmark)(args.data)
             benchmark = first_of_each_kind(benchmark, QUICK) if args.quick else benchmark
@@ -145,12 +188,82 @@ def run_bench(args: argparse.Namespace) -> int:
     everything = in_order(read_manifests(out).values(), benchmark, [c.name for c in configurations])
     facts = {"benchmark": args.benchmark}
     about = pool.describe()
-    for name, value in about.items():
-        facts[name] = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    facts |= {name: _said(value) for name, value in about.items()}
     results = tables.Results(everything, benchmark.kinds)
     _finish(results, benchmark, out, dict.fromkeys(results.configurations, out), facts | pool.versions(),
             pool.versions(), args.json, {"machine": pool.machine(), "command": _command(args)})
     return _status(lines)
+
+
+def _still_lifes(args: argparse.Namespace, folder: str | Path, each: int, bar: Progress, first_seed: int,
+                 prompts: str) -> Benchmark:
+    if not 11 <= args.side <= 4096:
+        raise SettingsError(f"--side is {args.side}: must be from 11 to 4096")
+    if not 1 <= each <= TUNING_SPAN:
+        raise SettingsError(f"--each is {each}: must be from 1 to {TUNING_SPAN}")
+    return write_stilllife(folder, each, args.side, args.workers or 1, bar, first_seed,
+                           WORDINGS if prompts == BOTH else (prompts,))
+
+
+def run_rivals(args: argparse.Namespace) -> int:
+    """Compare all methods, and write and print what came of it; 1 if any case failed."""
+    given = [f"--{name}" for name, value in (("config", args.config), ("tuning", getattr(args, "tuning", False)),
+                                             ("engine ray", args.engine == "ray"), ("shard", args.shard != (1, 1)))
+             if value]
+    if len(args.experiment) > 1 or given:
+        raise SettingsError(f"--experiment {RIVALS} is run alone: leave out "
+                            f"{given[0] if given else 'the other experiments'}")
+    if args.benchmark == "magicbrush":
+        raise SettingsError(f"--experiment {RIVALS} is for stilllife and piebench: MagicBrush's prompts are descriptions "
+                            "of whole pictures, and say more than an edit asks for")
+    out, processors = Path(args.out), os.cpu_count() or 1
+    args.batch, args.workers = args.batch or BATCH, args.workers or (processors if args.device in (None, "cpu") else 1)
+    with Progress(not args.quiet and sys.stderr.isatty(), unit="task", resumes=True) as bar:
+        tuning, test = _two_benchmarks(args, out, bar)
+        if args.device is None and args.workers > 1:
+            import torch
+            args.workers = 1 if torch.cuda.is_available() else args.workers
+        threads = args.threads or max(1, processors // args.workers)
+        make = partial(make_engine, replace(test, cases=test.cases[:1]), args.model, args.device, args.dtype, threads,
+                       args.extractors)
+        place = Place(out, tuning, test, Protocol(0, args.trials, batch=args.batch))
+        found = compete(place, make, args.workers, bar,
+                        say=lambda text: print(f"sage: {text}", file=sys.stderr))
+    return _tell_rivals(args, found)
+
+
+def _two_benchmarks(args: argparse.Namespace, out: Path, bar: Progress) -> tuple[Benchmark, Benchmark]:
+    """What settings are chosen on, and what is reported."""
+    if args.benchmark == "stilllife":
+        prompts = args.prompts or BOTH
+        return (_still_lifes(args, out / "tuning", TUNED, bar, TUNING_SEED, prompts),
+                _still_lifes(args, args.data or out / BENCHMARK, args.each or FULL, bar, FIRST_SEED, prompts))
+    return split(read_benchmark(args.data), 2 * TUNED, QUICK if args.quick else None)
+
+
+def _tell_rivals(args: argparse.Namespace, found: Experiment) -> int:
+    engine, out = found.about["engine"], Path(args.out)
+    facts = {"date": today(), "machine": found.about["machine"], "command": _command(args), "versions": versions(),
+             "benchmark": args.benchmark, **{name: _said(value) for name, value in engine.items()
+                                             if name != "versions"}, **found.about["networks"]}
+    heads = found.results()
+    lines = [line for line in found.lines if line.configuration in found.heads]
+    write_report(out / REPORT, f"Edits of {args.benchmark} by every method", found.place.test,
+                 tables.Results(lines, found.place.test.kinds), found.roots, facts)
+    write_text(out / TABLES, tables.as_json(heads, found.about["networks"]))
+    paths = write_all(found, facts)
+    if (auto := as_auto(found, today())) is not None:
+        write_text(out / AUTO, auto)
+    for name, why in found.unfit.items():
+        print(f"sage: note: {name} is left out: {why}", file=sys.stderr)
+    print(tables.as_json(heads, found.about["networks"]) if args.json else markdown(found, facts), end="")
+    sys.stdout.flush()
+    print(f"sage: comparison in {paths[0]}, pictures in {out / REPORT}", file=sys.stderr)
+    return _status(found.lines)
+
+
+def _said(value: object) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
 def make_engine(benchmark: Benchmark, model: str, device: str | None, dtype: str | None, threads: int | None,
@@ -180,9 +293,9 @@ def _cluster(make: Callable[[], tuple[Engine, Extractors]], configurations: Sequ
 def _command(args: argparse.Namespace) -> str:
     """What to type for the same figures; of paths only the names."""
     words = ["sage", "bench", args.benchmark]
-    for name, default in (("each", None), ("quick", False), ("tuning", False), ("side", 64), ("config", None),
-                          ("experiment", None), ("extractors", NONE), ("model", None), ("device", None),
-                          ("dtype", None), ("batch", None), ("threads", None)):
+    for name, default in (("each", None), ("quick", False), ("tuning", False), ("side", SIDE), ("prompts", None),
+                          ("config", None), ("experiment", None), ("trials", TRIALS), ("extractors", NONE),
+                          ("model", None), ("device", None), ("dtype", None), ("batch", None), ("threads", None)):
         value = getattr(args, name, default)
         if value is True:
             words.append(f"--{name}")

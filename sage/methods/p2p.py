@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sage import anchors, kit
 from sage.errors import SettingsError
 from sage.method import Method, Step
-from sage.settings import AUTO, Blending, Factors, Phrases, Picture, Words, frozen, setting, share_of
+from sage.settings import AUTO, Blending, Factors, Phrases, Picture, Span, Words, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from sage.job import Job
@@ -34,11 +34,13 @@ class Injection(Words, anchors.Anchored):
     carry: str = setting("refine", "whose cross-attention the target takes: that of the tokens that both prompts have, "
                          "or word by word of prompts with equally many", "refine", "replace")
     cross_start: float = setting(0.0, "share of the steps before cross-attention is carried over", low=0, high=1)
-    cross_fraction: float = setting(0.4, "share of the steps after which it no longer is", low=0, high=1)
+    cross_fraction: float = setting(0.4, "share of the steps after which it no longer is", low=0, high=1,
+                                    search=Span(0.0, 1.0))
     word_starts: Factors = setting({}, "the same for single phrases of the target prompt: WORD:SHARE,...")
     word_fractions: Factors = setting({}, "the same for single phrases of the target prompt: WORD:SHARE,...")
     self_start: float = setting(0.0, "share of the steps before self-attention is carried over", low=0, high=1)
-    self_fraction: float = setting(0.6, "share of the steps after which it no longer is", low=0, high=1)
+    self_fraction: float = setting(0.6, "share of the steps after which it no longer is", low=0, high=1,
+                                   search=Span(0.0, 1.0))
     self_level: int = setting(1, "halvings of the latents from which on self-attention is carried over", low=0, high=8)
     reweight_steps: str = setting("all", "steps with reweighting: all, or those in which a token's attention is "
                                   "carried over", "all", "window")
@@ -91,6 +93,7 @@ class PromptToPrompt(Method[Settings]):
     reads = frozenset({"source", "target", "negative"})
     presets = {"published": PUBLISHED}
     calls = "5 N; 4 N with negative, proximal or direct inversion; 17 N at most and 10 N ways back with null-text"
+    beside = tuple(name for name in anchors.INVERSIONS if name != "ddim")
 
     def defaults(self, model: "Backbone") -> Settings:
         levels = [site.level for site in model.sites() if site.kind == "cross" and site.place != "mid"] or [0]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
+from sage.auto import AUTO, read_auto
 from sage.errors import ModelError, SettingsError
 from sage.files import named_in_file
 from sage.models.backbone import MEMBERS as BACKBONE_MEMBERS
@@ -138,15 +139,18 @@ def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype, predict
 def _recommends(folder: Path) -> dict[str, dict[str, Any]]:
     """Settings by the name of a method, or generate/NAME for pictures from nothing, as a folder recommends them.
 
-    They are in settings.json.  In edit_config.json, of which older folders have one, are those of SAGE.
+    They are in settings.json.  In edit_config.json, of which older folders have one, are those of SAGE.  What auto.json
+    holds is under "auto".
     """
+    auto = read_auto(folder)
+    more = {} if auto is None else {AUTO: auto}
     if (folder / "settings.json").exists():
         settings = configs.Config(folder / "settings.json").values
         if wrong := [name for name, values in settings.items() if not isinstance(values, dict)]:
             raise ModelError(f"{folder / 'settings.json'}: {wrong[0]} must be an object of settings")
-        return settings
+        return settings | more
     old = folder / "edit_config.json"
-    return {"sage": configs.Config(old).values} if old.exists() else {}
+    return ({"sage": configs.Config(old).values} if old.exists() else {}) | more
 
 
 def _load_file(path: Path, device: torch.device, dtype: torch.dtype, prediction_type: str | None,
