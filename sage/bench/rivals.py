@@ -322,7 +322,13 @@ class Experiment:
         """The configurations of the main table: bounds, what is recommended, and every rival as chosen."""
         return [*REFERENCES, *(c.label for c in self.chosen.values())]
 
+    @property
+    def ours(self) -> str:
+        """The row that others are compared with: sage, as its search left it."""
+        return (self.chosen.get(OURS) or next(iter(self.chosen.values()))).label
+
     def score(self, line: Line) -> float:
+        """What the search would have made of it."""
         return score(line, self.place.protocol.aim)
 
     def scored(self, label: str) -> dict[str, float]:
@@ -397,8 +403,8 @@ def estimate(place: Place, count: int) -> str:
     p = place.protocol
     each = p.trials * len(place.tuning.cases) + (p.points + 2) * len(place.test.cases)
     return (f"{count} rivals: {p.trials} trials each on {len(place.tuning.cases)} tuning cases, then up to "
-            f"{p.points + 2} settings on {len(place.test.cases)} test cases; at most {count * each:,} edits of {p.steps} "
-            "steps")
+            f"{p.points + 2} settings on {len(place.test.cases)} test cases; at most {count * each:,} edits of "
+            f"{p.steps} steps")
 
 
 def _claim(place: Place, about: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from sage.bench.frontier import Curve, Frontier
 from sage.bench.legend import entry
 from sage.bench.metrics import METRICS, Metric
 from sage.bench.report import BOUND_NOTES, data_uri, embedded, kind_name, marked, named, number, ranged
-from sage.bench.rivals import COSTS, OURS, PLAIN, RECOMMENDED, REFERENCES, TITLE, Experiment
+from sage.bench.rivals import COSTS, PLAIN, RECOMMENDED, REFERENCES, TITLE, Experiment
 from sage.bench.scoring import DONE, Line
 from sage.bench.search import best
 from sage.bench.tables import Results
@@ -112,9 +112,9 @@ def markdown(experiment: Experiment, facts: Mapping[str, str]) -> str:
     for name, results in parts(experiment):
         text += [f"## {name[0].upper()}{name[1:]}\n", _markdown_table(experiment, results)]
     results = experiment.results()
-    text += [f"## Minus {OURS}, paired\n", "Difference with its 95 % interval, and the share of cases won.\n",
-             _markdown_differences(experiment, results), "## What the search chose\n", _markdown_chosen(experiment),
-             f"{verdict(experiment)}\n"]
+    text += [f"## Minus {experiment.ours}, paired\n",
+             "Difference with its 95 % interval, and the share of cases won.\n",
+             _markdown_differences(experiment, results), "## What the search chose\n", _markdown_chosen(experiment), f"{verdict(experiment)}\n"]
     return "\n".join(text)
 
 
@@ -134,7 +134,7 @@ def rows_of(experiment: Experiment, results: Results) -> list[str]:
 
 
 def _markdown_differences(experiment: Experiment, results: Results) -> str:
-    shown, ours = compared(results), experiment.chosen[OURS].label
+    shown, ours = compared(results), experiment.ours
     rows = [["", *(m.title for m in shown)]]
     for label in rows_of(experiment, results):
         if label in (ours, "source", "autoencoder"):
@@ -195,8 +195,8 @@ def verdict(experiment: Experiment) -> str:
     chosen, c = found
     own, d = experiment.cost_of(chosen.label), c.difference
     return (f"`--method auto` can take {chosen.rival} ({shown(chosen.values)}): at {own:.0f} network calls against "
-            f"{calls} it is ahead of sage's recommended settings by {d.mean:.2f} [{d.low:.2f}, {d.high:.2f}] in what the "
-            f"search makes large, in {c.wins:.0%} of the cases. {AUTO}, beside this file, is for the model's folder.")
+            f"{calls} it is ahead of sage's recommended settings by {d.mean:.2f} [{d.low:.2f}, {d.high:.2f}] in what "
+            f"the search makes large, in {c.wins:.0%} of the cases. {AUTO}, beside this, is for the model's folder.")
 
 
 # ---- the page
@@ -210,7 +210,7 @@ def _head(experiment: Experiment, facts: Mapping[str, str]) -> str:
             f"{len(experiment.place.test.cases)} cases.{bad}</p><p>{escape(protocol(experiment))}</p>"
             f"<p>{escape(verdict(experiment)).replace('`', '')}</p>"
             f"<details><summary>About this run</summary><dl>{items}</dl></details>"
-            '<nav><a href="#table">Table</a><a href="#frontiers">Frontiers</a><a href="#pairs">Minus sage</a>'
+            '<nav><a href="#table">Table</a><a href="#frontiers">Frontiers</a><a href="#pairs">Differences</a>'
             '<a href="#sheet">Ten edits</a><a href="#melted">Melted</a><a href="#search">The search</a></nav></header>')
 
 
@@ -267,16 +267,17 @@ def _frontiers(experiment: Experiment) -> str:
 
 
 def _differences(experiment: Experiment) -> str:
-    results, ours = experiment.results(), experiment.chosen[OURS].label
+    results, ours = experiment.results(), experiment.ours
     metrics = compared(results)
     rows = []
     for label in rows_of(experiment, results):
         if label not in (ours, "source", "autoencoder"):
             cells = "".join(_difference(results, label, ours, m) for m in metrics)
             rows.append(f'<tr><th scope="row">{named(label)}</th>{cells}</tr>')
-    return ('<h2 id="pairs">Minus sage</h2><p>Each row minus sage as its search left it, over the same cases: the mean '
-            'difference, its 95 % interval, and the share of cases won. <em class="better">Better</em> and <em '
-            'class="worse">worse</em> are marked where the interval leaves out 0.</p><div class="wide"><table>'
+    return (f'<h2 id="pairs">Minus {escape(ours)}</h2><p>Each row minus {escape(ours)} as its search left it, over the '
+            'same cases: the mean difference, its 95 % interval, and the share of cases won. <em class="better">Better'
+            '</em> and <em class="worse">worse</em> are marked where the interval leaves out 0.</p>'
+            '<div class="wide"><table>'
             f'{_heads(metrics)}<tbody>{"".join(rows)}</tbody></table></div>')
 
 

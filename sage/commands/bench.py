@@ -214,8 +214,8 @@ def run_rivals(args: argparse.Namespace) -> int:
         raise SettingsError(f"--experiment {RIVALS} is run alone: leave out "
                             f"{given[0] if given else 'the other experiments'}")
     if args.benchmark == "magicbrush":
-        raise SettingsError(f"--experiment {RIVALS} is for stilllife and piebench: MagicBrush's prompts are descriptions "
-                            "of whole pictures, and say more than an edit asks for")
+        raise SettingsError(f"--experiment {RIVALS} is for stilllife and piebench: MagicBrush's prompts describe "
+                            "whole pictures, and say more than an edit asks for")
     out, processors = Path(args.out), os.cpu_count() or 1
     args.batch, args.workers = args.batch or BATCH, args.workers or (processors if args.device in (None, "cpu") else 1)
     with Progress(not args.quiet and sys.stderr.isatty(), unit="task", resumes=True) as bar:
