@@ -392,7 +392,7 @@ def compete(place: Place, make: Make, workers: int = 1, progress: Progress | Non
             done += 1
             report(RIVALS, done, total)
     if memory:
-        _measure(place, make, [name for name in names if not (place.out / name / COST).is_file()])
+        _measure(place, make, [name for name in names if not (place.out / name / COST).is_file()], workers)
     experiment = read_experiment(place, about)
     write_text(place.out / CHOSEN, as_record(experiment))
     return experiment
@@ -466,13 +466,11 @@ class _Pool:
         return found
 
 
-def _measure(place: Place, make: Make, names: Sequence[str]) -> None:
+def _measure(place: Place, make: Make, names: Sequence[str], workers: int) -> None:
     """The cost of each, in a process that has done nothing else."""
-    if not names:
-        return
-    with ProcessPoolExecutor(1, get_context("spawn"), _sit_down, (make,), max_tasks_per_child=1) as pool:
-        for name in names:
-            if isinstance(error := pool.submit(_at_desk, place, "cost", name).result(), SageError):
+    with ProcessPoolExecutor(workers, get_context("spawn"), _sit_down, (make,), max_tasks_per_child=1) as pool:
+        for task in [pool.submit(_at_desk, place, "cost", name) for name in names]:
+            if isinstance(error := task.result(), SageError):
                 raise error
 
 

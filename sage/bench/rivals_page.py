@@ -114,7 +114,8 @@ def markdown(experiment: Experiment, facts: Mapping[str, str]) -> str:
     results = experiment.results()
     text += [f"## Minus {experiment.ours}, paired\n",
              "Difference with its 95 % interval, and the share of cases won.\n",
-             _markdown_differences(experiment, results), "## What the search chose\n", _markdown_chosen(experiment), f"{verdict(experiment)}\n"]
+             _markdown_differences(experiment, results), "## What the search chose\n", _markdown_chosen(experiment),
+             f"{verdict(experiment)}\n"]
     return "\n".join(text)
 
 

@@ -246,17 +246,16 @@ def _tell_rivals(args: argparse.Namespace, found: Experiment) -> int:
     facts = {"date": today(), "machine": found.about["machine"], "command": _command(args), "versions": versions(),
              "benchmark": args.benchmark, **{name: _said(value) for name, value in engine.items()
                                              if name != "versions"}, **found.about["networks"]}
-    heads = found.results()
-    lines = [line for line in found.lines if line.configuration in found.heads]
-    write_report(out / REPORT, f"Edits of {args.benchmark} by every method", found.place.test,
-                 tables.Results(lines, found.place.test.kinds), found.roots, facts)
-    write_text(out / TABLES, tables.as_json(heads, found.about["networks"]))
+    test, heads = found.place.test, found.heads
+    at_best = tables.Results([line for line in found.lines if line.configuration in heads], test.kinds)
+    write_report(out / REPORT, f"Edits of {args.benchmark} by every method", test, at_best, found.roots, facts)
+    write_text(out / TABLES, tables.as_json(at_best, found.about["networks"]))
     paths = write_all(found, facts)
     if (auto := as_auto(found, today())) is not None:
         write_text(out / AUTO, auto)
     for name, why in found.unfit.items():
         print(f"sage: note: {name} is left out: {why}", file=sys.stderr)
-    print(tables.as_json(heads, found.about["networks"]) if args.json else markdown(found, facts), end="")
+    print(tables.as_json(at_best, found.about["networks"]) if args.json else markdown(found, facts), end="")
     sys.stdout.flush()
     print(f"sage: comparison in {paths[0]}, pictures in {out / REPORT}", file=sys.stderr)
     return _status(found.lines)

@@ -61,7 +61,7 @@ def few(monkeypatch):
         cls = type(sage.method(name))
         monkeypatch.setattr(cls, "beside", ("direct",) if name == "p2p" else ())
         monkeypatch.setattr(cls, "presets", {key: {**preset, "steps": 3} for key, preset in cls.presets.items()})
-    monkeypatch.setattr(rivals, "_measure", lambda place, make, names: [
+    monkeypatch.setattr(rivals, "_measure", lambda place, make, names, workers: [
         (place.out / name / rivals.COST).write_text('{"memory": 5000000}') for name in names])
 
 
