@@ -17,7 +17,6 @@ Killed at any moment and started again it goes on.
 
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -545,9 +544,3 @@ def split(benchmark: Benchmark, tuned: int, most: int | None = None) -> tuple[Be
         raise SettingsError(f"{len(benchmark.cases)} cases are too few: settings are chosen on {tuned} of each kind, "
                             "and tested on others")
     return replace(benchmark, cases=tuple(tuning)), replace(benchmark, cases=tuple(test))
-
-
-def notes(experiment: Experiment) -> None:
-    """Say on stderr who could not compete."""
-    for name, why in experiment.unfit.items():
-        print(f"sage: note: {name} is left out: {why}", file=sys.stderr)

@@ -4,7 +4,6 @@ Imports no torch before the model is loaded.
 """
 
 import argparse
-import os
 import re
 import shlex
 import sys
@@ -24,21 +23,9 @@ from sage.bench.machine import today, versions
 from sage.bench.magicbrush import Turn, final_turns, is_magicbrush, read_magicbrush
 from sage.bench.metrics import Extractors
 from sage.bench.report import REPORT, write_report
-from sage.bench.rivals import (
-    BATCH,
-    CHOSEN,
-    RIVALS,
-    TRIALS,
-    TUNED,
-    Experiment,
-    Place,
-    Protocol,
-    as_auto,
-    compete,
-    split,
-)
+from sage.bench.rivals import BATCH, CHOSEN, RIVALS, TRIALS
 from sage.bench.rivals import TITLE as RIVALS_TITLE
-from sage.bench.rivals_page import AUTO, PAGE, SHEET, markdown, write_all
+from sage.bench.rivals_page import AUTO, PAGE, SHEET
 from sage.bench.rivals_page import RECORD as RIVALS_RECORD
 from sage.bench.runner import Engine, Here, Pool, read_manifests, run
 from sage.bench.scoring import DONE, Line, has_result, results_root, score_folder
@@ -166,6 +153,7 @@ def run_bench(args: argparse.Namespace) -> int:
         if (value := getattr(args, name)) is not None and value < 1:
             raise SettingsError(f"--{name} is {value}: must be at least 1")
     if RIVALS in (args.experiment or ()):
+        from sage.commands.rivals import run_rivals
         return run_rivals(args)
     args.batch = args.batch or args.usual_batch
     groups = [experiment(name) for name in args.experiment or ()]
@@ -174,8 +162,8 @@ def run_bench(args: argparse.Namespace) -> int:
     out = Path(args.out)
     with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:
         if args.benchmark == "stilllife":
-            benchmark = _still_lifes(args, args.data or out / BENCHMARK, args.each or FULL, bar,
-                                     TUNING_SEED if args.tuning else FIRST_SEED, args.prompts or FULLY[0])
+            benchmark = still_lifes(args, args.data or out / BENCHMARK, args.each or FULL, bar,
+                                    TUNING_SEED if args.tuning else FIRST_SEED, args.prompts or FULLY[0])
         else:
             benchmark = (read_magicbrush if args.benchmark == "magicbrush" else read_benchmark)(args.data)
             benchmark = first_of_each_kind(benchmark, QUICK) if args.quick else benchmark
@@ -188,15 +176,16 @@ def run_bench(args: argparse.Namespace) -> int:
     everything = in_order(read_manifests(out).values(), benchmark, [c.name for c in configurations])
     facts = {"benchmark": args.benchmark}
     about = pool.describe()
-    facts |= {name: _said(value) for name, value in about.items()}
+    facts |= {name: said(value) for name, value in about.items()}
     results = tables.Results(everything, benchmark.kinds)
     _finish(results, benchmark, out, dict.fromkeys(results.configurations, out), facts | pool.versions(),
-            pool.versions(), args.json, {"machine": pool.machine(), "command": _command(args)})
-    return _status(lines)
+            pool.versions(), args.json, {"machine": pool.machine(), "command": command_line(args)})
+    return status_of(lines)
 
 
-def _still_lifes(args: argparse.Namespace, folder: str | Path, each: int, bar: Progress, first_seed: int,
-                 prompts: str) -> Benchmark:
+def still_lifes(args: argparse.Namespace, folder: str | Path, each: int, bar: Progress, first_seed: int,
+                prompts: str) -> Benchmark:
+    """The rendered benchmark, made if it is not there; SettingsError for numbers that make no sense."""
     if not 11 <= args.side <= 4096:
         raise SettingsError(f"--side is {args.side}: must be from 11 to 4096")
     if not 1 <= each <= TUNING_SPAN:
@@ -205,63 +194,8 @@ def _still_lifes(args: argparse.Namespace, folder: str | Path, each: int, bar: P
                            WORDINGS if prompts == BOTH else (prompts,))
 
 
-def run_rivals(args: argparse.Namespace) -> int:
-    """Compare all methods, and write and print what came of it; 1 if any case failed."""
-    given = [f"--{name}" for name, value in (("config", args.config), ("tuning", getattr(args, "tuning", False)),
-                                             ("engine ray", args.engine == "ray"), ("shard", args.shard != (1, 1)))
-             if value]
-    if len(args.experiment) > 1 or given:
-        raise SettingsError(f"--experiment {RIVALS} is run alone: leave out "
-                            f"{given[0] if given else 'the other experiments'}")
-    if args.benchmark == "magicbrush":
-        raise SettingsError(f"--experiment {RIVALS} is for stilllife and piebench: MagicBrush's prompts describe "
-                            "whole pictures, and say more than an edit asks for")
-    out, processors = Path(args.out), os.cpu_count() or 1
-    args.batch, args.workers = args.batch or BATCH, args.workers or (processors if args.device in (None, "cpu") else 1)
-    with Progress(not args.quiet and sys.stderr.isatty(), unit="task", resumes=True) as bar:
-        tuning, test = _two_benchmarks(args, out, bar)
-        if args.device is None and args.workers > 1:
-            import torch
-            args.workers = 1 if torch.cuda.is_available() else args.workers
-        threads = args.threads or max(1, processors // args.workers)
-        make = partial(make_engine, replace(test, cases=test.cases[:1]), args.model, args.device, args.dtype, threads,
-                       args.extractors)
-        place = Place(out, tuning, test, Protocol(0, args.trials, batch=args.batch))
-        found = compete(place, make, args.workers, bar,
-                        say=lambda text: print(f"sage: {text}", file=sys.stderr))
-    return _tell_rivals(args, found)
-
-
-def _two_benchmarks(args: argparse.Namespace, out: Path, bar: Progress) -> tuple[Benchmark, Benchmark]:
-    """What settings are chosen on, and what is reported."""
-    if args.benchmark == "stilllife":
-        prompts = args.prompts or BOTH
-        return (_still_lifes(args, out / "tuning", TUNED, bar, TUNING_SEED, prompts),
-                _still_lifes(args, args.data or out / BENCHMARK, args.each or FULL, bar, FIRST_SEED, prompts))
-    return split(read_benchmark(args.data), 2 * TUNED, QUICK if args.quick else None)
-
-
-def _tell_rivals(args: argparse.Namespace, found: Experiment) -> int:
-    engine, out = found.about["engine"], Path(args.out)
-    facts = {"date": today(), "machine": found.about["machine"], "command": _command(args), "versions": versions(),
-             "benchmark": args.benchmark, **{name: _said(value) for name, value in engine.items()
-                                             if name != "versions"}, **found.about["networks"]}
-    test, heads = found.place.test, found.heads
-    at_best = tables.Results([line for line in found.lines if line.configuration in heads], test.kinds)
-    write_report(out / REPORT, f"Edits of {args.benchmark} by every method", test, at_best, found.roots, facts)
-    write_text(out / TABLES, tables.as_json(at_best, found.about["networks"]))
-    paths = write_all(found, facts)
-    if (auto := as_auto(found, today())) is not None:
-        write_text(out / AUTO, auto)
-    for name, why in found.unfit.items():
-        print(f"sage: note: {name} is left out: {why}", file=sys.stderr)
-    print(tables.as_json(at_best, found.about["networks"]) if args.json else markdown(found, facts), end="")
-    sys.stdout.flush()
-    print(f"sage: comparison in {paths[0]}, pictures in {out / REPORT}", file=sys.stderr)
-    return _status(found.lines)
-
-
-def _said(value: object) -> str:
+def said(value: object) -> str:
+    """A fact of a run, for people."""
     return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
@@ -289,7 +223,7 @@ def _cluster(make: Callable[[], tuple[Engine, Extractors]], configurations: Sequ
     return RayPool(make, configurations, args.workers, threads, gpu)
 
 
-def _command(args: argparse.Namespace) -> str:
+def command_line(args: argparse.Namespace) -> str:
     """What to type for the same figures; of paths only the names."""
     words = ["sage", "bench", args.benchmark]
     for name, default in (("each", None), ("quick", False), ("tuning", False), ("side", SIDE), ("prompts", None),
@@ -323,7 +257,7 @@ def run_score(args: argparse.Namespace) -> int:
     _finish(tables.Results(lines, benchmark.kinds), benchmark, Path(args.out) if args.out else None, roots,
             {"benchmark": Path(args.against).resolve().name, **extractors.versions}, dict(extractors.versions),
             args.json, {})
-    return _status(lines)
+    return status_of(lines)
 
 
 def judges(benchmark: Benchmark, where: str = NONE, device: str | None = None) -> Extractors:
@@ -386,7 +320,8 @@ def in_order(lines: Iterable[Line], benchmark: Benchmark, names: Sequence[str]) 
     return [found[c, case.name] for c in (*names, *others) for case in benchmark.cases if (c, case.name) in found]
 
 
-def _status(lines: Sequence[Line]) -> int:
+def status_of(lines: Sequence[Line]) -> int:
+    """The exit status, once it is said what has failed."""
     failed = [line for line in lines if line.status != DONE]
     for line in failed[:5]:
         print(f"sage: {line.configuration}, case {line.case}: {line.reason}", file=sys.stderr)
