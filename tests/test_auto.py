@@ -20,7 +20,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("auto") / "tiny"
     folder.mkdir()
     tiny.make(folder)
-    (folder / "settings.json").write_text(json.dumps({"sage": {"steps": 2, "guided_steps": 1}}))
+    ours = {"steps": 2, "guided_steps": 1, "self_level": 0, "cross_level": 0}
+    (folder / "settings.json").write_text(json.dumps({"sage": ours}))
     return folder
 
 
@@ -90,7 +91,7 @@ def test_settings_and_auto_are_one_too_many(folder, picture):
     ('{"method": "sag", "settings": {}}', "sag edits no picture"),
     ('{"method": "p2p+upside", "settings": {}}', "p2p has no inversion"),
     ('{"method": "p2p", "settings": {"wings": 2}}', "no setting 'wings'"),
-    ('{"method": "p2p", "settings": {"steps": 0}}', "steps is 0: must be at least 1")])
+    ('{"method": "p2p", "settings": {"steps": 0}}', "steps is '0': must be at least 1")])
 def test_a_damaged_record_is_one_line_and_runs_nothing(folder, record, picture, capsys, text, message):
     record()
     (folder / auto.FILE).write_text(text)

@@ -36,7 +36,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "tiny"
     folder.mkdir()
     tiny.make(folder)
-    (folder / "settings.json").write_text(json.dumps({"sage": {"steps": 2, "guided_steps": 1}}))
+    ours = {"steps": 2, "guided_steps": 1, "self_level": 0, "cross_level": 0}
+    (folder / "settings.json").write_text(json.dumps({"sage": ours}))
     return folder
 
 

@@ -42,9 +42,20 @@ def test_the_search_begins_where_it_is_told_spends_its_budget_and_comes_nearer()
     tried = search(kinds, {"a": 1.0, "b": 100.0}, 12, lambda v: seen.append(v) or judge(v))
     assert len(tried) == 12 == len(seen) and tried[0].values == {"a": 1.0, "b": 100.0}
     assert len({tuple(t.values.values()) for t in tried}) == 12
-    assert best(tried).score > max(t.score for t in tried[:6])  # what is about the best is better than the first half
     assert [t.values for t in search(kinds, {"a": 1.0, "b": 100.0}, 12, judge)] == seen  # the same again
     assert all(kinds[name].low <= v <= kinds[name].high for t in tried for name, v in t.values.items())
+
+
+def test_the_second_half_comes_nearer_than_as_many_more_points_spread_evenly():
+    kinds, first = {"a": Span(0, 1), "b": Span(0, 1)}, {"a": 1.0, "b": 1.0}
+    nearer = []
+    for a in (0.1, 0.3, 0.45, 0.6, 0.85):
+        for b in (0.15, 0.4, 0.7, 0.9):
+            judge = peak(a=a, b=b)
+            tried = search(kinds, first, 16, judge)
+            even = [judge(dict(zip(kinds, p, strict=True))) for p, _ in zip(halton(2), range(15), strict=False)]
+            nearer.append(best(tried).score - best(even).score)
+    assert sum(n > 0 for n in nearer) > 0.7 * len(nearer)
 
 
 def test_few_choices_are_tried_once_each_and_impossible_ones_never_win():
