@@ -194,7 +194,7 @@ class Encoder:
 
     def keys(self, picture: Array) -> Array:
         """(256, C): the features of a 16 x 16 grid, whose self-similarity is the picture's structure."""
-        grids, _, _ = self._see(picture)
+        grids = self._see(picture)[0]
         return rearrange(grids[-2][0], "c h w -> (h w) c").numpy()
 
     def distance(self, x: Array, y: Array) -> float:

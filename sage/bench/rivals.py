@@ -274,7 +274,7 @@ def _sit_down(make: Make) -> None:
 def _at_desk(place: Place, task: str, *arguments: Any) -> Any:
     """A task in a process of a pool; what is wrong with it goes back as a value, to be raised there."""
     try:
-        return getattr(Desk(place, *_desk), task)(*arguments)  # type: ignore[misc]
+        return getattr(Desk(place, *_desk), task)(*arguments)
     except SageError as error:
         return error
 

@@ -86,7 +86,7 @@ def frontier(experiment: Experiment, results: Results, title: str, kind: int | N
 
     def place(label: str) -> tuple[float, float] | None:
         means = [results.mean(label, key, kind) if label in results.by_case else None for key in found]
-        return None if None in means else tuple(m.mean * BY_KEY[key].scale  # type: ignore[return-value,union-attr]
+        return None if None in means else tuple(m.mean * BY_KEY[key].scale  # type: ignore[return-value]
                                                 for m, key in zip(means, found, strict=True))
 
     curves = [Curve(name, [at], [name], mark="bound") for name, label in
@@ -256,7 +256,7 @@ def _row(results: Results, label: str, metrics: Sequence[Metric], rivals: Sequen
 
 def _frontiers(experiment: Experiment) -> str:
     everything = experiment.results()
-    wanted = [(f"all kinds, {name}", results, None) for name, results in parts(experiment)]
+    wanted: list[tuple[str, Results, int | None]] = [(f"all kinds, {name}", results, None) for name, results in parts(experiment)]
     wanted += [(kind_name(everything, kind), everything, kind) for kind in everything.kinds]
     drawn = "".join(f"<figure><figcaption>{escape(title)}</figcaption>{found.svg()}</figure>"
                     for title, results, kind in wanted

@@ -66,7 +66,7 @@ def write_stilllife(folder: str | Path, per_kind: int = FULL, side: int = SIDE, 
         BenchmarkError: the folder holds another benchmark, or cannot be written to.
     """
     folder = Path(folder)
-    made = {"version": VERSION, "edits of each kind": per_kind, "side": side, "first seed": first_seed}
+    made: dict[str, object] = {"version": VERSION, "edits of each kind": per_kind, "side": side, "first seed": first_seed}
     if tuple(wordings) != FULLY:
         made["wordings"] = list(wordings)
     if (folder / MAPPING).exists():
