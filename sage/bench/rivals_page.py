@@ -256,8 +256,9 @@ def _row(results: Results, label: str, metrics: Sequence[Metric], rivals: Sequen
 
 def _frontiers(experiment: Experiment) -> str:
     everything = experiment.results()
-    wanted: list[tuple[str, Results, int | None]] = [(f"all kinds, {name}", results, None) for name, results in parts(experiment)]
-    wanted += [(kind_name(everything, kind), everything, kind) for kind in everything.kinds]
+    wanted: list[tuple[str, Results, int | None]] = [
+        *((f"all kinds, {name}", results, None) for name, results in parts(experiment)),
+        *((kind_name(everything, kind), everything, kind) for kind in everything.kinds)]
     drawn = "".join(f"<figure><figcaption>{escape(title)}</figcaption>{found.svg()}</figure>"
                     for title, results, kind in wanted
                     if (found := frontier(experiment, results, title, kind)))

@@ -66,9 +66,8 @@ def write_stilllife(folder: str | Path, per_kind: int = FULL, side: int = SIDE, 
         BenchmarkError: the folder holds another benchmark, or cannot be written to.
     """
     folder = Path(folder)
-    made: dict[str, object] = {"version": VERSION, "edits of each kind": per_kind, "side": side, "first seed": first_seed}
-    if tuple(wordings) != FULLY:
-        made["wordings"] = list(wordings)
+    made = {"version": VERSION, "edits of each kind": per_kind, "side": side, "first seed": first_seed,
+            **({"wordings": list(wordings)} if tuple(wordings) != FULLY else {})}
     if (folder / MAPPING).exists():
         if _made(folder) != made:
             raise BenchmarkError(f"{folder} holds another benchmark than the one wanted: give another folder")
