@@ -104,7 +104,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     span = high - low or abs(high) or 1.0
     unit = 10 ** math.floor(math.log10(span / most))
     step = next(unit * factor for factor in (1, 2, 5, 10, 20) if span / (unit * factor) <= most)
-    first, last = math.floor(low / step), math.ceil(high / step)
+    first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
     return [round(i * step, 10) for i in range(first, last + 1)]
 
 

@@ -27,7 +27,7 @@ from tests.bench.test_report import Page
 from tests.bench.world import make_benchmark
 from tests.models import tiny
 
-METHODS = ("sage", "plain", "sdedit", "p2p")
+METHODS = ("sage", "sdedit", "p2p")
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +98,11 @@ def test_the_whole_on_the_real_benchmarks_format_with_random_weights(folder, net
                str(networks), "--model", str(folder), "--trials", "2", "--workers", "1", "--out", str(tmp_path / "out")]
     assert main([*command, "--quiet"]) == 0
     out, err = capsys.readouterr()
-    assert "5 rivals: 2 trials each on 4 tuning cases, then up to 6 settings on 2 test cases" in err
+    assert "4 rivals: 2 trials each on 4 tuning cases, then up to 6 settings on 2 test cases" in err
     written = {p.name for p in (tmp_path / "out").iterdir()}
     assert written >= {PAGE, RECORD, SHEET, "chosen.json", "report.html", "tables.json", "rivals.json"}
     chosen = json.loads((tmp_path / "out/chosen.json").read_text())
-    assert list(chosen["rivals"]) == ["sage", "plain", "sdedit", "p2p", "p2p+direct"]
+    assert list(chosen["rivals"]) == ["sage", "sdedit", "p2p", "p2p+direct"]
     assert chosen["protocol"]["aim"] == {"background_psnr": 0.2, "clip_edited": 0.8}
     assert all(len(r["trials"]) == 2 and r["settings"]["steps"] == 2 for r in chosen["rivals"].values())
     assert chosen["rivals"]["p2p"]["trials"][0]["values"]["guidance_scale"] == 7.5
@@ -149,7 +149,7 @@ def test_killed_and_started_again_it_comes_to_the_same(folder, known, tmp_path):
 @pytest.fixture(scope="module")
 def experiment(folder, known, tmp_path_factory):
     patch = pytest.MonkeyPatch()
-    patch.setattr(rivals, "able", lambda task: METHODS[1:])
+    patch.setattr(rivals, "able", lambda task: ("plain", "sdedit", "p2p"))
     patch.setattr(rivals, "_measure", lambda *a: None)
     patch.setattr(type(sage.method("p2p")), "beside", ())
     patch.setattr(type(sage.method("p2p")), "presets", {"published": {"steps": 3, "blend": None}})
