@@ -44,8 +44,8 @@ from sage.method import method as find_method
 
 RIVALS = "rivals"
 TITLE = "Every method, its settings found by the same search"
-TRIALS, POINTS, BATCH = 8, 4, 8  # of a search; strengths on a curve; cases that are edited together
-TUNED = 1  # edits of each kind that settings are chosen on, each in every wording
+TRIALS, POINTS, BATCH = 8, 3, 8  # of a search; strengths on a curve; cases that are edited together
+TUNED = 2  # cases of each kind that settings are chosen on
 OURS, RECOMMENDED, PLAIN = "sage", "recommended", "plain"
 CHOSEN, COST, TUNING, TEST, EVERYONE = "chosen.json", "cost.json", "tuning", "test", "bounds"
 REFERENCES = (*BOUNDS, RECOMMENDED)
@@ -169,8 +169,9 @@ class Chosen:
         made += [_configuration(label, self.rival, {**self.settings, self.strength: value})
                  for label, value in self.curve.items() if label != self.label]
         if self.published:
-            made.append(Configuration(self.as_published, "its published settings", base="published", words="benchmark",
-                                      method=self.rival))
+            length = {name: self.settings[name] for name in ("steps",) if name in self.settings}
+            made.append(Configuration(self.as_published, "its published settings, in as many steps", base="published",
+                                      changes=length, words="benchmark", method=self.rival))
         return made
 
     def as_dict(self) -> dict[str, Any]:
@@ -524,6 +525,14 @@ def as_auto(experiment: Experiment, today: str) -> str | None:
         "date": today, "weights": experiment.about["engine"].get("weights"),
         "test cases": difference.count, "score minus recommended": [difference.mean, difference.low, difference.high],
         "network calls": [experiment.cost_of(chosen.label), experiment.cost_of(RECOMMENDED)]}}, indent=1) + "\n"
+
+
+def in_turn(benchmark: Benchmark) -> Benchmark:
+    """Of cases in several wordings those of one each, in turn over the kinds."""
+    ways = [wording for wording in WORDINGS if any(case.wording == wording for case in benchmark.cases)]
+    if len(ways) < 2:
+        return benchmark
+    return replace(benchmark, cases=tuple(c for c in benchmark.cases if c.wording == ways[c.kind % len(ways)]))
 
 
 def split(benchmark: Benchmark, tuned: int, most: int | None = None) -> tuple[Benchmark, Benchmark]:

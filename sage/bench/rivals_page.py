@@ -182,7 +182,7 @@ def protocol(experiment: Experiment) -> str:
     return (f"Every method works with {p.steps} steps and has had {p.trials} trials on the same "
             f"{len(place.tuning.cases)} tuning cases, the first of them its published numbers; the search made {aim} "
             f"large. What is shown are {len(place.test.cases)} other cases. Rows called published are the settings of "
-            f"the original code, with its own number of steps.{left}")
+            f"the original code but for the number of steps.{left}")
 
 
 def verdict(experiment: Experiment) -> str:

@@ -101,7 +101,7 @@ def _add_bench(parser: argparse.ArgumentParser, rendered: bool, batch: int, mode
     if rendered:
         add("--data", metavar="DIR", help=f"the benchmark, which is made if it is not there [OUT/{BENCHMARK}]")
         add("--side", metavar="N", type=int, default=SIDE, help=f"of the pictures in pixels [{SIDE}]")
-        add("--each", metavar="N", type=int, help=f"edits of each kind [{FULL}]")
+        add("--each", metavar="N", type=int, help=f"cases of each kind [{FULL}]")
         add("--prompts", choices=(*WORDINGS, BOTH), help="what the prompts name: everything, the noun and what changes "
             f"alone, or a case for both [{FULLY[0]}; {BOTH} with --experiment {RIVALS}]")
         add("--quick", dest="each", action="store_const", const=QUICK, help=f"the same as --each {QUICK}")
@@ -190,8 +190,8 @@ def still_lifes(args: argparse.Namespace, folder: str | Path, each: int, bar: Pr
         raise SettingsError(f"--side is {args.side}: must be from 11 to 4096")
     if not 1 <= each <= TUNING_SPAN:
         raise SettingsError(f"--each is {each}: must be from 1 to {TUNING_SPAN}")
-    return write_stilllife(folder, each, args.side, args.workers or 1, bar, first_seed,
-                           WORDINGS if prompts == BOTH else (prompts,))
+    wordings = WORDINGS if prompts == BOTH else (prompts,)
+    return write_stilllife(folder, -(-each // len(wordings)), args.side, args.workers or 1, bar, first_seed, wordings)
 
 
 def said(value: object) -> str:

@@ -15,7 +15,7 @@ from sage.bench.cases import Benchmark, read_benchmark
 from sage.bench.files import write_text
 from sage.bench.machine import today, versions
 from sage.bench.report import REPORT, write_report
-from sage.bench.rivals import BATCH, RIVALS, TUNED, Experiment, Place, Protocol, as_auto, compete, split
+from sage.bench.rivals import BATCH, RIVALS, TUNED, Experiment, Place, Protocol, as_auto, compete, in_turn, split
 from sage.bench.rivals_page import AUTO, markdown, write_all
 from sage.bench.stilllife import FIRST_SEED, FULL, QUICK, TUNING_SEED
 from sage.commands.bench import BENCHMARK, BOTH, TABLES, command_line, make_engine, said, status_of, still_lifes
@@ -51,10 +51,11 @@ def run_rivals(args: argparse.Namespace) -> int:
 def _benchmarks(args: argparse.Namespace, out: Path, bar: Progress) -> tuple[Benchmark, Benchmark]:
     """What settings are chosen on, and what is reported."""
     if args.benchmark == "stilllife":
-        prompts = args.prompts or BOTH
-        return (still_lifes(args, out / "tuning", TUNED, bar, TUNING_SEED, prompts),
-                still_lifes(args, args.data or out / BENCHMARK, args.each or FULL, bar, FIRST_SEED, prompts))
-    return split(read_benchmark(args.data), 2 * TUNED, QUICK if args.quick else None)
+        prompts, each = args.prompts or BOTH, args.each or FULL
+        test = still_lifes(args, args.data or out / BENCHMARK, each, bar, FIRST_SEED, prompts)
+        tuning = still_lifes(args, out / "tuning", TUNED, bar, TUNING_SEED, prompts)
+        return (in_turn(tuning) if each <= QUICK else tuning), test
+    return split(read_benchmark(args.data), TUNED, QUICK if args.quick else None)
 
 
 def _tell(args: argparse.Namespace, found: Experiment) -> int:

@@ -16,7 +16,7 @@ from sage.bench.engine import ModelEngine
 from sage.bench.files import BenchmarkError
 from sage.bench.frontier import Curve, Frontier, ticks
 from sage.bench.metrics import Extractors
-from sage.bench.rivals import Chosen, Experiment, Place, Protocol, aim_of, as_auto, compete, score, split
+from sage.bench.rivals import Chosen, Experiment, Place, Protocol, aim_of, as_auto, compete, in_turn, score, split
 from sage.bench.rivals_page import PAGE, RECORD, SHEET, contact_sheet, markdown, sampled, write_all
 from sage.bench.scoring import DONE, FAILED, Line
 from sage.bench.search import Trial
@@ -98,7 +98,7 @@ def test_the_whole_on_the_real_benchmarks_format_with_random_weights(folder, net
                str(networks), "--model", str(folder), "--trials", "2", "--workers", "1", "--out", str(tmp_path / "out")]
     assert main([*command, "--quiet"]) == 0
     out, err = capsys.readouterr()
-    assert "4 rivals: 2 trials each on 4 tuning cases, then up to 6 settings on 2 test cases" in err
+    assert "4 rivals: 2 trials each on 4 tuning cases, then up to 5 settings on 2 test cases" in err
     written = {p.name for p in (tmp_path / "out").iterdir()}
     assert written >= {PAGE, RECORD, SHEET, "chosen.json", "report.html", "tables.json", "rivals.json"}
     chosen = json.loads((tmp_path / "out/chosen.json").read_text())
@@ -202,6 +202,11 @@ def test_without_a_true_edit_there_must_be_clip(known, benchmark):
     assert aim_of(known, Extractors()) == {"inside_psnr": 0.5, "outside_psnr": 0.5}
     with pytest.raises(SettingsError, match="needs CLIP"):
         aim_of(benchmark, Extractors())
+
+
+def test_a_quick_search_takes_the_wordings_in_turn(known, benchmark):
+    assert [(c.kind, c.wording) for c in in_turn(known).cases] == [(0, "full"), (1, "short"), (0, "full")]
+    assert in_turn(benchmark) == benchmark
 
 
 def test_a_benchmark_is_split_by_kind(benchmark):
