@@ -282,6 +282,13 @@ def edited_thing(source: Mapping[str, str], target: Mapping[str, str]) -> str:
     return "second_form" if second else "form"
 
 
+def melting(result: Array, source: Mapping[str, str], target: Mapping[str, str],
+            extractors: Extractors) -> dict[str, float | None]:
+    """How far the edited thing is from every true one of its form; nothing without a network that tells."""
+    name = edited_thing(source, target)
+    return {"melted": _finite(extractors.melted(result, name, target[name]))} if extractors.melted else {}
+
+
 def last_square(result: Array, width: int, height: int) -> Array:
     """The picture itself, or, of one that is not square, its last (height, width) pixels.
 

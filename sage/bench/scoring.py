@@ -15,9 +15,9 @@ from sage.bench.metrics import (
     Extractors,
     against_scenes,
     against_truth,
-    edited_thing,
     last_square,
     magic_brush,
+    melting,
     pie_bench,
 )
 from sage.errors import SageError
@@ -76,9 +76,8 @@ def score(case: Case, source: Image.Image, truth: Image.Image | None, result: Im
         scores |= against_truth(b, np.asarray(truth), mask, extractors)
     if case.attributes and extractors.attributes:
         scores |= against_scenes(extractors.attributes(b), *case.attributes)
-    if case.attributes and extractors.melted:
-        name = edited_thing(*case.attributes)
-        scores["melted"] = extractors.melted(b, name, case.attributes[1][name])
+    if case.attributes:
+        scores |= melting(b, *case.attributes, extractors)
     return scores
 
 
