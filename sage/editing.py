@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from sage import pictures, quality
+from sage.auto import AUTO, recorded
 from sage.errors import NumericsError, SettingsError
 from sage.job import Job, Noises, Progress
 from sage.memory import Task, own_savings, settle, stepping_down
@@ -100,17 +101,20 @@ def edit(model: Backbone, image: Image.Image, source: str, target: str, config: 
         progress: called with (phase, steps done, steps in all).
         trajectory: of `invert` for the same picture, source prompt and inversion settings.
         watch: called with every step as it is done; what it raises ends the edit.
-        method: by name, or path/to/file.py:Class; default: of `config`, else "sage".
+        method: by name, or path/to/file.py:Class; "auto" for what is recorded for the model, which a note then tells;
+            default: of `config`, else "sage".
         savings: what was done to need less memory when an edit was made that shall be repeated to the byte.
         request: what else the method reads: mask, reference, points, edits, sentences (`sage.Request`).
     Raises:
         SageError: a picture, prompt, setting or trajectory that does not fit; NumericsError if numbers overflow.
     """
+    taken = recorded(model.recommends.get(AUTO), model.name).note if method == AUTO and config is None else ""
     config = settings_for(model, config, method)
     asked = Request(source, target, **request)
     check_request(method_of(config), asked)
-    return edit_batch(model, [picture_of(image)], [check_prompts(model, source, target, config, truncate)], config,
-                      progress, trajectory, watch, requests=[asked], savings=savings)[0]
+    result = edit_batch(model, [picture_of(image)], [check_prompts(model, source, target, config, truncate)], config,
+                        progress, trajectory, watch, requests=[asked], savings=savings)[0]
+    return replace(result, notes=(taken, *result.notes)) if taken else result
 
 
 def settings_for(model: Backbone, config: Settings | None, method: str | None, task: str = "edit") -> Settings:
@@ -122,7 +126,12 @@ def settings_for(model: Backbone, config: Settings | None, method: str | None, t
         SettingsError: settings of another method than the one that is named, one that does not do this, or a model
             that it does not fit.
     """
-    found = find_method(method or DEFAULTS[task]) if config is None else method_of(config)
+    if method == AUTO and config is not None:
+        raise SettingsError(f"these are settings of {method_of(config).name}, and auto brings its own: leave out one")
+    if method == AUTO and task == "edit":
+        found = recorded(model.recommends.get(AUTO), model.name).as_method()
+    else:
+        found = find_method(method or DEFAULTS[task]) if config is None else method_of(config)
     check_task(found, task)
     if config is not None and method is not None and find_method(method).Settings is not type(config):
         raise SettingsError(f"these are settings of {found.name}, and the method is {method}: give one of the two")

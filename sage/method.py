@@ -131,6 +131,9 @@ class Method(ABC, Generic[S]):
         reads: which members of a `Request` it looks at.
         presets: named changes to the settings, such as "published": those of the original code.
         calls: how often the network is asked for one picture, as people read it: "N" for an inversion of N steps.
+        strength: the setting that says how much of the picture may change, the more the larger; it is one of those that
+            are searched (`Settings.searched`).
+        beside: inversions besides its own with which it is compared with other methods.
         of_pictures: settings that play no part where a picture is made from nothing.
         edits: whether it edits pictures (sage.edit).
         generates: whether it makes pictures from noise (sage.generate).
@@ -144,6 +147,8 @@ class Method(ABC, Generic[S]):
     reads: ClassVar[frozenset[str]] = frozenset({"source", "target"})
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
     calls: ClassVar[str] = ""
+    strength: ClassVar[str] = "guidance_scale"
+    beside: ClassVar[tuple[str, ...]] = ()
     of_pictures: ClassVar[frozenset[str]] = frozenset({"encode", "size", "fit"})
     edits: ClassVar[bool] = True
     generates: ClassVar[bool] = False

@@ -13,7 +13,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_type_hints
 
 from sage.errors import SettingsError
 
@@ -23,10 +23,40 @@ Factors = Mapping[str, float]
 T = TypeVar("T")
 
 
-def setting(default: Any, help: str, *choices: str, low: float = -math.inf, high: float = math.inf) -> Any:
-    """A field that carries its own documentation, its choices and its range."""
+class Span(NamedTuple):
+    """Numbers worth trying, from `low` to `high`; evenly, or with `log` by equal factors."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def at(self, share: float) -> float:
+        """The number a share of the way along, 0 to 1, to three digits."""
+        value = self.low * (self.high / self.low) ** share if self.log else self.low + share * (self.high - self.low)
+        return float(f"{value:.3g}")
+
+    def share(self, value: float) -> float:
+        """How far along a number is, at most 1 and at least 0."""
+        if self.log:
+            value, low, high = (math.log(max(v, self.low)) for v in (value, self.low, self.high))
+        else:
+            low, high = self.low, self.high
+        return min(max((value - low) / (high - low), 0.0), 1.0)
+
+
+Searched = Span | tuple[Any, ...]
+
+
+def setting(default: Any, help: str, *choices: str, low: float = -math.inf, high: float = math.inf,
+            search: Searched = ()) -> Any:
+    """A field that carries its own documentation, its choices and its range.
+
+    Args:
+        search: what a search for good settings tries: a `Span`, or some values; nothing for what it leaves alone.
+    """
     value = {"default_factory": dict, "hash": False} if default == {} else {"default": default}
-    return dataclasses.field(metadata={"help": help, "choices": choices, "low": low, "high": high}, **value)
+    return dataclasses.field(metadata={"help": help, "choices": choices, "low": low, "high": high, "search": search},
+                             **value)
 
 
 def frozen(cls: type[T]) -> type[T]:
@@ -101,6 +131,11 @@ class Settings:
         """The settings that an inversion depends on, as plain values."""
         fixed = {name for group in type(self).__mro__ for name in vars(group).get("fixes", ())}
         return {name: _plain(getattr(self, name)) for name in self.names() if name in fixed}
+
+    @classmethod
+    def searched(cls) -> dict[str, Searched]:
+        """What a search tries of each setting that is searched, by name."""
+        return {f.name: f.metadata["search"] for f in cls.fields() if f.metadata["search"]}
 
     @classmethod
     def default(cls, name: str) -> Any:
@@ -208,7 +243,7 @@ class PartWay(Solver):
     fixes = frozenset({"strength"})
 
     strength: float = setting(1.0, "share of the way to noise that the picture is taken: 0 leaves it as it is", low=0,
-                              high=1)
+                              high=1, search=Span(0.3, 1.0))
 
     @property
     def taken(self) -> int:
@@ -221,7 +256,7 @@ class Guidance(Settings):
     """Guidance."""
 
     guidance_scale: float = setting(7.5, "w: how strongly the target prompt is followed; 1 follows it plainly", low=0,
-                                    high=100)
+                                    high=100, search=Span(1, 8, log=True))
 
 
 @frozen
@@ -268,10 +303,11 @@ class Blending(Settings):
     blend: Phrases = setting(AUTO, "phrases that mark where the picture may change: auto (what differs between the "
                              "prompts), none, or SOURCE,TARGET")
     mask_from: str = setting("attention", "what marks where the picture may change: attention to the phrases, or where "
-                             "the predictions under the two prompts differ", "attention", "difference")
+                             "the predictions under the two prompts differ", "attention", "difference",
+                             search=("attention", "difference"))
     blend_fraction: float = setting(0.8, "share of the steps, from the first, with blending", low=0, high=1)
     blend_threshold: float = setting(0.3, "attention or difference, relative to its maximum, above which a place is "
-                                     "in the mask", low=0, high=1)
+                                     "in the mask", low=0, high=1, search=Span(0.1, 0.6))
     blend_match: str = setting("phrase", "blending phrases are found as tokens and must be there; or as whole words "
                                "split at spaces, where an absent one counts for nothing", "phrase", "words")
 

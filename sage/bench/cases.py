@@ -5,7 +5,8 @@
     annotation_images/           the pictures, at their image_path
     true_edits/                  ours alone: the right results, where they are known
 
-Ours alone too, in the mapping file: true_edit, blend_phrases, and attributes, what the two scenes of a still life show.
+Ours alone too, in the mapping file: true_edit, blend_phrases, attributes, what the two scenes of a still life show, and
+wording, how much its prompts say.
 The edited words stand in [brackets] in both prompts.  A mask is a flat list start, length, start, length, ... over the
 pixels in rows from the upper left, 0-based; 1 is where the edit may be.
 """
@@ -29,6 +30,7 @@ from sage.stilllife.scenes import VALUES
 
 MAPPING, PICTURES, TRUE_EDITS = "mapping_file.json", "annotation_images", "true_edits"
 MAX_TEXT = 4096
+WORDINGS = ("full", "short")  # prompts that name everything, and prompts of the noun and what changes
 
 # Two annotations that the released SAGE mends before it runs.
 MENDED_BLEND = {"And chair rock": "chair rock"}
@@ -85,6 +87,7 @@ class Case:
             can say several words, and that a thing is only in one prompt.
         attributes: of the source's scene and of the target's, all those of `sage.stilllife.scenes.VALUES`; or None
             where the pictures are no still lifes.
+        wording: how much the prompts say, one of WORDINGS; "" where nobody tells.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Case:
     truth: str | None = None
     phrases: tuple[str, str] | None = None
     attributes: tuple[Mapping[str, str], Mapping[str, str]] | None = None
+    wording: str = ""
 
     @property
     def source(self) -> str:
@@ -265,11 +269,14 @@ def _case(path: Path, name: str, entry: Any, mended: bool) -> Case:
         if not isinstance(attributes, list) or len(attributes) != 2 or not all(map(_is_scene, attributes)):
             raise fail("attributes must be a pair of tables, each with a known value for every attribute of a scene")
         attributes = (attributes[0], attributes[1])
+    wording = entry.get("wording", "")
+    if wording not in ("", *WORDINGS):
+        raise fail(f"wording must be {' or '.join(WORDINGS)}")
     truth = entry.get("true_edit")
     return Case(name=name, kind=int(kind), picture=picture, source_marked=source, target_marked=target,
                 runs=tuple(runs), instruction=text("editing_instruction", entry.get("editing_instruction", "")),
                 blended_word=blended, truth=None if truth is None else text("true_edit", truth), phrases=phrases,
-                attributes=attributes)
+                attributes=attributes, wording=wording)
 
 
 def _is_scene(attributes: Any) -> bool:
@@ -291,5 +298,7 @@ def write_mapping(folder: Path, cases: Iterable[Case]) -> None:
             entries[case.name]["blend_phrases"] = list(case.phrases)
         if case.attributes is not None:
             entries[case.name]["attributes"] = [dict(scene) for scene in case.attributes]
+        if case.wording:
+            entries[case.name]["wording"] = case.wording
     rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items())
     write_text(folder / MAPPING, f"{{\n{rows}\n}}\n")

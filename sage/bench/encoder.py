@@ -11,6 +11,7 @@ attribute needs from the coarsest grid; its text side is CLIP's, small.  A folde
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,14 @@ from sage.models.known import installed
 from sage.models.sd.clip import CLIPText, CLIPTextParams
 from sage.models.sd.configs import Config
 from sage.models.weights import fill, open_weights
+from sage.pictures import from_pixels
 from sage.prompts.tokens import Prompts
+from sage.stilllife.render import render
 from sage.stilllife.scenes import VALUES
+from sage.stilllife.varied import sample_varied_scene
 
 FOLDER, CONFIG, WEIGHTS = "encoder", "config.json", "model.fp16.safetensors"
+TRUE_THINGS = 96  # of each form, to which others are held
 REMEMBERED = 256  # pictures whose features are kept: sources and truths come again with every configuration
 MOST = 4096  # of any number in a configuration
 
@@ -143,13 +148,30 @@ class EncoderNet(nn.Module):
 
     def image(self, grid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The coarsest grid -> (B, width) in the common space, and for each attribute (B, values) logits."""
-        read = self.readers(grid)
+        return self.told(self.readers(grid))
+
+    def told(self, read: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same of what the readers have gathered, (B, attributes, C)."""
         logits = {name: self.readouts[name](read[:, i]) for i, name in enumerate(VALUES)}
         return self.to_common(read.flatten(1)), logits
 
     def last_hidden(self, ids: Tensor, ends: Tensor) -> Tensor:
         """(B, text width): the state of each prompt's end token, which stands at `ends` (B,)."""
         return self.text(ids)[torch.arange(len(ids), device=ids.device), ends]
+
+
+def true_things(name: str, value: str, side: int) -> Iterator[Array]:
+    """Pictures, uint8, of things of a form that look otherwise in all else; the same ones at every call.
+
+    Args:
+        name: "form" of the main thing, or "second_form".
+        value: the form.
+    """
+    rng = np.random.default_rng((9, list(VALUES).index(name), VALUES[name].index(value)))
+    for _ in range(TRUE_THINGS):
+        while (scene := sample_varied_scene(rng)).attributes()[name] != value:
+            pass
+        yield np.asarray(from_pixels(render(scene, side)))
 
 
 def normalised(grid: Tensor) -> Tensor:
@@ -167,11 +189,12 @@ class Encoder:
 
     def __init__(self, net: EncoderNet, prompts: Prompts, accuracy: dict[str, dict[str, float]]):
         self.net, self.prompts, self.accuracy = net, prompts, accuracy
-        self._seen: OrderedDict[bytes, tuple[list[Tensor], Tensor, dict[str, Tensor]]] = OrderedDict()
+        self._seen: OrderedDict[bytes, tuple[list[Tensor], Tensor, dict[str, Tensor], Tensor]] = OrderedDict()
+        self._true: dict[tuple[str, str], Array] = {}
 
     def keys(self, picture: Array) -> Array:
         """(256, C): the features of a 16 x 16 grid, whose self-similarity is the picture's structure."""
-        grids, _, _ = self._see(picture)
+        grids = self._see(picture)[0]
         return rearrange(grids[-2][0], "c h w -> (h w) c").numpy()
 
     def distance(self, x: Array, y: Array) -> float:
@@ -198,9 +221,21 @@ class Encoder:
         """What the picture shows, each attribute by its most probable value."""
         return {name: VALUES[name][int(logits.argmax())] for name, logits in self._see(picture)[2].items()}
 
+    def melted(self, picture: Array, name: str, value: str) -> float:
+        """How far what is gathered for a form is from every true thing of that form: 1 - cos to the nearest.
+
+        Args:
+            name: "form" or "second_form".
+            value: the form.
+        """
+        if (name, value) not in self._true:
+            things = true_things(name, value, self.net.params.side)
+            self._true[name, value] = np.stack([_gathered(self._look(picture)[3], name) for picture in things])
+        return float(1 - (self._true[name, value] @ _gathered(self._see(picture)[3], name)).max())
+
     def extractors(self) -> Extractors:
         return Extractors(keys=self.keys, lpips=self.distance, image=self.image, text=self.text,
-                          attributes=self.attributes, distance="features", similarity="prompt",
+                          attributes=self.attributes, melted=self.melted, distance="features", similarity="prompt",
                           versions={"encoder": self.describe()})
 
     def describe(self) -> str:
@@ -216,18 +251,28 @@ class Encoder:
                          f"{which} right ({each})")
         return "; ".join(parts)
 
-    @torch.no_grad()
-    def _see(self, picture: Array) -> tuple[list[Tensor], Tensor, dict[str, Tensor]]:
-        """Features, vector and read-outs of a picture: uint8, or float32 in [-1, 1]."""
+    def _see(self, picture: Array) -> tuple[list[Tensor], Tensor, dict[str, Tensor], Tensor]:
+        """Features, vector, read-outs and what they are read from: of a picture, uint8, or float32 in [-1, 1]."""
         key = hashlib.blake2b(np.ascontiguousarray(picture).tobytes(), key=str(picture.shape).encode()).digest()
         if key in self._seen:
             self._seen.move_to_end(key)
         else:
-            grids = self.net.features(prepared(picture, self.net.params.side))
-            self._seen[key] = grids, *self.net.image(grids[-1])
+            self._seen[key] = self._look(picture)
             if len(self._seen) > REMEMBERED:
                 self._seen.popitem(last=False)
         return self._seen[key]
+
+    @torch.no_grad()
+    def _look(self, picture: Array) -> tuple[list[Tensor], Tensor, dict[str, Tensor], Tensor]:
+        grids = self.net.features(prepared(picture, self.net.params.side))
+        read = self.net.readers(grids[-1])
+        return grids, *self.net.told(read), read
+
+
+def _gathered(read: Tensor, name: str) -> Array:
+    """(C,), one long: what the readers have gathered to tell an attribute by."""
+    vector = read[0, list(VALUES).index(name)].numpy()
+    return vector / np.linalg.norm(vector)
 
 
 def prepared(picture: Array, side: int) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -30,17 +31,29 @@ Job = tuple[Case, Image.Image, Plan]
 
 
 class Counted:
-    """A backbone that counts the latents for which its network was asked, forward: `calls`."""
+    """A backbone that counts the latents for which its network was asked.
+
+    Attributes:
+        calls: forward.
+        gradients: those of them whose result can be differentiated.
+    """
 
     def __init__(self, model: Backbone):
-        self._model, self.calls = model, 0
+        self._model, self.calls, self.gradients = model, 0, 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def predict(self, z: Tensor, level: Level, text: Any) -> Prediction:
         self.calls += len(z)
-        return self._model.predict(z, level, text)
+        prediction = self._model.predict(z, level, text)
+        self.gradients += len(z) * prediction.eps.requires_grad
+        return prediction
+
+    @property
+    def counted(self) -> np.ndarray:
+        """Calls and gradients so far."""
+        return np.array([self.calls, self.gradients])
 
 
 @dataclass(frozen=True)
@@ -49,11 +62,12 @@ class Inversion:
 
     Attributes:
         key: whatever has an equal one has the very same way.
+        counted: calls and gradients.
     """
 
     key: Any
     trajectory: Trajectory
-    calls: int
+    counted: np.ndarray
     seconds: float
 
 
@@ -139,9 +153,10 @@ class ModelEngine:
         settings, (_, images, plans) = self._settings(configuration), zip(*jobs, strict=True)
         requests = [Request(case.source, case.target) for case, _, _ in jobs]
         way = self._inverted(settings, images, plans, requests)
-        calls, began = self.model.calls, time.monotonic()
+        counted, began = self.model.counted, time.monotonic()
         results = edit_batch(self.model, images, plans, settings, trajectory=way.trajectory, requests=requests)
-        each = {"calls": round((way.calls + self.model.calls - calls) / len(jobs), 2),
+        calls, gradients = ((way.counted + self.model.counted - counted) / len(jobs)).round(2).tolist()
+        each = {"calls": calls, "gradients": gradients,
                 "seconds": round((way.seconds + time.monotonic() - began) / len(jobs), 3)}
         return [Outcome(result.image, self._record(configuration, case, result), result.notes, **each)
                 for (case, _, _), result in zip(jobs, results, strict=True)]
@@ -152,9 +167,9 @@ class ModelEngine:
         key = sharing_key(settings, plans), [image.tobytes() for image in images]
         if self._inversion is None or self._inversion.key != key:
             self._inversion = None  # the maps of two would be a lot
-            calls, began = self.model.calls, time.monotonic()
+            counted, began = self.model.counted, time.monotonic()
             trajectory = invert_batch(self.model, images, plans, settings, requests=requests)
-            self._inversion = Inversion(key, trajectory, self.model.calls - calls, time.monotonic() - began)
+            self._inversion = Inversion(key, trajectory, self.model.counted - counted, time.monotonic() - began)
         return self._inversion
 
     def _record(self, configuration: Configuration, case: Case, result: EditResult) -> dict[str, Any]:

@@ -40,6 +40,8 @@ LEGEND = {
     "asked": Entry(SEEN, "as asked, %", "share of the attributes that the edit should change and that came out so"),
     "kept": Entry(SEEN, "kept, %", "share of the other attributes that are still as they were"),
     "attributes": Entry(SEEN, "right, %", "share of all attributes that are as they should be"),
+    "melted": Entry(SEEN, "melted", "distance of the edited thing's features from those of the nearest true thing of "
+                                    "that form, times 1000: high where it has lost its form"),
     **{f"{place}_{name}": Entry(group, head, says) for place, group in (
         ("inside", INSIDE), ("outside", OUTSIDE), ("background", BACKGROUND))
        for name, (head, says) in _DISTANCES.items()},

@@ -42,6 +42,7 @@ METRICS = (
     Metric("asked", "attributes as asked, %", 1e2, True, 1),
     Metric("kept", "attributes kept, %", 1e2, True, 1),
     Metric("attributes", "attributes right, %", 1e2, True, 1),
+    Metric("melted", "melted x 1000", 1e3, False, 1),
     Metric("inside_psnr", "PSNR inside", 1, True),
     Metric("inside_ssim", "SSIM inside x 100", 1e2, True),
     Metric("inside_lpips", "LPIPS inside x 1000", 1e3, False),
@@ -81,6 +82,7 @@ class Extractors:
         image: picture -> (width,), text: prompt -> (width,): vectors in the common space of CLIP.
         cls: picture -> (width,), the class token of DINO.
         attributes: picture -> what it shows, by the names of `sage.stilllife.scenes.VALUES`.
+        melted: picture, attribute, value -> how far the thing whose form that is is from every true one.
         distance, similarity: what to call the figures of `lpips`, and of `image` and `text`.
         versions: what they are and what computes them, by name.
     """
@@ -91,6 +93,7 @@ class Extractors:
     text: Callable[[str], Array] | None = None
     cls: Callable[[Array], Array] | None = None
     attributes: Callable[[Array], Mapping[str, str]] | None = None
+    melted: Callable[[Array, str, str], float] | None = None
     distance: str = "lpips"
     similarity: str = "clip"
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -267,6 +270,23 @@ def against_scenes(seen: Mapping[str, str], source: Mapping[str, str],
     groups = {"asked": [right[name] for name in right if source[name] != target[name]],
               "kept": [right[name] for name in right if source[name] == target[name]], "attributes": [*right.values()]}
     return {key: sum(values) / len(values) if values else None for key, values in groups.items()}
+
+
+def edited_thing(source: Mapping[str, str], target: Mapping[str, str]) -> str:
+    """The attribute that is the form of the thing that an edit makes or changes; of the main one where it is of none.
+
+    Where the second thing is removed there is no form of it to be seen.
+    """
+    changed = {name for name, value in target.items() if source[name] != value}
+    second = changed and all(name.startswith("second_") for name in changed) and target["second_form"] != "none"
+    return "second_form" if second else "form"
+
+
+def melting(result: Array, source: Mapping[str, str], target: Mapping[str, str],
+            extractors: Extractors) -> dict[str, float | None]:
+    """How far the edited thing is from every true one of its form; nothing without a network that tells."""
+    name = edited_thing(source, target)
+    return {"melted": _finite(extractors.melted(result, name, target[name]))} if extractors.melted else {}
 
 
 def last_square(result: Array, width: int, height: int) -> Array:

@@ -123,11 +123,11 @@ def _chart(m: Metric, run: Run) -> str:
         place = [min(max(100 * (x - low) / span, 0), 100) for x in (v.low, v.mean, v.high)]
         kind = "bound" if c in bounds else "best" if c in best else ""
         kind += " beyond" if not low <= v.mean <= high else ""
-        return (f'<li class="{kind}"><span class="name">{_name(c)}</span>'
+        return (f'<li class="{kind}"><span class="name">{named(c)}</span>'
                 f'<span class="track" title="{v.text(m)}">'
                 f'<i class="range" style="left:{place[0]:.1f}%;width:{place[2] - place[0]:.1f}%"></i>'
                 f'<i class="dot" style="left:{place[1]:.1f}%"></i></span>'
-                f'<span class="value">{_number(v.mean, m)}</span></li>')
+                f'<span class="value">{number(v.mean, m)}</span></li>')
 
     more = f"<p>and {len(methods) - ROWS} more below</p>" if len(methods) > ROWS else ""
     e = entry(m)
@@ -153,7 +153,7 @@ def _tables(run: Run) -> str:
         name = "all" if kind is None else str(kind)
         hidden = "" if kind is None else " hidden"
         parts.append(f'<div class="wide by-kind" data-kind="{name}"{hidden}><table><caption>'
-                     f'{escape(_kind(run.results, kind))}</caption>{_heads(run.results.metrics, "failed")}{body}'
+                     f'{escape(kind_name(run.results, kind))}</caption>{_heads(run.results.metrics, "failed")}{body}'
                      "</table></div>")
     return "\n".join(parts)
 
@@ -175,10 +175,10 @@ def _row(run: Run, c: str, kind: int | None) -> str:
         found = run.results.mean(c, m.key, kind)
         best = ' class="best"' if c in _best(run, m, kind) else ""
         cells.append("<td></td>" if found is None else f'<td{best} data-value="{found.mean:.9g}">'
-                     f"{_number(found.mean, m)}<small>{_range(found, m)}</small></td>")
+                     f"{number(found.mean, m)}<small>{ranged(found, m)}</small></td>")
     failed = len(run.results.failed(c, kind))
     note = f"<small>{BOUND_NOTES[c]}</small>" if c in BOUND_NOTES else ""
-    return (f'<tr><th scope="row">{_name(c)}{note}</th>{"".join(cells)}<td data-value="{failed}">{failed or ""}</td>'
+    return (f'<tr><th scope="row">{named(c)}{note}</th>{"".join(cells)}<td data-value="{failed}">{failed or ""}</td>'
             "</tr>")
 
 
@@ -201,7 +201,7 @@ def _comparisons(run: Run) -> str:
              'interval leaves out 0.</p><p class="script"><label>Compared with <select id="against">'
              f"{options}</select></label></p>"]
     for i, reference in enumerate(run.baselines):
-        rows = "".join(f'<tr><th scope="row">{_name(c)}</th>'
+        rows = "".join(f'<tr><th scope="row">{named(c)}</th>'
                        f'{"".join(_difference(run.results, c, reference, m) for m in run.results.metrics)}</tr>'
                        for c in (*run.methods, *run.bounds) if c != reference)
         parts.append(f'<div class="wide against" data-index="{i}"{" hidden" if i else ""}><table><caption>minus '
@@ -216,7 +216,7 @@ def _difference(results: Results, a: str, b: str, m: Metric) -> str:
     d, sure = p.difference, ""
     if d.low > 0 or d.high < 0:
         sure = "better" if (d.mean > 0) == m.higher_is_better else "worse"
-    return (f'<td class="{sure}" data-value="{d.mean:.9g}">{_number(d.mean, m, "+")}<small>{_range(d, m, "+")}</small>'
+    return (f'<td class="{sure}" data-value="{d.mean:.9g}">{number(d.mean, m, "+")}<small>{ranged(d, m, "+")}</small>'
             f'<small class="wins" style="--wins:{100 * p.wins:.0f}%">better in {p.wins:.0%}</small></td>')
 
 
@@ -229,18 +229,20 @@ def _legend(run: Run) -> str:
     return ('<details id="legend"><summary>Legend: what the figures mean</summary>' + "".join(parts) + "</details>")
 
 
-def _name(configuration: str) -> str:
+def named(configuration: str) -> str:
     """A configuration's name, with its settings smaller and below."""
     name, _, settings = escape(configuration).partition(":")
     return name + (f" <small>{settings.replace(',', ', ')}</small>" if settings else "")
 
 
-def _number(value: float, m: Metric, sign: str = "") -> str:
+def number(value: float, m: Metric, sign: str = "") -> str:
+    """A value in the units of the tables."""
     return f"{value * m.scale:{sign}.{m.decimals}f}"
 
 
-def _range(found: Interval, m: Metric, sign: str = "") -> str:
-    return f"{_number(found.low, m, sign)} to {_number(found.high, m, sign)}"
+def ranged(found: Interval, m: Metric, sign: str = "") -> str:
+    """An interval in them."""
+    return f"{number(found.low, m, sign)} to {number(found.high, m, sign)}"
 
 
 def _arrow(m: Metric) -> str:
@@ -255,13 +257,14 @@ def _says(m: Metric) -> str:
     return f"{entry(m).group}: {entry(m).says}; {_better(m)}"
 
 
-def _kind(results: Results, kind: int | None) -> str:
+def kind_name(results: Results, kind: int | None) -> str:
+    """What a kind of edit is called; None is all of them."""
     return "all kinds" if kind is None else results.names[kind]
 
 
 def _kinds(results: Results) -> str:
     return '<option value="all">all kinds</option>' + "".join(
-        f'<option value="{k}">{escape(_kind(results, k))}</option>' for k in results.kinds)
+        f'<option value="{k}">{escape(kind_name(results, k))}</option>' for k in results.kinds)
 
 
 # ---- strips
@@ -293,46 +296,56 @@ def _strip(case: Case, run: Run) -> str:
             figures.append(_figure(name, f"<p>{escape(str(error))}</p>", "given"))
             continue
         if image is not None:
-            figures.append(_figure(name, _img(image, name, run.lossless), "given"))
+            figures.append(_figure(name, embedded(image, name, run.lossless), "given"))
     for i, c in enumerate(run.results.configurations):
         line = run.results.by_case[c].get(case.name)
         if line is not None and c != "source":
             value = f'<span class="score" data-configuration="{i}"></span>'
             figures.append(_figure(c, _result(line, c, run), "", value))
-    kind = _kind(run.results, case.kind)
+    kind = kind_name(run.results, case.kind)
     return (f'<section data-case="{escape(case.name)}" data-kind="{case.kind}"><h3>{escape(kind)} '
-            f'<small>{escape(case.name)}</small></h3><p>{_marked(case.source_marked)}</p>'
-            f"<p>&rarr; {_marked(case.target_marked)}</p>"
+            f'<small>{escape(case.name)}</small></h3><p>{marked(case.source_marked)}</p>'
+            f"<p>&rarr; {marked(case.target_marked)}</p>"
             f'<div class="strip">{"".join(figures)}</div></section>')
 
 
 def _figure(name: str, inner: str, kind: str, after: str = "") -> str:
-    return f'<figure class="{kind}">{inner}<figcaption>{after}{_name(name)}</figcaption></figure>'
+    return f'<figure class="{kind}">{inner}<figcaption>{after}{named(name)}</figcaption></figure>'
 
 
 def _result(line: Line, name: str, run: Run) -> str:
     if line.status != DONE:
         return f'<p class="failed">failed: {escape(line.reason)}</p>'
     try:
-        return _img(pictures.open_picture(inside(run.roots[name], line.picture)), name, run.lossless)
+        return embedded(pictures.open_picture(inside(run.roots[name], line.picture)), name, run.lossless)
     except SageError as error:
         return f'<p class="failed">{escape(str(error))}</p>'
 
 
-def _img(image: Image.Image, name: str, lossless: bool) -> str:
+def embedded(image: Image.Image, name: str, lossless: bool) -> str:
+    """A picture as an element, reduced if it is large."""
     options: dict[str, Any] = {"lossless": True}
     if max(image.size) > EMBEDDED:
         image.thumbnail((EMBEDDED, EMBEDDED), Image.Resampling.LANCZOS)
         lossless = False
     if not lossless:
         options = {"quality": 85}
+    return f'<img alt="{escape(name)}" src="{data_uri(image, **options)}">'
+
+
+def data_uri(image: Image.Image, **options: Any) -> str:
+    """A picture as an address that holds it.
+
+    Args:
+        options: of Pillow's WebP writer.
+    """
     data = io.BytesIO()
     image.save(data, "WEBP", method=4, **options)
-    text = base64.b64encode(data.getvalue()).decode()
-    return f'<img alt="{escape(name)}" src="data:image/webp;base64,{text}">'
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def _marked(text: str) -> str:
+def marked(text: str) -> str:
+    """A prompt, as HTML, with what stands in brackets marked."""
     return re.sub(r"\[(.*?)\]", r"<mark>\1</mark>", escape(text))
 
 

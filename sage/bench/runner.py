@@ -43,6 +43,7 @@ class Outcome:
 
     Attributes:
         calls: how often the network was asked for it, forward.
+        gradients: how many of these calls were differentiated.
         seconds: what it took, an inversion that it shares included; None where the engine does not say.
     """
 
@@ -51,6 +52,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     reason: str = ""
     calls: float = 0
+    gradients: float = 0
     seconds: float | None = None
 
 
@@ -159,10 +161,10 @@ def run(benchmark: Benchmark, configurations: Sequence[Configuration], engine: E
     folders = [c.folder.lower() for c in configurations]
     if not configurations or len(set(folders)) < len(folders):
         raise SettingsError("give each configuration once, and at least one")
-    _claim(out / RUN, {"benchmark": benchmark.mapping_hash(), "cases": len(benchmark.cases), "batch": batch,
+    claim(out / RUN, {"benchmark": benchmark.mapping_hash(), "cases": len(benchmark.cases), "batch": batch,
                        "engine": pool.describe()})
     for c in configurations:
-        _claim(out / c.folder / CONFIGURATION, pool.configure(c))
+        claim(out / c.folder / CONFIGURATION, pool.configure(c))
 
     starts = range(0, len(benchmark.cases), batch)
     batches = [benchmark.cases[i:i + batch] for i in starts][part - 1::parts]
@@ -265,7 +267,7 @@ def _made(c: Configuration, cases: Sequence[Case], loaded: Loaded, missing: froz
         outcome = outcomes.get(case.name) or Outcome(reason=str(loaded[case.name]))
         line: dict[str, Any] = {"configuration": c.name, "case": case.name, "kind": case.kind, "notes": outcome.notes,
                                 "seconds": seconds if outcome.seconds is None else outcome.seconds,
-                                "calls": outcome.calls}
+                                "calls": outcome.calls, "gradients": outcome.gradients}
         if outcome.picture is None:
             yield Result(Line(status=FAILED, reason=outcome.reason, **line))
             continue
@@ -283,8 +285,8 @@ def _made(c: Configuration, cases: Sequence[Case], loaded: Loaded, missing: froz
         yield Result(done, outcome.picture, settings)
 
 
-def _claim(path: Path, wanted: dict[str, Any]) -> None:
-    """Write what a folder is for, or refuse if it is for something else."""
+def claim(path: Path, wanted: dict[str, Any]) -> None:
+    """Write what a folder is for; BenchmarkError if it is for something else."""
     wanted = json.loads(json.dumps(wanted))
     if not os.path.lexists(path):
         write_text(path, json.dumps(wanted, indent=1) + "\n")
@@ -341,7 +343,7 @@ def _parse(text: bytes) -> Line | None:
     texts = (line.configuration, line.case, line.status, line.picture, line.reason, line.judges)
     good = (all(isinstance(text, str) for text in texts) and type(line.kind) is type(line.anew) is int
             and isinstance(line.notes, (list, tuple)) and isinstance(line.scores, dict)
-            and all(map(_is_number, (line.kind, line.anew, line.calls, line.seconds)))
+            and all(map(_is_number, (line.kind, line.anew, line.calls, line.gradients, line.seconds)))
             and all(v is None or _is_number(v) for v in line.scores.values()))
     return replace(line, notes=tuple(map(str, line.notes))) if good else None
 

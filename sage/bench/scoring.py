@@ -12,7 +12,15 @@ from sage import pictures
 from sage.bench.cases import PICTURES, Benchmark, Case, decode_mask
 from sage.bench.files import BenchmarkError, inside
 from sage.bench.magicbrush import Turn
-from sage.bench.metrics import Extractors, against_scenes, against_truth, last_square, magic_brush, pie_bench
+from sage.bench.metrics import (
+    Extractors,
+    against_scenes,
+    against_truth,
+    last_square,
+    magic_brush,
+    melting,
+    pie_bench,
+)
 from sage.errors import SageError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -31,6 +39,7 @@ class Line:
         anew: how often other networks than the first have judged it since.
         seconds: what it took alone, its part of a batch and of an inversion that is shared.
         calls: how often the network was asked for it, forward: latents, not batches.
+        gradients: how many of these calls were differentiated.
     """
 
     configuration: str
@@ -45,6 +54,7 @@ class Line:
     judges: str = ""
     anew: int = 0
     calls: float = 0
+    gradients: float = 0
 
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self), "notes": list(self.notes)}
@@ -67,6 +77,8 @@ def score(case: Case, source: Image.Image, truth: Image.Image | None, result: Im
         scores |= against_truth(b, np.asarray(truth), mask, extractors)
     if case.attributes and extractors.attributes:
         scores |= against_scenes(extractors.attributes(b), *case.attributes)
+    if case.attributes:
+        scores |= melting(b, *case.attributes, extractors)
     return scores
 
 

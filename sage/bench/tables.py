@@ -81,10 +81,11 @@ class Results:
 
     def __init__(self, lines: Iterable[Line], names: Sequence[str] = KINDS):
         self.lines, self.names = list(lines), names
-        self.configurations = list(dict.fromkeys(line.configuration for line in self.lines))
         self.kinds = sorted({line.kind for line in self.lines})
-        self.by_case = {c: {line.case: line for line in self.lines if line.configuration == c}
-                        for c in self.configurations}
+        self.by_case: dict[str, dict[str, Line]] = {}
+        for line in self.lines:
+            self.by_case.setdefault(line.configuration, {})[line.case] = line
+        self.configurations = list(self.by_case)
         self._means: dict[tuple[str, str, int | None], Interval | None] = {}
         self.metrics = [m for m in METRICS if any(line.scores.get(m.key) is not None for line in self.lines)]
 

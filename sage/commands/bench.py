@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sage.allocator import keep_freed_memory
 from sage.bench import tables
-from sage.bench.cases import Benchmark, read_benchmark
+from sage.bench.cases import WORDINGS, Benchmark, read_benchmark
 from sage.bench.configs import CONFIGURATIONS, DEFAULT, Configuration, configuration
 from sage.bench.experiments import BOUNDS, EXPERIMENTS, experiment
 from sage.bench.files import write_text
@@ -23,22 +23,47 @@ from sage.bench.machine import today, versions
 from sage.bench.magicbrush import Turn, final_turns, is_magicbrush, read_magicbrush
 from sage.bench.metrics import Extractors
 from sage.bench.report import REPORT, write_report
+from sage.bench.rivals import BATCH, CHOSEN, RIVALS, TRIALS
+from sage.bench.rivals import TITLE as RIVALS_TITLE
+from sage.bench.rivals_page import AUTO, PAGE, SHEET
+from sage.bench.rivals_page import RECORD as RIVALS_RECORD
 from sage.bench.runner import Engine, Here, Pool, read_manifests, run
 from sage.bench.scoring import DONE, Line, has_result, results_root, score_folder
-from sage.bench.stilllife import FIRST_SEED, FULL, QUICK, TUNING_SEED, write_stilllife
+from sage.bench.stilllife import FIRST_SEED, FULL, FULLY, QUICK, SIDE, TUNING_SEED, write_stilllife
 from sage.errors import SettingsError
 from sage.method import able
 from sage.progress import Progress
 
 TUNING_SPAN = FIRST_SEED - TUNING_SEED  # as many tuning cases of a kind are not among those reported
 MOST_AT_ONCE = 1024  # threads or models: a process that asks for many more ends in a crash
+BUNDLED, BOTH = "stilllife", "both"
 BENCHMARK, TABLES, RECORD, NONE = "benchmark", "tables.json", "tables.md", "none"
 
 CONFIGS = "configurations, any of them as NAME:SETTING=VALUE,... too:\n" + "".join(
     f"  {c.name:28} {c.help}\n" for c in CONFIGURATIONS.values()) + f"""
 methods, each as it is recommended, by its name, or as method=NAME where a configuration has the same one:
   {" ".join(able("edit"))}, or path/to/file.py:Class\n""" + "\nexperiments:\n" + "".join(
-    f"  {e.name:28} {e.title}\n" for e in EXPERIMENTS.values())
+    f"  {e.name:28} {e.title}\n" for e in EXPERIMENTS.values()) + f"""  {RIVALS:28} {RIVALS_TITLE}
+
+{RIVALS} compares all methods on equal terms, and is run alone.  Each method, also with the other inversions
+that it names, is given its settings by the same search: so many trials on the same tuning cases, which are
+not among those reported, the first trial being its published numbers.  Then all of them edit the test
+cases: at what was chosen, at strengths on both sides of it, and as published.  Still lifes are asked for in
+full and in short.  Killed, it goes on.  It writes
+
+  {PAGE:28} tables, a frontier for each kind of edit, differences to sage with intervals
+  {RIVALS_RECORD:28} the tables, to keep
+  {SHEET:28} ten edits by every method
+  {CHOSEN:28} what was chosen, with every trial
+  {AUTO:28} if a method is ahead of what is recommended for sage at no more network calls:
+  {"":28} put it beside a model's settings.json, and `sage edit --method auto` takes it
+  {REPORT:28} every picture at the chosen settings
+
+docs/rivals.md tells the rest.
+
+  sage bench stilllife --experiment {RIVALS} --quick --out runs/rivals
+  sage bench piebench  --experiment {RIVALS} --data PIE-Bench --extractors hub --out runs/rivals-pie
+"""
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -50,7 +75,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     bench = command("bench", None, "measure configurations on a benchmark; killed at any moment, it goes on from there")
     of = bench.add_subparsers(required=True, metavar="BENCHMARK")
     for name, batch, model, help in (
-            ("stilllife", 10, "stilllife", "rendered still lifes, whose right edits are known"),
+            ("stilllife", 10, BUNDLED, "rendered still lifes, whose right edits are known"),
             ("piebench", 1, "sd-1.4", "PIE-Bench, from the folder that its authors distribute"),
             ("magicbrush", 1, "sd-1.4", "MagicBrush, from the folder that its authors distribute")):
         sub = of.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False,
@@ -76,8 +101,10 @@ def _add_bench(parser: argparse.ArgumentParser, rendered: bool, batch: int, mode
         f"question together, with the bounds {', '.join(BOUNDS)}")
     if rendered:
         add("--data", metavar="DIR", help=f"the benchmark, which is made if it is not there [OUT/{BENCHMARK}]")
-        add("--side", metavar="N", type=int, default=64, help="of the pictures in pixels [64]")
+        add("--side", metavar="N", type=int, default=SIDE, help=f"of the pictures in pixels [{SIDE}]")
         add("--each", metavar="N", type=int, help=f"cases of each kind [{FULL}]")
+        add("--prompts", choices=(*WORDINGS, BOTH), help="what the prompts name: everything, the noun and what changes "
+            f"alone, or a case for both [{FULLY[0]}; {BOTH} with --experiment {RIVALS}]")
         add("--quick", dest="each", action="store_const", const=QUICK, help=f"the same as --each {QUICK}")
         add("--tuning", action="store_true", help="other cases than those reported: for choosing settings on")
     else:
@@ -87,14 +114,19 @@ def _add_bench(parser: argparse.ArgumentParser, rendered: bool, batch: int, mode
     add("--model", default=model, help=f"a name, a diffusers folder or a .safetensors file [{model}]")
     add("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one]")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="precision [float16 on cuda, else float32]")
-    add("--batch", metavar="N", type=int, default=batch, help=f"cases that are edited together [{batch}]")
+    add("--trials", metavar="N", type=int, default=TRIALS, help=f"of the search for each method's settings, with "
+        f"--experiment {RIVALS} [{TRIALS}]")
+    add("--batch", metavar="N", type=int, help=f"cases that are edited together [{batch}; {BATCH} with --experiment "
+        f"{RIVALS}]")
     add("--shard", metavar="I/N", type=_shard, default=(1, 1), help="do the I-th of N parts, all into the same DIR")
     add("--threads", metavar="N", type=int, help="of the CPU for each model; another number may change last digits "
         "[as many as cores; 1 with --engine ray]")
     add("--engine", choices=("local", "ray"), default="local", help="this process, or a Ray cluster with a model in "
         "each worker: docs/cluster.md [local]")
     add("--workers", metavar="N", type=int, help="processes that render still lifes [1]; with --engine ray, models "
-        "[one for each GPU, or 1]")
+        f"[one for each GPU, or 1]; with --experiment {RIVALS}, processes with a model each [as many as cores; 1 on a "
+        "GPU]")
+    parser.set_defaults(usual_batch=batch)
     _add_output(parser)
 
 
@@ -118,6 +150,13 @@ def _shard(text: str) -> tuple[int, int]:
 
 def run_bench(args: argparse.Namespace) -> int:
     """Do what is missing of a run, and write and print its tables; 1 if any case failed."""
+    for name in ("threads", "workers", "batch", "trials"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise SettingsError(f"--{name} is {value}: must be at least 1")
+    if RIVALS in (args.experiment or ()):
+        from sage.commands.rivals import run_rivals
+        return run_rivals(args)
+    args.batch = args.batch or args.usual_batch
     groups = [experiment(name) for name in args.experiment or ()]
     named = [*(BOUNDS if groups else ()), *(args.config or ()), *(name for e in groups for name in e.configurations)]
     configurations = [configuration(name) for name in dict.fromkeys(named or DEFAULT)]
@@ -127,13 +166,8 @@ def run_bench(args: argparse.Namespace) -> int:
     out = Path(args.out)
     with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:
         if args.benchmark == "stilllife":
-            if not 11 <= args.side <= 4096:
-                raise SettingsError(f"--side is {args.side}: must be from 11 to 4096")
-            if args.each is not None and not 1 <= args.each <= TUNING_SPAN:
-                raise SettingsError(f"--each is {args.each}: must be from 1 to {TUNING_SPAN}")
-            benchmark = write_stilllife(args.data or out / BENCHMARK, args.each or FULL, args.side, args.workers or 1,
-                                        bar,
-                                        TUNING_SEED if args.tuning else FIRST_SEED)
+            benchmark = still_lifes(args, args.data or out / BENCHMARK, args.each or FULL, bar,
+                                    TUNING_SEED if args.tuning else FIRST_SEED, args.prompts or FULLY[0])
         else:
             benchmark = (read_magicbrush if args.benchmark == "magicbrush" else read_benchmark)(args.data)
             benchmark = first_of_each_kind(benchmark, QUICK) if args.quick else benchmark
@@ -146,12 +180,27 @@ def run_bench(args: argparse.Namespace) -> int:
     everything = in_order(read_manifests(out).values(), benchmark, [c.name for c in configurations])
     facts = {"benchmark": args.benchmark}
     about = pool.describe()
-    for name, value in about.items():
-        facts[name] = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    facts |= {name: said(value) for name, value in about.items()}
     results = tables.Results(everything, benchmark.kinds)
     _finish(results, benchmark, out, dict.fromkeys(results.configurations, out), facts | pool.versions(),
-            pool.versions(), args.json, {"machine": pool.machine(), "command": _command(args)})
-    return _status(lines)
+            pool.versions(), args.json, {"machine": pool.machine(), "command": command_line(args)})
+    return status_of(lines)
+
+
+def still_lifes(args: argparse.Namespace, folder: str | Path, each: int, bar: Progress, first_seed: int,
+                prompts: str) -> Benchmark:
+    """The rendered benchmark, made if it is not there; SettingsError for numbers that make no sense."""
+    if not 11 <= args.side <= 4096:
+        raise SettingsError(f"--side is {args.side}: must be from 11 to 4096")
+    if not 1 <= each <= TUNING_SPAN:
+        raise SettingsError(f"--each is {each}: must be from 1 to {TUNING_SPAN}")
+    wordings = WORDINGS if prompts == BOTH else (prompts,)
+    return write_stilllife(folder, -(-each // len(wordings)), args.side, args.workers or 1, bar, first_seed, wordings)
+
+
+def said(value: object) -> str:
+    """A fact of a run, for people."""
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
 def make_engine(benchmark: Benchmark, model: str, device: str | None, dtype: str | None, threads: int | None,
@@ -178,12 +227,12 @@ def _cluster(make: Callable[[], tuple[Engine, Extractors]], configurations: Sequ
     return RayPool(make, configurations, args.workers, threads, gpu)
 
 
-def _command(args: argparse.Namespace) -> str:
+def command_line(args: argparse.Namespace) -> str:
     """What to type for the same figures; of paths only the names."""
     words = ["sage", "bench", args.benchmark]
-    for name, default in (("each", None), ("quick", False), ("tuning", False), ("side", 64), ("config", None),
-                          ("experiment", None), ("extractors", NONE), ("model", None), ("device", None),
-                          ("dtype", None), ("batch", None), ("threads", None)):
+    for name, default in (("each", None), ("quick", False), ("tuning", False), ("side", SIDE), ("prompts", None),
+                          ("config", None), ("experiment", None), ("trials", TRIALS), ("extractors", NONE),
+                          ("model", None), ("device", None), ("dtype", None), ("batch", None), ("threads", None)):
         value = getattr(args, name, default)
         if value is True:
             words.append(f"--{name}")
@@ -212,7 +261,7 @@ def run_score(args: argparse.Namespace) -> int:
     _finish(tables.Results(lines, benchmark.kinds), benchmark, Path(args.out) if args.out else None, roots,
             {"benchmark": Path(args.against).resolve().name, **extractors.versions}, dict(extractors.versions),
             args.json, {})
-    return _status(lines)
+    return status_of(lines)
 
 
 def judges(benchmark: Benchmark, where: str = NONE, device: str | None = None) -> Extractors:
@@ -277,7 +326,8 @@ def in_order(lines: Iterable[Line], benchmark: Benchmark, names: Sequence[str]) 
             if (c, case.name) in found]
 
 
-def _status(lines: Sequence[Line]) -> int:
+def status_of(lines: Sequence[Line]) -> int:
+    """The exit status, once it is said what has failed."""
     failed = [line for line in lines if line.status != DONE]
     for line in failed[:5]:
         print(f"sage: {line.configuration}, case {line.case}: {line.reason}", file=sys.stderr)

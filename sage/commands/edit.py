@@ -15,8 +15,10 @@ from typing import Any
 from PIL import Image
 
 from sage import console, pictures
+from sage.auto import AUTO, auto_of
 from sage.commands.checks import OUT, check_known, check_phrases, check_tokenizer, outputs
 from sage.commands.flags import (
+    DEFAULT_MODEL,
     add_method,
     add_model,
     add_ways,
@@ -136,9 +138,13 @@ def plan_edit(args: argparse.Namespace) -> Job:
     Raises:
         SageError: whatever is wrong with it.
     """
+    auto = auto_of(args.model or DEFAULT_MODEL) if args.method == AUTO else None
+    if auto:
+        args.method = auto.method
     changes = given_settings(args)
     old = read_record(args.config_from, "edit", args.method) if args.config_from else {}
     bases = [f for f in ("--published", "--config-from", "--trajectory") if vars(args)[f.strip("-").replace("-", "_")]]
+    bases += [f"--method {AUTO}"] if auto else []
     if len(bases) > 1:
         raise SettingsError(f"{bases[0]} and {bases[1]} are two sets of settings: give one of them")
     label = read_label(args.trajectory, args.method) if args.trajectory else None
@@ -169,8 +175,9 @@ def plan_edit(args: argparse.Namespace) -> Job:
     path = Path(args.picture)
     image = pictures.open_picture(path)
     picture = identity(path)
-    notes = ["the settings in the picture do not hold your sentences: give them again to repeat this edit"
-             ] if sentences else []
+    notes = [auto.note] if auto else []
+    if sentences:
+        notes.append("the settings in the picture do not hold your sentences: give them again to repeat this edit")
     if label:
         check_label(label, args.trajectory, image, source, changes)
     elif old and old["picture"]["sha256"] != picture["sha256"]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import Field
 from typing import Any
 
+from sage.auto import AUTO, auto_of
 from sage.errors import ModelError, SageError, SettingsError
 from sage.method import DEFAULTS, Method, able, method
 from sage.models.known import KNOWN, find_model, installed, known_model
@@ -65,12 +66,14 @@ def named_method(argv: Sequence[str]) -> Method:
     """
     default = DEFAULTS.get(argv[0] if argv else "", DEFAULTS["edit"])
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("--method", "--config-from", "--trajectory"):
+    for name in ("--method", "--config-from", "--trajectory", "--model"):
         finder.add_argument(name)
     try:
         given = finder.parse_known_args(list(argv))[0]
     except argparse.ArgumentError:  # a flag with nothing behind it: the real parser says so
         return method(default)
+    if given.method == AUTO and argv[0] == "edit":
+        return auto_of(given.model or DEFAULT_MODEL).as_method()
     if given.method:
         return method(given.method)
     try:  # an earlier edit, or a trajectory, says which method it was made by
@@ -93,7 +96,8 @@ def add_method(parser: argparse.ArgumentParser, chosen: Method, task: str = "edi
     parser.set_defaults(method=chosen.where, **chosen.variant)
     parser.add_argument_group("method").add_argument(
         "--method", default=argparse.SUPPRESS, metavar="NAME",
-        help=f"{', '.join(able(task))}, or path/to/file.py:Class; the settings below are those of {chosen.name} "
+        help=f"{', '.join(able(task))}, or path/to/file.py:Class; with sage edit also {AUTO}, for what is recorded for "
+             f"the model; the settings below are those of {chosen.name} "
              f"(sage methods) [{DEFAULTS[task]}]")
     for heading, members in chosen.Settings.groups().items():
         if read := [f for f in members if f.name not in unread]:

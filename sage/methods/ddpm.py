@@ -15,7 +15,7 @@ from sage import anchors, kit
 from sage.errors import SettingsError
 from sage.method import Method, Step
 from sage.methods.p2p import Carried, Injection, planned
-from sage.settings import Guidance, Picture, Preserved, Solver, frozen, setting, share_of
+from sage.settings import Guidance, Picture, Preserved, Solver, Span, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ class Settings(Injection, Guidance, Preserved, Solver, Picture):
     fixes = frozenset({"source_guidance_scale", "eta", "conventions"})
 
     strength: float = setting(0.76, "share of the way to noise from which sampling starts: the more, the more may "
-                              "change", low=0, high=1)
+                              "change", low=0, high=1, search=Span(0.3, 1.0))
     source_guidance_scale: float = setting(1.0, "how strongly the source prompt is followed where the noises are found",
                                            low=0, high=100)
     eta: float = setting(1.0, "share of DDPM's noise in each step", low=0.01, high=1)
@@ -62,6 +62,7 @@ class DDPM(Method[Settings]):
     reads = frozenset({"source", "target", "mask"})
     presets = {"published": PUBLISHED, "benchmark": BENCHMARK}
     calls = "N + 2 strength N; 3 strength N with attention carried over; 2 N with source_guidance_scale above 1"
+    strength = "strength"
 
     def plan(self, prompts: "Prompts", source: "Prompt", target: "Prompt", settings: Settings) -> "Plan":
         from dataclasses import replace

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sage import exact, kit
 from sage.errors import SettingsError
 from sage.method import Method, Step
-from sage.settings import Picture, frozen, setting, share_of
+from sage.settings import Picture, Span, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ class Settings(exact.Mirrored, Picture):
     fixes = frozenset({"mixing", "conventions"})
 
     mixing: float = setting(0.93, "p: what each of the two latents keeps of itself in a step; 1 leaves them apart, and "
-                            "with less both ways grow unlike DDIM", low=0.5, high=1)
+                            "with less both ways grow unlike DDIM", low=0.5, high=1, search=Span(0.85, 1.0))
     attention: str = setting("own", "attention of the target: its own; or the source's at the same latents, cross-"
                              "attention where the prompts agree", "own", "source")
     cross_fraction: float = setting(1.0, "share of the steps, from the first, with the source's cross-attention", low=0,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sage import kit
 from sage.method import Method, Step
-from sage.settings import Guidance, Picture, Preserved, Solver, frozen, setting, share_of
+from sage.settings import Guidance, Picture, Preserved, Solver, Span, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ class Settings(Guidance, Preserved, Solver, Picture):
     """Strength."""
 
     strength: float = setting(0.66, "share of the steps that are taken, the last of them: the more, the more may "
-                              "change", low=0, high=1)
+                              "change", low=0, high=1, search=Span(0.3, 1.0))
     source_guidance_scale: float = setting(1.0, "how strongly the source prompt is followed", low=0, high=100)
     averages: int = setting(1, "noises under which the picture moves in each step, of which the mean is taken", low=1,
                             high=100)
@@ -46,6 +46,7 @@ class FlowEdit(Method[Settings]):
     reads = frozenset({"source", "target", "negative", "mask"})
     presets = {"published": PUBLISHED, "sd3": SD3}
     calls = "3 strength N; 4 strength N with source_guidance_scale above 1; as often for each of the averages"
+    strength = "strength"
 
     def inversion(self, settings: Settings) -> str:
         return "none"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sage import kit
 from sage.method import Method, Step
 from sage.methods.p2p import Carried, Injection, planned
-from sage.settings import Blending, Guidance, Picture, Words, frozen, setting, share_of
+from sage.settings import Blending, Guidance, Picture, Span, Words, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ class Settings(Injection, Words, Blending, Guidance, Picture):
     """Strength."""
 
     strength: float = setting(0.7, "share of the way to noise from which the edit starts: the more, the more may "
-                              "change", low=0, high=1)
+                              "change", low=0, high=1, search=Span(0.3, 1.0))
     source_guidance_scale: float = setting(1.0, "how strongly the source prompt is followed", low=0, high=100)
     eta: float = setting(1.0, "share of the noise that is drawn afresh in each step", low=0, high=1)
     mutual: str = setting("yes", "whether what may not change follows the layout of the target, or stays as it is",
@@ -72,6 +72,7 @@ class InfEdit(Method[Settings]):
     reads = frozenset({"source", "target", "negative", "mask"})
     presets = {"published": PUBLISHED}
     calls = "5 strength N; 4 strength N without the mutual branch"
+    strength = "strength"
 
     def defaults(self, model: "Backbone") -> Settings:
         levels = [site.level for site in model.sites() if site.kind == "cross" and site.place != "mid"] or [0]

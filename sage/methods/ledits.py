@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from sage import kit
 from sage.errors import PromptError, SettingsError
 from sage.method import Method, Step
-from sage.settings import Factors, Picture, Solver, frozen, setting
+from sage.settings import Factors, Picture, Solver, Span, frozen, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,15 +43,17 @@ class Settings(Solver, Picture):
     add: Factors = setting({}, "concepts to add, each with its scale: CONCEPT:SCALE,...; where none is named here or "
                            "below, the target prompt is the concept")
     remove: Factors = setting({}, "concepts to take away, each with its scale: CONCEPT:SCALE,...")
-    guidance_scale: float = setting(5.0, "scale of the target prompt where it is the concept", low=0, high=100)
+    guidance_scale: float = setting(5.0, "scale of the target prompt where it is the concept", low=0, high=100,
+                                    search=Span(1, 12, log=True))
     masks: str = setting("both", "where a concept acts: where it is looked at and makes a difference, where one of the "
                          "two, or everywhere", "both", "attention", "difference", "none")
-    mask_quantile: float = setting(0.9, "share of the places that each of the masks leaves out", low=0, high=1)
+    mask_quantile: float = setting(0.9, "share of the places that each of the masks leaves out", low=0, high=1,
+                                   search=Span(0.4, 0.95))
     quantiles: Factors = setting({}, "the same for single concepts: CONCEPT:SHARE,...")
     warmup: int = setting(0, "steps before concepts act", low=0, high=1000)
     cooldown: int | None = setting(None, "steps after which they no longer do; default: none", low=0, high=1000)
     skip: float = setting(0.15, "share of steps, beside those that are taken, left out at the noisy end: the more, the "
-                          "less may change", low=0, high=10)
+                          "less may change", low=0, high=10, search=Span(0.0, 0.5))
     solver: str = setting("second-order", "steps: DPM-Solver++ of second order, or DDPM's", "second-order", "ddpm")
     source_text: str = setting("source", "what the picture is inverted under and concepts lead away from: the source "
                                "prompt, or the empty one", "source", "empty")

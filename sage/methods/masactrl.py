@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sage import anchors, kit
 from sage.errors import SettingsError
 from sage.method import Method, Step
-from sage.settings import AUTO, Phrases, Picture, frozen, setting
+from sage.settings import AUTO, Phrases, Picture, Span, frozen, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,12 +30,13 @@ PUBLISHED = dict(steps=50, guidance_scale=7.5, conventions="published", proximal
 class Settings(anchors.Anchored, Picture):
     """Attention."""
 
-    first_step: int = setting(4, "steps that are left to the target alone, for its layout", low=0, high=1000)
+    first_step: int = setting(4, "steps that are left to the target alone, for its layout", low=0, high=1000,
+                              search=Span(0, 12))
     first_block: float = setting(0.625, "share of the network's self-attention that is left alone, from its start",
-                                 low=0, high=1)
+                                 low=0, high=1, search=Span(0.0, 0.9))
     keys: str = setting("source", "what the target looks at: the source, or both", "source", "both")
     source_text: str = setting("empty", "what the picture is inverted under: the empty prompt, or the source prompt",
-                               "empty", "source")
+                               "empty", "source", search=("empty", "source"))
     foreground: Phrases = setting(None, "phrases whose places look at each other alone: auto (what differs between the "
                                   "prompts), none, or SOURCE,TARGET")
     foreground_threshold: float = setting(0.1, "attention to them, between its least and its greatest, from which on a "
@@ -57,6 +58,7 @@ class MasaCtrl(Method[Settings]):
     reads = frozenset({"source", "target", "negative"})
     presets = {"published": PUBLISHED}
     calls = "4 N; 5 N under the source prompt"
+    beside = ("direct",)
 
     def defaults(self, model: "Backbone") -> Settings:
         levels = [site.level for site in model.sites() if site.kind == "cross" and site.place != "mid"] or [0]

@@ -24,6 +24,7 @@ from sage.settings import (
     Preserved,
     Reweighting,
     Solver,
+    Span,
     Words,
     frozen,
     setting,
@@ -47,11 +48,13 @@ class Injection(Reweighting, Solver):
     carry: str = setting("refine", "whose cross-attention the target takes: that of the tokens that both prompts have, "
                          "or word by word of prompts with equally many", "refine", "replace")
     cross_start: float = setting(0.0, "share of the steps before cross-attention is carried over", low=0, high=1)
-    cross_fraction: float = setting(0.4, "share of the steps after which it no longer is", low=0, high=1)
+    cross_fraction: float = setting(0.4, "share of the steps after which it no longer is", low=0, high=1,
+                                    search=Span(0.0, 1.0))
     word_starts: Factors = setting({}, "the same for single phrases of the target prompt: WORD:SHARE,...")
     word_fractions: Factors = setting({}, "the same for single phrases of the target prompt: WORD:SHARE,...")
     self_start: float = setting(0.0, "share of the steps before self-attention is carried over", low=0, high=1)
-    self_fraction: float = setting(0.6, "share of the steps after which it no longer is", low=0, high=1)
+    self_fraction: float = setting(0.6, "share of the steps after which it no longer is", low=0, high=1,
+                                   search=Span(0.0, 1.0))
     self_level: int = setting(1, "halvings of the latents from which on self-attention is carried over", low=0, high=8)
     reweight_steps: str = setting("all", "steps with reweighting: all, or those in which a token's attention is "
                                   "carried over", "all", "window")
@@ -115,6 +118,7 @@ class PromptToPrompt(Method[Settings]):
     presets = {"published": PUBLISHED}
     calls = ("5 N; 4 N with negative, proximal or direct inversion, and some 6 N with fixed-point; 17 N at most and 10 "
              "N ways back with null-text")
+    beside = tuple(name for name in anchors.INVERSIONS if name != "ddim")
 
     def defaults(self, model: "Backbone") -> Settings:
         levels = {kind: max((site.level for site in model.sites() if site.kind == kind and site.place != "mid"),

@@ -17,7 +17,7 @@ from sage import kit
 from sage.directions import direction
 from sage.errors import SettingsError
 from sage.method import Method, Step
-from sage.settings import Guidance, Picture, Solver, frozen, setting
+from sage.settings import Guidance, Picture, Solver, Span, frozen, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ class Settings(Guidance, Solver, Picture):
     direction: str = setting("sentences", "where the edit leads in the text's embedding: from sentences with the old "
                              "words to those with the new, or from prompt to prompt", "sentences", "prompts")
     cross_guidance: float = setting(0.1, "gamma: step size of the gradient that draws cross-attention to the source's; "
-                                    "0 for none", low=0)
+                                    "0 for none", low=0, search=Span(0.01, 1, log=True))
     autocorrelation: float = setting(20.0, "lambda_ac: how strongly the inversion's noise is made unlike itself "
                                      "shifted", low=0)
     divergence: float = setting(20.0, "lambda_kl: how strongly its variance is drawn to 1", low=0)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sage import anchors, kit
 from sage.errors import SettingsError
 from sage.method import Method, Step
-from sage.settings import Guidance, Picture, Solver, frozen, setting, share_of
+from sage.settings import Guidance, Picture, Solver, Span, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,9 +34,11 @@ class Settings(Guidance, Solver, Picture):
 
     inversion: str = setting("direct", "where the source's features come from: latents of sampling back from the "
                              "noise, or those of the inversion itself", "ddim", "direct")
-    feature_fraction: float = setting(0.8, "share of the steps with the source's features", low=0, high=1)
+    feature_fraction: float = setting(0.8, "share of the steps with the source's features", low=0, high=1,
+                                      search=Span(0.0, 1.0))
     feature_layer: int = setting(4, "residual block of the decoder whose features they are, from 0", low=0, high=100)
-    attention_fraction: float = setting(0.5, "share of the steps with the source's queries and keys", low=0, high=1)
+    attention_fraction: float = setting(0.5, "share of the steps with the source's queries and keys", low=0, high=1,
+                                        search=Span(0.0, 1.0))
     first_block: float = setting(0.5, "share of the network's self-attention that is left alone, from its start", low=0,
                                  high=1)
     negative_prompt: str = setting("", "what guidance leads away from")

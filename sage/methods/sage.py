@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sage import kit
 from sage.errors import NumericsError, SettingsError
 from sage.method import Method, Step
-from sage.settings import AUTO, Blending, Guidance, Phrases, Picture, Retry, Solver, Words, frozen, setting
+from sage.settings import AUTO, Blending, Guidance, Phrases, Picture, Retry, Solver, Span, Words, frozen, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,10 +39,10 @@ class Reconstruction(Solver):
                                   "cross-attention maps, on the predicted clean latents; replacement of self-attention "
                                   "maps; or nothing", "self", "cross", "latent", "replace", "none")
     reconstruction_scale: float = setting(200.0, "step size of the reconstruction gradient at every guided step: with "
-                                          "more steps take less", low=0)
+                                          "more steps take less", low=0, search=Span(1, 300, log=True))
     loss_gain: float = setting(500.0, "factor on the loss; with reconstruction_scale the whole step size", low=0)
     step_limit: float = setting(0.0, "largest change of the latents by the gradient in one step, root mean square; 0 "
-                                "for none", low=0)
+                                "for none", low=0, search=(0.0, 0.01, 0.03))
     map_loss: str = setting("l1", "distance between current and recorded maps", "l1", "l2")
     self_level: int = setting(1, "halvings of the latents at which self-attention maps are compared", low=0, high=8)
     pairing: str = setting("transition", "the recorded maps a sampling step is held to: those of the inversion step "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sage import kit
 from sage.method import Method, Step
-from sage.settings import Guidance, Picture, Solver, frozen, setting, share_of
+from sage.settings import Guidance, Picture, Solver, Span, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from sage.job import Job
@@ -22,7 +22,8 @@ class Settings(Guidance, Solver, Picture):
     """Strength."""
 
     strength: float = setting(0.6, "share of the way to noise that the picture is taken: 0 leaves it as it is, 1 "
-                              "leaves nothing of it", low=0, high=1)
+                              "leaves nothing of it", low=0, high=1,
+                              search=Span(0.2, 0.9))
 
 
 class SDEdit(Method[Settings]):
@@ -32,6 +33,7 @@ class SDEdit(Method[Settings]):
     about = "noises the picture and denoises it under the target prompt; the floor of every table of editing methods"
     reads = frozenset({"target", "negative"})
     calls = "2 strength N"
+    strength = "strength"
 
     def inversion(self, settings: Settings) -> str:
         return "none"

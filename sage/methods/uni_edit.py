@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sage import kit
 from sage.errors import SettingsError
 from sage.method import Method, Step
-from sage.settings import Picture, Solver, frozen, setting, share_of
+from sage.settings import Picture, Solver, Span, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,9 +34,9 @@ class Settings(Solver, Picture):
     fixes = frozenset({"strength", "source_text", "conventions"})
 
     strength: float = setting(0.6, "alpha: share of the way to noise that the picture is taken, the more, the more may "
-                              "change", low=0, high=1)
+                              "change", low=0, high=1, search=Span(0.3, 1.0))
     guidance_scale: float = setting(5.0, "omega: how strongly the edit is led from the source prompt to the target "
-                                    "prompt, beside following it", low=0, high=100)
+                                    "prompt, beside following it", low=0, high=100, search=Span(1, 8, log=True))
     source_text: str = setting("source", "what the picture is inverted under: the source prompt, or the empty one",
                                "source", "empty")
     mask_sign: str = setting("ignored", "whether places where the prediction falls count as those where it rises do, "
@@ -59,6 +59,7 @@ class UniEdit(Method[Settings]):
     reads = frozenset({"source", "target", "mask"})
     presets = {"published": PUBLISHED}
     calls = "3 strength N + 1"
+    strength = "strength"
 
     # ---- the way to noise
 

@@ -98,7 +98,7 @@ class Backbone(Protocol):
         prompts: its tokenizer.
         savings: what is done at present to need less memory.
         recommends: settings by the name of a method, plain values that came with the model; by "generate/NAME" those
-            for pictures from nothing.
+            for pictures from nothing; under "auto" a "method" and its "settings" for who names none (`sage.auto`).
     """
 
     name: str

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sage.auto import AUTO, read_auto
 from sage.errors import ModelError
 from sage.models.known import PICKLES, pickled
 from sage.models.sd import configs
@@ -14,15 +15,18 @@ from sage.models.sd.tokenizer import CLIPTokenizer, read_tokenizer
 def recommended(folder: Path) -> dict[str, dict[str, Any]]:
     """Settings by the name of a method, or generate/NAME for pictures from nothing, as a folder recommends them.
 
-    They are in settings.json.  In edit_config.json, of which older folders have one, are those of SAGE.
+    They are in settings.json.  In edit_config.json, of which older folders have one, are those of SAGE.  What auto.json
+    holds is under "auto".
     """
+    auto = read_auto(folder)
+    more = {} if auto is None else {AUTO: auto}
     if os.path.lexists(folder / "settings.json"):
         settings = configs.Config(folder / "settings.json").values
         if wrong := [name for name, values in settings.items() if not isinstance(values, dict)]:
             raise ModelError(f"{folder / 'settings.json'}: {wrong[0]} must be an object of settings")
-        return settings
+        return settings | more
     old = folder / "edit_config.json"
-    return {"sage": configs.Config(old).values} if os.path.lexists(old) else {}
+    return ({"sage": configs.Config(old).values} if os.path.lexists(old) else {}) | more
 
 
 def weight_files(folder: Path, base: str, half: bool) -> list[Path]:

@@ -107,6 +107,7 @@ def test_a_folder_of_pie_bench_has_no_true_edits(tmp_path):
     ({"blended_word": ["a", "b"]}, "blended_word must be text"),
     ({"blend_phrases": ["a"]}, "pair of phrases"),
     ({"blend_phrases": ["a", 1]}, "blend_phrases must be text"),
+    ({"wording": "loud"}, "wording must be full or short"), ({"wording": ["full"]}, "wording must be full or short"),
     ({"attributes": [SCENES[0]]}, "attributes must be a pair"),
     ({"attributes": [SCENES[0], "red"]}, "attributes must be a pair"),
     ({"attributes": [SCENES[0], {"form": "mug"}]}, "attributes must be a pair"),

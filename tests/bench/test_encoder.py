@@ -14,8 +14,8 @@ from safetensors.torch import load, save_file
 import sage
 from sage.bench import encoder as encoders
 from sage.bench.cases import Case, encode_mask
-from sage.bench.encoder import Encoder, EncoderNet, EncoderParams, as_config, load_encoder
-from sage.bench.metrics import structure_distance
+from sage.bench.encoder import Encoder, EncoderNet, EncoderParams, as_config, load_encoder, true_things
+from sage.bench.metrics import edited_thing, structure_distance
 from sage.bench.scoring import score
 from sage.bench.stilllife import draw
 from sage.errors import ModelError
@@ -116,6 +116,31 @@ def test_figures_of_a_still_life(encoder):
         assert {"prompt_source", "prompt_edited", "background_features"} <= set(right)
         reconstructed = score(case.unchanged(), source, source, source, e)
         assert reconstructed["asked"] is None and reconstructed["kept"] >= 0.8
+
+
+def test_melted_is_far_from_every_true_thing_of_its_form(encoder, scenes, shown):
+    rows, columns = np.mgrid[:64, :64]
+    wavy = (np.clip(rows + 4 * np.sin(columns / 5), 0, 63).astype(int),
+            np.clip(columns + 4 * np.sin(rows / 5), 0, 63).astype(int))
+    found = np.array([[encoder.melted(picture, "form", scene.main.form) for picture in (true, true[wavy])]
+                      for scene, true in zip(scenes[:24], shown, strict=False)])
+    others = [encoder.melted(true, "form", "ball" if scene.main.form != "ball" else "cube")
+              for scene, true in zip(scenes[:24], shown, strict=False)]
+    true, melted = np.median(found, axis=0)
+    assert true < 0.05 and melted > 3 * true and np.median(others) > 5 * true
+    assert list(map(np.ndarray.tobytes, true_things("form", "mug", 16))) == list(
+        map(np.ndarray.tobytes, true_things("form", "mug", 16)))
+
+
+@pytest.mark.parametrize("changes, expected", [
+    ({"form": "cone"}, "form"), ({"floor": "sand"}, "form"), ({"second_colour": "blue"}, "second_form"),
+    ({"second_colour": "blue", "second_form": "cube"}, "second_form"),
+    ({"colour": "blue", "second_form": "cube"}, "form"),
+    ({"second_form": "none", "second_colour": "none"}, "form"), ({}, "form")])
+def test_the_thing_that_may_have_melted_is_the_edited_one(changes, expected):
+    source = {**held_out_scene(FIRST).attributes(), "second_form": "ball", "second_colour": "green", "form": "mug",
+              "colour": "red", "floor": "snow"}
+    assert edited_thing(source, source | changes) == expected
 
 
 def test_seeing_twice_is_seeing_once(encoder, shown, monkeypatch):

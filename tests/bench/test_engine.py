@@ -130,6 +130,15 @@ def test_calls_are_those_of_one_edit_alone_whatever_it_shares(model, benchmark):
             assert [o.calls for o in make(engine, name, cases[group], sources[group])] == [calls] * len(cases[group])
 
 
+def test_calls_that_are_differentiated_are_counted(model, benchmark):
+    cases = benchmark.cases[:2]
+    sources = [benchmark.source(case) for case in cases]
+    for name, gradients in (("self-guidance:steps=3,guided_steps=2", 2), ("plain:steps=3", 0)):
+        for group in (slice(0, 2), slice(0, 1)):
+            made = make(ModelEngine(model), name, cases[group], sources[group])
+            assert [o.gradients for o in made] == [gradients] * len(cases[group])
+
+
 def test_a_model_that_a_method_is_not_for_is_refused_before_anything_is_made(model, monkeypatch):
     monkeypatch.setattr(type(method("sdedit")), "fits", lambda *_: "it wants a flow")
     with pytest.raises(SettingsError, match="sdedit cannot edit with .*: it wants a flow"):

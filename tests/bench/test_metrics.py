@@ -172,8 +172,10 @@ def test_of_a_strip_the_last_picture_counts():
 
 def test_every_figure_has_a_column(pair, mask):
     everything = Extractors(keys=lambda x: np.eye(2), lpips=lambda x, y: 0.0, image=lambda x: np.ones(2),
-                            text=lambda t: np.ones(2), cls=lambda x: np.ones(2))
+                            text=lambda t: np.ones(2), cls=lambda x: np.ones(2), melted=lambda *_: 0.0)
+    scene = {"form": "mug", "second_form": "none"}
     scores = metrics.against_scenes({}, {}, {}) | metrics.magic_brush(*pair, "a cat", everything)
+    scores |= metrics.melting(pair[0], scene, scene, everything)
     for e in (everything, replace(everything, distance="features", similarity="prompt")):
         scores |= metrics.pie_bench(*pair, mask, "", "", e) | metrics.against_truth(*pair, mask, e)
     assert set(scores) == {m.key for m in metrics.METRICS}

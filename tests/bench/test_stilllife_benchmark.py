@@ -56,6 +56,24 @@ def test_pictures_masks_and_prompts_belong_together(benchmark):
         assert case.attributes == (edit.source.attributes(), edit.target.attributes())
 
 
+def test_an_edit_can_be_asked_for_in_both_ways(tmp_path, benchmark):
+    both = write_stilllife(tmp_path, per_kind=1, side=SIDE, wordings=("full", "short"))
+    full, short = ([case for case in both.cases if case.wording == wording] for wording in ("full", "short"))
+    assert len(full) == len(short) == 10 and [c.name for c in full] == [c.name for c in benchmark.cases]
+    for a, b in zip(full, short, strict=True):
+        edit = draw(a.kind, 0)
+        assert (a.source, a.target) == (edit.full.source, edit.full.target)
+        assert (b.source, b.target) == (edit.short.source, edit.short.target)
+        assert (a.runs, a.attributes) == (b.runs, b.attributes)
+        for get in (both.source, both.truth):
+            assert np.array_equal(np.asarray(get(a)), np.asarray(get(b)))
+        marked = [re.findall(r"\[(.*?)\]", text) for text in (b.source_marked, b.target_marked)]
+        assert marked == [list(edit.short.source_words), list(edit.short.target_words)]
+    assert sum(len(case.source) for case in short) < sum(len(case.source) for case in full)
+    with pytest.raises(BenchmarkError, match="another benchmark"):
+        write_stilllife(tmp_path, per_kind=1, side=SIDE)
+
+
 def test_words_to_blend_are_single_words_of_both_prompts(benchmark):
     for case in benchmark.cases:
         if case.blended_word:

@@ -1,0 +1,555 @@
+"""Every method against every other, on equal terms: `sage bench BENCHMARK --experiment rivals`.
+
+    rival       a method that edits, as it is or with an inversion that it names in `beside`
+    search      each rival's settings, by sage.bench.search, on tuning cases that no result is reported of
+    test        at these settings, at strengths on both sides of them, and at the published ones, on the other cases
+    cost        the peak memory of one edit, in a process of its own
+
+    bounds/test/            a run (sage.bench.runner) of what every table has
+    RIVAL/tuning/           a run of its trials
+    RIVAL/chosen.json       what they came to
+    RIVAL/test/             a run of the rest
+    RIVAL/cost.json
+    chosen.json             all that was chosen, with every trial
+
+Killed at any moment and started again it goes on.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sage.bench.cases import WORDINGS, Benchmark, Case
+from sage.bench.configs import CONFIGURATIONS, EXPLICIT, Configuration
+from sage.bench.experiments import BOUNDS
+from sage.bench.files import BenchmarkError, write_text
+from sage.bench.machine import machine, peak_memory
+from sage.bench.metrics import Extractors, Metric
+from sage.bench.runner import Engine, Progress, claim, read_manifests, run
+from sage.bench.scoring import DONE, Line
+from sage.bench.search import Trial, Values, best, search, space, start, strengths, whole_numbers
+from sage.bench.tables import Comparison, Results
+from sage.errors import SageError, SettingsError
+from sage.files import parse_json
+from sage.method import able
+from sage.method import method as find_method
+
+RIVALS = "rivals"
+TITLE = "Every method, its settings found by the same search"
+TRIALS, POINTS, BATCH = 8, 3, 8  # of a search; strengths on a curve; cases that are edited together
+TUNED = 2  # cases of each kind that settings are chosen on
+OURS, RECOMMENDED, PLAIN = "sage", "recommended", "plain"
+CHOSEN, COST, TUNING, TEST, EVERYONE = "chosen.json", "cost.json", "tuning", "test", "bounds"
+REFERENCES = (*BOUNDS, RECOMMENDED)
+BACKWARD = 2  # forward passes that a way back through the network counts for
+
+TRUTH = {"inside_psnr": 0.5, "outside_psnr": 0.5}
+NO_TRUTH = {"background_psnr": 0.2, "clip_edited": 0.8}  # a point of CLIP for four decibels
+COSTS = (Metric("calls", "network calls", 1, False, 0), Metric("gradients", "ways back", 1, False, 0),
+         Metric("seconds", "seconds", 1, False), Metric("memory", "peak memory, MB", 1e-6, False, 0))
+
+Make = Callable[[], tuple[Any, Extractors]]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is the same for every rival.
+
+    Attributes:
+        steps: of the way to noise and of the way back.
+        trials: of the search, each on all tuning cases.
+        points: strengths on a curve.
+        batch: cases that are edited together.
+        aim: weights of the figures whose mean a search makes large.
+    """
+
+    steps: int
+    trials: int = TRIALS
+    points: int = POINTS
+    batch: int = BATCH
+    aim: Mapping[str, float] = field(default_factory=lambda: dict(TRUTH))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "aim": dict(self.aim)}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an experiment lives, and what it is of."""
+
+    out: Path
+    tuning: Benchmark
+    test: Benchmark
+    protocol: Protocol
+
+
+# ---- who competes, and at what
+
+
+def rivals(model: Any) -> tuple[list[str], dict[str, str]]:
+    """The names of the methods that edit, also with the inversions that they are compared with; and who cannot."""
+    names, unfit = list[str](), dict[str, str]()
+    for name in able("edit"):
+        method = find_method(name)
+        if why := method.fits(model):
+            unfit[name] = why
+        else:
+            names += [name, *(f"{name}+{inversion}" for inversion in method.beside)]
+    return names, unfit
+
+
+def aim_of(benchmark: Benchmark, extractors: Extractors) -> dict[str, float]:
+    """What a search makes large on a benchmark.
+
+    Raises:
+        SettingsError: there is neither a true edit nor CLIP to tell whether an edit was made at all.
+    """
+    if all(case.truth is not None for case in benchmark.cases):
+        return dict(TRUTH)
+    if extractors.image is None or extractors.text is None:
+        raise SettingsError("a search on pictures without a true edit needs CLIP, or it would choose to do nothing: "
+                            "give --extractors")
+    return {key.replace("clip", extractors.similarity): weight for key, weight in NO_TRUTH.items()}
+
+
+def score(line: Line, aim: Mapping[str, float]) -> float:
+    """The weighted mean of what a result has of some figures; 0 for a failure."""
+    found = [(weight, value) for key, weight in aim.items() if (value := line.scores.get(key)) is not None]
+    total = sum(weight for weight, _ in found)
+    return sum(weight * value for weight, value in found) / total if line.status == DONE and total else 0.0
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the search of one rival came to.
+
+    Attributes:
+        settings: all of them, as plain values.
+        values: of those that were searched.
+        strengths: the setting that is its strength, and the values of its curve.
+        published: whether there are published settings.
+    """
+
+    rival: str
+    title: str
+    settings: Values
+    values: Values
+    strength: str
+    strengths: tuple[Any, ...]
+    published: bool
+    trials: tuple[Trial, ...]
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables: its name, or method=NAME where a configuration has the same."""
+        return f"{EXPLICIT if self.rival in CONFIGURATIONS else ''}{self.rival}"
+
+    @cached_property
+    def curve(self) -> dict[str, Any]:
+        """The rows along its strength by their labels, from the weakest on; the chosen one is among them."""
+        here = self.settings.get(self.strength)
+        values = sorted({*self.strengths, here}) if self.strengths else []
+        return {self.label if v == here else f"{self.label}:{self.strength}={v:g}": v for v in values}
+
+    @property
+    def as_published(self) -> str:
+        return f"{self.label}:published"
+
+    def configurations(self) -> list[Configuration]:
+        """All that is tested of it."""
+        made = [_configuration(self.label, self.rival, self.settings)]
+        made += [_configuration(label, self.rival, {**self.settings, self.strength: value})
+                 for label, value in self.curve.items() if label != self.label]
+        if self.published:
+            length = {name: self.settings[name] for name in ("steps",) if name in self.settings}
+            made.append(Configuration(self.as_published, "its published settings, in as many steps", base="published",
+                                      changes=length, words="benchmark", method=self.rival))
+        return made
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**{name: getattr(self, name) for name in ("rival", "title", "values", "strength", "published",
+                                                          "settings")},
+                "strengths": list(self.strengths), "score": best(self.trials).score,
+                "trials": [trial.as_dict() for trial in self.trials]}
+
+
+def _configuration(label: str, rival: str, settings: Values) -> Configuration:
+    return Configuration(label, find_method(rival).title, changes=dict(settings), method=rival)
+
+
+def read_chosen(path: Path) -> Chosen:
+    """What `Chosen.as_dict` gave, from a file.
+
+    Raises:
+        BenchmarkError: not there, or damaged.
+    """
+    try:
+        found = parse_json(path.read_text(encoding="utf-8"))
+        found.pop("score")
+        trials = tuple(Trial(**trial) for trial in found.pop("trials"))
+        return Chosen(**{**found, "strengths": tuple(found["strengths"]), "trials": trials})
+    except OSError as error:
+        raise BenchmarkError(f"{path} cannot be read ({error.strerror or error})") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BenchmarkError(f"{path} is damaged: remove it") from error
+
+
+# ---- the work of one process
+
+
+@dataclass
+class Desk:
+    """A model and its judges, and what they are to do."""
+
+    place: Place
+    engine: Any
+    extractors: Extractors
+
+    def find(self, rival: str) -> None:
+        """Search a rival's settings, and write them."""
+        method, protocol = find_method(rival), self.place.protocol
+        first, kinds = start(method, self.engine.model, protocol.steps), space(method)
+        trials = search(kinds, {name: getattr(first, name) for name in kinds}, protocol.trials,
+                        lambda values: self._trial(rival, first, values), whole_numbers(method.Settings))
+        if all(trial.score is None for trial in trials):
+            raise SettingsError(f"{rival}: none of its {len(trials)} trials could be made")
+        won, strength = best(trials).values, method.strength if method.strength in kinds else ""
+        curve = strengths(kinds[strength], protocol.points, strength in whole_numbers(method.Settings)) \
+            if strength else []
+        chosen = Chosen(rival, method.title, first.but(**won).as_dict(), won, strength, tuple(curve),
+                        "published" in method.presets, tuple(trials))
+        write_text(self.place.out / rival / CHOSEN, json.dumps(chosen.as_dict(), indent=1) + "\n")
+
+    def _trial(self, rival: str, first: Any, values: Values) -> Trial:
+        protocol = self.place.protocol
+        name = ",".join(f"{key}={value}" for key, value in values.items())
+        try:
+            settings = first.but(**values).as_dict()
+        except SettingsError:  # each is possible, and both together are not
+            return Trial(values, None)
+        lines = run(self.place.tuning, [_configuration(f"{rival}:{name}", rival, settings)], self.engine,
+                    self.place.out / rival / TUNING, batch=protocol.batch, extractors=self.extractors)
+        return Trial(values, float(np.mean([score(line, protocol.aim) for line in lines])),
+                     sum(line.status != DONE for line in lines))
+
+    def test(self, rival: str, shard: tuple[int, int]) -> None:
+        """A part of a rival's test, or of that of the bounds."""
+        configurations = ([CONFIGURATIONS[name] for name in REFERENCES] if rival == EVERYONE
+                          else read_chosen(self.place.out / rival / CHOSEN).configurations())
+        run(self.place.test, configurations, self.engine, self.place.out / rival / TEST, shard=shard,
+            batch=self.place.protocol.batch, extractors=self.extractors)
+
+    def cost(self, rival: str) -> None:
+        """The memory of one edit; in a process that has made no other."""
+        case = self.place.test.cases[0]
+        chosen = read_chosen(self.place.out / rival / CHOSEN)
+        [outcome] = self.engine.make(chosen.configurations()[0], [case], [self.place.test.source(case)], [None])
+        memory = None if outcome.picture is None else peak_memory(self.engine.model.device.type)
+        write_text(self.place.out / rival / COST, json.dumps({"memory": memory}) + "\n")
+
+    def about(self) -> dict[str, Any]:
+        """Who competes, at how many steps, and on what."""
+        names, unfit = rivals(self.engine.model)
+        ours = find_method(OURS).recommended(self.engine.model)
+        return {"rivals": names, "unfit": unfit, "steps": ours.steps, "engine": self.engine.describe(),
+                "networks": dict(self.extractors.versions), "aim": aim_of(self.place.test, self.extractors),
+                "machine": machine(self.engine.describe().get("device", "cpu"))}
+
+
+_desk: tuple[Engine, Extractors] | None = None
+
+
+def _sit_down(make: Make) -> None:
+    global _desk
+    _desk = make()
+
+
+def _at_desk(place: Place, task: str, *arguments: Any) -> Any:
+    """A task in a process of a pool; what is wrong with it goes back as a value, to be raised there."""
+    try:
+        return getattr(Desk(place, *_desk), task)(*arguments)
+    except SageError as error:
+        return error
+
+
+# ---- the whole
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What came out, to be asked for figures.
+
+    Attributes:
+        place: where it lives.
+        chosen: by rival, in the order of the tables.
+        unfit: who could not compete, and why.
+        lines: of the test, costs among their scores.
+        roots: by configuration, what the pictures of its lines are relative to.
+        about: engine, networks and machine.
+    """
+
+    place: Place
+    chosen: dict[str, Chosen]
+    unfit: dict[str, str]
+    lines: list[Line]
+    roots: dict[str, Path]
+    about: dict[str, Any]
+
+    def results(self, wording: str = "") -> Results:
+        """The results of all cases, or of those of one wording."""
+        cases = self._named(wording)
+        return Results([line for line in self.lines if not wording or line.case in cases],
+                       self.place.test.kinds)
+
+    def _named(self, wording: str) -> frozenset[str]:
+        return frozenset(case.name for case in self.place.test.cases if case.wording == wording)
+
+    @property
+    def wordings(self) -> list[str]:
+        """Those that the cases have."""
+        return [wording for wording in WORDINGS if self._named(wording)]
+
+    @property
+    def heads(self) -> list[str]:
+        """The configurations of the main table: bounds, what is recommended, and every rival as chosen."""
+        return [*REFERENCES, *(c.label for c in self.chosen.values())]
+
+    @property
+    def ours(self) -> str:
+        """The row that others are compared with: sage, as its search left it."""
+        return (self.chosen.get(OURS) or next(iter(self.chosen.values()))).label
+
+    def score(self, line: Line) -> float:
+        """What the search would have made of it."""
+        return score(line, self.place.protocol.aim)
+
+    def scored(self, label: str) -> dict[str, float]:
+        """What the search made large, by test case."""
+        return {line.case: self.score(line) for line in self.lines if line.configuration == label}
+
+    def cost_of(self, label: str) -> float:
+        """Network calls of an edit, a way back through the network counted as two."""
+        lines = [line for line in self.lines if line.configuration == label and line.status == DONE]
+        return float(np.mean([line.calls + BACKWARD * line.gradients for line in lines])) if lines else math.inf
+
+    def ahead(self) -> tuple[Chosen, Comparison] | None:
+        """The rival that `--method auto` is to take, and by how much it is ahead of what is recommended.
+
+        It is the one with the highest score on the tuning cases of those that ask for no more network calls; and only
+        if on the test cases its score is higher with an interval that leaves out zero.
+        """
+        allowed = self.cost_of(RECOMMENDED)
+        fair = [c for c in self.chosen.values() if self.cost_of(c.label) <= allowed]
+        if not fair:
+            return None
+        first = max(fair, key=lambda c: best(c.trials).score or -math.inf)
+        kept = [replace(line, scores={"score": self.score(line)}, status=DONE) for line in self.lines
+                if line.configuration in (first.label, RECOMMENDED)]
+        found = Results(kept).compare(first.label, RECOMMENDED, Metric("score", "score", 1, True))
+        return (first, found) if found and found.difference.low > 0 else None
+
+
+def compete(place: Place, make: Make, workers: int = 1, progress: Progress | None = None, memory: bool = True,
+            say: Callable[[str], None] = lambda message: None) -> Experiment:
+    """Search, test and measure, as far as it is not done.
+
+    Args:
+        place: its protocol's steps and aim are those of the model and the benchmark.
+        make: makes the engine and the extractors; called once in each process.
+        workers: processes, each with a model; with 1 there is only this one.
+        progress: called with ("rivals", tasks done, tasks in all).
+        memory: also measure the memory of one edit of each, in a process of its own.
+        say: told beforehand what there is to do.
+    Raises:
+        SageError: what stops the whole; a case that fails is a line.
+    """
+    office = _Here(make) if workers <= 1 else _Pool(make, workers)
+    with office:
+        about = office.result(office.submit(place, "about"))
+        place = replace(place, protocol=replace(place.protocol, steps=about["steps"], aim=about["aim"]))
+        names = about["rivals"]
+        say(estimate(place, len(names)))
+        _claim(place, about)
+        parts = min(-(-len(place.test.cases) // place.protocol.batch), 4 * workers)
+        report, total = progress or (lambda phase, done, total: None), len(names) * (1 + parts) + parts
+        tested = [EVERYONE, *(name for name in names if (place.out / name / CHOSEN).is_file())]
+        waiting = {office.submit(place, "find", name): name for name in names if name not in tested}
+        done = len(tested) - 1
+        while waiting or tested:
+            waiting |= {office.submit(place, "test", name, (i, parts)): "" for name in tested
+                        for i in range(1, parts + 1)}
+            task = office.next(waiting)
+            office.result(task)
+            tested = [name] if (name := waiting.pop(task)) else []
+            done += 1
+            report(RIVALS, done, total)
+    if memory:
+        _measure(place, make, [name for name in names if not (place.out / name / COST).is_file()], workers)
+    experiment = read_experiment(place, about)
+    write_text(place.out / CHOSEN, as_record(experiment))
+    return experiment
+
+
+def estimate(place: Place, count: int) -> str:
+    """How much there is to do, in edits."""
+    p = place.protocol
+    each = p.trials * len(place.tuning.cases) + (p.points + 2) * len(place.test.cases)
+    return (f"{count} rivals: {p.trials} trials each on {len(place.tuning.cases)} tuning cases, then up to "
+            f"{p.points + 2} settings on {len(place.test.cases)} test cases; at most {count * each:,} edits of "
+            f"{p.steps} steps")
+
+
+def _claim(place: Place, about: Mapping[str, Any]) -> None:
+    """BenchmarkError if the folder holds what was chosen by another protocol."""
+    claim(place.out / f"{RIVALS}.json", {"protocol": place.protocol.as_dict(), "engine": about["engine"],
+                                         "tuning": [case.name for case in place.tuning.cases],
+                                         "benchmarks": [b.mapping_hash() for b in (place.tuning, place.test)]})
+
+
+class _Here:
+    """This process, in which a task is done when its result is asked for."""
+
+    def __init__(self, make: Make):
+        self.desk = make()
+
+    def __enter__(self) -> "_Here":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def submit(self, place: Place, task: str, *arguments: Any) -> Any:
+        return _Task(lambda: getattr(Desk(place, *self.desk), task)(*arguments))
+
+    def next(self, tasks: Any) -> Any:
+        return next(iter(tasks))
+
+    def result(self, task: Any) -> Any:
+        return task.work()
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    work: Callable[[], Any]
+
+
+class _Pool:
+    """Several processes, each with a model of its own."""
+
+    def __init__(self, make: Make, workers: int):
+        self.pool = ProcessPoolExecutor(workers, get_context("spawn"), _sit_down, (make,))
+
+    def __enter__(self) -> "_Pool":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def submit(self, place: Place, task: str, *arguments: Any) -> Future:
+        return self.pool.submit(_at_desk, place, task, *arguments)
+
+    def next(self, futures: Any) -> Future:
+        return next(as_completed(futures))
+
+    def result(self, future: Future) -> Any:
+        found = future.result()
+        if isinstance(found, SageError):
+            raise found
+        return found
+
+
+def _measure(place: Place, make: Make, names: Sequence[str], workers: int) -> None:
+    """The cost of each, in a process that has done nothing else."""
+    with ProcessPoolExecutor(workers, get_context("spawn"), _sit_down, (make,), max_tasks_per_child=1) as pool:
+        for task in [pool.submit(_at_desk, place, "cost", name) for name in names]:
+            if isinstance(error := task.result(), SageError):
+                raise error
+
+
+# ---- what came of it
+
+
+def read_experiment(place: Place, about: Mapping[str, Any]) -> Experiment:
+    """What lies in the folder."""
+    chosen = {name: read_chosen(place.out / name / CHOSEN) for name in about["rivals"]}
+    lines, roots = list[Line](), dict[str, Path]()
+    for folder, labels, memory in [(EVERYONE, list(REFERENCES), None),
+                                   *((name, [c.name for c in found.configurations()], _memory(place.out / name / COST))
+                                     for name, found in chosen.items())]:
+        found = read_manifests(place.out / folder / TEST)
+        for label in labels:
+            own = [found[label, case.name] for case in place.test.cases if (label, case.name) in found]
+            lines += [_with_costs(line, None if ":" in label else memory) for line in own]
+            roots[label] = place.out / folder / TEST
+    return Experiment(place, chosen, dict(about["unfit"]), lines, roots, dict(about))
+
+
+def _with_costs(line: Line, memory: float | None) -> Line:
+    if line.status != DONE or not line.calls:
+        return line
+    return replace(line, scores={**line.scores, "calls": line.calls, "gradients": line.gradients,
+                                 "seconds": line.seconds, "memory": memory})
+
+
+def _memory(path: Path) -> float | None:
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))["memory"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def as_record(experiment: Experiment) -> str:
+    """What was chosen, with every trial, and by which protocol."""
+    about, place = experiment.about, experiment.place
+    return json.dumps({"model": about["engine"], "protocol": place.protocol.as_dict(),
+                       "tuning cases": len(place.tuning.cases), "test cases": len(place.test.cases),
+                       "unfit": experiment.unfit,
+                       "rivals": {name: c.as_dict() for name, c in experiment.chosen.items()}}, indent=1) + "\n"
+
+
+def as_auto(experiment: Experiment, today: str) -> str | None:
+    """What lies beside a model's settings.json for `--method auto`; None where no rival is ahead."""
+    if not (found := experiment.ahead()):
+        return None
+    chosen, ahead = found
+    difference = ahead.difference
+    return json.dumps({"method": chosen.rival, "settings": chosen.settings, "why": {
+        "date": today, "weights": experiment.about["engine"].get("weights"),
+        "test cases": difference.count, "score minus recommended": [difference.mean, difference.low, difference.high],
+        "network calls": [experiment.cost_of(chosen.label), experiment.cost_of(RECOMMENDED)]}}, indent=1) + "\n"
+
+
+def in_turn(benchmark: Benchmark) -> Benchmark:
+    """Of cases in several wordings those of one each, in turn over the kinds."""
+    ways = [wording for wording in WORDINGS if any(case.wording == wording for case in benchmark.cases)]
+    if len(ways) < 2:
+        return benchmark
+    return replace(benchmark, cases=tuple(c for c in benchmark.cases if c.wording == ways[c.kind % len(ways)]))
+
+
+def split(benchmark: Benchmark, tuned: int, most: int | None = None) -> tuple[Benchmark, Benchmark]:
+    """The first cases of each kind, to choose settings on, and the rest, or so many of them.
+
+    Raises:
+        SettingsError: there are not cases enough for both.
+    """
+    tuning, test = list[Case](), list[Case]()
+    seen: dict[int, int] = {}
+    for case in benchmark.cases:
+        seen[case.kind] = number = seen.get(case.kind, -1) + 1
+        if number < tuned:
+            tuning.append(case)
+        elif most is None or number < tuned + most:
+            test.append(case)
+    if not tuning or not test:
+        raise SettingsError(f"{len(benchmark.cases)} cases are too few: settings are chosen on {tuned} of each kind, "
+                            "and tested on others")
+    return replace(benchmark, cases=tuple(tuning)), replace(benchmark, cases=tuple(test))

@@ -1,0 +1,83 @@
+"""`sage bench BENCHMARK --experiment rivals`: arguments -> two benchmarks, a comparison, its pages.
+
+Imports no torch before the arguments are checked.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from sage.bench import tables
+from sage.bench.cases import Benchmark, read_benchmark
+from sage.bench.files import write_text
+from sage.bench.machine import today, versions
+from sage.bench.report import REPORT, write_report
+from sage.bench.rivals import BATCH, RIVALS, TUNED, Experiment, Place, Protocol, as_auto, compete, in_turn, split
+from sage.bench.rivals_page import AUTO, markdown, write_all
+from sage.bench.stilllife import FIRST_SEED, FULL, QUICK, TUNING_SEED
+from sage.commands.bench import BENCHMARK, BOTH, TABLES, command_line, make_engine, said, status_of, still_lifes
+from sage.errors import SettingsError
+from sage.progress import Progress
+
+
+def run_rivals(args: argparse.Namespace) -> int:
+    """Compare all methods, and write and print what came of it; 1 if any case failed."""
+    given = [f"--{name}" for name, value in (("config", args.config), ("tuning", getattr(args, "tuning", False)),
+                                             ("engine ray", args.engine == "ray"), ("shard", args.shard != (1, 1)))
+             if value]
+    if len(args.experiment) > 1 or given:
+        raise SettingsError(f"--experiment {RIVALS} is run alone: leave out "
+                            f"{given[0] if given else 'the other experiments'}")
+    if args.benchmark == "magicbrush":
+        raise SettingsError(f"--experiment {RIVALS} is for stilllife and piebench: MagicBrush's prompts describe "
+                            "whole pictures, and say more than an edit asks for")
+    out, processors = Path(args.out), os.cpu_count() or 1
+    args.batch = args.batch or BATCH
+    with Progress(not args.quiet and sys.stderr.isatty(), unit="task", resumes=True) as bar:
+        tuning, test = _benchmarks(args, out, bar)
+        workers = args.workers or (1 if _on_gpu(args.device) else processors)
+        threads = args.threads or max(1, processors // workers)
+        make = partial(make_engine, replace(test, cases=test.cases[:1]), args.model, args.device, args.dtype, threads,
+                       args.extractors)
+        place = Place(out, tuning, test, Protocol(0, args.trials, batch=args.batch))
+        found = compete(place, make, workers, bar,
+                        say=lambda text: print(f"sage: {text}", file=sys.stderr))
+    return _tell(args, found)
+
+
+def _benchmarks(args: argparse.Namespace, out: Path, bar: Progress) -> tuple[Benchmark, Benchmark]:
+    """What settings are chosen on, and what is reported."""
+    if args.benchmark == "stilllife":
+        prompts, each = args.prompts or BOTH, args.each or FULL
+        test = still_lifes(args, args.data or out / BENCHMARK, each, bar, FIRST_SEED, prompts)
+        tuning = still_lifes(args, out / "tuning", TUNED, bar, TUNING_SEED, prompts)
+        return (in_turn(tuning) if each <= QUICK else tuning), test
+    return split(read_benchmark(args.data), TUNED, QUICK if args.quick else None)
+
+
+def _tell(args: argparse.Namespace, found: Experiment) -> int:
+    engine, out = found.about["engine"], Path(args.out)
+    facts = {"date": today(), "machine": found.about["machine"], "command": command_line(args), "versions": versions(),
+             "benchmark": args.benchmark, **{name: said(value) for name, value in engine.items()
+                                             if name != "versions"}, **found.about["networks"]}
+    test, heads = found.place.test, found.heads
+    at_best = tables.Results([line for line in found.lines if line.configuration in heads], test.kinds)
+    write_report(out / REPORT, f"Edits of {args.benchmark} by every method", test, at_best, found.roots, facts)
+    write_text(out / TABLES, tables.as_json(at_best, found.about["networks"]))
+    paths = write_all(found, facts)
+    if (auto := as_auto(found, today())) is not None:
+        write_text(out / AUTO, auto)
+    for name, why in found.unfit.items():
+        print(f"sage: note: {name} is left out: {why}", file=sys.stderr)
+    print(tables.as_json(at_best, found.about["networks"]) if args.json else markdown(found, facts), end="")
+    sys.stdout.flush()
+    print(f"sage: comparison in {paths[0]}, pictures in {out / REPORT}", file=sys.stderr)
+    return status_of(found.lines)
+
+
+def _on_gpu(device: str | None) -> bool:
+    import torch
+    return device != "cpu" and (device is not None or torch.cuda.is_available())
