@@ -105,7 +105,7 @@ def test_stilllife_is_made_and_measured(stubbed, tmp_path, monkeypatch, capsys):
     assert asked == [(tmp_path / "benchmark", 4, side, 100_000, ("full",))] and "PSNR inside" in capsys.readouterr().out
     assert main(["bench", "stilllife", "--out", str(tmp_path / "other"), "--each", "7", "--tuning", "--quiet",
                  "--prompts", "both", "--experiment", "loss"]) == 0
-    assert asked[1] == (tmp_path / "other" / "benchmark", 4, side, 0, ("full", "short"))  # 4 in both ways are 7 and more
+    assert asked[1] == (tmp_path / "other" / "benchmark", 4, side, 0, ("full", "short"))  # 4 in both ways
     tables = json.loads((tmp_path / "other" / "tables.json").read_text())
     assert {row["configuration"] for row in tables["table"]} == {*BOUNDS, *EXPERIMENTS["loss"].configurations}
     assert main(["bench", "stilllife", "--out", str(tmp_path), "--experiment", "tabel-1"]) == 2
