@@ -35,7 +35,7 @@ class Counted:
 
     Attributes:
         calls: forward.
-        gradients: those of them whose result can be differentiated.
+        gradients: those of them that are differentiated, by the latents or by the text.
     """
 
     def __init__(self, model: Backbone):
@@ -47,7 +47,7 @@ class Counted:
     def predict(self, z: Tensor, level: Level, text: Any) -> Prediction:
         self.calls += len(z)
         prediction = self._model.predict(z, level, text)
-        self.gradients += len(z) * prediction.eps.requires_grad
+        self.gradients += len(z) * (z.requires_grad or prediction.eps.requires_grad)
         return prediction
 
     @property

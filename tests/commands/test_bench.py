@@ -14,6 +14,7 @@ import sage
 from sage.bench import engine as engines
 from sage.bench.experiments import BOUNDS, EXPERIMENTS
 from sage.commands.main import main
+from sage.models.known import KNOWN
 from tests.bench.world import StubEngine, make_benchmark
 from tests.models import tiny
 
@@ -94,16 +95,17 @@ def test_a_failure_is_exit_status_1(stubbed, benchmark, tmp_path, capsys):
 def test_stilllife_is_made_and_measured(stubbed, tmp_path, monkeypatch, capsys):
     asked = []
 
-    def make(folder, per_kind, side, workers, progress, first_seed):
-        asked.append((folder, per_kind, side, first_seed))
+    def make(folder, per_kind, side, workers, progress, first_seed, wordings):
+        asked.append((folder, per_kind, side, first_seed, wordings))
         return make_benchmark(folder, 2)
 
     monkeypatch.setattr("sage.commands.bench.write_stilllife", make)
     assert main(["bench", "stilllife", "--out", str(tmp_path), "--quick", "--quiet", "--config", "plain"]) == 0
-    assert asked == [(tmp_path / "benchmark", 4, 64, 100_000)] and "PSNR inside" in capsys.readouterr().out
+    side = KNOWN["stilllife"].size
+    assert asked == [(tmp_path / "benchmark", 4, side, 100_000, ("full",))] and "PSNR inside" in capsys.readouterr().out
     assert main(["bench", "stilllife", "--out", str(tmp_path / "other"), "--each", "7", "--tuning", "--quiet",
-                 "--experiment", "loss"]) == 0
-    assert asked[1] == (tmp_path / "other" / "benchmark", 7, 64, 0)
+                 "--prompts", "both", "--experiment", "loss"]) == 0
+    assert asked[1] == (tmp_path / "other" / "benchmark", 4, side, 0, ("full", "short"))  # 4 in both ways
     tables = json.loads((tmp_path / "other" / "tables.json").read_text())
     assert {row["configuration"] for row in tables["table"]} == {*BOUNDS, *EXPERIMENTS["loss"].configurations}
     assert main(["bench", "stilllife", "--out", str(tmp_path), "--experiment", "tabel-1"]) == 2
