@@ -27,7 +27,7 @@ from huggingface_hub.utils import build_hf_headers, tqdm
 
 from sage.errors import ModelError
 from sage.files import parse_json, written_whole
-from sage.models.known import KnownModel, installed, known_model, unknown, weights_dir
+from sage.models.known import AT_HAND, KnownModel, installed, known_model, unknown, weights_dir
 
 RECORD = "fetched.json"
 CONFIGS = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vae/config.json",
@@ -195,7 +195,7 @@ def _explained(error: Exception, model: KnownModel, endpoint: str) -> ModelError
     copies = f", from {' or '.join(model.mirrors)}" if model.mirrors else ""
     elsewhere = f"give --model a folder or file of it{copies}"
     if isinstance(error, OfflineModeIsEnabled):
-        return ModelError(f"{model.name} cannot be fetched: HF_HUB_OFFLINE is set")
+        return ModelError(f"{model.name} cannot be fetched: HF_HUB_OFFLINE is set; {AT_HAND}")
     if status in (401, 403):
         return ModelError(f"{model.repo} refuses the download ({status}): it is gated, private or gone; accept its "
                           f"licence at {endpoint}/{model.repo} and log in with `hf auth login`, or {elsewhere}")
@@ -203,7 +203,8 @@ def _explained(error: Exception, model: KnownModel, endpoint: str) -> ModelError
         return ModelError(f"{model.repo} at {model.revision[:7]} is not there any more ({status}): {elsewhere}")
     if status is not None:
         return ModelError(f"{endpoint} answers {status} for {model.repo}; try again later")
-    return ModelError(f"no network: cannot reach {endpoint} ({_line(error)}); what has been fetched is kept")
+    return ModelError(f"no network: cannot reach {endpoint} ({_line(error)}); what has been fetched is kept; "
+                      f"{AT_HAND}")
 
 
 def _line(error: Exception) -> str:

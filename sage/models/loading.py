@@ -22,6 +22,7 @@ from sage.models.sd.singlefile import guess_prediction, take_apart
 from sage.models.sd.unet import UNet, UNetParams
 from sage.models.sd.vae import VAE, VAEParams
 from sage.models.weights import fill, open_weights, renamed
+from sage.prompts.vocabulary import read_words
 from sage.sampling.levels import ScheduleParams
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -132,7 +133,8 @@ def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype, predict
             "vae": network(lambda: VAE(vae), "vae", base, renames.folder_vae),
             "text": network(lambda: CLIPText(text), "text_encoder", "model", renames.folder_text),
             "tokenizer": words, "schedule": schedule, "prediction_type": prediction_type or prediction,
-            "sample_size": side * 2 ** (len(vae.channels) - 1), "recommends": _recommends(folder)}
+            "sample_size": side * 2 ** (len(vae.channels) - 1), "recommends": _recommends(folder),
+            "taught": read_words(folder)}
 
 
 def _recommends(folder: Path) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Prompts as tokens: ids, where phrases stand, and what differs between two prompts."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -31,10 +32,11 @@ class Prompts:
     Args:
         tokenizer: transformers' CLIPTokenizer.
         max_length: tokens the text encoder takes, both marks included.
+        taught: the words that the model knows, in lower case, where they are few enough to be listed.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int):
-        self.tokenizer, self.max_length = tokenizer, max_length
+    def __init__(self, tokenizer: Any, max_length: int, taught: Iterable[str] = ()):
+        self.tokenizer, self.max_length, self.taught = tokenizer, max_length, tuple(taught)
 
     def parse(self, text: str, truncate: bool = False) -> Prompt:
         """Tokenize, with runs of blanks made one.

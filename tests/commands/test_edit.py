@@ -96,7 +96,7 @@ def test_every_setting_is_a_flag_and_no_other():
     flags = {option: action for action in sub._actions for option in action.option_strings}
     own = {"-h", "--help", "--source", "--target", "--model", "--out", "--sheet", "--config-from", "--published",
            "--explain", "--trajectory", "--truncate", "--json", "--quiet", "--device", "--dtype", "--prediction-type",
-           "--tokenizer", "--method"}
+           "--tokenizer", "--method", "--yes"}
     assert flags.keys() - own == {flag(f.name) for f in fields(EditConfig)}
     for f in fields(EditConfig):
         action = flags[flag(f.name)]

@@ -52,6 +52,7 @@ class StableDiffusion:
         prediction_type: "epsilon" or "v_prediction".
         sample_size: side in pixels of the pictures it was trained on.
         recommends: settings by the name of a method, plain values that came with the model.
+        taught: the words that it knows, where they are few enough to be listed.
     """
 
     family = "sd"
@@ -60,11 +61,11 @@ class StableDiffusion:
     def __init__(self, *, unet: UNet, vae: VAE, text: CLIPText, tokenizer: Any,
                  schedule: ScheduleParams, prediction_type: str, name: str, sample_size: int, device: torch.device,
                  dtype: torch.dtype,
-                 recommends: Mapping[str, Mapping[str, Any]] | None = None):
+                 recommends: Mapping[str, Mapping[str, Any]] | None = None, taught: Sequence[str] = ()):
         self.unet, self.vae, self.text = unet, vae, text
         for network in (unet, vae, text):
             network.eval().requires_grad_(False)
-        self.prompts = Prompts(tokenizer, text.params.max_length)
+        self.prompts = Prompts(tokenizer, text.params.max_length, taught)
         self.schedule, self.prediction_type = DiffusionSchedule(schedule), prediction_type
         self.name, self.sample_size, self.device, self.dtype = name, sample_size, torch.device(device), dtype
         self.recommends = recommends or {}
