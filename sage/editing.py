@@ -234,13 +234,14 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
             check_trajectory(trajectory, origin_of(model, images, plans, config), method_of(config).wants(config))
             notes += settle(task)
         notes += unusual(model, task.size)
+        said = strange(model, images, trajectory.latents[0], task.size)
         batch = _Batch(task, images, plans, requests, trajectory, progress, notes)
         results = batch.edited(config, watch)
         if isinstance(config, Retry):
             results = batch.retried(config, results, watch)
-    return [replace(result, notes=(*result.notes, *notes, *(
+    return [replace(result, notes=(*result.notes, *of_picture, *notes, *(
         [f"the result looks {seen}: try a smaller guidance_scale"] if (seen := result.looks_wrong(config)) else [])))
-        for result in results]
+        for result, of_picture in zip(results, said, strict=True)]
 
 
 @dataclass
@@ -461,6 +462,22 @@ def _words(origin: Origin) -> Any:
 
 def _seed(config: Settings) -> int:
     return getattr(config, "seed", 0)
+
+
+def strange(model: Backbone, images: Sequence[Image.Image], z: Tensor, size: tuple[int, int]) -> list[list[str]]:
+    """What is to be said of each picture, where the model knows a small world and this is none of its pictures.
+
+    Args:
+        z: the pictures' latents.
+        size: (width, height) at which they are worked.
+    """
+    if not model.prompts.taught:
+        return [[] for _ in images]
+    given = torch.cat([pictures.to_tensor(image, size) for image in images])
+    held = quality.held(given, model.decode(z).cpu())
+    return [[f"the picture is unlike those that {model.name} was trained on, which gives it back with {db:.0f} dB: the "
+             "edit will be mush; for photographs take another model, such as sd-1.4"] if db < quality.STRANGE else []
+            for db in held.tolist()]
 
 
 def unusual(model: Backbone, size: tuple[int, int]) -> list[str]:

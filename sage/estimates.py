@@ -37,7 +37,7 @@ class Estimate:
 
     Attributes:
         memory: bytes at the peak, the weights and on a CPU the libraries among them.
-        basis: whether an edit like it was measured, and where.
+        basis: what it goes by: an edit that was measured, or one of another precision.
     """
 
     seconds: float
@@ -67,7 +67,7 @@ def estimate(family: str, side: int, device: str, dtype: str, rate: float) -> Es
     seconds = found["seconds"] * figures()["rates"][f"{found['device']} {found['dtype']}"] / rate
     if device == "cuda" and found["device"] != device:
         return Estimate(max(seconds, 2 * STEPS * DISPATCH), found["peak_GiB"] * 2**30, "never measured on a GPU")
-    return Estimate(seconds, found["peak_GiB"] * 2**30, found.get("basis", f"as measured on {figures()['machine']}"))
+    return Estimate(seconds, found["peak_GiB"] * 2**30, found.get("basis", "measured elsewhere"))
 
 
 def _like(family: str, side: int, device: str, dtype: str) -> Iterator[dict[str, Any] | None]:

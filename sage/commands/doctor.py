@@ -12,10 +12,11 @@ from typing import Any
 from sage import __version__, console
 from sage.bench.machine import machine, versions
 from sage.errors import SageError
-from sage.estimates import PROBE, STEPS, estimate
+from sage.estimates import PROBE, STEPS, Probe, estimate, figures
 from sage.models.known import KNOWN, installed, own_folder, own_names, weights_dir
 
-SHOWN = 0.4  # seconds for which a convolution is tried
+SHOWN = 0.15  # seconds for which a convolution of a size is tried
+SMALLEST = 8  # its side at first: in a precision that a processor only imitates, more would take minutes
 SHORT = 4  # steps of the edit that is timed
 SMALLER = 256  # pixels at which networks of 512 still work, and take a quarter of the time
 
@@ -57,14 +58,22 @@ def facts(device: str | None = None) -> dict[str, Any]:
     return {"sage": __version__, "versions": versions(), "machine": machine(kind), "device": str(chosen),
             "threads": torch.get_num_threads(), "precision": next(iter(rates)), "operations_per_second": rates,
             "memory": free_memory(chosen), "weights": str(weights_dir()), "disk": free_disk(weights_dir()),
-            "models": models, "edits": edits(models, kind, rates) + timed(str(chosen))}
+            "models": models, "edits": timed(str(chosen)) + edits(models, kind, rates)}
 
 
 def rate(device: Any, dtype: str) -> float:
-    """Operations a second of the probe, the fastest of as many as fit into a moment."""
+    """Operations a second of the probe, or of as large a part of it as can be waited for."""
+    probe = Probe(PROBE.channels, SMALLEST)
+    while (seconds := fastest(device, dtype, probe)) < SHOWN and probe.side < PROBE.side:
+        probe = probe._replace(side=2 * probe.side)
+    return probe.operations / seconds
+
+
+def fastest(device: Any, dtype: str, probe: Probe) -> float:
+    """Seconds of a convolution, the least of those that fit into a moment."""
     import torch
-    x = torch.randn(1, PROBE.channels, PROBE.side, PROBE.side, device=device).to(getattr(torch, dtype))
-    w = torch.randn(PROBE.channels, PROBE.channels, 3, 3, device=device).to(x.dtype)
+    x = torch.randn(1, probe.channels, probe.side, probe.side, device=device).to(getattr(torch, dtype))
+    w = torch.randn(probe.channels, probe.channels, 3, 3, device=device).to(x.dtype)
 
     def took() -> float:
         start = time.perf_counter()
@@ -73,11 +82,10 @@ def rate(device: Any, dtype: str) -> float:
             torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
-    took()
     until, times = time.perf_counter() + SHOWN, [took()]
     while time.perf_counter() < until:
         times.append(took())
-    return PROBE.operations / min(times)
+    return min(times)
 
 
 def own(name: str) -> dict[str, Any]:
@@ -145,21 +153,32 @@ def lines(found: dict[str, Any]) -> list[str]:
     """The same for people."""
     on = "no CUDA device is seen" if found["device"] == "cpu" else "CUDA"
     said = [found["versions"], f"{'machine':10} {found['machine']}",
-            f"{'device':10} {found['device']} ({on}), {found['precision']} unless --dtype says otherwise, "
-            f"{found['threads']} threads", f"{'memory':10} {amount(found['memory'])} free",
+            f"{'device':10} {found['device']} ({on}), {found['precision']} unless --dtype says otherwise",
+            f"{'memory':10} {amount(found['memory'])} free",
             f"{'disk':10} {amount(found['disk'])} free in {found['weights']} (SAGE_WEIGHTS names another place)", "",
             "models"]
     for name, about in found["models"].items():
         place = about["path"] or f"not here: sage fetch {name} ({about['download'] / 1e9:.1f} GB)"
         said.append(f"  {name:14} {about.get('wrong') or place}")
-    said += ["", "an edit would take about, if this machine goes on as in the last seconds (estimates)"]
+    source = figures()
+    said += ["", "what an edit would take about, if this machine stays as busy as it is now: estimates, from edits",
+             f"measured on {source['machine']}, {source['date']}, and how fast this machine convolves beside that"]
+    return [console.printable(line) for line in [*said, *_edits(found)]]
+
+
+def _edits(found: dict[str, Any]) -> list[str]:
+    """A line for each edit, models of the same needs on one; without a precision that would only be slower."""
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    quick = {(e["model"], e["side"]): e["seconds"] for e in found["edits"] if e["dtype"] == found["precision"]}
     for e in found["edits"]:
-        size = "" if e["side"] == found["models"][e["model"]].get("side") else f" --size {e['side']}"
-        flags = size + ("" if e["dtype"] == found["precision"] else f" --dtype {e['dtype']}")
-        tight = found["memory"] is not None and (e["memory"] or 0) > found["memory"]
-        said.append(f"  {e['model'] + flags:40} {duration(e['seconds']):>8}  {amount(e['memory']):>8}  {e['steps']} "
-                    f"steps, {e['basis']}{'; more than is free' if tight else ''}")
-    return [console.printable(line) for line in said]
+        if e["seconds"] <= quick.get((e["model"], e["side"]), e["seconds"]):
+            flags = ("" if e["side"] == found["models"][e["model"]].get("side") else f" --size {e['side']}") + (
+                "" if e["dtype"] == found["precision"] else f" --dtype {e['dtype']}")
+            tight = found["memory"] is not None and (e["memory"] or 0) > found["memory"]
+            rest = (flags, f"{duration(e['seconds']):>8}  {amount(e['memory']):>8}  {e['steps']} steps, {e['basis']}"
+                           f"{'; more than is free' if tight else ''}")
+            alike.setdefault(rest, []).append(e["model"])
+    return [f"  {', '.join(names) + flags:44} {rest}" for (flags, rest), names in alike.items()]
 
 
 def amount(count: float | None) -> str:

@@ -3,13 +3,16 @@
 import os
 
 import pytest
+from matplotlib import get_data_path
 
 import sage
+import sage.pictures
 from sage import EditConfig, ModelError
 from sage.commands.main import main
-from sage.editing import check_prompts
+from sage.editing import check_prompts, edit_batch
 from sage.generation import generate
 from sage.models.known import installed
+from sage.pictures import from_pixels
 from sage.prompts.vocabulary import FILE, MOST, about_unknown, read_words, unknown_words, words_of
 from sage.stilllife import KINDS, edit_case
 from tests import small
@@ -88,3 +91,28 @@ def test_the_bundled_model_knows_the_words_of_its_benchmark():
         for seed in range(40):
             case = edit_case(kind, seed)
             assert unknown_words(known, [case.source_prompt, case.target_prompt]) == ()
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return sage.load_model("stilllife", device="cpu")
+
+
+def notes_of(model, *images):
+    plan = check_prompts(model, "a red ball", "a blue ball", (config := EditConfig(steps=1, guided_steps=0, retries=0)))
+    results = edit_batch(model, images, [plan] * len(images), config)
+    return [[note for note in result.notes if "unlike those" in note] for result in results]
+
+
+def test_a_photograph_on_the_bundled_model_gets_a_note_that_names_what_to_use(bundled):
+    photograph = sage.pictures.open_picture(get_data_path() + "/sample_data/grace_hopper.jpg")
+    scenes = [from_pixels(edit_case(kind, 0).pictures(bundled.sample_size)[0]) for kind in range(len(KINDS))]
+    assert notes_of(bundled, *scenes) == [[]] * len(scenes)
+    side = (bundled.sample_size, bundled.sample_size)
+    [none, [note]] = notes_of(bundled, scenes[0], photograph.resize(side))
+    assert none == [] and "stilllife" in note and "for photographs take another model, such as sd-1.4" in note
+    bundled.prompts.taught, known = (), bundled.prompts.taught
+    try:
+        assert notes_of(bundled, photograph) == [[]]
+    finally:
+        bundled.prompts.taught = known
