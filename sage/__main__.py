@@ -1,17 +1,8 @@
-"""The program `sage`, also as `python -m sage`."""
+"""The program `sage` as `python -m sage`."""
 
 import sys
 
-
-def main() -> int:
-    """Run one command; returns the exit status.  Ctrl-C while it is being imported is told as at any other time."""
-    try:
-        from sage.commands.main import main
-        return main()
-    except KeyboardInterrupt:
-        print("sage: interrupted", file=sys.stderr)
-        return 130
-
+from sage_start import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -171,7 +171,7 @@ def test_hooks_call_what_make_has_installed_and_make_lint_runs():
 
 
 def test_a_wheel_holds_the_types_the_model_and_no_tests(tmp_path):
-    for name in ("pyproject.toml", "README.md", "LICENSE", "hatch_build.py"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "hatch_build.py", "sage_start.py"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("sage", "weights/stilllife"):
         shutil.copytree(ROOT / name, tmp_path / name)
@@ -179,9 +179,11 @@ def test_a_wheel_holds_the_types_the_model_and_no_tests(tmp_path):
                    capture_output=True)
     [wheel] = (tmp_path / "dist").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"sage/py.typed", "sage/__init__.py", "sage/studio/studio.css",
+    assert {"sage/py.typed", "sage/__init__.py", "sage/studio/studio.css", "sage/speed.json",
+            "sage/weights/stilllife/words.txt",
             "sage/weights/stilllife/unet/diffusion_pytorch_model.fp16.safetensors"} <= names
-    assert {name.partition("/")[0] for name in names} == {"sage", f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
+    about = f"{wheel.name.rsplit('-', 3)[0]}.dist-info"
+    assert {name.partition("/")[0] for name in names} == {"sage", "sage_start.py", about}
 
 
 def test_everything_needed_is_pinned():
