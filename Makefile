@@ -85,7 +85,7 @@ demo: $(READY)  ## several edits by the bundled model, on one sheet
 	$(BIN)/python examples/demo.py $(ARGS)
 
 tour: $(READY)  ## install JupyterLab, and open the notebook examples/tour.ipynb in a browser
-	$(BIN)/pip install --quiet jupyterlab
+	$(BIN)/pip install --quiet jupyterlab ipywidgets
 	$(BIN)/jupyter lab examples/tour.ipynb $(ARGS)
 
 ui: $(READY)  ## install Gradio, and edit in a browser: [MODEL=] [ARGS="--host 0.0.0.0 --port 8000"]
