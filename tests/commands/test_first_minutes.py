@@ -170,10 +170,25 @@ def test_doctor_tells_what_there_is_and_what_an_edit_takes(engine, monkeypatch, 
     assert row["seconds"] == pytest.approx(2 * known["seconds"])
     assert cli.main(["doctor", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
-    for words in ("float32 unless --dtype", "7.0 GiB free", "sage fetch sd-1.5 (2.1 GB)", "sd-1.4 --size 256",
-                  "estimates"):
+    for words in ("float32 unless --dtype", "7.0 GiB free", "sage fetch sd-1.5 (2.1 GB)", "estimates",
+                  "sd-1.4, sd-1.5, sd-2.1-base --size 256", "--dtype bfloat16"):
         assert words in said
+    rates["bfloat16"] = 1e8  # as where a processor only imitates it
+    assert cli.main(["doctor", "--device", "cpu"]) == 0
+    assert "--dtype bfloat16" not in capsys.readouterr().out
     assert cli.main(["doctor", "--device", "abacus"]) == 2
+
+
+def test_a_precision_that_is_only_imitated_is_tried_on_little(monkeypatch):
+    tried = []
+
+    def fastest(device, dtype, probe):
+        tried.append(probe.side)
+        return probe.operations / (1e8 if dtype == "bfloat16" else 1e12)
+
+    monkeypatch.setattr(doctor, "fastest", fastest)
+    assert doctor.rate("cpu", "bfloat16") == pytest.approx(1e8) and tried == [8]
+    assert doctor.rate("cpu", "float32") == pytest.approx(1e12) and tried[1:] == [8, 16, 32, 64]
 
 
 def test_doctor_times_the_bundled_model():
