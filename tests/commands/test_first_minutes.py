@@ -194,3 +194,9 @@ def test_a_precision_that_is_only_imitated_is_tried_on_little(monkeypatch):
 def test_doctor_times_the_bundled_model():
     [row] = doctor.timed("cpu")
     assert row["model"] == "stilllife" and 0.05 < row["seconds"] < 600 and row["memory"] > 2**27
+
+
+def test_the_help_says_that_the_studio_takes_several_models(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["ui", "--help"])
+    assert "given again, one more" in " ".join(capsys.readouterr().out.split())
