@@ -1,8 +1,16 @@
-# Every target makes .venv by itself when it is not there, or when pyproject.toml or constraints.txt have changed.
+# Every target makes .venv by itself, with what it needs, when it is not there, or when pyproject.toml or constraints.txt
+# have changed: $(READY) is what an edit needs, $(TESTING) what the tests, lint and the longer benchmarks need besides.
 
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 BIN := .venv/bin
 READY := .venv/ready
+TESTING := .venv/testing
+
+# Where no GPU is seen, torch is taken without CUDA, 5 GB less; `TORCH_INDEX=` takes what pip finds by itself.
+HAS_GPU := $(wildcard /dev/nvidia0 /dev/nvhost-gpu /dev/dxg)$(shell command -v nvidia-smi)
+ON_LINUX := $(filter Linux,$(shell uname -s))
+TORCH_INDEX ?= $(if $(ON_LINUX),$(if $(HAS_GPU),,https://download.pytorch.org/whl/cpu))
+DISK := $(if $(TORCH_INDEX),1.2 GB of disk: no GPU is seen and torch comes without CUDA,$(if $(ON_LINUX),6 GB of disk for torch with CUDA,1.2 GB of disk))
 
 # What `make edit` edits when no IMG is given.
 EXAMPLE := examples/mug.png
@@ -20,23 +28,33 @@ export SAGE_METHOD := $(value METHOD)
 unexport IMG SRC TGT MODEL OUT PROMPT METHOD
 
 .DEFAULT_GOAL := help
-.PHONY: help setup edit generate demo ui weights train train-encoder train-report test test-slow test-fuzz test-cluster test-ui lint docs audit bench bench-speed load experiments
+.PHONY: help setup edit generate demo tour ui weights train train-encoder train-report test test-slow test-fuzz test-cluster test-ui lint docs audit bench bench-speed load experiments
+.PHONY: .picture-named
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## make .venv with everything in it
+setup: $(TESTING)  ## make .venv with everything in it [TORCH_INDEX= for torch with CUDA where no GPU is seen]
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Python 3.11 or later is needed: make setup PYTHON=/path/to/python3" >&2; exit 2; }
-	@echo "making .venv: some minutes, once"
+	@echo "making .venv, once, some minutes: $(DISK)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	$(BIN)/pip install --constraint constraints.txt $(addprefix --extra-index-url=,$(TORCH_INDEX)) torch
+	$(BIN)/pip install --constraint constraints.txt --editable .
 	@touch $@
 
-edit: $(READY)  ## edit a picture: IMG=cat.jpg SRC="a cat" TGT="a dog" [MODEL=sd-1.4] [OUT=] [ARGS=]; alone: the example
+$(TESTING): $(READY)
+	@echo "adding what tests and lint need to .venv: 0.3 GB of disk"
+	$(BIN)/pip install --constraint constraints.txt --editable '.[test,lint]'
+	@touch $@
+
+.picture-named:  # before anything is installed
+	@[ -n "$$SAGE_IMG" ] || [ -z "$$SAGE_SRC" ] || \
+	    { echo "make edit: SRC describes a picture, and none is named: give IMG=picture.jpg too" >&2; exit 2; }
+
+edit: .picture-named $(READY)  ## edit a picture: IMG=cat.jpg SRC="a cat" TGT="a dog" [MODEL=sd-1.4] [OUT=] [ARGS=--yes]; alone: the example
 	@if [ -z "$$SAGE_IMG" ]; then \
 	    SAGE_IMG='$(EXAMPLE)'; \
 	    SAGE_SRC="$${SAGE_SRC:-$(EXAMPLE_SOURCE)}"; \
@@ -66,6 +84,10 @@ generate: $(READY)  ## make a picture from nothing: PROMPT="a cat" [METHOD=sag] 
 demo: $(READY)  ## several edits by the bundled model, on one sheet
 	$(BIN)/python examples/demo.py $(ARGS)
 
+tour: $(READY)  ## install JupyterLab, and open the notebook examples/tour.ipynb in a browser
+	$(BIN)/pip install --quiet jupyterlab ipywidgets
+	$(BIN)/jupyter lab examples/tour.ipynb $(ARGS)
+
 ui: $(READY)  ## install Gradio, and edit in a browser: [MODEL=] [ARGS="--host 0.0.0.0 --port 8000"]
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui]'
 	@set -- ; [ -z "$$SAGE_MODEL" ] || set -- --model="$$SAGE_MODEL"; \
@@ -86,24 +108,24 @@ train-encoder: $(READY)  ## train the encoder that judges still lifes; goes on w
 train-report: $(READY)  ## measure the bundled model on held-out scenes
 	$(BIN)/python -m training.report $(ARGS)
 
-test: $(READY)  ## the tests
+test: $(TESTING)  ## the tests
 	$(BIN)/python -m pytest -q $(ARGS)
 
-test-slow: $(READY)  ## the tests that take minutes or gigabytes
+test-slow: $(TESTING)  ## the tests that take minutes or gigabytes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
-test-fuzz: $(READY)  ## thousands of hostile inputs, others each time, and how they ended
+test-fuzz: $(TESTING)  ## thousands of hostile inputs, others each time, and how they ended
 	SAGE_FUZZ=1 $(BIN)/python -m pytest -q tests/hardening --ignore tests/hardening/faults $(ARGS)
 
-test-cluster: $(READY)  ## install Ray, and test the benchmark on a cluster of this machine
+test-cluster: $(TESTING)  ## install Ray, and test the benchmark on a cluster of this machine
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/bench/test_cluster.py $(ARGS)
 
-test-ui: $(READY)  ## install Gradio and Playwright, and test the studio in a real browser (needs Chromium)
+test-ui: $(TESTING)  ## install Gradio and Playwright, and test the studio in a real browser (needs Chromium)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui,browser]'
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/studio $(ARGS)
 
-lint: $(READY)  ## style, docstrings and types
+lint: $(TESTING)  ## style, docstrings and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
@@ -115,7 +137,7 @@ audit: $(READY)  ## look up what is pinned in the advisory databases; fails too 
 	.venv/audit/bin/pip install --quiet pip-audit
 	.venv/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt $(ARGS)
 
-experiments: $(READY)  ## every experiment of docs/experiments.md; hours on two cores, goes on where it stopped
+experiments: $(TESTING)  ## every experiment of docs/experiments.md; hours on two cores, goes on where it stopped
 	$(BIN)/python -m benchmarks.experiments $(ARGS)
 
 bench: $(READY)  ## measure the bundled model on 40 still lifes, and write a report: [OUT=runs/bench/quick] [ARGS=]
@@ -125,5 +147,5 @@ load: $(READY)  ## 50 clients for a minute against the studio, each checking its
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui]'
 	$(BIN)/python -m benchmarks.studio_load $(ARGS)
 
-bench-speed: $(READY)  ## seconds and memory of an edit beside the released way, some 25 minutes: [ARGS="--only ..."]
+bench-speed: $(TESTING)  ## seconds and memory of an edit beside the released way, some 25 minutes: [ARGS="--only ..."]
 	$(BIN)/python -m benchmarks.speed $(ARGS)

@@ -24,6 +24,8 @@ def main() -> int:
 
 def demo() -> int:
     """Imports what it needs itself: that takes long enough for Ctrl-C."""
+    from sage.threads import sleep_while_waiting
+    sleep_while_waiting()  # before torch is imported
     from tqdm import tqdm
 
     import sage

@@ -1,23 +1,8 @@
-"""The program `sage`, also as `python -m sage`."""
+"""The program `sage` as `python -m sage`."""
 
 import sys
 
-
-def main() -> int:
-    """Run one command; returns the exit status.  What goes wrong while it is imported is told as at any other time."""
-    try:
-        from sage.commands.main import main
-        return main()
-    except KeyboardInterrupt:
-        print("sage: interrupted", file=sys.stderr)
-        return 130
-    except (ImportError, OSError, MemoryError) as error:
-        from sage.errors import of_the_machine
-        if not (said := of_the_machine(error)):
-            raise
-        print(f"sage: error: {said}", file=sys.stderr)
-        return 2
-
+from sage_start import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,6 +22,12 @@ def note(message: str) -> None:
     print(f"sage: note: {one_line(message)}", file=sys.stderr)
 
 
+def begin(what: str, shown: bool) -> None:
+    """Say what is begun and shows no bar of its own."""
+    if shown:
+        print(f"sage: {one_line(what)}", file=sys.stderr, flush=True)
+
+
 def fail(message: str) -> int:
     """Say what is wrong; returns the exit status for that."""
     print(f"sage: error: {one_line(message)}", file=sys.stderr)

@@ -10,6 +10,7 @@ Every picture of a batch is treated as if it were alone.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from sage.method import method as find_method
 from sage.models.backbone import Backbone, Text
 from sage.models.savings import Savings
 from sage.prompts.plan import Plan, parse_pair
+from sage.prompts.vocabulary import about_unknown
 from sage.settings import Retry, Settings
 from sage.trajectory.kinds import Origin, Trajectory, Wanted
 
@@ -84,17 +86,20 @@ def check_prompts(model: Backbone, source: str, target: str, config: Settings, t
     """
     method = method_of(config)
     plan = method.plan(model.prompts, *parse_pair(model.prompts, source, target, truncate), config)
-    return replace(plan, notes=method.notes(config, plan))
+    said = about_unknown(model.name, model.prompts.taught, (source, target))
+    if plan.source.ids == plan.target.ids and not plan.factors:
+        said += ("both prompts say the same to the model: nothing is asked to change",)
+    return replace(plan, notes=(*said, *method.notes(config, plan)))
 
 
-def edit(model: Backbone, image: Image.Image, source: str, target: str, config: Settings | None = None,
+def edit(model: Backbone, image: Image.Image | str | Path, source: str, target: str, config: Settings | None = None,
          progress: Progress | None = None, trajectory: Trajectory | None = None, truncate: bool = False,
          watch: Watch | None = None, *, method: str | None = None, savings: Savings | None = None,
          **request: Any) -> EditResult:
     """Edit a picture so that it shows `target` where it now shows `source`.
 
     Args:
-        image: any PIL picture.
+        image: any PIL picture, or the path of one.
         source: describes the picture as it is.
         target: describes the picture wanted.
         config: settings, whose class says the method; default: those that the model recommends for `method`.
@@ -147,21 +152,27 @@ def check_request(method: Method[Any], request: Request) -> None:
         raise SettingsError(f"{method.name} does not read {unread[0]}: it reads {', '.join(sorted(method.reads))}")
 
 
-def picture_of(image: Image.Image) -> Image.Image:
-    """The picture itself; SettingsError for what is none, such as a path."""
+def picture_of(image: Image.Image | str | Path) -> Image.Image:
+    """The picture itself, or that of a file.
+
+    Raises:
+        SettingsError: something else.
+        PictureError: the file cannot be read.
+    """
+    if isinstance(image, str | Path):
+        return pictures.open_picture(image)
     if not isinstance(image, Image.Image):
-        raise SettingsError(f"the picture is {type(image).__name__}: give a PIL picture, such as PIL.Image.open(path) "
-                            "gives")
+        raise SettingsError(f"the picture is {type(image).__name__}: give a PIL picture or the path of one")
     return image
 
 
-def invert(model: Backbone, image: Image.Image, source: str, config: Settings | None = None,
+def invert(model: Backbone, image: Image.Image | str | Path, source: str, config: Settings | None = None,
            progress: Progress | None = None, target: str | None = None, truncate: bool = False, *,
            method: str | None = None) -> Trajectory:
     """Carry a picture to noise under its description, recording what edits will be held to.
 
     Args:
-        image: any PIL picture.
+        image: any PIL picture, or the path of one.
         config: settings, whose class says the method; default: those that the model recommends for `method`.
         progress: called with (phase, steps done, steps in all).
         target: only where the target prompt reaches into the inversion, as with SAGE's reweight_passes="all".
@@ -232,11 +243,13 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
             check_trajectory(trajectory, origin_of(model, images, plans, config), method_of(config).wants(config))
             notes += settle(task)
         notes += unusual(model, task.size)
+        said = strange(model, images, trajectory.latents[0], task.size)
         batch = _Batch(task, images, plans, requests, trajectory, progress, notes)
         results = batch.edited(config, watch)
         if isinstance(config, Retry):
             results = batch.retried(config, results, watch)
-    return [replace(result, notes=(*result.notes, *notes, *_remarks(result, config))) for result in results]
+    return [replace(result, notes=(*result.notes, *of_picture, *notes, *_remarks(result, config)))
+            for result, of_picture in zip(results, said, strict=True)]
 
 
 def _remarks(result: EditResult, config: Settings) -> Iterator[str]:
@@ -467,6 +480,22 @@ def _words(origin: Origin) -> Any:
 
 def _seed(config: Settings) -> int:
     return getattr(config, "seed", 0)
+
+
+def strange(model: Backbone, images: Sequence[Image.Image], z: Tensor, size: tuple[int, int]) -> list[list[str]]:
+    """What is to be said of each picture, where the model knows a small world and this is none of its pictures.
+
+    Args:
+        z: the pictures' latents.
+        size: (width, height) at which they are worked.
+    """
+    if not model.prompts.taught:
+        return [[] for _ in images]
+    given = torch.cat([pictures.to_tensor(image, size) for image in images])
+    held = quality.held(given, model.decode(z).cpu())
+    return [[f"the picture is unlike those that {model.name} was trained on, which gives it back with {db:.0f} dB: the "
+             "edit will be mush; for photographs take another model, such as sd-1.4"] if db < quality.STRANGE else []
+            for db in held.tolist()]
 
 
 def unusual(model: Backbone, size: tuple[int, int]) -> list[str]:

@@ -23,6 +23,7 @@ from sage.method import Request, method_of
 from sage.models.backbone import Backbone, Text
 from sage.models.savings import Savings
 from sage.prompts.tokens import Prompt
+from sage.prompts.vocabulary import about_unknown
 from sage.settings import Settings
 from sage.trajectory.kinds import mapped
 
@@ -120,6 +121,7 @@ def generate_batch(model: Backbone, requests: Sequence[Request], config: Setting
     plans = [method.plan(model.prompts, nothing, model.prompts.parse(request.target, truncate), settings)
              for request, settings in zip(requests, own, strict=True)]
     negatives = [model.prompts.parse(request.negative, truncate) for request in requests]
+    said = [about_unknown(model.name, model.prompts.taught, [request.target]) for request in requests]
     noise, start = _Noise(shape, seeds, generator), _start(latents, shape)
     report: Progress = progress or (lambda phase, done, total: None)
     with own_savings(model, savings):
@@ -141,7 +143,7 @@ def generate_batch(model: Backbone, requests: Sequence[Request], config: Setting
         x = stepping_down(task, "decoding the picture", lambda: model.decode(z), notes)
         report("decode", 1, 1)
         return [Generated(pictures.to_picture(x[i:i + 1], None, getattr(config, "quantise", "round")), x[i:i + 1].cpu(),
-                          z[i:i + 1].cpu(), own[i], (*plan.notes, *notes), model.savings)
+                          z[i:i + 1].cpu(), own[i], (*said[i], *plan.notes, *notes), model.savings)
                 for i, plan in enumerate(plans)]
 
 

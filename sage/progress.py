@@ -25,6 +25,11 @@ class Progress:
                                                leave=total > 1, unit=self.unit)
         self.bar.update(done - self.bar.n)
 
+    def say(self, text: object) -> None:
+        """Print a line on stdout, with no bar open on the terminal that it would run into."""
+        self.close()
+        print(text, flush=True)
+
     def close(self) -> None:
         """End the bar, if there is one."""
         if self.bar is not None:

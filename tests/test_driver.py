@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import sage
 from sage import EditConfig, editing, memory
 from sage.editing import check_prompts, edit, edit_batch, invert
-from sage.errors import SettingsError
+from sage.errors import PictureError, SettingsError
+from sage.explain import Explanation
 from sage.models.savings import Savings
 from sage.settings import share_of
 from tests import small
@@ -106,9 +108,21 @@ def test_a_share_of_the_steps(fraction, steps, count):
     assert share_of(fraction, steps) == sum(config.blends_at(i) for i in range(steps)) == count
 
 
+def test_a_picture_may_be_a_path(model, tmp_path):
+    small.picture().save(tmp_path / "mug.png")
+    given = edit(model, small.picture(), SOURCE, TARGET, CONFIG)
+    for path in (tmp_path / "mug.png", str(tmp_path / "mug.png")):
+        trajectory = invert(model, path, SOURCE, CONFIG)
+        explanation = Explanation(model, path, SOURCE, TARGET, CONFIG)
+        found = edit(model, path, SOURCE, TARGET, CONFIG, trajectory=trajectory, watch=explanation)
+        assert torch.equal(found.latents, given.latents) and explanation.picture.size == given.image.size
+    with pytest.raises(PictureError, match="gone.png does not exist"):
+        edit(model, tmp_path / "gone.png", SOURCE, TARGET, CONFIG)
+
+
 def test_what_is_no_picture_and_what_is_no_setting_are_one_line(model):
-    with pytest.raises(SettingsError, match="the picture is str: give a PIL picture"):
-        edit(model, "mug.png", SOURCE, TARGET, CONFIG)
+    with pytest.raises(SettingsError, match="the picture is ndarray: give a PIL picture or the path of one"):
+        edit(model, np.zeros((8, 8, 3)), SOURCE, TARGET, CONFIG)
     with pytest.raises(SettingsError, match="no setting 'nonsense'"):
         EditConfig.published(nonsense=1)
     with pytest.raises(SettingsError, match="settings of sage, and the method is plain"):

@@ -24,12 +24,13 @@ def make(tmp_path):
     for name in ("sage", "python"):
         (tmp_path / name).write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
         (tmp_path / name).chmod(0o755)
-    (tmp_path / "ready").write_text("")
+    for name in ("ready", "testing"):
+        (tmp_path / name).write_text("")
 
     def run(*arguments: str) -> list[str]:
         done = subprocess.run(["make", "--no-print-directory", "-s", *arguments, f"BIN={tmp_path}",
-                               f"READY={tmp_path}/ready"], cwd=ROOT, capture_output=True, text=True, check=True,
-                              env={"PATH": os.environ["PATH"]})
+                               f"READY={tmp_path}/ready", f"TESTING={tmp_path}/testing"], cwd=ROOT, capture_output=True,
+                              text=True, check=True, env={"PATH": os.environ["PATH"]})
         return done.stdout.splitlines()
 
     return run
@@ -45,6 +46,14 @@ def test_make_edit_alone_edits_the_example(make):
     assert make("edit", "MODEL=sd-1.4")[4] == "--model=sd-1.4"
 
 
+def test_a_description_of_a_picture_that_is_not_named_is_an_error_before_anything_is_installed(tmp_path):
+    done = subprocess.run(["make", "-s", "edit", "SRC=a cat", "TGT=a dog", f"BIN={tmp_path}", "READY=gone"], cwd=ROOT,
+                          capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    assert done.returncode == 2 and done.stdout == "" and not any(tmp_path.iterdir())
+    assert done.stderr.splitlines()[0] == (
+        "make edit: SRC describes a picture, and none is named: give IMG=picture.jpg too")
+
+
 def test_make_edit_leaves_the_default_model_to_sage(make):
     assert make("edit", "IMG=cat.jpg", "SRC=a cat", "TGT=a dog", "OUT=o.png", "ARGS=--steps 9 --replace 'a b,c'") == [
         "edit", "cat.jpg", "--source=a cat", "--target=a dog", "--out=o.png", "--steps", "9", "--replace", "a b,c"]
@@ -56,6 +65,32 @@ def test_make_edit_leaves_the_default_model_to_sage(make):
 def test_make_edit_passes_prompts_untouched(make, text):
     assert make("edit", f"IMG={text}.png", f"SRC={text}", f"TGT={text}", f"MODEL={text}", f"OUT={text}.png") == [
         "edit", f"{text}.png", f"--source={text}", f"--target={text}", f"--model={text}", f"--out={text}.png"]
+
+
+def installs(target: str, *variables: str) -> str:
+    """What make would do for a target where nothing is there yet."""
+    done = subprocess.run(["make", "-n", target, "BIN=gone", "READY=gone/ready", "TESTING=gone/testing", *variables],
+                          cwd=ROOT, capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]})
+    return done.stdout
+
+
+def test_an_edit_installs_what_it_needs_and_tests_what_they_need():
+    for target in ("edit", "generate", "demo", "weights", "bench", "ui"):
+        assert "[test" not in installs(target) and "--editable ." in installs(target), target
+    for target in ("setup", "test", "lint", "bench-speed", "experiments"):
+        assert "'.[test,lint]'" in installs(target), target
+    assert not re.search("gone/pip install.*--quiet", installs("setup"))  # whose bars are then seen
+
+
+def test_torch_comes_without_cuda_where_no_gpu_is_seen():
+    index = re.search(r"PIP_EXTRA_INDEX_URL: (\S+)", (ROOT / ".github" / "workflows" / "ci.yml").read_text())[1]
+    without = installs("edit", "HAS_GPU=", "ON_LINUX=Linux")
+    assert f"--extra-index-url={index} torch" in without
+    assert re.search("1.2 GB of disk: no GPU is seen and torch comes without CUDA", without)
+    for variables in (["HAS_GPU=/dev/nvidia0", "ON_LINUX=Linux"], ["HAS_GPU=", "ON_LINUX=Linux", "TORCH_INDEX="]):
+        made = installs("edit", *variables)
+        assert "index-url" not in made and "6 GB of disk" in made
+    assert made.index("of disk") < made.index("pip install")
 
 
 def test_make_weights(make):
@@ -136,7 +171,7 @@ def test_hooks_call_what_make_has_installed_and_make_lint_runs():
 
 
 def test_a_wheel_holds_the_types_the_model_and_no_tests(tmp_path):
-    for name in ("pyproject.toml", "README.md", "LICENSE", "hatch_build.py"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "hatch_build.py", "sage_start.py"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("sage", "weights/stilllife"):
         shutil.copytree(ROOT / name, tmp_path / name)
@@ -144,9 +179,11 @@ def test_a_wheel_holds_the_types_the_model_and_no_tests(tmp_path):
                    capture_output=True)
     [wheel] = (tmp_path / "dist").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"sage/py.typed", "sage/__init__.py", "sage/studio/studio.css",
+    assert {"sage/py.typed", "sage/__init__.py", "sage/studio/studio.css", "sage/speed.json",
+            "sage/weights/stilllife/words.txt",
             "sage/weights/stilllife/unet/diffusion_pytorch_model.fp16.safetensors"} <= names
-    assert {name.partition("/")[0] for name in names} == {"sage", f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
+    about = f"{wheel.name.rsplit('-', 3)[0]}.dist-info"
+    assert {name.partition("/")[0] for name in names} == {"sage", "sage_start.py", about}
 
 
 def test_everything_needed_is_pinned():

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "examples" / "tour.ipynb"
 
@@ -36,10 +38,22 @@ def test_the_tour_runs_and_shows_its_pictures(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+def test_the_snippet_of_the_readme_runs_as_it_stands(tmp_path):
+    [snippet] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    run = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, cwd=tmp_path,
+                         env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=900)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert {path.name for path in tmp_path.iterdir()} == {"examples", "edit.png", "mug.safetensors"}
+
+
 def test_the_tour_is_stored_as_jupyter_reads_it_and_without_outputs():
     text = NOTEBOOK.read_text()
     notebook = json.loads(text)
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    opening, quiet = ("".join(cell["source"]) for cell in notebook["cells"][:2])
+    assert "`make tour`" in opening and "IProgress" in quiet  # how to open it, and no red box where widgets are missing
     ids = [cell["id"] for cell in notebook["cells"]]
     assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", i) for i in ids)
     for cell in notebook["cells"]:

@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from sage.models.sd.clip import CLIPTextParams
 from sage.models.sd.unet import UNetParams
 from sage.models.sd.vae import VAEParams
+from sage.prompts import vocabulary
 from sage.sampling.levels import ScheduleParams
+from training import tokenizer
 from training.data import SIDE
 from training.networks import CLEAN, SCHEDULE, assemble
 
@@ -62,6 +64,7 @@ def export(out: Path, weights: Path, course: str = CLEAN) -> None:
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         (weights / "tokenizer").mkdir(parents=True, exist_ok=True)
         shutil.copy(out / "tokenizer" / name, weights / "tokenizer" / name)
+    (weights / vocabulary.FILE).write_text("".join(f"{word}\n" for word in tokenizer.taught()))
     model = assemble(out, course)
     history = {name: json.loads((out / f"{name}.jsonl").read_text().splitlines()[-1])
                for name in ("autoencoder", course)}

@@ -16,11 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import table
+from benchmarks.speed import carried, table
 from benchmarks.speed.cells import CELLS, UNASKED, Cell
 from benchmarks.speed.memory import EDITS, STEPS
 from benchmarks.speed.models import MODELS, ROOT
 from sage.files import written_whole
+from sage.threads import sleep_while_waiting
 
 RESULTS = Path("benchmarks/results/speed.md")
 QUICK = ("stilllife-64-cpu-float32-b1", "sd14-256-cpu-float32-b1")
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--run", type=Path, default=Path("runs/speed"), help="where rows and random weights are kept [runs/speed]")
     add("--out", type=Path, help=f"the table, .md, and beside it .json [{RESULTS}, of a part RUN/speed.md]")
     args = parser.parse_args(argv)
+    sleep_while_waiting()  # as the command line: what is started from here inherits it
     cells = chosen(args.only, args.rounds, args.whole, args.quick)
     jobs = list(plan(cells, args.only, args.quick, cuda_here()))
     if args.list:
@@ -189,6 +191,8 @@ def write(out: Path, results: dict[str, Any]) -> None:
         file.write((json.dumps(results, indent=1) + "\n").encode())
     with written_whole(out) as file:
         file.write(table.render(results).encode())
+    if out == RESULTS:
+        carried.write(results)
 
 
 if __name__ == "__main__":

@@ -129,10 +129,12 @@ def _chart(m: Metric, run: Run) -> str:
                 f'<i class="dot" style="left:{place[1]:.1f}%"></i></span>'
                 f'<span class="value">{number(v.mean, m)}</span></li>')
 
+    ends = "".join(f"<i>{number(x, m)}</i>" for x in (low, (low + high) / 2, high))
+    axis = f'<p class="axis"><span></span><span class="ends">{ends}</span></p>'
     more = f"<p>and {len(methods) - ROWS} more below</p>" if len(methods) > ROWS else ""
     e = entry(m)
     return (f'<figure class="chart"><figcaption>{escape(e.group)}: {escape(e.head)} <small>{_better(m)}</small>'
-            f'</figcaption><ol>{"".join(row(c) for c in rows)}</ol>{more}</figure>')
+            f'</figcaption><ol>{"".join(row(c) for c in rows)}</ol>{axis}{more}</figure>')
 
 
 # ---- tables
@@ -140,7 +142,8 @@ def _chart(m: Metric, run: Run) -> str:
 
 def _tables(run: Run) -> str:
     parts = ['<h2 id="figures">Figures</h2><p>Means over the cases, with 95 % bootstrap intervals below them; the best '
-             'method of a column is marked. A click on a column sorts by it.</p><p class="script"><label>Kind of edit '
+             'method of a column is marked. A click on a column sorts by it; a table wider than the window scrolls '
+             'sideways.</p><p class="script"><label>Kind of edit '
              f'<select id="kind-table">{_kinds(run.results)}</select></label></p>']
     width = len(run.results.metrics) + 2
     apart = f'<tr class="apart"><th colspan="{width}">Bounds: what to see the methods against</th></tr>'

@@ -5,10 +5,12 @@ same digits.  A comparison is over the cases that both configurations have.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from sage.bench.scoring import DONE, Line
 from sage.stilllife.edits import KINDS
 
 DRAWS = 2000
+LEAST = 16  # characters to which the name above a column of a terminal is broken at the most
 
 
 @dataclass(frozen=True)
@@ -156,3 +159,30 @@ def as_markdown(results: Results, kind: int | None = None) -> str:
         cells = [results.mean(c, m.key, kind) for m in results.metrics]
         rows.append([c, *("" if v is None else v.text(m) for v, m in zip(cells, results.metrics, strict=True))])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def as_text(results: Results, width: int) -> str:
+    """The table for a terminal: a row for each figure, and side by side as many configurations as `width` holds."""
+    titles = [m.title for m in results.metrics]
+    first = max(map(len, titles), default=0)
+    blocks: list[list[list[str]]] = []
+    room = 0
+    for name in results.configurations:
+        found = [results.mean(name, m.key) for m in results.metrics]
+        cells = ["" if v is None else v.text(m) for v, m in zip(found, results.metrics, strict=True)]
+        head = wrap(re.sub(r"([:,])(?! )", r"\1 ", name), max([LEAST, *map(len, cells)]), break_on_hyphens=False)
+        wide = max(map(len, (*head, *cells))) + 2
+        if not blocks or room < wide:
+            blocks.append([])
+            room = width - first
+        room -= wide
+        blocks[-1].append([line.rjust(wide) for line in (*head, *cells)])
+    return "\n".join(_block(titles, first, columns) for columns in blocks)
+
+
+def _block(titles: Sequence[str], first: int, columns: Sequence[Sequence[str]]) -> str:
+    """Columns beside their rows' titles, the heads standing on one line with their last ones."""
+    tall = max(map(len, columns))
+    rows = zip(*([" " * len(column[0])] * (tall - len(column)) + list(column) for column in columns), strict=True)
+    lefts = [""] * (tall - len(titles)) + list(titles)
+    return "".join((left.ljust(first) + "".join(row)).rstrip() + "\n" for left, row in zip(lefts, rows, strict=True))

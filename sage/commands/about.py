@@ -9,7 +9,7 @@ from typing import Any
 
 from sage import console
 from sage.errors import ModelError
-from sage.models.known import KNOWN, installed, known_model, unknown
+from sage.models.known import KNOWN, installed, known_model, own_folder, own_names, unknown, weights_dir
 from sage.pictures.metadata import read_record
 from sage.trajectory.label import is_trajectory, read_label
 
@@ -28,9 +28,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     info.add_argument("--method", metavar="path/to/file.py:Class", default="",
                       help="your own method, for what was made by it")
     info.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    models = command("models", run_models, "list the models known by name")
+    models = command("models", run_models, "list the models that go by a name, those in SAGE_WEIGHTS [weights/] too")
     models.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    fetch = command("fetch", run_fetch, "download a known model, once")
+    fetch = command("fetch", run_fetch, "download a known model, once, into SAGE_WEIGHTS [weights/]")
     fetch.add_argument("name", metavar="NAME", help=", ".join(name for name, m in KNOWN.items() if m.repo))
     fetch.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -40,7 +40,7 @@ def run_info(args: argparse.Namespace) -> None:
     path = Path(args.what)
     if path.suffix.lower() == ".safetensors" and is_trajectory(path):
         facts = read_label(path, args.method).facts(path)
-    elif known_model(args.what) or os.path.isdir(path) or path.suffix.lower() in WEIGHTS:
+    elif (known_model(args.what) or own_folder(args.what) or os.path.isdir(path) or path.suffix.lower() in WEIGHTS):
         facts = _model_facts(args.what)
     elif os.path.exists(path) or path.suffix:
         facts = read_record(path, trusted=args.method)
@@ -85,14 +85,17 @@ def run_models(args: argparse.Namespace) -> None:
     """Every known model, and whether it is here."""
     found = {name: installed(name) for name in KNOWN}
     if args.json:
-        print(json.dumps({name: _known_facts(name) | {"path": str(path) if path else None}
-                          for name, path in found.items()}))
+        known = {name: _known_facts(name) | {"path": str(path) if path else None} for name, path in found.items()}
+        print(json.dumps(known | {name: {"name": name, "path": str(own_folder(name))} for name in own_names()}))
         return
     for name, path in found.items():
         m = KNOWN[name]
         size = f"{m.download / 1e9:.1f} GB" if m.download else "bundled"
         place = path or (f"not here: sage fetch {name}" if m.repo else "missing")
         print(f"{name:12} {m.size:4} px  {size:8} {m.licence:24} {place}")
+    for name in own_names():
+        print(console.printable(f"{name:12} your own {'':34} {own_folder(name)}"))
+    print(f"\nModels lie in {weights_dir()}; SAGE_WEIGHTS names another place. Any folder there is found by its name.")
 
 
 def run_fetch(args: argparse.Namespace) -> None:

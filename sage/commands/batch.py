@@ -111,17 +111,23 @@ class Said:
     """What is said meanwhile: paths on stdout; notes, what is wrong and a bar of rows on stderr."""
 
     def __init__(self, rows: int, args: argparse.Namespace):
-        self.folder, self.as_json, self.quiet, self.made, self.bar = Path(args.out), args.json, args.quiet, 0, None
-        if sys.stderr.isatty() and not args.quiet:
+        self.folder, self.as_json, self.quiet, self.made = Path(args.out), args.json, args.quiet, 0
+        self.rows, self.shown, self.bar = rows, sys.stderr.isatty() and not args.quiet, None
+
+    def _show(self) -> None:
+        """Begin the bar, if there is none: what is said before the first row has the terminal to itself."""
+        if self.shown and self.bar is None:
             from tqdm import tqdm  # only where a bar is wanted
-            self.bar = tqdm(total=rows, desc="batch", unit="row")
+            self.bar = tqdm(total=self.rows, desc="batch", unit="row")
 
     def progress(self, phase: str, done: int, total: int) -> None:
+        self._show()
         if self.bar is not None:
             self.bar.set_postfix_str(f"{phase} {done}/{total}")
 
     def tell(self, line: Line, new: bool) -> None:
         """A row is settled."""
+        self._show()
         where = f"row {line.row} (line {line.line})"
         if line.status == DONE:
             self.made += new

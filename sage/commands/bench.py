@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shutil import get_terminal_size
 
 from sage.allocator import keep_freed_memory
 from sage.bench import tables
@@ -33,6 +34,7 @@ from sage.bench.stilllife import FIRST_SEED, FULL, FULLY, QUICK, SIDE, TUNING_SE
 from sage.errors import SettingsError
 from sage.method import able
 from sage.progress import Progress
+from sage.threads import sleep_while_waiting
 
 TUNING_SPAN = FIRST_SEED - TUNING_SEED  # as many tuning cases of a kind are not among those reported
 MOST_AT_ONCE = 1024  # threads or models: a process that asks for many more ends in a crash
@@ -206,11 +208,12 @@ def said(value: object) -> str:
 def make_engine(benchmark: Benchmark, model: str, device: str | None, dtype: str | None, threads: int | None,
                 extractors: str) -> tuple[Engine, Extractors]:
     """The engine with its model and the networks that judge; on a cluster called in each worker."""
+    keep_freed_memory()  # in each worker of a cluster too
+    sleep_while_waiting()
     import torch
 
     import sage
     from sage.bench.engine import ModelEngine
-    keep_freed_memory()  # in each worker of a cluster too
     if threads:
         torch.set_num_threads(threads)
     networks = judges(benchmark, extractors, device)
@@ -300,7 +303,9 @@ def _finish(results: tables.Results, benchmark: Benchmark, out: Path | None, roo
     if as_json:
         print(tables.as_json(results, networks), end="")
     else:
-        print(tables.as_markdown(results), *(f"\n{name}: {text}\n" for name, text in networks.items()), sep="", end="")
+        table = (tables.as_text(results, get_terminal_size().columns) if sys.stdout.isatty()
+                 else tables.as_markdown(results))
+        print(table, *(f"\n{name}: {text}\n" for name, text in networks.items()), sep="", end="")
     if out is not None:
         sys.stdout.flush()
         print(f"sage: report in {out / REPORT}", file=sys.stderr)

@@ -269,7 +269,7 @@ def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: 
                              result.savings)
         pictures.save_picture(result.image, out, record)
         if print_paths:
-            print(out, flush=True)
+            progress.say(out)
         notes += [n for n in result.notes if n not in notes]
         settings.append(record)
         if (job.sheet or watch) and not (rebuilt and trajectory is result.trajectory):
@@ -283,11 +283,12 @@ def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: 
         if watch:
             page = watch.write(job.inside[i], result, progress, tuple(picture for _, picture in rebuilt))
             if print_paths:
-                print(page, flush=True)
+                progress.say(page)
     if job.sheet:
         pictures.save_picture(pictures.sheet(rows), job.sheet)
         if print_paths:
-            print(job.sheet, flush=True)
+            progress.say(job.sheet)
+    progress.close()  # lest a note runs into its bar
     for message in notes:
         note(message)
     return {"out": [str(out) for out in job.outs], "sheet": str(job.sheet) if job.sheet else None,

@@ -5,15 +5,17 @@ Torch is imported when a model is fetched or loaded, and not before.
 
 import argparse
 import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import Field
 from typing import Any
 
+from sage import console
 from sage.auto import AUTO, auto_of
 from sage.errors import ModelError, SageError, SettingsError
 from sage.method import DEFAULTS, Method, able, method
-from sage.models.known import KNOWN, find_model, installed, known_model
+from sage.models.known import AT_HAND, KNOWN, KnownModel, find_model, installed, known_model, weights_dir
 from sage.pictures.metadata import PREDICTIONS, read_record
 from sage.prompts.phrases import read_factors, read_phrases
 from sage.settings import Factors, Phrases, Settings, annotations
@@ -55,6 +57,7 @@ def add_ways(parser: argparse.ArgumentParser, reported: str) -> None:
     add("--published", action="store_true", help="start from the settings of the method's original code")
     add("--truncate", action="store_true", help="cut prompts that are too long for the model")
     add("--json", action="store_true", help=f"one JSON object on stdout: {reported}")
+    add("--yes", action="store_true", help="download a model that is not here without asking")
     add("--quiet", action="store_true", help="no progress, no notes")
 
 
@@ -187,8 +190,23 @@ def must_fetch(model: str) -> bool:
     return False
 
 
+def ask_to_fetch(model: KnownModel, yes: bool) -> None:
+    """Have a person say whether gigabytes may come; where nobody sits at a terminal, and with `yes`, they may.
+
+    Raises:
+        ModelError: they may not.
+    """
+    if yes or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    print(f"sage: {model.name} is not here yet: {model.download / 1e9:.1f} GB from {model.repo} to {weights_dir()}, "
+          f"licence {model.licence} ({model.licence_url})\ndownload it? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise ModelError(f"{model.name} was not downloaded: {AT_HAND}")
+
+
 def fetch_model(model: str, args: argparse.Namespace) -> None:
-    """Download a known model."""
+    """Download a known model, if that is wanted."""
+    ask_to_fetch(known_model(model), args.yes)
     from sage.models.fetch import fetch
     from sage.models.loading import choose_device
     choose_device(args.device)  # before gigabytes are fetched for a device that is not there
@@ -197,6 +215,7 @@ def fetch_model(model: str, args: argparse.Namespace) -> None:
 
 def load(model: str, prediction_type: str | None, args: argparse.Namespace) -> tuple[Any, list[str]]:
     """The model, and what its loading warned of."""
+    console.begin(f"loading {model}", sys.stderr.isatty() and not args.quiet)
     import sage
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")

@@ -217,7 +217,7 @@ def _make_all(job: Job, model: Any, progress: Progress, note: Callable[[str], No
                                         job.prediction_type, result.savings, min(job.batch, len(job.prompts)))
         pictures.save_picture(result.image, out, record)
         if print_paths:
-            print(out, flush=True)
+            progress.say(out)
         notes += [n for n in result.notes if n not in notes]
         records.append(record)
         made.append((f"seed {getattr(result.settings, 'seed', 0)}", result.image))
@@ -229,7 +229,8 @@ def _make_all(job: Job, model: Any, progress: Progress, note: Callable[[str], No
         pictures.save_picture(pictures.sheet([row[i:i + A_ROW] for row in rows for i in range(0, len(row), A_ROW)]),
                               job.sheet)
         if print_paths:
-            print(job.sheet, flush=True)
+            progress.say(job.sheet)
+    progress.close()  # lest a note runs into its bar
     for message in notes:
         note(message)
     return {"out": [str(out) for out in job.outs], "sheet": str(job.sheet) if job.sheet else None, "settings": records,

@@ -17,6 +17,7 @@ from sage.allocator import keep_freed_memory
 from sage.commands.about import add_commands as add_about_commands
 from sage.commands.batch import add_command as add_batch_command
 from sage.commands.bench import add_commands as add_bench_commands
+from sage.commands.doctor import add_command as add_doctor_command
 from sage.commands.edit import add_command as add_edit_command
 from sage.commands.flags import named_method
 from sage.commands.generate import add_command as add_generate_command
@@ -24,6 +25,7 @@ from sage.commands.invert import add_command as add_invert_command
 from sage.commands.methods import add_command as add_methods_command
 from sage.commands.ui import add_command as add_ui_command
 from sage.errors import SageError, disk_full, of_the_machine
+from sage.threads import sleep_while_waiting
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         args = parser.parse_args(given)
         keep_freed_memory()
+        sleep_while_waiting()
         status = args.run(args) or 0
         if sys.stdout:
             sys.stdout.flush()
@@ -122,6 +125,7 @@ def make_parser(argv: Sequence[str] = ()) -> Parser:
     add_generate_command(command, chosen)
     add_batch_command(command, chosen)
     add_about_commands(command)
+    add_doctor_command(command)
     add_methods_command(command)
     add_bench_commands(command)
     add_ui_command(command)

@@ -19,8 +19,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
                                                                 "this machine [%(default)s]")
     add("--port", metavar="N", type=_whole(0, 65535), default=PORT, help="0 for any free one [%(default)s]")
     add("--share", action="store_true", help="also open a public address, through a server of Gradio's authors")
-    add("--model", metavar="MODEL", action="append", help="a model to choose from; again for each further "
-        "one; the first is loaded at once [all that are on this disk]")
+    add("--model", metavar="MODEL", action="append", help="a model to choose from; given again, one more; the first is "
+                                                          "loaded at once [all that are on this disk]")
     add("--max-side", metavar="N", type=_whole(8, 4096), help="largest side to work at, in pixels [twice the model's]")
     add("--max-steps", metavar="N", type=_whole(1, 1000), default=STEPS, help="most steps of an edit [%(default)s]")
     add("--queue", metavar="N", type=_whole(1, 1000), default=QUEUE, help="how many edits may wait [%(default)s]")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sage import pictures
-from sage.editing import settings_for
+from sage.editing import picture_of, settings_for
 from sage.errors import SettingsError
 from sage.explain import heat
 from sage.explain.charts import Chart
@@ -133,13 +134,13 @@ class Watched:
             CPU and 50 on a GPU.
     """
 
-    def __init__(self, model: Backbone, picture: Image.Image, source: str, target: str,
+    def __init__(self, model: Backbone, picture: Image.Image | str | Path, source: str, target: str,
                  config: Settings | None = None, decoded: int | None = None, truncate: bool = False, *,
                  method: str | None = None):
         self.model, self.config = model, settings_for(model, config, method)
         self.prompts = {name: model.prompts.parse(text, truncate) for name, text in zip(PROMPTS, (source, target),
                                                                                         strict=True)}
-        self.picture = pictures.normalise(picture)
+        self.picture = pictures.normalise(picture_of(picture))
         if max(self.picture.size) > SIDE:
             self.picture = ImageOps.contain(self.picture, (SIDE, SIDE), Image.Resampling.LANCZOS)
         self._wanted, self._attempts, self._chosen = decoded, dict[int, _Attempt](), 0

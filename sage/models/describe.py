@@ -13,6 +13,7 @@ from sage.models.known import find_model
 from sage.models.sd import configs
 from sage.models.sd.singlefile import guess_prediction, take_apart
 from sage.models.weights import Stored, open_weights
+from sage.prompts.vocabulary import read_words
 
 FAMILIES = {768: "1.x", 1024: "2.x"}
 
@@ -42,7 +43,8 @@ def _folder(folder: Path) -> dict[str, Any]:
     return {"layout": "diffusers folder", "family": FAMILIES.get(unet.context_width, "small"),
             "picture side": side * 2 ** (len(vae.channels) - 1), "prediction_type": prediction,
             "parameters": {part: _count(open_weights(paths)) for part, paths in files.items()},
-            "bytes": sum(path.stat().st_size for paths in files.values() for path in paths)}
+            "bytes": sum(path.stat().st_size for paths in files.values() for path in paths),
+            **({"words": " ".join(sorted(words))} if (words := read_words(folder)) else {})}
 
 
 def _flux_folder(folder: Path) -> dict[str, Any]:

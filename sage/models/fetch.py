@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from sage.errors import ModelError, disk_full
 from sage.files import parse_json, read_plain, written_whole
-from sage.models.known import KnownModel, installed, known_model, unknown, weights_dir
+from sage.models.known import AT_HAND, KnownModel, installed, known_model, unknown, weights_dir
 
 try:
     from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
@@ -270,7 +270,7 @@ def _explained(error: Exception, model: KnownModel, endpoint: str) -> ModelError
     copies = f", from {' or '.join(model.mirrors)}" if model.mirrors else ""
     elsewhere = f"give --model a folder or file of it{copies}"
     if isinstance(error, OfflineModeIsEnabled):
-        return ModelError(f"{model.name} cannot be fetched: HF_HUB_OFFLINE is set")
+        return ModelError(f"{model.name} cannot be fetched: HF_HUB_OFFLINE is set; {AT_HAND}")
     if status in (401, 403):
         return ModelError(f"{model.repo} refuses the download ({status}): it is gated, private or gone; accept its "
                           f"licence at {endpoint}/{model.repo} and log in with `hf auth login`, or {elsewhere}")
@@ -278,7 +278,8 @@ def _explained(error: Exception, model: KnownModel, endpoint: str) -> ModelError
         return ModelError(f"{model.repo} at {model.revision[:7]} is not there any more ({status}): {elsewhere}")
     if status is not None:
         return ModelError(f"{endpoint} answers {status} for {model.repo}; try again later")
-    return ModelError(f"no network: cannot reach {endpoint} ({_line(error)}); what has been fetched is kept")
+    return ModelError(f"no network: cannot reach {endpoint} ({_line(error)}); what has been fetched is kept; "
+                      f"{AT_HAND}")
 
 
 def _line(error: Exception) -> str:

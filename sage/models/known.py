@@ -11,6 +11,9 @@ from sage.files import check_plain
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parent
 PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
+# Said where a model cannot be had now.
+AT_HAND = ("a folder or a .safetensors file of your own will do as --model, and so will stilllife, which is bundled "
+           "and edits rendered still lifes (of make: MODEL=)")
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ def known_model(name: str) -> KnownModel | None:
 
 def unknown(name: str) -> ModelError:
     """The error for a name that nothing has."""
-    return ModelError(f"no model is called {name!r}, and no folder or file either; known are {', '.join(KNOWN)}")
+    return ModelError(f"no model is called {name!r}, and no folder or file either; known are "
+                      f"{', '.join([*KNOWN, *own_names()])}")
 
 
 def weights_dir() -> Path:
@@ -111,14 +115,35 @@ def installed(name: str, weights: Path | None = None) -> Path | None:
     places = [Path(weights) if weights else weights_dir()]
     if not KNOWN[name].repo:
         places += [CHECKOUT / "weights", PACKAGE / "weights"]  # a wheel carries it inside the package
-    return next((place / name for place in places
-                 if os.path.isfile(place / name / KNOWN[name].network / "config.json")), None)
+    return next((place / name for place in places if _is_model(place / name, (KNOWN[name].network,))), None)
+
+
+def own_folder(name: str) -> Path | None:
+    """The folder that lies under this name beside the known models, or None."""
+    path = weights_dir() / name
+    try:
+        return path if Path(name).name == name and _is_model(path) else None
+    except OSError:  # such as a name that is too long
+        return None
+
+
+def own_names() -> list[str]:
+    """The names of all folders beside the known models that hold another."""
+    try:
+        return sorted(path.name for path in weights_dir().iterdir() if path.name not in KNOWN and path.name[0] != "."
+                      and _is_model(path))
+    except OSError:
+        return []
+
+
+def _is_model(path: Path, networks: tuple[str, ...] = ("unet", "transformer")) -> bool:
+    return any(os.path.isfile(path / network / "config.json") for network in networks)
 
 
 def find_model(model: str | Path) -> tuple[str, Path]:
     """A name, a diffusers folder, a .safetensors file or path/to/file.py:NAME -> what to call it, and where it is.
 
-    Never fetches, and runs no file.
+    A name is that of a known model, or of a folder in `weights_dir()`.  Never fetches, and runs no file.
 
     Raises:
         ModelError: an unknown name, a model not yet fetched, a missing file, or a pickle.
@@ -150,6 +175,8 @@ def find_model(model: str | Path) -> tuple[str, Path]:
         return path.stem, path
     if os.path.isfile(path):
         raise ModelError(f"{path} is neither a diffusers folder nor a .safetensors file")
+    if isinstance(model, str) and (found := own_folder(model)):
+        return model, found
     raise unknown(str(model)) if isinstance(model, str) else ModelError(f"{path} does not exist")
 
 

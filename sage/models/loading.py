@@ -31,6 +31,7 @@ from sage.models.sd.singlefile import guess_prediction, take_apart
 from sage.models.sd.unet import UNet, UNetParams
 from sage.models.sd.vae import VAE, VAEParams
 from sage.models.weights import fill, open_weights, renamed
+from sage.prompts.vocabulary import read_words
 from sage.sampling.levels import ScheduleParams
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -173,7 +174,7 @@ def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype, predict
             "vae": network(lambda: VAE(vae), "vae", base, renames.folder_vae),
             "text": network(lambda: CLIPText(text), "text_encoder", "model", renames.folder_text),
             "tokenizer": words, "schedule": schedule, "prediction_type": prediction_type or prediction,
-            "sample_size": pixels, "recommends": recommended(folder)}
+            "sample_size": pixels, "recommends": recommended(folder), "taught": read_words(folder)}
 
 
 def _load_file(path: Path, device: torch.device, dtype: torch.dtype, prediction_type: str | None,

@@ -161,10 +161,19 @@ class Sites(tuple[Site, ...]):
                and (s.place == where.place if where.place else s.place != "mid") and low <= s.depth < high]
         chosen = Sites(s for s in kin if where.level in (None, s.level))
         if not chosen:
-            levels = ", ".join(map(str, sorted({s.level for s in kin})))
-            raise SettingsError(f"the model has no {where.kind}-attention at level {where.level}: it has levels "
-                                f"{levels}")
+            raise SettingsError(f"the model has {self._instead(where, kin)}")
         return chosen
+
+    def _instead(self, where: Where, kin: list[Site]) -> str:
+        """What there is in place of the sites that were asked for."""
+        name, level = f"{where.kind}-attention", "" if where.level is None else f" at level {where.level}"
+        if kin:
+            return f"no {name}{level}: it has levels {', '.join(map(str, sorted({s.level for s in kin})))}"
+        places = sorted({s.place for s in self if s.kind == where.kind})
+        if places == ["mid"] and not where.place:
+            return f"{name} in its middle alone, which is left out unless it is asked for by its place, mid"
+        found = f"some in {', '.join(places)}" if any(places) else "some" if places else "none at all"
+        return f"no such {name}{level}: it has {found}"
 
 
 def find_sites(blocks: Iterable[nn.Module]) -> Sites:

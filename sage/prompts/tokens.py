@@ -1,6 +1,6 @@
 """Prompts as tokens: ids, where phrases stand, and what differs between two prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -33,10 +33,11 @@ class Prompts:
         tokenizer: that of `sage.models.sd.tokenizer` or transformers' CLIPTokenizer, which mark both ends of a prompt;
             T5Tokenizer, which marks the last; or anything that is called in the same way.
         max_length: tokens the text encoder takes, marks included.
+        taught: the words that the model knows, in lower case, where they are few enough to be listed.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int):
-        self.tokenizer, self.max_length = tokenizer, max_length
+    def __init__(self, tokenizer: Any, max_length: int, taught: Iterable[str] = ()):
+        self.tokenizer, self.max_length, self.taught = tokenizer, max_length, tuple(taught)
         self._start = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
 
     def parse(self, text: str, truncate: bool = False) -> Prompt:

@@ -150,6 +150,7 @@ def test_charts_show_the_best_first_and_every_figure_is_explained(benchmark, tmp
     page = Page((tmp_path / "page.html").read_text())
     assert [e["text"] for e in page.all("span", **{"class": "name"})] == ["good", "bad", "source"]
     assert [e["class"] for e in page.all("li")] == ["best", "", "bound beyond"]
+    assert [e["text"] for e in page.all("span", **{"class": "ends"})] == ["1.002.504.00"]  # the axis below
     assert "mean squared difference in decibels" in page.all("details", id="legend")[0]["text"]
     assert set(LEGEND) == {m.key for m in METRICS} and {e.group for e in LEGEND.values()} == set(GROUPS)
 

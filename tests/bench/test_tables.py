@@ -1,11 +1,12 @@
 import json
+import re
 
 import numpy as np
 import pytest
 
 from sage.bench.metrics import METRICS
 from sage.bench.scoring import DONE, FAILED, Line
-from sage.bench.tables import Results, as_json, as_markdown, interval
+from sage.bench.tables import Results, as_json, as_markdown, as_text, interval
 
 PSNR, LPIPS = (next(m for m in METRICS if m.key == key) for key in ("inside_psnr", "inside_lpips"))
 
@@ -68,3 +69,20 @@ def test_the_same_lines_give_the_same_text():
 def test_tables_are_in_the_units_of_the_papers():
     text = as_markdown(Results(lines([0.05, 0.05], key="inside_lpips")))
     assert text == "|  | LPIPS inside x 1000 |\n| --- | --- |\n| a | 50.00 [50.00, 50.00] |\n"
+
+
+def test_a_table_for_a_terminal_has_a_row_for_each_figure_and_no_line_beyond_its_width():
+    names = ["plain", "guidance:steps=3,guidance_scale=1.5", "recommended", "p2p"]
+    both = [line for name in names for key in ("inside_psnr", "inside_lpips") for line in lines([1.0, 2.0], name, key)]
+    merged: dict = {}
+    for line in both:
+        merged.setdefault((line.configuration, line.case), line).scores.update(line.scores)
+    results = Results(merged.values())
+    for width, blocks in ((200, 1), (80, 2), (20, 4)):
+        text = as_text(results, width)
+        assert text.count("PSNR inside") == blocks == text.count("\n\n") + 1
+        assert width < 60 or max(map(len, text.splitlines())) <= width
+        assert re.sub(r"\s", "", text).count("1.50[1.00,2.00]") == 4
+    head = [line.split() for line in as_text(results, 200).splitlines()[:2]]
+    assert head == [["guidance:", "steps=3,"], ["plain", "guidance_scale=1.5", "recommended", "p2p"]]
+    assert as_text(Results([]), 80) == ""

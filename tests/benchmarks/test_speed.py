@@ -4,16 +4,18 @@ import json
 import subprocess
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import ablation, baseline, count, floor, parts, table
+from benchmarks.speed import ablation, baseline, carried, count, floor, parts, table
 from benchmarks.speed.cells import BASELINE, CELLS, GUIDED, OURS, UNASKED, WHOLE, Cell
 from benchmarks.speed.measure import IMPLEMENTATIONS, Clock, Host, Ours, bytes_of, held, measure
 from benchmarks.speed.memory import slope
+from sage.estimates import FILE
 from tests import released, small
 
 TINY = Cell("tiny", 64, "cpu", "float32", 1, (OURS, BASELINE), guided=3, unguided=2)
@@ -302,3 +304,18 @@ def test_every_short_cut_can_be_put_out_of_action():
     with ExitStack() as out:
         for put_out in ablation.SHORT_CUTS.values():
             put_out(out)
+
+
+def test_what_sage_doctor_goes_by_is_what_was_measured():
+    kept = json.loads(Path("benchmarks/results/speed.json").read_text())
+    assert json.loads(FILE.read_text()) == carried.carried(kept), "python -m benchmarks.speed.carried writes it anew"
+
+
+def test_a_whole_table_renews_it_and_a_part_does_not(tmp_path, monkeypatch):
+    kept = json.loads(Path("benchmarks/results/speed.json").read_text())
+    monkeypatch.setattr(carried, "FILE", tmp_path / "carried.json")
+    command.write(tmp_path / "part.md", kept)
+    assert not (tmp_path / "carried.json").exists()
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "whole.md")
+    command.write(tmp_path / "whole.md", kept)
+    assert json.loads((tmp_path / "carried.json").read_text()) == carried.carried(kept)

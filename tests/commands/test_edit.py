@@ -96,7 +96,7 @@ def test_every_setting_is_a_flag_and_no_other():
     flags = {option: action for action in sub._actions for option in action.option_strings}
     own = {"-h", "--help", "--source", "--target", "--model", "--out", "--sheet", "--config-from", "--published",
            "--explain", "--trajectory", "--truncate", "--json", "--quiet", "--device", "--dtype", "--prediction-type",
-           "--tokenizer", "--method"}
+           "--tokenizer", "--method", "--yes"}
     assert flags.keys() - own == {flag(f.name) for f in fields(EditConfig)}
     for f in fields(EditConfig):
         action = flags[flag(f.name)]
@@ -486,7 +486,16 @@ def test_ctrl_c_while_sage_is_imported(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "sage.commands.main")
     monkeypatch.setattr(sys, "meta_path", [Interrupted, *sys.meta_path])
     assert start() == 130 and capsys.readouterr() == ("", "sage: interrupted\n")
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"] == {"sage": "sage.__main__:main"}
+
+
+def test_ctrl_c_while_the_package_itself_is_imported(tmp_path):
+    (tmp_path / "sage").mkdir()
+    (tmp_path / "sage" / "__init__.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run([sys.executable, "-c", "import sys; from sage_start import main; sys.exit(main())"],
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+                          capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "sage: interrupted\n")
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"] == {"sage": "sage_start:main"}
 
 
 def test_ctrl_c_in_the_demo(monkeypatch, capsys):

@@ -6,7 +6,7 @@ import torch
 from sage.errors import SettingsError
 from sage.guidance.hooks import detour, hear_features, listen, record, rewrite, swap, swap_outputs, watch
 from sage.models.sd.unet import UNet
-from sage.models.sites import AttentionMap, Projection, Site, Where
+from sage.models.sites import AttentionMap, Projection, Site, Sites, Where
 from tests import small
 
 
@@ -59,6 +59,18 @@ def test_sites_are_told_apart_by_name_not_by_size(unet):
 def test_a_level_without_attention_is_refused_with_those_there_are(unet):
     with pytest.raises(SettingsError, match=r"no cross-attention at level 3: it has levels 0, 1, 2$"):
         unet.sites().at(Where("cross", 3))
+
+
+def test_what_is_refused_says_where_there_is_some():
+    def sites(*places):
+        return Sites(Site(f"{i}", "self", 0, place) for i, place in enumerate(places))
+
+    for where, there, message in ((Where("self"), ("mid", "mid"), "in its middle alone, which is left out unless"),
+                                  (Where("self", place="up"), ("down",), "no such self-attention: it has some in down"),
+                                  (Where("self", blocks=(0.5, 1.0)), ("",), "no such self-attention: it has some"),
+                                  (Where("cross", 0), ("down",), "no such cross-attention at level 0: it has none")):
+        with pytest.raises(SettingsError, match=message):
+            sites(*there).at(where)
 
 
 def test_hooks_are_gone_after_an_error(unet):

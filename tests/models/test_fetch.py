@@ -167,7 +167,7 @@ def test_repository_that_lacks_a_file(hub, repository, tmp_path):
 def test_no_network(hub, tmp_path):
     hub.close()
     message = refusal("sd-1.5", tmp_path, hub.url, progress=False)
-    assert "no network" in message and hub.url in message
+    assert "no network" in message and hub.url in message and "so will stilllife, which is bundled" in message
 
 
 def test_server_that_dies_in_the_middle(hub, tmp_path, monkeypatch):

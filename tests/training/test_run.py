@@ -157,6 +157,7 @@ def test_from_pictures_to_an_edit(tmp_path, words, small):
 
     export.export(out, tmp_path / "model")
     model = sage.load_model(tmp_path / "model")
+    assert {"mug", "cup", "chequered", "photograph"} <= {*model.prompts.taught}
     assert model.prediction_type == "v_prediction" and model.vae.params.scaling != 1.0 and model.vae.factor == 8
     picture = from_pixels(np.random.default_rng(0).random((32, 32, 3)))
     result = sage.edit(model, picture, source="a red ball", target="a blue ball",

@@ -38,6 +38,7 @@ class StableDiffusion(LatentModel):
 
     Args:
         prediction_type: "epsilon" or "v_prediction".
+        taught: the words that it knows, where they are few enough to be listed.
         more: the other arguments of `LatentModel`.
     """
 
@@ -45,10 +46,10 @@ class StableDiffusion(LatentModel):
     distilled = False
 
     def __init__(self, *, unet: UNet, vae: VAE, text: CLIPText, tokenizer: Any, schedule: ScheduleParams,
-                 prediction_type: str, **more: Any):
+                 prediction_type: str, taught: Sequence[str] = (), **more: Any):
         self.unet, self.text, self.schedule = unet, text, DiffusionSchedule(schedule)
-        super().__init__(vae=vae, prediction_type=prediction_type, prompts=Prompts(tokenizer, text.params.max_length),
-                         **more)
+        super().__init__(vae=vae, prediction_type=prediction_type,
+                         prompts=Prompts(tokenizer, text.params.max_length, taught), **more)
         self._times: dict[tuple[int, torch.dtype], Time] = {}  # the same in every pass and edit
 
     @property
