@@ -25,7 +25,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     info = command("info", run_info, "tell what made a picture, or what a model or a trajectory is")
     info.add_argument("what", metavar="PICTURE-or-MODEL", help="an edited picture, a trajectory, or a model's name, "
                                                                "folder or file")
-    info.add_argument("--method", metavar="path/to/file.py:Class", default="",
+    info.add_argument("--method", metavar="path/to/file.py:Class",
                       help="your own method, for what was made by it")
     info.add_argument("--json", action="store_true", help="one JSON object on stdout")
     models = command("models", run_models, "list the models that go by a name, those in SAGE_WEIGHTS [weights/] too")
@@ -39,11 +39,11 @@ def run_info(args: argparse.Namespace) -> None:
     """What made a picture, or what a model or a trajectory is."""
     path = Path(args.what)
     if path.suffix.lower() == ".safetensors" and is_trajectory(path):
-        facts = read_label(path, args.method).facts(path)
+        facts = read_label(path, args.method or "").facts(path)
     elif (known_model(args.what) or own_folder(args.what) or os.path.isdir(path) or path.suffix.lower() in WEIGHTS):
         facts = _model_facts(args.what)
     elif os.path.exists(path) or path.suffix:
-        facts = read_record(path, trusted=args.method)
+        facts = read_record(path, trusted=args.method or "")
     else:
         raise ModelError(f"{unknown(args.what)}; there is no such picture either")
     if args.json:

@@ -5,7 +5,6 @@ Imports no torch before the model is loaded.
 
 import argparse
 import re
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from shutil import get_terminal_size
 
-from sage.allocator import keep_freed_memory
 from sage.bench import tables
 from sage.bench.cases import WORDINGS, Benchmark, read_benchmark
 from sage.bench.configs import CONFIGURATIONS, DEFAULT, Configuration, configuration
@@ -29,17 +27,27 @@ from sage.bench.rivals import TITLE as RIVALS_TITLE
 from sage.bench.rivals_page import AUTO, PAGE, SHEET
 from sage.bench.rivals_page import RECORD as RIVALS_RECORD
 from sage.bench.runner import Engine, Here, Pool, read_manifests, run
-from sage.bench.scoring import DONE, Line, has_result, results_root, score_folder
-from sage.bench.stilllife import FIRST_SEED, FULL, FULLY, QUICK, SIDE, TUNING_SEED, write_stilllife
+from sage.bench.scoring import Line, has_result, results_root, score_folder
+from sage.bench.stilllife import FIRST_SEED, FULL, FULLY, QUICK, SIDE, TUNING_SEED
+from sage.commands.measuring import (
+    BENCHMARK,
+    BOTH,
+    NONE,
+    TABLES,
+    command_line,
+    judges,
+    make_engine,
+    said,
+    status_of,
+    still_lifes,
+)
 from sage.errors import SettingsError
 from sage.method import able
 from sage.progress import Progress
-from sage.threads import sleep_while_waiting
 
-TUNING_SPAN = FIRST_SEED - TUNING_SEED  # as many tuning cases of a kind are not among those reported
-MOST_AT_ONCE = 1024  # threads or models: a process that asks for many more ends in a crash
-BUNDLED, BOTH = "stilllife", "both"
-BENCHMARK, TABLES, RECORD, NONE = "benchmark", "tables.json", "tables.md", "none"
+MOST_AT_ONCE = 1024  # threads, models and so on: a process that asks for many more threads ends in a crash
+BUNDLED = "stilllife"
+RECORD = "tables.md"
 
 CONFIGS = "configurations, any of them as NAME:SETTING=VALUE,... too:\n" + "".join(
     f"  {c.name:28} {c.help}\n" for c in CONFIGURATIONS.values()) + f"""
@@ -153,8 +161,8 @@ def _shard(text: str) -> tuple[int, int]:
 def run_bench(args: argparse.Namespace) -> int:
     """Do what is missing of a run, and write and print its tables; 1 if any case failed."""
     for name in ("threads", "workers", "batch", "trials"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise SettingsError(f"--{name} is {value}: must be at least 1")
+        if (value := getattr(args, name)) is not None and not 1 <= value <= MOST_AT_ONCE:
+            raise SettingsError(f"--{name} is {value}: must be from 1 to {MOST_AT_ONCE}")
     if RIVALS in (args.experiment or ()):
         from sage.commands.rivals import run_rivals
         return run_rivals(args)
@@ -162,9 +170,6 @@ def run_bench(args: argparse.Namespace) -> int:
     groups = [experiment(name) for name in args.experiment or ()]
     named = [*(BOUNDS if groups else ()), *(args.config or ()), *(name for e in groups for name in e.configurations)]
     configurations = [configuration(name) for name in dict.fromkeys(named or DEFAULT)]
-    for name in ("threads", "workers"):
-        if (value := getattr(args, name)) is not None and not 1 <= value <= MOST_AT_ONCE:
-            raise SettingsError(f"--{name} is {value}: must be from 1 to {MOST_AT_ONCE}")
     out = Path(args.out)
     with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:
         if args.benchmark == "stilllife":
@@ -189,35 +194,6 @@ def run_bench(args: argparse.Namespace) -> int:
     return status_of(lines)
 
 
-def still_lifes(args: argparse.Namespace, folder: str | Path, each: int, bar: Progress, first_seed: int,
-                prompts: str) -> Benchmark:
-    """The rendered benchmark, made if it is not there; SettingsError for numbers that make no sense."""
-    if not 11 <= args.side <= 4096:
-        raise SettingsError(f"--side is {args.side}: must be from 11 to 4096")
-    if not 1 <= each <= TUNING_SPAN:
-        raise SettingsError(f"--each is {each}: must be from 1 to {TUNING_SPAN}")
-    wordings = WORDINGS if prompts == BOTH else (prompts,)
-    return write_stilllife(folder, -(-each // len(wordings)), args.side, args.workers or 1, bar, first_seed, wordings)
-
-
-def said(value: object) -> str:
-    """A fact of a run, for people."""
-    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-
-
-def make_engine(benchmark: Benchmark, model: str, device: str | None, dtype: str | None, threads: int | None,
-                extractors: str) -> tuple[Engine, Extractors]:
-    """The engine with its model and the networks that judge; on a cluster called in each worker."""
-    keep_freed_memory()  # in each worker of a cluster too
-    sleep_while_waiting()
-    import torch
-
-    import sage
-    from sage.bench.engine import ModelEngine
-    if threads:
-        torch.set_num_threads(threads)
-    networks = judges(benchmark, extractors, device)
-    return ModelEngine(sage.load_model(model, device=device, dtype=dtype)), networks
 
 
 def _cluster(make: Callable[[], tuple[Engine, Extractors]], configurations: Sequence[Configuration],
@@ -229,19 +205,6 @@ def _cluster(make: Callable[[], tuple[Engine, Extractors]], configurations: Sequ
     gpu = None if args.device is None else args.device == "cuda"
     return RayPool(make, configurations, args.workers, threads, gpu)
 
-
-def command_line(args: argparse.Namespace) -> str:
-    """What to type for the same figures; of paths only the names."""
-    words = ["sage", "bench", args.benchmark]
-    for name, default in (("each", None), ("quick", False), ("tuning", False), ("side", SIDE), ("prompts", None),
-                          ("config", None), ("experiment", None), ("trials", TRIALS), ("extractors", NONE),
-                          ("model", None), ("device", None), ("dtype", None), ("batch", None), ("threads", None)):
-        value = getattr(args, name, default)
-        if value is True:
-            words.append(f"--{name}")
-        elif value != default:
-            words += [f"--{name}", *([Path(str(value)).name] if not isinstance(value, list) else value)]
-    return shlex.join(words)
 
 
 def run_score(args: argparse.Namespace) -> int:
@@ -266,24 +229,6 @@ def run_score(args: argparse.Namespace) -> int:
             args.json, {})
     return status_of(lines)
 
-
-def judges(benchmark: Benchmark, where: str = NONE, device: str | None = None) -> Extractors:
-    """The networks for a benchmark: those of its protocol if asked for, and the bundled encoder for still lifes.
-
-    Args:
-        where: "hub", a folder, or "none".
-    """
-    published, ours = Extractors(), Extractors()
-    if where != NONE:
-        from sage.bench.extractors import load_extractors
-        turns = any(isinstance(case, Turn) for case in benchmark.cases)
-        published = load_extractors("magicbrush" if turns else "piebench", where, device)
-    if any(case.attributes for case in benchmark.cases):
-        from sage.bench.encoder import bundled, load_encoder
-        ours = load_encoder().extractors() if bundled() else ours
-    if published == Extractors():
-        return ours
-    return replace(published, attributes=ours.attributes, versions={**published.versions, **ours.versions})
 
 
 def _finish(results: tables.Results, benchmark: Benchmark, out: Path | None, roots: dict[str, Path],
@@ -330,12 +275,3 @@ def in_order(lines: Iterable[Line], benchmark: Benchmark, names: Sequence[str]) 
     return [replace(found[c, case.name], kind=case.kind) for c in (*names, *others) for case in benchmark.cases
             if (c, case.name) in found]
 
-
-def status_of(lines: Sequence[Line]) -> int:
-    """The exit status, once it is said what has failed."""
-    failed = [line for line in lines if line.status != DONE]
-    for line in failed[:5]:
-        print(f"sage: {line.configuration}, case {line.case}: {line.reason}", file=sys.stderr)
-    if failed:
-        print(f"sage: {len(failed)} of {len(lines)} results failed", file=sys.stderr)
-    return 1 if failed else 0

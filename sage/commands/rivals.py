@@ -18,7 +18,7 @@ from sage.bench.report import REPORT, write_report
 from sage.bench.rivals import BATCH, RIVALS, TUNED, Experiment, Place, Protocol, as_auto, compete, in_turn, split
 from sage.bench.rivals_page import AUTO, markdown, write_all
 from sage.bench.stilllife import FIRST_SEED, FULL, QUICK, TUNING_SEED
-from sage.commands.bench import BENCHMARK, BOTH, TABLES, command_line, make_engine, said, status_of, still_lifes
+from sage.commands.measuring import BENCHMARK, BOTH, TABLES, command_line, make_engine, said, status_of, still_lifes
 from sage.errors import SettingsError
 from sage.progress import Progress
 

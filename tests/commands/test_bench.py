@@ -99,7 +99,7 @@ def test_stilllife_is_made_and_measured(stubbed, tmp_path, monkeypatch, capsys):
         asked.append((folder, per_kind, side, first_seed, wordings))
         return make_benchmark(folder, 2)
 
-    monkeypatch.setattr("sage.commands.bench.write_stilllife", make)
+    monkeypatch.setattr("sage.commands.measuring.write_stilllife", make)
     assert main(["bench", "stilllife", "--out", str(tmp_path), "--quick", "--quiet", "--config", "plain"]) == 0
     side = KNOWN["stilllife"].size
     assert asked == [(tmp_path / "benchmark", 4, side, 100_000, ("full",))] and "PSNR inside" in capsys.readouterr().out

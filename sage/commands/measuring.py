@@ -1,0 +1,97 @@
+"""What `sage bench`, its comparison of methods and `sage score` share: cases, engine, judges, the last word."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sage.allocator import keep_freed_memory
+from sage.bench.cases import WORDINGS, Benchmark
+from sage.bench.magicbrush import Turn
+from sage.bench.metrics import Extractors
+from sage.bench.rivals import TRIALS
+from sage.bench.runner import Engine
+from sage.bench.scoring import DONE, Line
+from sage.bench.stilllife import FIRST_SEED, SIDE, TUNING_SEED, write_stilllife
+from sage.errors import SettingsError
+from sage.progress import Progress
+from sage.threads import sleep_while_waiting
+
+TUNING_SPAN = FIRST_SEED - TUNING_SEED  # as many tuning cases of a kind are not among those reported
+BENCHMARK, TABLES, NONE, BOTH = "benchmark", "tables.json", "none", "both"
+
+
+def still_lifes(args: argparse.Namespace, folder: str | Path, each: int, bar: Progress, first_seed: int,
+                prompts: str) -> Benchmark:
+    """The rendered benchmark, made if it is not there; SettingsError for numbers that make no sense."""
+    if not 11 <= args.side <= 4096:
+        raise SettingsError(f"--side is {args.side}: must be from 11 to 4096")
+    if not 1 <= each <= TUNING_SPAN:
+        raise SettingsError(f"--each is {each}: must be from 1 to {TUNING_SPAN}")
+    wordings = WORDINGS if prompts == BOTH else (prompts,)
+    return write_stilllife(folder, -(-each // len(wordings)), args.side, args.workers or 1, bar, first_seed, wordings)
+
+
+def make_engine(benchmark: Benchmark, model: str, device: str | None, dtype: str | None, threads: int | None,
+                extractors: str) -> tuple[Engine, Extractors]:
+    """The engine with its model and the networks that judge; on a cluster called in each worker."""
+    keep_freed_memory()  # in each worker of a cluster too
+    sleep_while_waiting()
+    import torch
+
+    import sage
+    from sage.bench.engine import ModelEngine
+    if threads:
+        torch.set_num_threads(threads)
+    networks = judges(benchmark, extractors, device)
+    return ModelEngine(sage.load_model(model, device=device, dtype=dtype)), networks
+
+
+def judges(benchmark: Benchmark, where: str = NONE, device: str | None = None) -> Extractors:
+    """The networks for a benchmark: those of its protocol if asked for, and the bundled encoder for still lifes.
+
+    Args:
+        where: "hub", a folder, or "none".
+    """
+    published, ours = Extractors(), Extractors()
+    if where != NONE:
+        from sage.bench.extractors import load_extractors
+        turns = any(isinstance(case, Turn) for case in benchmark.cases)
+        published = load_extractors("magicbrush" if turns else "piebench", where, device)
+    if any(case.attributes for case in benchmark.cases):
+        from sage.bench.encoder import bundled, load_encoder
+        ours = load_encoder().extractors() if bundled() else ours
+    if published == Extractors():
+        return ours
+    return replace(published, attributes=ours.attributes, versions={**published.versions, **ours.versions})
+
+
+def said(value: object) -> str:
+    """A fact of a run, for people."""
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """What to type for the same figures; of paths only the names."""
+    words = ["sage", "bench", args.benchmark]
+    for name, default in (("each", None), ("quick", False), ("tuning", False), ("side", SIDE), ("prompts", None),
+                          ("config", None), ("experiment", None), ("trials", TRIALS), ("extractors", NONE),
+                          ("model", None), ("device", None), ("dtype", None), ("batch", None), ("threads", None)):
+        value = getattr(args, name, default)
+        if value is True:
+            words.append(f"--{name}")
+        elif value != default:
+            words += [f"--{name}", *([Path(str(value)).name] if not isinstance(value, list) else value)]
+    return shlex.join(words)
+
+
+def status_of(lines: Sequence[Line]) -> int:
+    """The exit status, once it is said what has failed."""
+    failed = [line for line in lines if line.status != DONE]
+    for line in failed[:5]:
+        print(f"sage: {line.configuration}, case {line.case}: {line.reason}", file=sys.stderr)
+    if failed:
+        print(f"sage: {len(failed)} of {len(lines)} results failed", file=sys.stderr)
+    return 1 if failed else 0
