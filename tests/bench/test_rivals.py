@@ -95,7 +95,8 @@ def place(out, benchmark, **protocol):
 
 def test_the_whole_on_the_real_benchmarks_format_with_random_weights(folder, networks, benchmark, tmp_path, capsys):
     command = ["bench", "piebench", "--experiment", "rivals", "--data", str(benchmark.folder), "--extractors",
-               str(networks), "--model", str(folder), "--trials", "2", "--workers", "1", "--threads", "1", "--out", str(tmp_path / "out")]
+               str(networks), "--model", str(folder), "--trials", "2", "--workers", "1", "--threads", "1", "--out",
+               str(tmp_path / "out")]
     assert main([*command, "--quiet"]) == 0
     out, err = capsys.readouterr()
     assert "4 rivals: 2 trials each on 4 tuning cases, then up to 5 settings on 2 test cases" in err
