@@ -54,7 +54,7 @@ class Engine:
         self.checks.append(target)
 
     def edit(self, model, image, source, target, config, progress, trajectory, truncate, watch=None,
-             savings=None):
+             savings=None, sentences=None):
         self.edits.append(SimpleNamespace(**{k: v for k, v in locals().items() if k != "self"}))
         for done in range(config.steps + 1):
             progress("edit", done, config.steps)
