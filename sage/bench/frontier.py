@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 420, 54, 136, 14, 46  # of the drawing, and its margins
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 420, 54, 150, 14, 46  # of the drawing, and its margins
 COLOURS = 8  # that the page has
 LINE = 13  # of the names, in units of the drawing
 
