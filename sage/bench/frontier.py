@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 420, 54, 118, 14, 46  # of the drawing, and its margins
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 420, 54, 150, 14, 46  # of the drawing, and its margins
 COLOURS = 8  # that the page has
 LINE = 13  # of the names, in units of the drawing
 
@@ -76,8 +76,8 @@ class Frontier:
                   f"{escape(self.changed)} &#8594;</text>"]
         # What is named lies above what is not.
         ordered = sorted(self.curves, key=lambda c: (c.name in shown, c.mark == "bound", c.name == self.always))
-        colours = {c.name: i % COLOURS for i, c in enumerate(c for c in self.curves if c.name in shown
-                                                              and c.name != self.always)}
+        colours = {c.name: i % COLOURS for i, c in enumerate(c for c in self.curves if c.mark == "curve"
+                                                              and c.name != self.always)}  # the same in all pictures
         drawn = [_drawn(c, axes, _kind(c, shown, colours, self.always)) for c in ordered]
         named = [c for c in ordered if c.name in shown or c.mark == "bound"]
         labels = _labels([(c, *_end(c, axes)) for c in named], shown, colours, self.always)
