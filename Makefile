@@ -109,7 +109,7 @@ train-report: $(READY)  ## measure the bundled model on held-out scenes
 	$(BIN)/python -m training.report $(ARGS)
 
 test: $(TESTING)  ## the tests
-	$(BIN)/python -m pytest -q $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(TESTING)  ## the tests that take minutes or gigabytes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
