@@ -20,16 +20,12 @@ def direction(job: "Job[Any]") -> "kit.Text":
         SageError: sentences of the user's own that are none.
     """
     plain = job.target - job.source
-    if job.settings.direction == "prompts":
-        if any(request.sentences for request in job.requests):
-            raise SettingsError("direction is prompts, and sentences are given: leave out one of the two")
-        return plain
     found = [_between(job, row) for row in range(len(plain))]
     return kit.Text.cat([plain.rows([row]) if d is None else d for row, d in enumerate(found)])
 
 
 def _between(job: "Job[Any]", row: int) -> "kit.Text | None":
-    """That of one picture from sentences: the user's own, or those of the rendered world; None where there are none."""
+    """That of one picture from the user's own sentences, else of the rendered world's if wanted; None without any."""
     from sage.prompts.sentences import check_sentences
     from sage.stilllife.sentences import sentences
     plan, own, prompts = job.plans[row], job.requests[row].sentences, job.model.prompts
@@ -37,6 +33,8 @@ def _between(job: "Job[Any]", row: int) -> "kit.Text | None":
         if len(own) != 2:
             raise SettingsError("sentences must be two lists: with the old words, and with the new")
         banks = [tuple(map(check_sentences, own, ("the old sentences", "the new sentences")))]
+    elif job.settings.direction == "prompts":
+        return None
     else:
         phrases = [(prompts.phrase(plan.source, span.source), prompts.phrase(plan.target, span.target))
                    for span in plan.edited]

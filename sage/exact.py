@@ -130,6 +130,6 @@ def note_unsettled(job: "Job[Any]", path: "kit.Trajectory") -> None:
     most = max(job.settings.fixed_point_tolerance, SEEN)
     for row, number in enumerate(sum(r > most for r in path.residuals).tolist()):
         if number:
-            job.note(row, f"{number} of {len(path.residuals)} steps of the inversion have not settled, and the picture "
-                          "is not kept by it: try more fixed_point_rounds, a fixed_point_damping of 0.5, or a smaller "
+            job.note(row, f"{number} of {len(path.residuals)} steps of the inversion have not settled, and are not "
+                          "retraced exactly: try more fixed_point_rounds, a fixed_point_damping of 0.5, or a smaller "
                           "guidance_scale")

@@ -37,8 +37,9 @@ class Settings(Guidance, Solver, Picture):
 
     inversion: str = setting("direct", "the branch that lends its attention samples by itself; or it is put back onto "
                              "the inversion after each step, and the edit is moved along", "ddim", "direct")
-    direction: str = setting("sentences", "where the edit leads in the text's embedding: from sentences with the old "
-                             "words to those with the new, or from prompt to prompt", "sentences", "prompts")
+    direction: str = setting("prompts", "where the edit leads in the text's embedding, if no sentences are given: "
+                             "from prompt to prompt, or from the rendered world's sentences with the old words to "
+                             "those with the new", "prompts", "sentences")
     cross_guidance: float = setting(0.1, "gamma: step size of the gradient that draws cross-attention to the source's; "
                                     "0 for none", low=0, search=Span(0.01, 1, log=True))
     autocorrelation: float = setting(20.0, "lambda_ac: how strongly the inversion's noise is made unlike itself "

@@ -231,7 +231,7 @@ def test_sentences_lead_where_their_means_lie(made):
 
 
 def test_without_sentences_the_prompts_lead_and_it_is_said(made):
-    settings = ZERO.Settings(steps=2, guidance_scale=2.0)
+    settings = ZERO.Settings(steps=2, guidance_scale=2.0, direction="sentences")
     result = sage.edit(made.model, small.picture(), SOURCE, TARGET, settings)
     assert result.notes == ("there are no sentences with 'cat' or 'dog': the edit leads from prompt to prompt; give "
                             "sentences of your own",)
