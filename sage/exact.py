@@ -28,13 +28,13 @@ SEEN = 1e-3  # change of the latents in the last round, relative to them, that s
 class Mirrored(Guidance, PartWay):
     """Guidance."""
 
-    negative: str = setting("source", "what guidance leads away from: the source prompt, and then none is needed on "
+    guided_from: str = setting("source", "what guidance leads away from: the source prompt, and then none is needed on "
                             "the way to noise; or the empty prompt, on both ways", "source", "empty")
 
     def fixed(self) -> dict[str, Any]:
         """The settings that an inversion depends on: the scale too, where both ways are guided."""
-        guided = {"guidance_scale": self.guidance_scale} if self.negative == "empty" else {}
-        return super().fixed() | {"negative": self.negative} | guided
+        guided = {"guidance_scale": self.guidance_scale} if self.guided_from == "empty" else {}
+        return super().fixed() | {"guided_from": self.guided_from} | guided
 
 
 @frozen
@@ -55,9 +55,9 @@ def guided(job: "Job[Any]", z: "Tensor", level: "kit.Level", text: "kit.Text") -
     The network has them in float32, whatever they are in: what undoes a step asks it the very same.
     """
     s, z = job.settings, z.to(job.z0.dtype)
-    if text is job.source and s.negative == "source":
+    if text is job.source and s.guided_from == "source":
         return job.predict(z, level, text)
-    negative = job.source if s.negative == "source" else job.empty
+    negative = job.source if s.guided_from == "source" else job.empty
     return job.cfg(z, level, text, negative, s.guidance_scale)
 
 

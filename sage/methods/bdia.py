@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sage.models.backbone import Backbone
     from sage.prompts.plan import Plan
 
-PUBLISHED = dict(steps=50, strength=0.8, gamma=1.0, guidance_scale=4.0, negative="empty", conventions="published",
+PUBLISHED = dict(steps=50, strength=0.8, gamma=1.0, guidance_scale=4.0, guided_from="empty", conventions="published",
                  encode="sample", seed=1)
 
 
@@ -49,7 +49,7 @@ class BDIA(Method[Settings]):
     about = "inverts to rounding at DDIM's own cost; follows the target prompt, and nothing else holds the picture"
     reads = frozenset({"source", "target", "negative"})
     presets = {"published": PUBLISHED}
-    calls = "3 strength N; 4 strength N with negative=empty"
+    calls = "3 strength N; 4 strength N with guided_from=empty"
 
     def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
         return kit.part_way(exact.multiples(model, settings) or super().edges(model, settings, size), settings.taken)

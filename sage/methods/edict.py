@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sage.prompts.plan import Plan
     from sage.prompts.tokens import Prompt, Prompts
 
-PUBLISHED = dict(steps=50, strength=0.8, mixing=0.93, guidance_scale=3.0, negative="empty", attention="own",
+PUBLISHED = dict(steps=50, strength=0.8, mixing=0.93, guidance_scale=3.0, guided_from="empty", attention="own",
                  conventions="published", encode="sample", seed=1)
 
 
@@ -58,7 +58,7 @@ class EDICT(Method[Settings]):
     about = "inverts to rounding by two coupled latents, under guidance too; keeps what the words leave, not a place"
     reads = frozenset({"source", "target", "negative"})
     presets = {"published": PUBLISHED}
-    calls = "6 strength N; with negative=empty 8 strength N, and 10 with the source's attention"
+    calls = "6 strength N; with guided_from=empty 8 strength N, and 10 with the source's attention"
 
     def plan(self, prompts: "Prompts", source: "Prompt", target: "Prompt", settings: Settings) -> "Plan":
         from dataclasses import replace
@@ -127,7 +127,7 @@ class Lent:
     def __call__(self, step: int, z: "Tensor", level: "kit.Level") -> dict[str, "kit.Prediction"]:
         job, s, z = self.job, self.job.settings, z.to(self.job.z0.dtype)
         branches = {"source": (z, job.source), "target": (z, job.target)}
-        if s.negative == "empty":
+        if s.guided_from == "empty":
             branches = {"negative": (z, job.empty)} | branches
         with self._at(step, branches):
             seen = job.together(level, **branches)

@@ -34,7 +34,7 @@ class FixedPoint(Method[Settings]):
     about = "inverts by solving DDIM's step for its start, and follows the target prompt; nothing holds the picture"
     reads = frozenset({"source", "target", "negative"})
     presets = {"published": dict(steps=50, guidance_scale=7.5, fixed_point_rounds=11, fixed_point_tolerance=0.0)}
-    calls = "N + rounds, some 3 N, and 2 N; twice the rounds with negative=empty"
+    calls = "N + rounds, some 3 N, and 2 N; twice the rounds with guided_from=empty"
 
     def inversion(self, settings: Settings) -> str:
         return "fixed-point"

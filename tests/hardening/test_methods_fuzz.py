@@ -156,7 +156,7 @@ def stored(model, tmp_path_factory):
     text, noise = model.embed(made.source), torch.randn_like(made.latents[0])
     of = {"origin": made.origin, "latents": made.latents}
     for trajectory in (Trajectory(**of), heard, NullText(**of, empties=(text, text.mix(text, 0.5))),
-                       Pair(**of, other=noise), Noises(**of, noises=(noise, 2 * noise))):
+                       Pair(**of, states=(noise.double(), noise.double())), Noises(**of, noises=(noise, 2 * noise))):
         path = save_trajectory(trajectory, folder / f"{trajectory.kind}.safetensors", model)
         found[trajectory.kind] = path.read_bytes()
     assert found.keys() == KINDS.keys()

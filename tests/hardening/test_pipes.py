@@ -15,7 +15,7 @@ from sage.batch.table import read_table
 from sage.bench.cases import read_benchmark
 from sage.bench.extractors import CLIP_B32, PROTOCOLS, _found
 from sage.bench.magicbrush import read_magicbrush
-from sage.bench.runner import _claim, read_manifests
+from sage.bench.runner import claim, read_manifests
 from sage.bench.stilllife import write_stilllife
 from sage.commands import main as cli
 from sage.errors import SageError
@@ -96,7 +96,7 @@ READERS = {
     "p.png": pictures.open_picture, "settings.png": pictures.read_settings, "identity.png": identity,
     "t.safetensors": read_label, "t.csv": read_table, "t.jsonl": read_table,
     "mapping_file.json": lambda path: read_benchmark(path.parent), "local_descriptions.json": magicbrush,
-    "manifest.jsonl": manifests, "run.json": lambda path: _claim(path, {}),
+    "manifest.jsonl": manifests, "run.json": lambda path: claim(path, {}),
     "any": lambda path: check_plain(path, SageError), "opened": lambda path: open_plain(path, SageError),
     "read": lambda path: read_plain(path, SageError)}
 

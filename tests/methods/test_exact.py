@@ -264,9 +264,9 @@ def test_every_step_is_that_of_a_fixed_point(made, double):
 
 ROUND_TRIPS = {
     "edict": dict(strength=0.8), "edict, source's attention": dict(strength=0.8, attention="source"),
-    "edict, guided": dict(negative="empty"), "edict, published": dict(conventions="published", negative="empty"),
-    "bdia": {}, "bdia, guided": dict(negative="empty"), "bdia, part of the way": dict(strength=0.5),
-    "bdia, damped": dict(gamma=0.5), "bdia, published": dict(conventions="published", negative="empty", strength=0.8),
+    "edict, guided": dict(guided_from="empty"), "edict, published": dict(conventions="published", guided_from="empty"),
+    "bdia": {}, "bdia, guided": dict(guided_from="empty"), "bdia, part of the way": dict(strength=0.5),
+    "bdia, damped": dict(gamma=0.5), "bdia, published": dict(conventions="published", guided_from="empty", strength=0.8),
 }
 
 
@@ -276,7 +276,7 @@ def test_the_way_back_under_the_source_prompt_ends_at_the_picture(made, case):
     settings = method.Settings(steps=N, guidance_scale=3.0, **ROUND_TRIPS[case])
     path, steps = there_and_back(method, model, z0, SOURCE, SOURCE, settings)
     assert distance(path.noise, z0) > 0.1
-    if settings.negative == "empty" and getattr(settings, "attention", "own") == "own":  # one and the same computation
+    if settings.guided_from == "empty" and getattr(settings, "attention", "own") == "own":  # one and the same computation
         assert torch.equal(steps[-1], z0)
         assert all(distance(back, there) < 1e-6 for back, there in zip(steps, path.latents[-2::-1], strict=True))
     else:  # batches of another size are rounded otherwise
@@ -296,7 +296,7 @@ def test_going_back_without_an_edit_gives_the_autoencoders_picture(made, case):
 def test_another_order_of_the_two_latents_leads_elsewhere(made):
     """What takes the first latent first at every step, as if they did not alternate, does not come back."""
     model, z0 = made.model, latents(made.model)
-    settings = EDICT.Settings(steps=N, negative="empty", guidance_scale=3.0)
+    settings = EDICT.Settings(steps=N, guided_from="empty", guidance_scale=3.0)
     path, _ = there_and_back(EDICT, model, z0, SOURCE, SOURCE, settings)
     turned = Pair(path.origin, path.latents, states=path.states[::-1])
     *_, last = sage.run(EDICT, model, z0, SOURCE, SOURCE, settings, trajectory=turned)

@@ -229,7 +229,7 @@ def test_known_names(one, tmp_path, monkeypatch, capsys):
     *(f"{part}/{base}.safetensors" for part, base in flux.PARTS.items())))
 def test_missing_file_is_named(broken, file):
     (broken / file).unlink()
-    assert refusal(broken) == f"{broken / file} is missing"
+    assert refusal(broken) == f"{broken / file} does not exist"
 
 
 @pytest.mark.parametrize("part", flux.PARTS)
@@ -296,7 +296,7 @@ def test_damaged_tokenizer(broken):
 
 
 @pytest.mark.parametrize(("change", "said"), (
-    (lambda s: {k: v for k, v in s.items() if k != "img_in.weight"}, "'img_in.weight' is missing"),
+    (lambda s: {k: v for k, v in s.items() if k != "img_in.weight"}, "'img_in.weight' does not exist"),
     (lambda s: {k: v for k, v in s.items() if k != "double_blocks.1.txt_mod.lin.bias"}, "1 of"),
     (lambda s: s | {"strange": torch.zeros(1)}, "1 unexpected (strange)"),
     (lambda s: s | {"single_blocks.0.linear1.weight": torch.zeros(449, 64)}, "4 of"),

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 from sage.errors import ModelError
 from sage.models.flow import configs, singlefile
@@ -193,7 +192,8 @@ def load_t5_tokenizer(folder: Path, t5: T5Params, most: int) -> tuple[Any, int]:
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise ModelError(f"{path} is missing")
+        raise ModelError(f"{path} does not exist")
+    from transformers import PreTrainedTokenizerFast  # which imports the hub's library, and that reads the environment
     try:
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="</s>", pad_token="<pad>",
                                             unk_token="<unk>")
