@@ -29,7 +29,7 @@ class Mirrored(Guidance, PartWay):
     """Guidance."""
 
     guided_from: str = setting("source", "what guidance leads away from: the source prompt, and then none is needed on "
-                            "the way to noise; or the empty prompt, on both ways", "source", "empty")
+                               "the way to noise; or the empty prompt, on both ways", "source", "empty")
 
     def fixed(self) -> dict[str, Any]:
         """The settings that an inversion depends on: the scale too, where both ways are guided."""

@@ -17,7 +17,7 @@ from sage.errors import PictureError, SageError, SettingsError
 from sage.method import METHODS, able, method
 from sage.pictures.metadata import read_record, settings_in
 from sage.trajectory.disk import load_trajectory, save_trajectory
-from sage.trajectory.kinds import KINDS, Noises, NullText, Pair, Trajectory, named
+from sage.trajectory.kinds import KINDS, Noises, NullText, Pair, Settled, Trajectory, named
 from sage.trajectory.label import read_label
 from tests import small
 from tests.hardening import files
@@ -156,7 +156,8 @@ def stored(model, tmp_path_factory):
     text, noise = model.embed(made.source), torch.randn_like(made.latents[0])
     of = {"origin": made.origin, "latents": made.latents}
     for trajectory in (Trajectory(**of), heard, NullText(**of, empties=(text, text.mix(text, 0.5))),
-                       Pair(**of, states=(noise.double(), noise.double())), Noises(**of, noises=(noise, 2 * noise))):
+                       Pair(**of, states=(noise.double(), noise.double())), Noises(**of, noises=(noise, 2 * noise)),
+                       Settled(**of, residuals=(torch.zeros(1), torch.ones(1)))):
         path = save_trajectory(trajectory, folder / f"{trajectory.kind}.safetensors", model)
         found[trajectory.kind] = path.read_bytes()
     assert found.keys() == KINDS.keys()

@@ -266,7 +266,8 @@ ROUND_TRIPS = {
     "edict": dict(strength=0.8), "edict, source's attention": dict(strength=0.8, attention="source"),
     "edict, guided": dict(guided_from="empty"), "edict, published": dict(conventions="published", guided_from="empty"),
     "bdia": {}, "bdia, guided": dict(guided_from="empty"), "bdia, part of the way": dict(strength=0.5),
-    "bdia, damped": dict(gamma=0.5), "bdia, published": dict(conventions="published", guided_from="empty", strength=0.8),
+    "bdia, damped": dict(gamma=0.5),
+    "bdia, published": dict(conventions="published", guided_from="empty", strength=0.8),
 }
 
 
@@ -276,7 +277,7 @@ def test_the_way_back_under_the_source_prompt_ends_at_the_picture(made, case):
     settings = method.Settings(steps=N, guidance_scale=3.0, **ROUND_TRIPS[case])
     path, steps = there_and_back(method, model, z0, SOURCE, SOURCE, settings)
     assert distance(path.noise, z0) > 0.1
-    if settings.guided_from == "empty" and getattr(settings, "attention", "own") == "own":  # one and the same computation
+    if settings.guided_from == "empty" and getattr(settings, "attention", "own") == "own":  # one computation
         assert torch.equal(steps[-1], z0)
         assert all(distance(back, there) < 1e-6 for back, there in zip(steps, path.latents[-2::-1], strict=True))
     else:  # batches of another size are rounded otherwise

@@ -296,7 +296,7 @@ def test_damaged_tokenizer(broken):
 
 
 @pytest.mark.parametrize(("change", "said"), (
-    (lambda s: {k: v for k, v in s.items() if k != "img_in.weight"}, "'img_in.weight' does not exist"),
+    (lambda s: {k: v for k, v in s.items() if k != "img_in.weight"}, "'img_in.weight' is missing"),
     (lambda s: {k: v for k, v in s.items() if k != "double_blocks.1.txt_mod.lin.bias"}, "1 of"),
     (lambda s: s | {"strange": torch.zeros(1)}, "1 unexpected (strange)"),
     (lambda s: s | {"single_blocks.0.linear1.weight": torch.zeros(449, 64)}, "4 of"),
