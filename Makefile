@@ -41,7 +41,7 @@ $(READY): pyproject.toml constraints.txt
 	    { echo "Python 3.11 or later is needed: make setup PYTHON=/path/to/python3" >&2; exit 2; }
 	@echo "making .venv, once, some minutes: $(DISK)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --constraint constraints.txt $(addprefix --extra-index-url=,$(TORCH_INDEX)) torch
+	$(BIN)/pip install --retries 1 --constraint constraints.txt $(addprefix --extra-index-url=,$(TORCH_INDEX)) torch
 	$(BIN)/pip install --constraint constraints.txt --editable .
 	@touch $@
 
