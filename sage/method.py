@@ -328,7 +328,7 @@ def check_task(found: Method[Any], task: str) -> None:
     """SettingsError for a method that edits no pictures, or makes none, naming those that do."""
     if not found.does(task):
         wanted = {"edit": "edits no picture", "generate": "makes no pictures from noise"}[task]
-        raise SettingsError(f"{found.name} {wanted}: {' and '.join(able(task))} do")
+        raise SettingsError(f"{found.name} {wanted}; these do: {', '.join(able(task))}")
 
 
 @cache

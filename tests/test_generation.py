@@ -164,7 +164,7 @@ def test_embeddings_and_methods_that_do_not_fit_are_refused(model):
     text = model.embed([model.prompts.parse(PROMPT)])
     with pytest.raises(SettingsError, match="an embedded prompt is of shape"):
         sage.generate(model, type(text)(text.tokens[..., :8]), PLAIN)
-    with pytest.raises(SettingsError, match="sage makes no pictures from noise: plain and sag do"):
+    with pytest.raises(SettingsError, match="sage makes no pictures from noise; these do: plain, sag"):
         sage.generate(model, PROMPT, method="sage")
     with pytest.raises(SettingsError, match="one a picture"):
         sage.generate_batch(model, [Request(target=PROMPT)], PLAIN, [1, 2], (64, 64))

@@ -97,7 +97,7 @@ def test_what_is_wrong_is_said_before_anything_is_made(here, capsys):
     assert "there is no prompt" in refused(capsys)
     assert "there is no prompt" in refused(capsys, " ")
     assert "count is 0" in refused(capsys, PROMPT, "--count", "0")
-    assert "sage makes no pictures from noise: plain and sag do" in refused(capsys, PROMPT, "--method", "sage")
+    assert "sage makes no pictures from noise; these do: plain, sag" in refused(capsys, PROMPT, "--method", "sage")
     assert "there is no --encode" in refused(capsys, PROMPT, "--encode", "sample")
     assert "width is 100" in refused(capsys, PROMPT, *QUICK, "--width", "100")
     assert "savings: 'speed' is none" in refused(capsys, PROMPT, *QUICK, "--savings", "speed")

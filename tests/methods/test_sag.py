@@ -115,7 +115,7 @@ def test_a_blur_keeps_what_is_flat_and_spreads_a_point():
 def test_what_does_not_fit_is_refused(model, folder):
     with pytest.raises(SettingsError, match="too small to be blurred"):
         next(sage.run("sag", model, torch.zeros(1, 4, 4, 8), "", PROMPT, SAMPLED))
-    with pytest.raises(SettingsError, match="sag edits no picture: sage"):
+    with pytest.raises(SettingsError, match="sag edits no picture; these do: sage"):
         sage.edit(model, small.picture(), PROMPT, "a dog", method="sag")
     without = small.make(folder).model
     without.sites = lambda: type(model.sites())(s for s in model.sites() if s.place != "mid")
