@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sage import exact, kit
-from sage.errors import SettingsError
 from sage.settings import Guidance, Solver, frozen, setting
 
 if TYPE_CHECKING:
@@ -75,10 +74,7 @@ def edges(model: "Backbone", settings: Any) -> "tuple[kit.Edges, kit.Edges] | No
     """
     if settings.conventions == "consistent":
         return None
-    ahead = getattr(model.schedule, "ahead", None)
-    if ahead is None:
-        raise SettingsError(f"conventions is published: {model.name} has no timesteps to tell ahead")
-    return ahead(settings.steps, settings.spacing)
+    return kit.of_timesteps(model, "ahead")(settings.steps, settings.spacing)
 
 
 def invert(job: "Job[Any]", text: "kit.Text | None" = None) -> "kit.Trajectory":

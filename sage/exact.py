@@ -38,6 +38,21 @@ class Mirrored(Guidance, PartWay):
 
 
 @frozen
+class TwoStates(Mirrored):
+    """Guidance."""
+
+    fixes = frozenset({"conventions"})
+
+    conventions: str = setting("consistent", "noise levels and how many steps are taken: consistent, or as in the "
+                               "original code", "consistent", "published")
+
+    @property
+    def taken(self) -> int:
+        """How many of the steps are taken, each way."""
+        return int(self.strength * self.steps) if self.conventions == "published" else super().taken
+
+
+@frozen
 class Implicit(Settings):
     """Fixed point."""
 
@@ -72,10 +87,7 @@ def multiples(model: "Backbone", settings: Any) -> "tuple[kit.Edges, kit.Edges] 
     """
     if settings.conventions == "consistent":
         return None
-    found = getattr(model.schedule, "multiples", None)
-    if found is None:
-        raise SettingsError(f"conventions is published: {model.name} has no timesteps that could be multiples")
-    return found(settings.steps, settings.spacing)
+    return kit.of_timesteps(model, "multiples")(settings.steps, settings.spacing)
 
 
 def states(path: "kit.Trajectory", like: "Tensor") -> "list[Tensor]":

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sage.prompts.plan import Plan, marked, replaced, token_factors, token_mask
     from sage.prompts.tokens import Span
     from sage.prompts.words import aligned, changed_words, paired
-    from sage.sampling.levels import Edge, Edges, Level, downwards, part_way, upwards
+    from sage.sampling.levels import Edge, Edges, Level, downwards, of_timesteps, part_way, upwards
     from sage.sampling.steps import (
         Prediction,
         advance,
@@ -72,7 +72,7 @@ _FROM = {
     "sage.prompts.plan": "Plan marked replaced token_factors token_mask",
     "sage.prompts.tokens": "Span",
     "sage.prompts.words": "aligned changed_words paired",
-    "sage.sampling.levels": "Edge Edges Level downwards part_way upwards",
+    "sage.sampling.levels": "Edge Edges Level downwards of_timesteps part_way upwards",
     "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step from_output gaussian "
                            "mixed_with_noise reaching renoise second_order stochastic to_output walk with_noise",
     "sage.trajectory.kinds": "Noises NullText Pair Recorded Settled Trajectory Wanted",

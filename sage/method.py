@@ -288,6 +288,27 @@ class Method(ABC, Generic[S]):
         return None
 
 
+class Uninverted(Method[S]):
+    """A method that carries no picture to noise: it draws its noise, and begins at the picture itself."""
+
+    def inversion(self, settings: S) -> str:
+        """None."""
+        return "none"
+
+    def random(self, settings: S) -> bool:
+        """It is."""
+        return True
+
+    def path_steps(self, model: "Backbone", settings: S, size: tuple[int, int]) -> int:
+        """None."""
+        return 0
+
+    def invert(self, job: "Job[S]") -> "Trajectory":
+        """The picture alone."""
+        from sage.trajectory.kinds import Trajectory
+        return Trajectory(origin=None, latents=(job.z0,))  # type: ignore[arg-type]  # the driver says of what
+
+
 _OWNERS: dict[type[Settings], type[Method[Any]]] = {}
 
 # Where each method is; imported when it is asked for.

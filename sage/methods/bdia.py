@@ -26,20 +26,13 @@ PUBLISHED = dict(steps=50, strength=0.8, gamma=1.0, guidance_scale=4.0, guided_f
 
 
 @frozen
-class Settings(exact.Mirrored, Picture):
+class Settings(exact.TwoStates, Picture):
     """Integration."""
 
-    fixes = frozenset({"gamma", "conventions"})
+    fixes = frozenset({"gamma"})
 
     gamma: float = setting(1.0, "g: how much of a step comes from the state before the last; 1 is symmetric", low=0.01,
                            high=1)
-    conventions: str = setting("consistent", "noise levels and how many steps are taken: consistent, or as in the "
-                               "original code", "consistent", "published")
-
-    @property
-    def taken(self) -> int:
-        """How many of the steps are taken, each way."""
-        return int(self.strength * self.steps) if self.conventions == "published" else super().taken
 
 
 class BDIA(Method[Settings]):

@@ -29,10 +29,10 @@ PUBLISHED = dict(steps=50, strength=0.8, mixing=0.93, guidance_scale=3.0, guided
 
 
 @frozen
-class Settings(exact.Mirrored, Picture):
+class Settings(exact.TwoStates, Picture):
     """Coupling."""
 
-    fixes = frozenset({"mixing", "conventions"})
+    fixes = frozenset({"mixing"})
 
     mixing: float = setting(0.93, "p: what each of the two latents keeps of itself in a step; 1 leaves them apart, and "
                             "with less both ways grow unlike DDIM", low=0.5, high=1, search=Span(0.85, 1.0))
@@ -42,13 +42,6 @@ class Settings(exact.Mirrored, Picture):
                                     high=1)
     self_fraction: float = setting(1.0, "share of the steps, from the first, with the source's self-attention", low=0,
                                    high=1)
-    conventions: str = setting("consistent", "noise levels and how many steps are taken: consistent, or as in the "
-                               "original code", "consistent", "published")
-
-    @property
-    def taken(self) -> int:
-        """How many of the steps are taken, each way."""
-        return int(self.strength * self.steps) if self.conventions == "published" else super().taken
 
 
 class EDICT(Method[Settings]):

@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sage import kit
-from sage.method import Method, Step
+from sage.method import Step, Uninverted
 from sage.settings import Guidance, Picture, Preserved, Solver, Span, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sage.job import Job
-    from sage.models.backbone import Backbone
 
 PUBLISHED = dict(steps=28, strength=24 / 28, source_guidance_scale=1.5, guidance_scale=5.5, quantise="truncate")
 SD3 = PUBLISHED | dict(steps=50, strength=33 / 50, source_guidance_scale=3.5, guidance_scale=13.5)
@@ -38,7 +37,7 @@ class Settings(Guidance, Preserved, Solver, Picture):
                                       "the target prompt alone", low=0, high=1)
 
 
-class FlowEdit(Method[Settings]):
+class FlowEdit(Uninverted[Settings]):
     """FlowEdit."""
 
     name, title, paper = "flowedit", "FlowEdit", "2412.08629"
@@ -47,18 +46,6 @@ class FlowEdit(Method[Settings]):
     presets = {"published": PUBLISHED, "sd3": SD3}
     calls = "3 strength N; 4 strength N with source_guidance_scale above 1; as often for each of the averages"
     strength = "strength"
-
-    def inversion(self, settings: Settings) -> str:
-        return "none"
-
-    def random(self, settings: Settings) -> bool:
-        return True
-
-    def path_steps(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> int:
-        return 0
-
-    def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
-        return kit.Trajectory(origin=None, latents=(job.z0,))  # type: ignore[arg-type]  # the driver says of what
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
         s, picture = job.settings, path.latents[0]

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from sage import kit
-from sage.method import Method, Step
+from sage.method import Step, Uninverted
 from sage.methods.p2p import Carried, Injection, planned
 from sage.settings import Blending, Guidance, Picture, Span, Words, frozen, setting, share_of
 
@@ -64,7 +64,7 @@ class Settings(Injection, Words, Blending, Guidance, Picture):
         return step > 0 if self.published else step < share_of(self.blend_fraction, self.sampled_steps)
 
 
-class InfEdit(Method[Settings]):
+class InfEdit(Uninverted[Settings]):
     """InfEdit."""
 
     name, title, paper = "infedit", "InfEdit", "2312.04965"
@@ -83,21 +83,9 @@ class InfEdit(Method[Settings]):
 
     # ---- the way to noise
 
-    def inversion(self, settings: Settings) -> str:
-        return "none"
-
-    def random(self, settings: Settings) -> bool:
-        return True
-
     def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
         up, down = super().edges(model, settings, size)
         return up, (*down[:-1], (down[-1][0], kit.Level(0, 1.0, 0.0)))  # the last step ends at what is predicted
-
-    def path_steps(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> int:
-        return 0
-
-    def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
-        return kit.Trajectory(origin=None, latents=(job.z0,))  # type: ignore[arg-type]  # the driver says of what
 
     # ---- the way back
 

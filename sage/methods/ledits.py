@@ -117,9 +117,8 @@ class LEdits(Method[Settings]):
     def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
         n = settings.steps
         if settings.conventions == "published":
-            if not hasattr(model.schedule, "cleanest"):
-                raise SettingsError(f"conventions is published: {model.name} has no timesteps")
-            levels = model.schedule.cleanest(n, int(n * (1 + settings.skip)), settings.solver == "second-order")
+            cleanest = kit.of_timesteps(model, "cleanest")
+            levels = cleanest(n, int(n * (1 + settings.skip)), settings.solver == "second-order")
         else:
             total = int(round(n * (1 + settings.skip), 9))
             levels = model.schedule.levels(total, settings.spacing, size)[:n + 1]

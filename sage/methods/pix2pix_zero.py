@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from sage import kit
 from sage.directions import direction
-from sage.errors import SettingsError
 from sage.method import Method, Step
 from sage.settings import Guidance, Picture, Solver, Span, frozen, setting
 
@@ -74,10 +73,7 @@ class Pix2PixZero(Method[Settings]):
     def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
         if settings.conventions == "consistent":
             return super().edges(model, settings, size)
-        lagging = getattr(model.schedule, "lagging", None)
-        if lagging is None:
-            raise SettingsError(f"conventions is published: {model.name} has no timesteps for levels to lag behind")
-        return lagging(settings.steps, settings.spacing)
+        return kit.of_timesteps(model, "lagging")(settings.steps, settings.spacing)
 
     # ---- the way to noise
 

@@ -15,7 +15,7 @@ from operator import add
 from typing import TYPE_CHECKING, Any
 
 from sage import kit
-from sage.errors import NumericsError, SettingsError
+from sage.errors import NumericsError
 from sage.method import Method, Step
 from sage.settings import AUTO, Blending, Guidance, Phrases, Picture, Retry, Solver, Span, Words, frozen, setting
 
@@ -194,10 +194,7 @@ class SAGE(Method[Settings]):
     def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
         if settings.grid == "consistent":
             return super().edges(model, settings, size)
-        inferred = getattr(model.schedule, "inferred", None)
-        if inferred is None:
-            raise SettingsError(f"grid is released: {model.name} has no timesteps to infer levels from")
-        return inferred(settings.steps, settings.spacing)
+        return kit.of_timesteps(model, "inferred", "grid is released")(settings.steps, settings.spacing)
 
     def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
         around: Callable[[], AbstractContextManager[None]] = nullcontext

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sage import kit
-from sage.method import Method, Step
+from sage.method import Step, Uninverted
 from sage.settings import Guidance, Picture, Solver, Span, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from sage.job import Job
-    from sage.models.backbone import Backbone
 
 
 @frozen
@@ -26,7 +25,7 @@ class Settings(Guidance, Solver, Picture):
                               search=Span(0.2, 0.9))
 
 
-class SDEdit(Method[Settings]):
+class SDEdit(Uninverted[Settings]):
     """SDEdit."""
 
     name, title, paper = "sdedit", "SDEdit", "2108.01073"
@@ -34,18 +33,6 @@ class SDEdit(Method[Settings]):
     reads = frozenset({"target", "negative"})
     calls = "2 strength N"
     strength = "strength"
-
-    def inversion(self, settings: Settings) -> str:
-        return "none"
-
-    def random(self, settings: Settings) -> bool:
-        return True
-
-    def path_steps(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> int:
-        return 0
-
-    def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
-        return kit.Trajectory(origin=None, latents=(job.z0,))  # type: ignore[arg-type]  # the driver says of what
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
         s, z0 = job.settings, path.latents[0]

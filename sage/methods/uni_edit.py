@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sage import kit
-from sage.errors import SettingsError
 from sage.method import Method, Step
 from sage.settings import Picture, Solver, Span, frozen, setting, share_of
 
@@ -72,12 +71,10 @@ class UniEdit(Method[Settings]):
     def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
         up, down = super().edges(model, settings, size)
         if settings.conventions == "published":
-            if not hasattr(model.schedule, "ahead"):
-                raise SettingsError(f"conventions is published: {model.name} has no timesteps")
-            down = model.schedule.ahead(settings.steps, settings.spacing)[1]
+            down = kit.of_timesteps(model, "ahead")(settings.steps, settings.spacing)[1]
             levels = [here for here, _ in reversed(down)]
             up = kit.upwards((kit.Level(0, 1.0, 0.0), *levels))  # the picture has no noise on the way up
-        return up[:settings.taken], down[len(down) - settings.taken:]
+        return kit.part_way((up, down), settings.taken)
 
     def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
         text = job.empty if job.settings.source_text == "empty" else job.source

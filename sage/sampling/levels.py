@@ -8,10 +8,11 @@ Every solver step is given both of its ends, so that nothing has to be guessed f
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -126,6 +127,20 @@ class Schedule(Protocol):
 def upwards(levels: tuple[Level, ...]) -> Edges:
     """The steps from clean to noisy."""
     return tuple(pairwise(levels))
+
+
+def of_timesteps(model: Any, member: str, said: str = "conventions is published") -> Callable[..., Any]:
+    """A method of a model's schedule that only schedules with timesteps have; the grids of original codes are such.
+
+    Args:
+        said: the setting that asks for it.
+    Raises:
+        SettingsError: the model's has none.
+    """
+    found = getattr(model.schedule, member, None)
+    if found is None:
+        raise SettingsError(f"{said}: {model.name} has no timesteps")
+    return found
 
 
 def part_way(ways: tuple[Edges, Edges], steps: int) -> tuple[Edges, Edges]:
