@@ -15,7 +15,7 @@ DISK := $(if $(TORCH_INDEX),1.2 GB of disk: no GPU is seen and torch comes witho
 # What `make edit` edits when no IMG is given.
 EXAMPLE := examples/mug.png
 EXAMPLE_SOURCE := a photograph of a big shiny blue mug in the centre, with a tiny green cone next to it, on stone tiles, a brick wall in the background
-EXAMPLE_TARGET := a photograph of a big shiny yellow mug in the centre, with a tiny green cone next to it, on stone tiles, a brick wall in the background
+EXAMPLE_TARGET := a photograph of a big shiny purple mug in the centre, with a tiny green cone next to it, on stone tiles, a brick wall in the background
 
 # As text, never expanded again: a prompt may hold quotes and dollars.
 export SAGE_IMG := $(value IMG)
