@@ -26,8 +26,9 @@ TEXTS = st.one_of(st.text(max_size=60), st.lists(WORDS, max_size=20).map("".join
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    tiny.tokenizer(tmp_path_factory.mktemp("tokenizer") / "files")
-    return tmp_path_factory.getbasetemp() / "tokenizer0" / "files"
+    files = tmp_path_factory.mktemp("tokenizer") / "files"
+    tiny.tokenizer(files)
+    return files
 
 
 @pytest.fixture
