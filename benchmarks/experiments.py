@@ -31,8 +31,8 @@ from sage.bench.runner import run as run_configurations
 from sage.bench.scoring import Line
 from sage.bench.stilllife import QUICK, write_stilllife
 from sage.bench.tables import Results
+from sage.display.progress import Progress
 from sage.files import written_whole
-from sage.progress import Progress
 from sage.stilllife.edits import KINDS
 
 matplotlib.use("agg")

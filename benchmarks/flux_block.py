@@ -20,7 +20,7 @@ from diffusers.models.transformers.transformer_flux import (
 )
 from torch import Tensor, nn
 
-from sage.allocator import keep_freed_memory
+from sage.machine.allocator import keep_freed_memory
 from sage.models.flow.transformer import DoubleBlock, FluxParams, SingleBlock, rotations
 
 Run = Callable[[], Tensor]

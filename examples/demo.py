@@ -24,13 +24,13 @@ def main() -> int:
 
 def demo() -> int:
     """Imports what it needs itself: that takes long enough for Ctrl-C."""
-    from sage.threads import sleep_while_waiting
+    from sage.machine.threads import sleep_while_waiting
     sleep_while_waiting()  # before torch is imported
     from tqdm import tqdm
 
     import sage
-    from sage.allocator import keep_freed_memory
     from sage.editing import check_prompts, edit_batch
+    from sage.machine.allocator import keep_freed_memory
     from sage.pictures import from_pixels, save_picture, sheet
     from sage.stilllife import KINDS, edit_case
 

@@ -15,10 +15,10 @@ from sage.settings import Settings
 if TYPE_CHECKING:
     from sage.editing import EditResult, check_prompts, edit, invert, run
     from sage.generation import Generated, generate, generate_batch
+    from sage.inversion.reconstruction import ddim_reconstruction, vae_reconstruction
     from sage.methods.sage import EditConfig
     from sage.models.fetch import fetch
     from sage.models.loading import load_model
-    from sage.reconstruction import ddim_reconstruction, vae_reconstruction
     from sage.trajectory.disk import load_trajectory, save_trajectory
     from sage.trajectory.kinds import Trajectory
 
@@ -30,7 +30,7 @@ __version__ = "0.2.0"
 _LAZY = {
     "sage.editing": "EditResult Moment check_prompts edit invert run",
     "sage.generation": "Generated generate generate_batch",
-    "sage.reconstruction": "ddim_reconstruction vae_reconstruction",
+    "sage.inversion.reconstruction": "ddim_reconstruction vae_reconstruction",
     "sage.methods.sage": "EditConfig",
     "sage.models.fetch": "fetch",
     "sage.models.loading": "load_model",

@@ -21,7 +21,7 @@ from sage import pictures, quality
 from sage.auto import AUTO, recorded
 from sage.errors import NumericsError, SettingsError
 from sage.job import Job, Noises, Progress
-from sage.memory import Task, own_savings, settle, stepping_down
+from sage.machine.memory import Task, own_savings, settle, stepping_down
 from sage.method import DEFAULTS, Method, Request, Step, check_task, method_of
 from sage.method import method as find_method
 from sage.models.backbone import Backbone, Text

@@ -3,7 +3,7 @@
 import errno
 import os
 
-from sage.console import one_line
+from sage.display.console import one_line
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from sage import pictures
 from sage.editing import Watch, check_request, followed, settings_for, unusual
 from sage.errors import SettingsError
 from sage.job import Job, Progress
-from sage.memory import Task, own_savings, settle, stepping_down
+from sage.machine.memory import Task, own_savings, settle, stepping_down
 from sage.method import Request, method_of
 from sage.models.backbone import Backbone, Text
 from sage.models.savings import Savings

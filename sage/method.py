@@ -245,7 +245,7 @@ class Method(ABC, Generic[S]):
 
     def invert(self, job: "Job[S]") -> "Trajectory":
         """Carry the picture to noise."""
-        from sage.inversion import ddim_inversion
+        from sage.inversion.ddim import ddim_inversion
         return ddim_inversion(job, job.source, self.wants(job.settings))
 
     def inverted_under(self, settings: S, source: "Prompt", prompts: "Prompts") -> "Prompt":

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import sage
-from sage import EditConfig, editing, memory
+from sage import EditConfig, editing
 from sage.editing import check_prompts, edit, edit_batch, invert
 from sage.errors import PictureError, SettingsError
 from sage.explain import Explanation
+from sage.machine import memory
 from sage.models.savings import Savings
 from sage.settings import share_of
 from tests import small

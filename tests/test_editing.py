@@ -12,10 +12,10 @@ from torch import Tensor
 from sage import EditConfig, kit
 from sage.editing import EditResult, check_prompts, edit, edit_batch, invert, invert_batch
 from sage.errors import NumericsError, PromptError, SettingsError
+from sage.inversion.reconstruction import ddim_reconstruction, vae_reconstruction
 from sage.models.sd.attention import Attention
 from sage.models.sd.model import StableDiffusion
 from sage.models.sites import AttentionMap, Site
-from sage.reconstruction import ddim_reconstruction, vae_reconstruction
 from sage.trajectory.kinds import Trajectory
 from tests import small
 

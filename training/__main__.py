@@ -19,6 +19,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pictures", type=int, default=50_000, help="distinct pictures rendered (a multiple of 1000)")
     parser.add_argument("--outer", type=int, default=44_000, help="crops the autoencoder's outer levels are shown")
     parser.add_argument("--outer-of", type=Path, metavar="MODEL", help="take the outer levels from a model instead")
+    parser.add_argument("--unet-of", type=Path, metavar="MODEL", help="start from a model's UNet and text encoder")
     parser.add_argument("--autoencoder", type=int, default=40_000, help="pictures the autoencoder is shown")
     parser.add_argument("--diffusion", type=int, default=250_000, help="samples the UNet and text encoder are shown")
     parser.add_argument("--noisy-captions", action="store_true",
@@ -42,7 +43,7 @@ def main() -> None:
         if args.only != "diffusion":
             autoencoder.train(args.out, outer, args.pictures, args.autoencoder)
         if args.only != "autoencoder":
-            diffusion.train(args.out, outer, args.pictures, args.diffusion)
+            diffusion.train(args.out, outer, args.pictures, args.diffusion, start=args.unet_of)
             if args.noisy_captions:
                 diffusion.train(args.out, outer, args.pictures, args.noisy, course)
     if args.only is None:

@@ -127,21 +127,27 @@ def _networks(vocabulary: int) -> dict[str, nn.Module]:
     return {"text": text.to(run.device()), "unet": unet.to(run.device())}
 
 
-def _begin(state: run.State, out: Path, course: Course, captioner: Captioner, pictures: int, seed: int) -> None:
+def _begin(state: run.State, out: Path, course: Course, captioner: Captioner, pictures: int, seed: int,
+           start: Path | None) -> None:
     """The weights of the last checkpoint, or those that the course starts from."""
     if state.load():
         return
     if course.noise:
         clean = run.State(out / f"{CLEAN.name}.safetensors", state.modules, state.optimiser)
         state.numbers["scale"] = clean.load_averages()["scale"]
+    elif start:
+        networks.inherit(state.modules["text"], captioner.tokenizer, state.modules["unet"], start)
     else:
         warm_up_text(state.modules["text"], captioner, pictures, seed=seed)
     state.restart_averages()
 
 
 def train(out: Path, outer: VAE, pictures: int, samples: int, course: Course = CLEAN, batch_size: int = 32,
-          seed: int = 0, save_every: float = 180.0) -> run.State:
+          seed: int = 0, save_every: float = 180.0, start: Path | None = None) -> run.State:
     """Train until `samples` captioned latents were seen, continuing from out/{course.name}.safetensors if it is there.
+
+    Args:
+        start: the model whose text encoder and UNet a new training starts from, instead of from nothing.
 
     A course with noisy captions starts from the finished training with clean ones.
     """
@@ -154,7 +160,7 @@ def train(out: Path, outer: VAE, pictures: int, samples: int, course: Course = C
     optimiser = torch.optim.AdamW(parameters, course.peak, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     state = run.State(out / f"{course.name}.safetensors", modules, optimiser, rate=0.9995)
     state.numbers["scale"] = scale
-    _begin(state, out, course, captioner, pictures, seed)
+    _begin(state, out, course, captioner, pictures, seed, start)
     scale = state.numbers["scale"]
     alphas = alphas_cumprod(SCHEDULE)
     bar = tqdm(total=samples, initial=state.done, desc=course.name, unit="sample", mininterval=10)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import sage
-from sage.allocator import keep_freed_memory
 from sage.bench.encoder import CONFIG, FOLDER, WEIGHTS, Encoder, EncoderNet, EncoderParams, as_config, load_encoder
 from sage.files import written_whole
+from sage.machine.allocator import keep_freed_memory
 from sage.models.sd.clip import CLIPTextParams
 from sage.models.sd.vae import VAE
 from sage.stilllife import Scene, nameable, varied_scene

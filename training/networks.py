@@ -1,10 +1,13 @@
 """The networks that are trained, and the model that they make."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import CLIPTokenizer
 
+import sage
 from sage.models.sd.clip import CLIPText, CLIPTextParams
 from sage.models.sd.model import StableDiffusion
 from sage.models.sd.unet import UNet, UNetParams
@@ -29,6 +32,35 @@ def scaled(params: VAEParams, scale: float) -> VAEParams:
 def text_params(vocabulary: int) -> CLIPTextParams:
     return CLIPTextParams(width=192, mlp_width=768, heads=6, layers=3, vocabulary=vocabulary,
                           max_length=tokenizer.MAX_LENGTH)
+
+
+@torch.no_grad()
+def inherit(text: CLIPText, words: CLIPTokenizer, unet: UNet, start: Path) -> None:
+    """Start from a model whose latents are a quarter of ours in number: four of our channels hold one of its cells.
+
+    What the text encoder knows of a token moves with the token's string; the UNet's first layer sees the mean of the
+    four, its last one says the same for each, and everything between is kept.
+    """
+    given = sage.load_model(start, device=run.device(), dtype="float32")
+    known = json.loads((start / "tokenizer" / "vocab.json").read_text())
+    own, old = text.state_dict(), given.text.state_dict()
+    table = "text_model.embeddings.token_embedding.weight"
+    for name, value in old.items():
+        if name == table:
+            for token, row in words.get_vocab().items():
+                if token in known:
+                    own[name][row] = value[known[token]]
+        elif name.endswith("position_embedding.weight"):
+            own[name].copy_(value[:len(own[name])])
+        else:
+            own[name].copy_(value)
+    own, old = unet.state_dict(), given.unet.state_dict()
+    for name, value in old.items():
+        if name == "conv_in.weight":
+            value = value.repeat_interleave(4, dim=1) * (1.5 / 4)
+        elif name.startswith("conv_out."):
+            value = value.repeat_interleave(4, dim=0)
+        own[name].copy_(value)
 
 
 def assemble(out: Path, course: str = CLEAN) -> StableDiffusion:

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 import sage
 from sage import pictures
-from sage.allocator import keep_freed_memory
 from sage.editing import check_prompts, invert_batch
+from sage.machine.allocator import keep_freed_memory
 from sage.methods.sage import SAGE, Settings
 from sage.models.backbone import Backbone
 from sage.sampling.levels import downwards

@@ -21,7 +21,7 @@ from benchmarks.speed.cells import CELLS, UNASKED, Cell
 from benchmarks.speed.memory import EDITS, STEPS
 from benchmarks.speed.models import MODELS, ROOT
 from sage.files import written_whole
-from sage.threads import sleep_while_waiting
+from sage.machine.threads import sleep_while_waiting
 
 RESULTS = Path("benchmarks/results/speed.md")
 QUICK = ("stilllife-64-cpu-float32-b1", "sd14-256-cpu-float32-b1")

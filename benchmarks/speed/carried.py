@@ -1,4 +1,4 @@
-"""The figures that `sage doctor` goes by -> sage/speed.json: with the whole table, or alone from the one there is.
+"""The figures that `sage doctor` goes by -> sage/machine/speed.json: with the whole table, or from the one there is.
 
     python -m benchmarks.speed.carried
 """
@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmarks.speed.cells import OURS
 from benchmarks.speed.table import Page
-from sage.estimates import FILE, PROBE
 from sage.files import written_whole
+from sage.machine.estimates import FILE, PROBE
 
 FAMILIES = {"sd14": "1.x", "sd21": "2.x"}  # the bundled model is timed where it is asked after
 RATE = f"convolution 3 x 3 of {PROBE.channels}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.speed.cells import WHOLE, Cell
 from benchmarks.speed.models import MODELS, ROOT
-from sage.allocator import keep_freed_memory
+from sage.machine.allocator import keep_freed_memory
 
 Job = dict[str, Any]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.speed.cells import BASELINE, GUIDED, OURS, WHOLE, Cell
 from benchmarks.speed.models import MODELS, Model
-from sage.allocator import keep_freed_memory
+from sage.machine.allocator import keep_freed_memory
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Progress = Callable[[str, int, int], None]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sage.commands.flags import reader
-from sage.console import did_you_mean
+from sage.display.console import did_you_mean
 from sage.errors import SageError, SettingsError
 from sage.files import read_plain
 from sage.method import DEFAULTS, Method, able, check_task, method

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sage.bench.cases import Case
-from sage.console import did_you_mean
+from sage.display.console import did_you_mean
 from sage.errors import SettingsError
 from sage.method import DEFAULTS, METHODS, Method, able, check_task
 from sage.method import method as find_method

@@ -24,8 +24,8 @@ from sage.bench.legend import GROUPS, HEADLINES, SHOWN_FIRST, entry
 from sage.bench.metrics import METRICS, Metric
 from sage.bench.scoring import DONE, Line
 from sage.bench.tables import Interval, Results
+from sage.display.html import page
 from sage.errors import SageError
-from sage.html import page
 
 REPORT = "report.html"
 EMBEDDED = 256  # pixels; larger pictures are reduced to this

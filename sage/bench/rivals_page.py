@@ -18,8 +18,8 @@ from sage.bench.rivals import COSTS, PLAIN, RECOMMENDED, REFERENCES, TITLE, Expe
 from sage.bench.scoring import DONE, Line
 from sage.bench.search import best
 from sage.bench.tables import Results
+from sage.display.html import page
 from sage.errors import SageError
-from sage.html import page
 
 PAGE, RECORD, SHEET, AUTO = "rivals.html", "rivals.md", "rivals.png", "auto.json"
 COLUMNS = ("asked", "kept", "melted", "inside_psnr", "inside_ssim", "inside_features", "outside_psnr", "outside_ssim",

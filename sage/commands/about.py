@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sage import console
+from sage.display import console
 from sage.errors import ModelError
 from sage.models.known import KNOWN, installed, known_model, own_folder, own_names, unknown, weights_dir
 from sage.pictures.metadata import read_record

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sage import console, pictures
+from sage import pictures
 from sage.batch.manifest import DONE, MANIFEST, Line, Manifest, failed
 from sage.batch.table import Row, read_table
 from sage.commands.checks import check_tokenizer
@@ -25,6 +25,7 @@ from sage.commands.flags import (
     load,
     must_fetch,
 )
+from sage.display import console
 from sage.method import Method, method
 from sage.pictures.metadata import versions
 

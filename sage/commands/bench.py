@@ -41,9 +41,9 @@ from sage.commands.measuring import (
     status_of,
     still_lifes,
 )
+from sage.display.progress import Progress
 from sage.errors import SettingsError
 from sage.method import able
-from sage.progress import Progress
 
 MOST_AT_ONCE = 1024  # threads, models and so on: a process that asks for many more threads ends in a crash
 BUNDLED = "stilllife"

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sage import __version__, console
+from sage import __version__
 from sage.bench.machine import machine, versions
+from sage.display import console
 from sage.errors import SageError
-from sage.estimates import PROBE, STEPS, Probe, estimate, figures
+from sage.machine.estimates import PROBE, STEPS, Probe, estimate, figures
 from sage.models.known import KNOWN, installed, own_folder, own_names, weights_dir
 
 SHOWN = 0.15  # seconds for which a convolution of a size is tried

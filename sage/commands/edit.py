@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from sage import console, pictures
+from sage import pictures
 from sage.auto import AUTO, auto_of
 from sage.commands.checks import OUT, check_known, check_phrases, check_tokenizer, outputs
 from sage.commands.flags import (
@@ -30,6 +30,8 @@ from sage.commands.flags import (
     published,
     typed,
 )
+from sage.display import console
+from sage.display.progress import Progress
 from sage.errors import PictureError, SettingsError
 from sage.explain import FILES as EXPLAINED
 from sage.files import named_after, same_file
@@ -46,7 +48,6 @@ from sage.pictures.metadata import (
     settings_in,
     versions,
 )
-from sage.progress import Progress
 from sage.prompts.sentences import read_sentences
 from sage.settings import Settings
 from sage.trajectory.label import check_label, read_label

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import Field
 from typing import Any
 
-from sage import console
 from sage.auto import AUTO, auto_of
+from sage.display import console
 from sage.errors import ModelError, SageError, SettingsError
 from sage.method import DEFAULTS, Method, able, method
 from sage.models.known import AT_HAND, KNOWN, KnownModel, find_model, installed, known_model, weights_dir

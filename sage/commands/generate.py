@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from sage import console, pictures
+from sage import pictures
 from sage.commands.checks import OUT, check_tokenizer, check_words, outputs
 from sage.commands.flags import (
     add_method,
@@ -29,13 +29,14 @@ from sage.commands.flags import (
     published,
     typed,
 )
+from sage.display import console
+from sage.display.progress import Progress
 from sage.errors import PictureError, PromptError, SettingsError
 from sage.files import named_after
 from sage.method import Method, check_task, method
 from sage.models.known import known_model
 from sage.models.savings import Savings
 from sage.pictures.metadata import differences, made_by, make_generation_record, read_record, settings_in, versions
-from sage.progress import Progress
 from sage.prompts.tokens import check_text
 from sage.settings import Settings
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from sage import console, pictures
+from sage import pictures
 from sage.commands.checks import OUT, check_known, check_phrases, check_tokenizer, outputs
 from sage.commands.flags import (
     DEFAULT_MODEL,
@@ -26,12 +26,13 @@ from sage.commands.flags import (
     published,
     typed,
 )
+from sage.display import console
+from sage.display.progress import Progress
 from sage.errors import SettingsError
 from sage.files import named_after
 from sage.method import Method, check_task, method
 from sage.models.known import known_model
 from sage.pictures.metadata import check_prompt, versions
-from sage.progress import Progress
 from sage.settings import Settings
 from sage.trajectory.label import check_place, is_trajectory, read_label
 

@@ -12,8 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sage import __version__, console
-from sage.allocator import keep_freed_memory
+from sage import __version__
 from sage.commands.about import add_commands as add_about_commands
 from sage.commands.batch import add_command as add_batch_command
 from sage.commands.bench import add_commands as add_bench_commands
@@ -24,8 +23,10 @@ from sage.commands.generate import add_command as add_generate_command
 from sage.commands.invert import add_command as add_invert_command
 from sage.commands.methods import add_command as add_methods_command
 from sage.commands.ui import add_command as add_ui_command
+from sage.display import console
 from sage.errors import SageError, disk_full, of_the_machine
-from sage.threads import sleep_while_waiting
+from sage.machine.allocator import keep_freed_memory
+from sage.machine.threads import sleep_while_waiting
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sage.allocator import keep_freed_memory
 from sage.bench.cases import WORDINGS, Benchmark
 from sage.bench.magicbrush import Turn
 from sage.bench.metrics import Extractors
@@ -15,9 +14,10 @@ from sage.bench.rivals import TRIALS
 from sage.bench.runner import Engine
 from sage.bench.scoring import DONE, Line
 from sage.bench.stilllife import FIRST_SEED, SIDE, TUNING_SEED, write_stilllife
+from sage.display.progress import Progress
 from sage.errors import SettingsError
-from sage.progress import Progress
-from sage.threads import sleep_while_waiting
+from sage.machine.allocator import keep_freed_memory
+from sage.machine.threads import sleep_while_waiting
 
 TUNING_SPAN = FIRST_SEED - TUNING_SEED  # as many tuning cases of a kind are not among those reported
 BENCHMARK, TABLES, NONE, BOTH = "benchmark", "tables.json", "none", "both"

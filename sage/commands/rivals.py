@@ -19,8 +19,8 @@ from sage.bench.rivals import BATCH, RIVALS, TUNED, Experiment, Place, Protocol,
 from sage.bench.rivals_page import AUTO, markdown, write_all
 from sage.bench.stilllife import FIRST_SEED, FULL, QUICK, TUNING_SEED
 from sage.commands.measuring import BENCHMARK, BOTH, TABLES, command_line, make_engine, said, status_of, still_lifes
+from sage.display.progress import Progress
 from sage.errors import SettingsError
-from sage.progress import Progress
 
 
 def run_rivals(args: argparse.Namespace) -> int:

@@ -9,12 +9,12 @@ from pathlib import Path
 from PIL import Image
 
 from sage import pictures
+from sage.display.html import page
 from sage.editing import EditResult
 from sage.errors import PictureError
 from sage.explain import PAGE, heat
 from sage.explain.watching import PROMPTS, Progress, Rebuilt, Watched, WordMap
 from sage.files import written_whole
-from sage.html import page
 from sage.method import method_of
 
 LOSSLESS = 128  # pixels: larger predictions are embedded in the page with some loss

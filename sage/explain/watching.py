@@ -14,9 +14,9 @@ from sage.editing import picture_of, settings_for
 from sage.errors import SettingsError
 from sage.explain import heat
 from sage.explain.charts import Chart
+from sage.inversion.reconstruction import ddim_reconstruction, vae_reconstruction
 from sage.method import Step, method_of
 from sage.models.backbone import Backbone
-from sage.reconstruction import ddim_reconstruction, vae_reconstruction
 from sage.settings import Settings
 from sage.trajectory.kinds import Trajectory
 

@@ -10,7 +10,8 @@ With g = 1 errors neither grow nor fade; below, they grow as g^-k on the way to 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sage import exact, kit
+from sage import kit
+from sage.inversion import exact
 from sage.method import Method, Step
 from sage.settings import Picture, frozen, setting
 

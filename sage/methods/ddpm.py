@@ -11,8 +11,9 @@ benchmark of Ju et al. 2310.01506, the target looks through the maps of the sour
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sage import anchors, kit
+from sage import kit
 from sage.errors import SettingsError
+from sage.inversion import anchors
 from sage.method import Method, Step
 from sage.methods.p2p import Carried, Injection, planned
 from sage.settings import Guidance, Picture, Preserved, Solver, Span, frozen, setting, share_of

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
-from sage import exact, kit
+from sage import kit
 from sage.errors import SettingsError
+from sage.inversion import exact
 from sage.method import Method, Step
 from sage.settings import Picture, Span, frozen, setting, share_of
 

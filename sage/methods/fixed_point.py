@@ -9,7 +9,8 @@ The plain inversion takes eps(z_k, k) in its place.  The rounds converge where s
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sage import exact, kit
+from sage import kit
+from sage.inversion import exact
 from sage.method import Method, Step
 from sage.settings import Picture, frozen
 

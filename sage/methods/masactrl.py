@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
-from sage import anchors, kit
+from sage import kit
 from sage.errors import SettingsError
+from sage.inversion import anchors
 from sage.method import Method, Step
 from sage.settings import AUTO, Phrases, Picture, Span, frozen, setting
 

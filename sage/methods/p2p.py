@@ -5,15 +5,16 @@
     z_target <- z_source + m (z_target - z_source)              m where both prompts' marked words are looked at
 
 a is 1 in a window of the steps, of all tokens or of single words.  How the source branch is held to the picture is a
-setting of its own (sage.anchors).
+setting of its own (sage.inversion.anchors).
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
-from sage import anchors, kit
+from sage import kit
 from sage.errors import SettingsError
+from sage.inversion import anchors
 from sage.method import Method, Step
 from sage.settings import (
     AUTO,

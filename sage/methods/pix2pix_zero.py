@@ -14,8 +14,8 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from sage import kit
-from sage.directions import direction
 from sage.method import Method, Step
+from sage.prompts.directions import direction
 from sage.settings import Guidance, Picture, Solver, Span, frozen, setting
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
-from sage import anchors, kit
+from sage import kit
 from sage.errors import SettingsError
+from sage.inversion import anchors
 from sage.method import Method, Step
 from sage.settings import Guidance, Picture, Solver, Span, frozen, setting, share_of
 

@@ -15,7 +15,7 @@ from benchmarks.speed import ablation, baseline, carried, count, floor, parts, t
 from benchmarks.speed.cells import BASELINE, CELLS, GUIDED, OURS, UNASKED, WHOLE, Cell
 from benchmarks.speed.measure import IMPLEMENTATIONS, Clock, Host, Ours, bytes_of, held, measure
 from benchmarks.speed.memory import slope
-from sage.estimates import FILE
+from sage.machine.estimates import FILE
 from tests import released, small
 
 TINY = Cell("tiny", 64, "cpu", "float32", 1, (OURS, BASELINE), guided=3, unguided=2)

@@ -24,10 +24,10 @@ from sage import EditConfig, pictures
 from sage.__main__ import main as start
 from sage.commands import main as cli
 from sage.commands.flags import flag
+from sage.display.progress import Progress
 from sage.errors import PromptError
 from sage.models.known import KNOWN
 from sage.models.savings import Savings
-from sage.progress import Progress
 from sage.settings import annotations
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ import pytest
 
 from sage.commands import doctor
 from sage.commands import main as cli
-from sage.estimates import estimate, figures
+from sage.machine.estimates import estimate, figures
 from sage.models.known import own_folder
 from tests.commands.test_edit import PROMPTS, ROOT, engine  # noqa: F401
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
-from sage.console import LONGEST
+from sage.display.console import LONGEST
 
 FUZZ = bool(os.environ.get("SAGE_FUZZ"))
 SEEN: dict[str, Counter[str]] = {}

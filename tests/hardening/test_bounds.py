@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import sage
-from sage import EditConfig, memory
+from sage import EditConfig
 from sage.batch import runner, table
 from sage.batch.table import TableError, read_table
 from sage.bench import tables
@@ -18,7 +18,8 @@ from sage.bench.runner import read_manifests, run
 from sage.commands import main as cli
 from sage.commands.bench import in_order
 from sage.errors import MemoryRunOut, ModelError, PictureError, SettingsError
-from sage.memory import Task, settle
+from sage.machine import memory
+from sage.machine.memory import Task, settle
 from sage.models import memory as machine
 from sage.prompts.tokens import MAX_PROMPT
 from tests import small

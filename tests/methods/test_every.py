@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import sage
 from sage.editing import check_prompts, edit_batch
 from sage.errors import SettingsError
+from sage.inversion.reconstruction import ddim_reconstruction
 from sage.job import Job
 from sage.method import METHODS, Request, method_of
 from sage.pictures.metadata import make_record, settings_in
-from sage.reconstruction import ddim_reconstruction
 from sage.settings import Settings, annotations
 from tests import small
 
@@ -50,7 +50,7 @@ class Row:
     targets: Mapping[str, str] = field(default_factory=dict)
 
 
-# Settings of sage.anchors
+# Settings of sage.inversion.anchors
 ANCHORED = dict(null_text_steps=2, null_text_rate=0.1, null_text_tolerance=10.0, negative_empty=0.4,
                 proximal_quantile=0.6, proximal_rate=0.5, proximal_below=600.0, proximal_margin=0, fixed_point_rounds=1,
                 fixed_point_tolerance=0.1, fixed_point_damping=0.5)

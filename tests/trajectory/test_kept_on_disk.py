@@ -16,7 +16,7 @@ from torch import nn
 from sage import EditConfig, pictures
 from sage.editing import check_prompts, edit, edit_batch, invert, invert_batch
 from sage.errors import SettingsError
-from sage.reconstruction import vae_reconstruction
+from sage.inversion.reconstruction import vae_reconstruction
 from sage.trajectory import disk
 from sage.trajectory.disk import load_trajectory, save_trajectory
 from sage.trajectory.kinds import KINDS, Noises, NullText, Pair, Settled, Trajectory, named

@@ -13,7 +13,8 @@ An editor asks its anchor for the branches of a pass, for what they are guided t
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sage import exact, kit
+from sage import kit
+from sage.inversion import exact
 from sage.settings import Guidance, Solver, frozen, setting
 
 if TYPE_CHECKING:

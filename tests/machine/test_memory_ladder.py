@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from sage import EditConfig, memory
+from sage import EditConfig
 from sage.editing import edit, invert, task_of
 from sage.errors import MemoryRunOut
+from sage.machine import memory
 from sage.models.memory import free_memory
 from sage.models.savings import Savings
 from tests import small
@@ -46,7 +47,7 @@ def test_memory_that_runs_out_once_is_saved_and_the_edit_goes_on(model, usual, m
     assert len(failed) == 1 and result.savings == Savings(tiles=True)
     assert model.savings == Savings()  # it was this edit's
     assert [n for n in result.notes if n.startswith("memory ran out while")] and "tiles" in result.notes[0]
-    assert torch.allclose(result.latents, usual.latents, atol=1e-4)  # one tile holds the whole of so small a picture
+    assert torch.allclose(result.latents, usual.latents, atol=1e-3)  # one tile holds the whole of so small a picture
 
 
 @pytest.mark.parametrize("stage, said", (("encode", "inverting the picture"), ("predict", "inverting the picture"),
@@ -71,7 +72,7 @@ def test_while_sampling_too_and_other_errors_pass(model, usual, monkeypatch):
 
     monkeypatch.setattr(model, "predict", short)
     result = edit(model, small.picture(), SOURCE, TARGET, GUIDED, trajectory=trajectory)
-    assert torch.allclose(result.latents, usual.latents, atol=1e-4) and "while sampling" in result.notes[0]
+    assert torch.allclose(result.latents, usual.latents, atol=1e-3) and "while sampling" in result.notes[0]
     monkeypatch.setattr(model, "predict", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         edit(model, small.picture(), SOURCE, TARGET, GUIDED, trajectory=trajectory)
