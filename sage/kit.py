@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         word_swap,
     )
     from sage.guidance.whiteness import autocorrelation, divergence, slope
-    from sage.inversion.ddim import ddim_inversion, noise_inversion
+    from sage.inversion.ddim import ddim_inversion, heard_along, noise_inversion
     from sage.models.backbone import Text
     from sage.models.sites import Feature, Projection, QueriesKeys, Site, Sites, Where
     from sage.prompts.plan import Plan, marked, replaced, token_factors, token_mask
@@ -65,7 +65,7 @@ _FROM = {
     "sage.guidance.proximal": "proximal",
     "sage.guidance.rewrites": "between lent refinement replace_columns replacement reweight reweighted "
                               "rewrite_columns rewrite_maps word_swap",
-    "sage.inversion.ddim": "ddim_inversion noise_inversion",
+    "sage.inversion.ddim": "ddim_inversion heard_along noise_inversion",
     "sage.guidance.whiteness": "autocorrelation divergence slope",
     "sage.models.backbone": "Text",
     "sage.models.sites": "Feature Projection QueriesKeys Site Sites Where",

@@ -43,6 +43,26 @@ def ddim_inversion(job: "Job[Any]", text: Text, wants: Sequence[Wanted] = (), *,
     return Recorded(origin=None, latents=tuple(latents), wanted=tuple(wants), heard=keep.heard)  # type: ignore[arg-type]
 
 
+def heard_along(job: "Job[Any]", predict: Callable[[Tensor, Level], Prediction], path: Trajectory,
+                wants: Sequence[Wanted]) -> Trajectory:
+    """A way to noise with the attention that its latents give at their own levels, as DDIM inversion hears it.
+
+    Args:
+        predict: (latents, level) -> what they are made of, as on the way.
+    """
+    if not wants:
+        return path
+    keep = _Recorder(job, wants)
+    for done, (z, (here, _)) in enumerate(zip(path.latents, job.up, strict=False), start=1):
+        if any(done - 1 in wanted.steps for wanted in wants):
+            with keep:
+                predict(z, here)
+        else:
+            keep.pass_over()
+        job.report("invert", done, len(job.up))
+    return Recorded(origin=None, latents=path.latents, wanted=tuple(wants), heard=keep.heard)  # type: ignore[arg-type]
+
+
 def noise_inversion(job: "Job[Any]", step: Callable[[Tensor, int], tuple[Tensor, float]]) -> Noises:
     """Latents of every level, drawn each by itself, and the noise with which stochastic sampling meets them.
 
@@ -76,6 +96,12 @@ class _Recorder:
     @property
     def heard(self) -> tuple[Heard, ...]:
         return tuple(map(tuple, self._heard))
+
+    def pass_over(self) -> None:
+        """Leave a step out at which nothing is wanted."""
+        for heard in self._heard:
+            heard.append(None)
+        self._done += 1
 
     def __enter__(self) -> None:
         self._stack = ExitStack()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sage import kit
 from sage.errors import NumericsError
+from sage.inversion import exact
 from sage.method import Method, Step
 from sage.settings import AUTO, Blending, Guidance, Phrases, Picture, Retry, Solver, Span, Words, frozen, setting
 
@@ -29,6 +30,18 @@ if TYPE_CHECKING:
 
 RELEASED = dict(decay="released", grid="released", blend_latents="noisier", mask="sum", blend_match="words",
                 reweight_passes="all", fit="squash", quantise="truncate", seed=8888)
+
+
+@frozen
+class Inversion(exact.Implicit):
+    """Inversion."""
+
+    inversion: str = setting("ddim", "the way to noise: DDIM's, as in the paper, or its step solved for its end, so that "
+                             "sampling under the source prompt leads back along it", "ddim", "fixed-point")
+
+    def fixed(self) -> dict[str, Any]:
+        own = exact.Implicit.names() if self.inversion == "fixed-point" else ()
+        return super().fixed() | {name: getattr(self, name) for name in own}
 
 
 @frozen
@@ -119,7 +132,7 @@ class Released(Picture):
 
 
 @frozen
-class Settings(Guidance, Reconstruction, Replacement, Blending, Retry, Released):
+class Settings(Guidance, Reconstruction, Inversion, Replacement, Blending, Retry, Released):
     """The settings of SAGE; the defaults are those for Stable Diffusion 1.x at 512 pixels.
 
     At guided step i the latents lose reconstruction_scale x loss_gain x decay(i) x the gradient of the mean loss,
@@ -150,6 +163,7 @@ class SAGE(Method[Settings]):
     name, title, paper = "sage", "Self-attention guidance", "2505.09571"
     about = "holds the picture by the gradient of the distance between self-attention maps; strict about what is kept"
     presets = {"published": RELEASED}
+    beside = ("fixed-point",)
     calls = "3 N, and a way back through the network at each guided step"
 
     def defaults(self, model: "Backbone") -> Settings:
@@ -172,6 +186,9 @@ class SAGE(Method[Settings]):
                              "steps is not one; give a larger replace_fraction or none for replace")
 
     # ---- the way to noise
+
+    def inversion(self, settings: Settings) -> str:
+        return settings.inversion
 
     def wants(self, settings: Settings) -> tuple["kit.Wanted", ...]:
         s, steps = settings, range(settings.steps)
@@ -200,7 +217,17 @@ class SAGE(Method[Settings]):
         around: Callable[[], AbstractContextManager[None]] = nullcontext
         if job.settings.reweight_passes == "all" and job.factors is not None:
             around = partial(kit.reweighted, job.model.sites(), job.factors)
-        return kit.ddim_inversion(job, job.source, self.wants(job.settings), around=around)
+        wants = self.wants(job.settings)
+        if job.settings.inversion == "ddim":
+            return kit.ddim_inversion(job, job.source, wants, around=around)
+
+        def predict(z: "Tensor", level: "kit.Level") -> "kit.Prediction":
+            with around():
+                return job.predict(z, level, job.source)
+
+        settled = exact.fixed_point_inversion(job, predict)
+        exact.note_unsettled(job, settled)
+        return kit.heard_along(job, predict, settled, wants)
 
     def reconstructing(self, model: "Backbone", path: "kit.Trajectory") -> AbstractContextManager[None]:
         settings, target = path.config, path.origin.target

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import sage
 from sage.editing import check_prompts, edit_batch
 from sage.errors import SettingsError
+from sage.inversion import exact
 from sage.inversion.reconstruction import ddim_reconstruction
 from sage.job import Job
 from sage.method import METHODS, Request, method_of
@@ -74,10 +75,12 @@ ROWS = {
         plainly=dict(reconstruction="none", blend=None, noise_fraction=0.0, reweight={}),
         others=dict(reconstruction_scale=20.0, loss_gain=300.0, step_limit=0.001, self_level=0, guided_steps=2,
                     replace=None, replace_fraction=0.9, noise_fraction=0.3, reconstruction_mask_floor=0.2,
-                    guidance_mask_floor=0.3, retries=1, most_spread=0.01, most_drift=0.01),
+                    guidance_mask_floor=0.3, retries=1, most_spread=0.01, most_drift=0.01, fixed_point_rounds=1,
+                    fixed_point_tolerance=0.1, fixed_point_damping=0.5),
         beside={"most_spread": dict(retries=1), "most_drift": dict(retries=1, reweight={}),
                 "retries": dict(most_spread=0.01), "decay": dict(guided_steps=4),
-                "spare": dict(cross_level=1, self_level=1)},
+                "spare": dict(cross_level=1, self_level=1),
+                **dict.fromkeys(exact.Implicit.names(), dict(inversion="fixed-point"))},
         targets={"spare=removed": "a mat"}),
     "masactrl": Row(
         base=dict(first_step=1, first_block=0.3),
