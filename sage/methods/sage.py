@@ -36,8 +36,8 @@ RELEASED = dict(decay="released", grid="released", blend_latents="noisier", mask
 class Inversion(exact.Implicit):
     """Inversion."""
 
-    inversion: str = setting("ddim", "the way to noise: DDIM's, as in the paper, or its step solved for its end, so that "
-                             "sampling under the source prompt leads back along it", "ddim", "fixed-point")
+    inversion: str = setting("ddim", "the way to noise: DDIM's, as in the paper, or its step solved for its end, "
+                             "so that sampling under the source prompt leads back along it", "ddim", "fixed-point")
 
     def fixed(self) -> dict[str, Any]:
         own = exact.Implicit.names() if self.inversion == "fixed-point" else ()
