@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         walk,
         with_noise,
     )
-    from sage.trajectory.kinds import Noises, NullText, Pair, Recorded, Settled, Trajectory, Wanted
+    from sage.trajectory.kinds import Noises, NullText, Pair, Reconstructed, Recorded, Settled, Trajectory, Wanted
 
 _FROM = {
     "sage.guidance.blend": "BlendingMask",
@@ -75,7 +75,7 @@ _FROM = {
     "sage.sampling.levels": "Edge Edges Level downwards of_timesteps part_way upwards",
     "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step from_output gaussian "
                            "mixed_with_noise reaching renoise second_order stochastic to_output walk with_noise",
-    "sage.trajectory.kinds": "Noises NullText Pair Recorded Settled Trajectory Wanted",
+    "sage.trajectory.kinds": "Noises NullText Pair Reconstructed Recorded Settled Trajectory Wanted",
 }
 _WHERE = {name: module for module, names in _FROM.items() for name in names.split()}
 

@@ -321,6 +321,8 @@ METHODS: dict[str, str] = {
     "pnp": "sage.methods.pnp:PlugAndPlay",
     "p2p": "sage.methods.p2p:PromptToPrompt",
     "ddpm": "sage.methods.ddpm:DDPM",
+    "turbo": "sage.methods.turbo:Turbo",
+    "turbo-ddpm": "sage.methods.turbo_ddpm:TurboDDPM",
     "ledits": "sage.methods.ledits:LEdits",
     "infedit": "sage.methods.infedit:InfEdit",
     "flowedit": "sage.methods.flowedit:FlowEdit",

@@ -35,7 +35,8 @@ class Row:
     Attributes:
         base: settings under which it does all that it can.
         plainly: changes of them under which, at guidance scale 1 and with equal prompts, it reconstructs.
-        bound: what it then gives: "inversion" there and back, or the "picture" itself.
+        bound: what it then gives: "inversion" there and back, the "picture" itself, or the "reconstruction" that the
+            trajectory holds, to the last bit.
         others: for each setting of its own that is no choice, another value.
         beside: settings without which a change of a setting, or of it to one value ("name=value"), shows nothing.
         silent: changes ("name=value") or settings that show nothing on these networks, and why.
@@ -128,6 +129,13 @@ ROWS = {
                     word_starts={"dog": 0.4}, word_fractions={"on": 0.3}, self_start=0.4, self_fraction=1.0),
         beside=WITH_PRESERVATION | {"word_starts": dict(carry="replace"), "reweight_steps": dict(cross_fraction=0.3),
                                     "carry=none": dict(reweight={})}),
+    "turbo": Row(
+        base=dict(spacing="leading", blend=("cat", "dog"), blend_threshold=0.7, cross_level=0),
+        plainly=dict(blend=None), bound="reconstruction",
+        others=dict(strength=0.5, frozen_steps=1, mask_blur=1.0, blend_threshold=0.4)),
+    "turbo-ddpm": Row(
+        base=dict(strength=1.0, spacing="leading"), plainly=dict(last_limit=0.0), bound="picture",
+        others=dict(strength=0.5, shift=100, last_limit=1e-4)),
     "ledits": Row(
         base=dict(cross_level=2, mask_quantile=0.5, steps=6), bound="picture",
         others=dict(add={"dog": 3.0}, remove={"mat": 3.0}, mask_quantile=0.8, quantiles={"dog": 0.9}, warmup=1,
@@ -153,7 +161,9 @@ BESIDE = {"seed": dict(encode="sample"), "blend_match": dict(blend=("on a", "on 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return small.make(tmp_path_factory.mktemp("every") / "tokenizer").model
+    model = small.make(tmp_path_factory.mktemp("every") / "tokenizer").model
+    model.inversion = small.inversion(model)
+    return model
 
 
 def names() -> list[str]:
@@ -165,7 +175,10 @@ every = pytest.mark.parametrize("name", names())
 
 def settings_of(name: str, **changes: Any) -> Settings:
     found = sage.method(name).Settings
-    return found.from_dict({"steps": STEPS, "guidance_scale": 2.0, **ROWS[name].base, **changes})
+    given = {"steps": STEPS, "guidance_scale": 2.0, **ROWS[name].base, **changes}
+    if "guidance_scale" not in found.names():  # the words alone make the edit
+        given.pop("guidance_scale")
+    return found.from_dict(given)
 
 
 def picture(seed: int = 0) -> Image.Image:
@@ -197,6 +210,9 @@ def test_equal_prompts_and_scale_one_reconstruct(model, name):
     clean = result.trajectory.latents[0]
     if ROWS[name].bound == "picture":
         assert distance(result.latents, clean) < 1e-4
+    elif ROWS[name].bound == "reconstruction":
+        assert torch.equal(result.latents, result.trajectory.reconstructions[-1])
+        assert distance(result.latents, clean) > 1e-3
     else:  # to what inversion and sampling alone make of it
         back = _there_and_back(model, result.trajectory)
         assert distance(back, clean) > 1e-3
