@@ -42,16 +42,17 @@ class Flux(LatentModel):
         tokenizer: of `t5`, or of `text` where there is none.
         clip_tokenizer: of `text`, where there are two.
         tokens: of a prompt, marks included.
+        taught: the words that it knows, where they are few enough to be listed.
         more: the other arguments of `LatentModel`.
     """
 
     family = "flux"
 
     def __init__(self, *, transformer: FluxTransformer, vae: VAE, text: CLIPText, t5: T5Text | None, tokenizer: Any,
-                 clip_tokenizer: Any, tokens: int, schedule: FlowParams, **more: Any):
+                 clip_tokenizer: Any, tokens: int, schedule: FlowParams, taught: Sequence[str] = (), **more: Any):
         self.transformer, self.text, self.t5, self.schedule = transformer, text, t5, FlowSchedule(schedule)
         self.distilled = transformer.params.guidance
-        prompts = Prompts(tokenizer, tokens)
+        prompts = Prompts(tokenizer, tokens, taught)
         self._clip_prompts = Prompts(clip_tokenizer, text.params.max_length) if t5 is not None else prompts
         super().__init__(vae=vae, prompts=prompts, prediction_type="flow", **more)
 
