@@ -75,6 +75,9 @@ class Fake:
     def features(self) -> tuple[Feature, ...]:
         return self._features
 
+    def blocks(self) -> tuple[()]:
+        return ()
+
     def part(self, name: str) -> None:
         return None
 
