@@ -280,6 +280,7 @@ class _Batch:
             self.trajectory.keep(model.savings)
             job = Job(method_of(config), model, config, self.plans, self.trajectory.latents[0], requests=self.requests,
                       report=self.progress, watched=watch is not None)
+            job.start_cache()
             return _sampled(job, self.trajectory, watch, attempt)
 
         done = stepping_down(self.task, "sampling", sampled, self.notes)
@@ -414,6 +415,7 @@ def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Te
             yield from found.generate(job)
             return
         path = found.invert(job) if trajectory is None else trajectory
+    job.start_cache()
     steps = found.edit(job, path)
     while True:
         with torch.no_grad():  # entered anew each time: between two steps the caller's own setting holds

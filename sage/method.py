@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
 from sage.errors import SettingsError
 from sage.files import named_in_file
-from sage.settings import Settings
+from sage.settings import Cached, Settings
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -149,7 +149,7 @@ class Method(ABC, Generic[S]):
     calls: ClassVar[str] = ""
     strength: ClassVar[str] = "guidance_scale"
     beside: ClassVar[tuple[str, ...]] = ()
-    of_pictures: ClassVar[frozenset[str]] = frozenset({"encode", "size", "fit"})
+    of_pictures: ClassVar[frozenset[str]] = frozenset({"encode", "size", "fit", *Cached.names()})
     edits: ClassVar[bool] = True
     generates: ClassVar[bool] = False
     variant: Mapping[str, Any] = MappingProxyType({})  # settings that a name such as "p2p+direct" stands for

@@ -254,7 +254,7 @@ class SAGE(Method[Settings]):
             if g is not None:
                 if s.reconstruction_mask_floor < 1:
                     g = g * blend.floored(s.reconstruction_mask_floor, z, inverse=True)
-                g = kit.limited(s.strength(i) * g, s.step_limit)
+                g = kit.limited(passes.gain * s.strength(i) * g, passes.gain * s.step_limit)
                 z = z - g
             if blends and s.blends_at(i):
                 m = blend.at(z)
@@ -284,6 +284,7 @@ class _Passes:
     def __init__(self, job: "Job[Settings]", path: "kit.Trajectory"):
         s = job.settings
         self.job, self.path, self.s = job, path, s
+        self.gain = job.gain([s.strength(i) if s.guided(i) else 0.0 for i in range(s.steps)])
         sites = job.model.sites()
         self.replaces = any(plan.replace for plan in job.plans)
         self.selfs = kit.Where("self", s.self_level)
@@ -305,7 +306,7 @@ class _Passes:
         """
         s, job, blend = self.s, self.job, self.blend
         marking = s.floors or s.blends_at(step)
-        if not (s.guided(step) or self._replaces(step) or job.factors is not None or s.reconstruction == "replace"):
+        if not (self._guided(step) or self._replaces(step) or job.factors is not None or s.reconstruction == "replace"):
             return *self._in_one(z, level, marking), None, None
         with ExitStack() as stack:
             if self._replaces(step):
@@ -334,7 +335,7 @@ class _Passes:
 
     def _source(self, step: int, z: "Tensor", level: "kit.Level", marking: bool) -> tuple[Any, ...]:
         import torch
-        s, job, held, guided = self.s, self.job, self.s.compared_with(step), self.s.guided(step)
+        s, job, held, guided = self.s, self.job, self.s.compared_with(step), self._guided(step)
         z = z.clone().requires_grad_(guided)
         with torch.set_grad_enabled(guided), ExitStack() as stack:
             if s.reconstruction == "replace" and held is not None:
@@ -361,6 +362,9 @@ class _Passes:
         used = [(t, slope) for t, slope in zip(current, slopes, strict=True) if t.requires_grad]  # not a text's keys
         g = kit.gradient([t for t, _ in used], [slope for _, slope in used], z)
         return source, g, tuple(losses.tolist()), tap
+
+    def _guided(self, step: int) -> bool:
+        return self.s.guided(step) and self.job.in_full(step)
 
     def _replaces(self, step: int) -> bool:
         return self.replaces and step < self.s.replace_steps

@@ -21,7 +21,7 @@ from sage.inversion.reconstruction import ddim_reconstruction
 from sage.job import Job
 from sage.method import METHODS, Request, method_of
 from sage.pictures.metadata import make_record, settings_in
-from sage.settings import Settings, annotations
+from sage.settings import Cached, Settings, annotations
 from tests import small
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
@@ -268,6 +268,8 @@ def _swept() -> list[Any]:
     for name in names():
         owner, row = sage.method(name).Settings, ROWS[name]
         for f in owner.fields():
+            if f.name in Cached.names():
+                continue  # the same for every method: below, and tests/guidance/test_caching.py
             now = getattr(settings_of(name), f.name)
             values = [v for v in f.metadata["choices"] if v != now] or (
                 [not now] if annotations(owner)[f.name] is bool else [{**OTHERS, **row.others}.get(f.name, "missing")])
@@ -294,6 +296,27 @@ def made(model):
         return result.image.tobytes(), result.latents.numpy().tobytes(), result.notes
 
     return lambda settings, target: bytes_of(json.dumps(settings.as_dict()), method_of(settings).name, target)
+
+
+# ---- a cache
+
+
+@every
+def test_a_cache_of_whole_steps_is_none_to_the_bit(model, name):
+    settings = settings_of(name)
+    cached = settings.but(cache="eedit", inv_skip=1, fresh_threshold=1)
+    dense, ours = (sage.edit(model, picture(), SOURCE, TARGET, s) for s in (settings, cached))
+    assert torch.equal(ours.latents, dense.latents) and ours.image.tobytes() == dense.image.tobytes()
+
+
+@every
+def test_every_method_edits_with_a_cache(model, name):
+    dense = settings_of(name)
+    settings = dense.but(cache="eedit", inv_skip=2, fresh_threshold=3)
+    result = sage.edit(model, picture(), SOURCE, TARGET, settings)
+    assert torch.isfinite(result.latents).all() and hooks(model) == 0
+    again = sage.edit(model, picture(), SOURCE, TARGET, type(settings).from_dict(settings.as_dict()))
+    assert torch.equal(again.latents, result.latents)
 
 
 # ---- nothing is left behind

@@ -82,6 +82,9 @@ class Fake:
     def features(self) -> tuple[Feature, ...]:
         return self._features
 
+    def blocks(self) -> tuple[()]:
+        return ()
+
     def part(self, name: str):
         return Finder() if name == "inversion" else None
 

@@ -16,7 +16,7 @@ from sage.models.memory import Needs
 from sage.models.sd.clip import CLIPText
 from sage.models.sd.tiles import SIDE
 from sage.models.sd.vae import VAE
-from sage.models.sites import Feature, Sites
+from sage.models.sites import Block, Feature, Sites
 from sage.prompts.tokens import Prompt, Prompts
 from sage.sampling.levels import FlowParams, FlowSchedule, Level
 from sage.sampling.steps import Prediction, from_output
@@ -77,6 +77,10 @@ class Flux(LatentModel):
 
     def features(self) -> tuple[Feature, ...]:
         """None: there are no residual blocks of convolutions."""
+        return ()
+
+    def blocks(self) -> tuple[Block, ...]:
+        """None."""
         return ()
 
     @torch.no_grad()

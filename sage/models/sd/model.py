@@ -19,7 +19,7 @@ from sage.models.sd.inversion import InversionNet
 from sage.models.sd.tiles import SIDE
 from sage.models.sd.unet import Time, UNet
 from sage.models.sd.vae import VAE
-from sage.models.sites import Feature, Sites
+from sage.models.sites import Block, Feature, Sites
 from sage.prompts.tokens import Prompt, Prompts
 from sage.sampling.levels import DiffusionSchedule, Level, ScheduleParams
 from sage.sampling.steps import Prediction, from_output
@@ -92,6 +92,10 @@ class StableDiffusion(LatentModel):
     def features(self) -> tuple[Feature, ...]:
         """What the residual blocks pass on, in the order of a forward pass."""
         return self.unet.features()
+
+    def blocks(self) -> tuple[Block, ...]:
+        """Attention, feed-forward layers, and what lies below each level."""
+        return self.unet.blocks()
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[Prompt]) -> Text:
