@@ -125,6 +125,10 @@ ROWS = {
                     word_starts={"dog": 0.4}, word_fractions={"on": 0.3}, self_start=0.4, self_fraction=1.0),
         beside=WITH_PRESERVATION | {"word_starts": dict(carry="replace"), "reweight_steps": dict(cross_fraction=0.3),
                                     "carry=none": dict(reweight={})}),
+    "regiondrag": Row(
+        base=dict(strength=0.75), bound="picture", others=dict(strength=0.5),
+        silent=dict.fromkeys(("until", "drag_class", "alpha", "margin"),
+                             "nothing is moved here: tests/methods/test_regiondrag.py")),
     "ledits": Row(
         base=dict(cross_level=2, mask_quantile=0.5, steps=6), bound="picture",
         others=dict(add={"dog": 3.0}, remove={"mat": 3.0}, mask_quantile=0.8, quantiles={"dog": 0.9}, warmup=1,
