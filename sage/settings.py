@@ -285,6 +285,7 @@ class Cached(Settings):
     tailing_step: int = setting(1, "cache: steps, from the last, that are computed whole", low=0, high=1000)
 
     def fixed(self) -> dict[str, Any]:
+        """With how the way to noise is skipped."""
         return super().fixed() | {"cache": f"{self.cache}, every {self.skip}" if self.skip > 1 else "none"}
 
     @property

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from sage.models.sites import Feature, Projection, QueriesKeys, Rewrite, Site
 
-
 Hook = Callable[..., Any]
 
 HEARD, EXACT = "heard", "exact"

@@ -136,6 +136,10 @@ ROWS = {
     "turbo-ddpm": Row(
         base=dict(strength=1.0, spacing="leading"), plainly=dict(last_limit=0.0), bound="picture",
         others=dict(strength=0.5, shift=100, last_limit=1e-4)),
+    "regiondrag": Row(
+        base=dict(strength=0.75), bound="picture", others=dict(strength=0.5),
+        silent=dict.fromkeys(("until", "drag_class", "alpha", "margin"),
+                             "nothing is moved here: tests/methods/test_regiondrag.py")),
     "ledits": Row(
         base=dict(cross_level=2, mask_quantile=0.5, steps=6), bound="picture",
         others=dict(add={"dog": 3.0}, remove={"mat": 3.0}, mask_quantile=0.8, quantiles={"dog": 0.9}, warmup=1,
