@@ -16,6 +16,7 @@ from PIL import Image
 
 from sage import pictures
 from sage.auto import AUTO, auto_of
+from sage.commands.caption import described_picture
 from sage.commands.checks import OUT, check_known, check_phrases, check_tokenizer, outputs
 from sage.commands.flags import (
     DEFAULT_MODEL,
@@ -48,6 +49,8 @@ from sage.pictures.metadata import (
     settings_in,
     versions,
 )
+from sage.prompts.instructions import follow
+from sage.prompts.language_model import KEY, LanguageModel
 from sage.prompts.sentences import read_sentences
 from sage.settings import Settings
 from sage.trajectory.label import check_label, read_label
@@ -58,6 +61,7 @@ examples:
   sage edit cat.jpg --source "a cat on a sofa" --target "a dog on a sofa" --target "a fox on a sofa" --sheet
   sage edit cat.jpg --source "a cat on a sofa" --target "a grumpy cat on a sofa" --reweight grumpy:3 --out grumpy.png
   sage edit cat.jpg --config-from out/cat-edit.png --steps 100
+  sage edit mug.png --source auto --instruction "make the mug red and remove the cone"
   sage edit cat.jpg --trajectory out/cat-trajectory.safetensors --target "a dog on a sofa"    # made by sage invert
 
 The source prompt describes the picture as it is, the target prompt as it shall be, with as few words changed as
@@ -76,9 +80,15 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("picture", metavar="IMG", help="the picture to edit")
-    add("--source", metavar="PROMPT", type=typed, help="what the picture shows")
+    add("--source", metavar="PROMPT", type=typed, help="what the picture shows; auto: what `sage caption` says of "
+        "it, to be corrected at a terminal")
     add("--target", metavar="PROMPT", type=typed, action="append",
         help="what it shall show; several share one inversion")
+    add("--instruction", metavar="TEXT", type=typed, action="append",
+        help="in the place of a target: what to do with what the source prompt says, such as \"make the mug red\"")
+    add("--llm", metavar="URL", help="have a language model at this OpenAI-compatible address follow the instructions, "
+        f"such as http://localhost:11434/v1; what is sent is shown; a key is taken from {KEY}")
+    add("--llm-model", metavar="NAME", help="which of the models there")
     if "sentences" in chosen.reads:
         add("--sentences", nargs=2, metavar=("OLD.txt", "NEW.txt"), help="what the direction of the edit is made of: "
             "sentences with the old words, and with the new, one a line")
@@ -166,8 +176,10 @@ def plan_edit(args: argparse.Namespace) -> Job:
 
     truncate = args.truncate or old.get("truncate", False)
 
-    source = check_prompt("source", args.source if args.source is not None else old.get("source"))
-    targets = args.target or [old.get("target")]
+    notes = [auto.note] if auto else []
+    given = described_picture(Path(args.picture), args.quiet) if args.source == AUTO else args.source
+    source = check_prompt("source", given if given is not None else old.get("source"))
+    targets = _instructed(args, source, notes) or args.target or [old.get("target")]
     targets = tuple(check_prompt("target", target) for target in targets)
     settings = (base or chosen.Settings()).but(**changes)
     check_phrases(source, targets, settings)
@@ -176,7 +188,6 @@ def plan_edit(args: argparse.Namespace) -> Job:
     path = Path(args.picture)
     image = pictures.open_picture(path)
     picture = identity(path)
-    notes = [auto.note] if auto else []
     if sentences:
         notes.append("the settings in the picture do not hold your sentences: give them again to repeat this edit")
     if label:
@@ -217,6 +228,28 @@ def plan_edit(args: argparse.Namespace) -> Job:
     return Job(image, Path(args.trajectory) if label else None, picture, source, targets, model, prediction, chosen,
                base, changes, truncate, fetch, outs, sheet, inside, old.get("made", {}), savings, tuple(notes),
                sentences)
+
+
+def _instructed(args: argparse.Namespace, source: str, notes: list[str]) -> list[str]:
+    """The target prompt of each instruction, and a note of it; none where there are none.
+
+    Raises:
+        SageError: beside targets, half a language model, or an instruction that is not understood.
+    """
+    if (args.llm is None) != (args.llm_model is None):
+        raise SettingsError("a language model is an address and a name: give both --llm and --llm-model")
+    if not args.instruction:
+        if args.llm:
+            raise SettingsError("--llm follows instructions, and there is none: give --instruction")
+        return []
+    if args.target:
+        raise SettingsError("--target says what an --instruction makes: give one of them")
+    model = None if args.llm is None else LanguageModel(args.llm, args.llm_model)
+    targets = [follow(text, source) if model is None else model.follow(text, source, console.note)
+               for text in args.instruction]
+    notes += [f"{text!r} makes the target prompt: {target}"
+              for text, target in zip(args.instruction, targets, strict=True)]
+    return targets
 
 
 def _insides(folder: str | None, number: int) -> tuple[Path, ...]:
