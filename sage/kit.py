@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sage.guidance.blend import BlendingMask
     from sage.guidance.blur import gaussian_blur
+    from sage.guidance.caching import Slips
     from sage.guidance.hooks import detour, hear_features, listen, record, rewrite, swap, swap_outputs
     from sage.guidance.losses import gradient, latent_slopes, limited, map_slopes, square_slopes
     from sage.guidance.masks import attended, dilated, resize, threshold, token_attention, upper
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from sage.prompts.tokens import Span
     from sage.prompts.words import aligned, changed_words, paired
     from sage.sampling.levels import Edge, Edges, Level, downwards, of_timesteps, part_way, upwards
+    from sage.sampling.skipping import Continued, evaluated
     from sage.sampling.steps import (
         Prediction,
         advance,
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 
 _FROM = {
     "sage.guidance.blend": "BlendingMask",
+    "sage.guidance.caching": "Slips",
     "sage.guidance.hooks": "detour hear_features listen record rewrite swap swap_outputs",
     "sage.guidance.losses": "gradient latent_slopes limited map_slopes square_slopes",
     "sage.guidance.masks": "attended dilated resize threshold token_attention upper",
@@ -73,6 +76,7 @@ _FROM = {
     "sage.prompts.tokens": "Span",
     "sage.prompts.words": "aligned changed_words paired",
     "sage.sampling.levels": "Edge Edges Level downwards of_timesteps part_way upwards",
+    "sage.sampling.skipping": "Continued evaluated",
     "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step from_output gaussian "
                            "mixed_with_noise reaching renoise second_order stochastic to_output walk with_noise",
     "sage.trajectory.kinds": "Noises NullText Pair Reconstructed Recorded Settled Trajectory Wanted",

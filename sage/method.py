@@ -331,6 +331,7 @@ METHODS: dict[str, str] = {
     "infedit": "sage.methods.infedit:InfEdit",
     "flowedit": "sage.methods.flowedit:FlowEdit",
     "uni-edit": "sage.methods.uni_edit:UniEdit",
+    "eedit": "sage.methods.eedit:EEdit",
     "pix2pix-zero": "sage.methods.pix2pix_zero:Pix2PixZero",
     "edict": "sage.methods.edict:EDICT",
     "bdia": "sage.methods.bdia:BDIA",

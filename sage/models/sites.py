@@ -151,15 +151,19 @@ class Block(NamedTuple):
     """A part of a network that can be passed over, with what it gave in an earlier pass in place of its own.
 
     Attributes:
-        kind: "attention"; "feedforward", which works on each token by itself, (B, N, C) -> (B, N, C); or "deep", all
-            that a network does at a level and below it.
+        kind: "attention"; "feedforward", which works on each token by itself, (B, N, C) -> (B, N, C'); "modulation", by
+            which a time scales what others give; or "deep", all that a network does at a level and below it.
         level: as of a `Site`.
         module: what is passed over.
+        tokens: whose they are, in the order of "text" and "image".
+        gate: of attention whose first output is the text's, the modulation whose third part scales it.
     """
 
     kind: str
     level: int
     module: nn.Module
+    tokens: tuple[str, ...] = ("image",)
+    gate: nn.Module | None = None
 
 
 class Sites(tuple[Site, ...]):

@@ -96,9 +96,16 @@ def box_mask(box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Ima
     return mask
 
 
-def union(moves: Sequence[Move]) -> np.ndarray:
-    """(H, W) bool: whatever any of the moves begins or ends in."""
-    return np.any([np.asarray(mask) > 0 for move in moves for mask in (move.source, move.target)], axis=0)
+def union(moves: Sequence[Move]) -> Image.Image:
+    """0 and 255, white in whatever any of the moves begins or ends in."""
+    masks = [np.asarray(mask) > 0 for move in moves for mask in (move.source, move.target)]
+    return Image.fromarray(np.any(masks, axis=0).astype(np.uint8) * 255)
+
+
+def cells(mask: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """(h, w) bool for `size` (h, w): the cells of which a mask covers at least half, or else those it covers most."""
+    share = np.asarray(mask.convert("F").resize(size[::-1], Image.Resampling.BOX))
+    return share >= min(127.5, float(share.max()))
 
 
 # ---- which place goes where

@@ -156,6 +156,15 @@ ROWS = {
         plainly=dict(source_guidance_scale=1.0), bound="picture",
         others=PRESERVED | dict(strength=0.3, source_guidance_scale=2.0, averages=2, sampled_fraction=0.3),
         beside=WITH_PRESERVATION),
+    "eedit": Row(
+        base=dict(stop=2), plainly=dict(eta=1.0, stop=STEPS), bound="picture",
+        others=dict(eta=0.3, gamma=0.2, start=1, stop=3, strength=0.5, source_guidance_scale=3.0),
+        beside={"source_guidance_scale": dict(invert_under="source"),
+                **dict.fromkeys(("count", "reuse"), dict(steps=7, inv_skip=2, fresh_threshold=2))},
+        silent={**dict.fromkeys(("mask_timestep", "drag_class", "t_prime_ratio", "alpha", "paste", "blur", "exact",
+                                 "region_bonus"), "no mask and nothing moved here: tests/methods/test_eedit.py"),
+                **dict.fromkeys(("grid", "text_offset", "twice_gated", "held_modulation"), "of flows: likewise"),
+                "cache_type": "both draw the same", "invert_under=empty": "the default"}),
     "uni-edit": Row(base=dict(strength=0.8), others=dict(strength=0.3)),
 }
 OTHERS = dict(steps=5, eta=0.7, guidance_scale=3.0, size=96, seed=1, reweight={"dog": 3.0}, cross_level=1,
@@ -307,7 +316,7 @@ def made(model):
 
 @every
 def test_a_cache_of_whole_steps_is_none_to_the_bit(model, name):
-    settings = settings_of(name)
+    settings = settings_of(name, cache="none")
     cached = settings.but(cache="eedit", inv_skip=1, fresh_threshold=1)
     dense, ours = (sage.edit(model, picture(), SOURCE, TARGET, s) for s in (settings, cached))
     assert torch.equal(ours.latents, dense.latents) and ours.image.tobytes() == dense.image.tobytes()

@@ -80,8 +80,8 @@ class Flux(LatentModel):
         return ()
 
     def blocks(self) -> tuple[Block, ...]:
-        """None."""
-        return ()
+        """Attention, MLPs and modulations."""
+        return self.transformer.blocks()
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[Prompt]) -> Text:

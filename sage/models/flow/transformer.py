@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sage.models.flow.attention import JointAttention
 from sage.models.layers import Linear
 from sage.models.sd.unet import TimestepEmbedding, timestep_embedding
-from sage.models.sites import Projection, Sites, find_sites
+from sage.models.sites import Block, Projection, Sites, find_sites
 
 TIME_WIDTH = 256  # of the features of a time
 EPS = 1e-6
@@ -274,6 +274,20 @@ class FluxTransformer(nn.Module):
     def sites(self) -> Sites:
         """Two for every attention layer, of the picture and of the text, in the order of a forward pass."""
         return self._sites
+
+    def blocks(self) -> tuple[Block, ...]:
+        """Of each block attention and the layers of its MLPs; of double blocks the modulations."""
+        level, both, found = self.params.level, ("text", "image"), list[Block]()
+        for double in self.transformer_blocks:
+            found += [Block("modulation", level, double.norm1), Block("modulation", level, double.norm1_context),
+                      Block("attention", level, double.attn, both, double.norm1_context),
+                      Block("feedforward", level, double.ff_context, ("text",)),
+                      Block("feedforward", level, double.ff)]
+        for single in self.single_transformer_blocks:
+            found += [Block("attention", level, single.attn, both),
+                      Block("feedforward", level, single.proj_mlp, both),
+                      Block("feedforward", level, single.proj_out, both)]
+        return tuple(found)
 
     def forward(self, z: Tensor, t: Tensor | float, context: Tensor, pooled: Tensor,
                 guidance: Tensor | float = 1.0) -> Tensor:
