@@ -150,6 +150,7 @@ class SAGE(Method[Settings]):
     name, title, paper = "sage", "Self-attention guidance", "2505.09571"
     about = "holds the picture by the gradient of the distance between self-attention maps; strict about what is kept"
     presets = {"published": RELEASED}
+    keep = "reconstruction_scale"
     calls = "3 N, and a way back through the network at each guided step"
 
     def defaults(self, model: "Backbone") -> Settings:
