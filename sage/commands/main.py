@@ -20,6 +20,7 @@ from sage.commands.doctor import add_command as add_doctor_command
 from sage.commands.edit import add_command as add_edit_command
 from sage.commands.flags import named_method
 from sage.commands.generate import add_command as add_generate_command
+from sage.commands.grid import add_command as add_grid_command
 from sage.commands.invert import add_command as add_invert_command
 from sage.commands.methods import add_command as add_methods_command
 from sage.commands.ui import add_commands as add_ui_commands
@@ -125,6 +126,7 @@ def make_parser(argv: Sequence[str] = ()) -> Parser:
     add_invert_command(command, chosen)
     add_generate_command(command, chosen)
     add_batch_command(command, chosen)
+    add_grid_command(command, chosen)
     add_about_commands(command)
     add_doctor_command(command)
     add_methods_command(command)
