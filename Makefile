@@ -28,7 +28,7 @@ export SAGE_METHOD := $(value METHOD)
 unexport IMG SRC TGT MODEL OUT PROMPT METHOD
 
 .DEFAULT_GOAL := help
-.PHONY: help setup edit generate demo tour ui weights train train-encoder train-report test test-slow test-fuzz test-cluster test-ui lint docs audit bench bench-speed load experiments
+.PHONY: help setup edit generate demo tour ui weights train train-encoder train-report test test-slow test-fuzz test-cluster test-ui lint docs docs-site audit bench bench-speed load experiments
 .PHONY: .picture-named
 
 help:  ## list the targets
@@ -132,6 +132,10 @@ lint: $(TESTING)  ## style, docstrings and types
 
 docs: $(READY)  ## docs/api.md, from the docstrings
 	$(BIN)/python docs/make_api.py
+
+docs-site: $(READY)  ## the pages of docs/ with search, in build/site
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
 
 audit: $(READY)  ## look up what is pinned in the advisory databases; fails too where they cannot be reached
 	$(BIN)/python -m venv .venv/audit
