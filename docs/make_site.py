@@ -16,7 +16,7 @@ def on_files(files: Files, config: Any) -> Files:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     files.append(File.generated(config, "index.md", content=re.sub(r"\]\(docs/", "](", text)))
     docs = Path(config.docs_dir)
-    for where in {where for page in docs.glob("*.md") for _, where in PICTURE.findall(page.read_text(encoding="utf-8"))}:
+    for where in {where for page in docs.glob("*.md") for _, where in PICTURE.findall(page.read_text("utf-8"))}:
         files.append(File.generated(config, _beside(where), abs_src_path=str((docs / where).resolve())))
     return files
 

@@ -22,7 +22,7 @@ from sage.auto import AUTO, recorded
 from sage.errors import NumericsError, SettingsError
 from sage.job import Job, Noises, Progress
 from sage.machine.memory import Task, own_savings, settle, stepping_down
-from sage.method import DEFAULTS, Method, Request, Step, check_task, method_of
+from sage.method import DEFAULTS, METHODS, Method, Request, Step, check_task, method_of
 from sage.method import method as find_method
 from sage.models.backbone import Backbone, Text
 from sage.models.savings import Savings
@@ -95,7 +95,7 @@ def check_prompts(model: Backbone, source: str, target: str, config: Settings, t
 def edit(model: Backbone, image: Image.Image | str | Path, source: str, target: str, config: Settings | None = None,
          progress: Progress | None = None, trajectory: Trajectory | None = None, truncate: bool = False,
          watch: Watch | None = None, *, method: str | None = None, savings: Savings | None = None,
-         **request: Any) -> EditResult:
+         paste: bool = False, **request: Any) -> EditResult:
     """Edit a picture so that it shows `target` where it now shows `source`.
 
     Args:
@@ -110,7 +110,8 @@ def edit(model: Backbone, image: Image.Image | str | Path, source: str, target: 
         method: by name, or path/to/file.py:Class; "auto" for what is recorded for the model, which a note then tells;
             default: of `config`, else "sage".
         savings: what was done to need less memory when an edit was made that shall be repeated to the byte.
-        request: what else the method reads: mask, reference, points, edits, sentences (`sage.Request`).
+        paste: outside the mask the picture's own pixels, with an edge inside it (`sage.pictures.masks.pasted`).
+        request: what else the method reads: mask, reference, points, moves, edits, sentences (`sage.Request`).
     Raises:
         SageError: a picture, prompt, setting or trajectory that does not fit; NumericsError if numbers overflow.
     """
@@ -118,9 +119,24 @@ def edit(model: Backbone, image: Image.Image | str | Path, source: str, target: 
     config = settings_for(model, config, method)
     asked = Request(source, target, **request)
     check_request(method_of(config), asked)
-    result = edit_batch(model, [picture_of(image)], [check_prompts(model, source, target, config, truncate)], config,
+    if paste and asked.mask is None:
+        raise SettingsError("there is no mask to paste around: give one, white where the picture may change")
+    given = picture_of(image)
+    result = edit_batch(model, [given], [check_prompts(model, source, target, config, truncate)], config,
                         progress, trajectory, watch, requests=[asked], savings=savings)[0]
+    if paste:
+        result = _pasted(result, given, asked)
     return replace(result, notes=(taken, *result.notes)) if taken else result
+
+
+def _pasted(result: EditResult, image: Image.Image, asked: Request) -> EditResult:
+    from sage.pictures.masks import black_and_white, feather, pasted
+    original = pictures.normalise(image)
+    assert asked.mask is not None
+    said = (f"outside the mask are the picture's own pixels; the edit comes in over {feather(original.size)} pixels "
+            "inside its edge")
+    return replace(result, image=pasted(result.image, original, black_and_white(asked.mask, original.size)),
+                   notes=(*result.notes, said))
 
 
 def settings_for(model: Backbone, config: Settings | None, method: str | None, task: str = "edit") -> Settings:
@@ -148,9 +164,12 @@ def settings_for(model: Backbone, config: Settings | None, method: str | None, t
 
 def check_request(method: Method[Any], request: Request) -> None:
     """SettingsError for what was given and the method does not look at, so that nothing is left out in silence."""
-    given = [name for name in ("mask", "reference", "points", "edits", "sentences") if getattr(request, name)]
+    given = [name for name in ("mask", "reference", "points", "moves", "edits", "sentences") if getattr(request, name)]
     if unread := [name for name in given if name not in method.reads]:
-        raise SettingsError(f"{method.name} does not read {unread[0]}: it reads {', '.join(sorted(method.reads))}")
+        able = [name for name in METHODS if unread[0] in find_method(name).reads and find_method(name).edits]
+        other = f"; these do: {', '.join(able)}" if able else ""
+        raise SettingsError(f"{method.name} does not read {unread[0]}: it reads {', '.join(sorted(method.reads))}"
+                            + other)
 
 
 def picture_of(image: Image.Image | str | Path) -> Image.Image:
@@ -281,6 +300,7 @@ class _Batch:
             self.trajectory.keep(model.savings)
             job = Job(method_of(config), model, config, self.plans, self.trajectory.latents[0], requests=self.requests,
                       report=self.progress, watched=getattr(watch, "looks", watch is not None))
+            job.start_cache()
             return _sampled(job, self.trajectory, watch, attempt)
 
         done = stepping_down(self.task, "sampling", sampled, self.notes)
@@ -415,6 +435,7 @@ def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Te
             yield from found.generate(job)
             return
         path = found.invert(job) if trajectory is None else trajectory
+    job.start_cache()
     steps = found.edit(job, path)
     while True:
         with torch.no_grad():  # entered anew each time: between two steps the caller's own setting holds

@@ -3,6 +3,7 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
@@ -11,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from sage.errors import SettingsError
+from sage.guidance.caching import Cache
 from sage.guidance.hooks import watch
 from sage.method import Method, Request
 from sage.models.backbone import Backbone, Text
@@ -19,7 +21,7 @@ from sage.pictures.tensors import to_mask
 from sage.prompts.plan import Plan, token_factors
 from sage.sampling.levels import Edges, Level
 from sage.sampling.steps import Prediction, classifier_free, gaussian
-from sage.settings import Settings
+from sage.settings import Cached, Settings
 
 Progress = Callable[[str, int, int], None]
 Noises = Sequence[Tensor] | Callable[[tuple[int, ...]], Tensor]
@@ -61,6 +63,37 @@ class Job(Generic[S]):
         self._prepared: OrderedDict[tuple[float | None, ...], tuple[tuple[Text, ...], Any]] = OrderedDict()
         self._watched = _looked_at(model, settings) if watched else Sites()
         self._looks: dict[str, Tensor] = {}
+        self._cache: Cache | None = None
+
+    # ---- what is not computed at every step
+
+    @property
+    def cached(self) -> Cached:
+        """What the settings say of a cache, and no cache where they say nothing."""
+        return self.settings if isinstance(self.settings, Cached) else Cached()
+
+    def start_cache(self) -> None:
+        """Take what the settings allow from earlier passes, from now on: the way back begins."""
+        if self.cached.cache == "none":
+            return
+        self._cache = Cache(self.model, self.cached, self.down, self.mask, tuple(self.z0.shape[-2:]),  # type: ignore[arg-type]
+                            getattr(self.settings, "seed", 0))
+        if not self._cache.held_blocks:
+            for row in range(len(self.z0)):
+                self.note(row, f"{self.model.name} has no blocks that a cache may pass over: every step back is whole")
+
+    def in_full(self, step: int) -> bool:
+        """Whether a step of the way back is computed whole: always without a cache."""
+        return self._cache is None or self.cached.whole(step, len(self.down))
+
+    def gain(self, weights: Sequence[float]) -> float:
+        """By how much what is done at whole steps alone has to be stronger, to be as much as at all of them.
+
+        Args:
+            weights: of each step of the way back.
+        """
+        done = sum(w for i, w in enumerate(weights) if self.in_full(i))
+        return sum(weights) / done if done else 1.0
 
     # ---- text
 
@@ -143,7 +176,8 @@ class Job(Generic[S]):
 
     def _pass(self, z: Tensor, level: Level, texts: tuple[Text, ...], branches: tuple[str, ...],
               guidance: float | None = None) -> Prediction:
-        with watch(self._watched) as tap:
+        known = [name or f"text {id(text)}" for name, text in zip(branches, texts, strict=True)]
+        with watch(self._watched) as tap, self._cache.around(level, known) if self._cache else nullcontext():
             prediction = self.model.predict(z, level, self._prepare(texts, guidance))
         if self._watched:
             maps = tap.pop()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         word_swap,
     )
     from sage.guidance.whiteness import autocorrelation, divergence, slope
-    from sage.inversion.ddim import ddim_inversion, noise_inversion
+    from sage.inversion.ddim import ddim_inversion, heard_along, noise_inversion
     from sage.models.backbone import Text
     from sage.models.sites import Feature, Projection, QueriesKeys, Site, Sites, Where
     from sage.prompts.plan import Plan, marked, replaced, token_factors, token_mask
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         walk,
         with_noise,
     )
-    from sage.trajectory.kinds import Noises, NullText, Pair, Recorded, Settled, Trajectory, Wanted
+    from sage.trajectory.kinds import Noises, NullText, Pair, Reconstructed, Recorded, Settled, Trajectory, Wanted
 
 _FROM = {
     "sage.guidance.blend": "BlendingMask",
@@ -65,7 +65,7 @@ _FROM = {
     "sage.guidance.proximal": "proximal",
     "sage.guidance.rewrites": "between lent refinement replace_columns replacement reweight reweighted "
                               "rewrite_columns rewrite_maps word_swap",
-    "sage.inversion.ddim": "ddim_inversion noise_inversion",
+    "sage.inversion.ddim": "ddim_inversion heard_along noise_inversion",
     "sage.guidance.whiteness": "autocorrelation divergence slope",
     "sage.models.backbone": "Text",
     "sage.models.sites": "Feature Projection QueriesKeys Site Sites Where",
@@ -75,7 +75,7 @@ _FROM = {
     "sage.sampling.levels": "Edge Edges Level downwards of_timesteps part_way upwards",
     "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step from_output gaussian "
                            "mixed_with_noise reaching renoise second_order stochastic to_output walk with_noise",
-    "sage.trajectory.kinds": "Noises NullText Pair Recorded Settled Trajectory Wanted",
+    "sage.trajectory.kinds": "Noises NullText Pair Reconstructed Recorded Settled Trajectory Wanted",
 }
 _WHERE = {name: module for module, names in _FROM.items() for name in names.split()}
 

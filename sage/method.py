@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
 from sage.errors import SettingsError
 from sage.files import named_in_file
-from sage.settings import Settings
+from sage.settings import Cached, Settings
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sage.job import Job
     from sage.models.backbone import Backbone
+    from sage.pictures.regions import Move
     from sage.prompts.plan import Plan
     from sage.prompts.tokens import Prompt, Prompts
     from sage.sampling.levels import Edges, Level
@@ -46,6 +47,7 @@ class Request:
         mask: where the picture may change, white.
         reference: a picture that something is taken from.
         points: pairs of places (from x, from y, to x, to y) in pixels.
+        moves: regions of the picture, and where what is in them shall be.
         sentences: two lists of sentences, with the old words and with the new.
     """
 
@@ -56,6 +58,7 @@ class Request:
     mask: "Image.Image | None" = None
     reference: "Image.Image | None" = None
     points: tuple[tuple[float, float, float, float], ...] = ()
+    moves: "tuple[Move, ...]" = ()
     sentences: tuple[tuple[str, ...], ...] = ()
 
 
@@ -152,7 +155,7 @@ class Method(ABC, Generic[S]):
     strength: ClassVar[str] = "guidance_scale"
     keep: ClassVar[str] = ""
     beside: ClassVar[tuple[str, ...]] = ()
-    of_pictures: ClassVar[frozenset[str]] = frozenset({"encode", "size", "fit"})
+    of_pictures: ClassVar[frozenset[str]] = frozenset({"encode", "size", "fit", *Cached.names()})
     edits: ClassVar[bool] = True
     generates: ClassVar[bool] = False
     variant: Mapping[str, Any] = MappingProxyType({})  # settings that a name such as "p2p+direct" stands for
@@ -324,6 +327,9 @@ METHODS: dict[str, str] = {
     "pnp": "sage.methods.pnp:PlugAndPlay",
     "p2p": "sage.methods.p2p:PromptToPrompt",
     "ddpm": "sage.methods.ddpm:DDPM",
+    "turbo": "sage.methods.turbo:Turbo",
+    "turbo-ddpm": "sage.methods.turbo_ddpm:TurboDDPM",
+    "regiondrag": "sage.methods.regiondrag:RegionDrag",
     "ledits": "sage.methods.ledits:LEdits",
     "infedit": "sage.methods.infedit:InfEdit",
     "flowedit": "sage.methods.flowedit:FlowEdit",
@@ -335,7 +341,8 @@ METHODS: dict[str, str] = {
 }
 
 
-DEFAULTS = {"edit": "sage", "generate": "plain"}  # the methods where none is named
+# The methods where none is named, by command.
+DEFAULTS = {"edit": "sage", "generate": "plain", "drag": "regiondrag", "compose": "ddpm"}
 
 
 @cache

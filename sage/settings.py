@@ -268,7 +268,38 @@ class Output(Settings):
 
 
 @frozen
-class Picture(Output):
+class Cached(Settings):
+    """Cache."""
+
+    cache: str = setting("none", "what of the network is computed at every step: everything, or with eedit (docs/"
+                         "eedit.md) the most of it only every few steps", "none", "eedit")
+    inv_skip: int = setting(4, "cache: the network is asked at every so many steps on the way to noise, and its "
+                            "predictions are continued between them", low=1, high=1000)
+    fresh_threshold: int = setting(4, "cache: every so many steps of the way back are computed whole", low=1, high=1000)
+    fresh_ratio: float = setting(0.1, "cache: share of the places whose feed-forward is computed in the steps between",
+                                 low=0, high=1)
+    cascade_num: int = setting(3, "cache: rings of places, from the mask outwards, that are drawn more often, the "
+                               "mask's own being the first; 0 for none", low=0, high=100)
+    soft_fresh_weight: float = setting(0.25, "cache: how much more often places are drawn that have not been for long",
+                                       low=0, high=100)
+    tailing_step: int = setting(1, "cache: steps, from the last, that are computed whole", low=0, high=1000)
+
+    def fixed(self) -> dict[str, Any]:
+        """With how the way to noise is skipped."""
+        return super().fixed() | {"cache": f"{self.cache}, every {self.skip}" if self.skip > 1 else "none"}
+
+    @property
+    def skip(self) -> int:
+        """Every how many steps of the way to noise the network is asked."""
+        return 1 if self.cache == "none" else self.inv_skip
+
+    def whole(self, step: int, steps: int) -> bool:
+        """Whether step `step` of a way back of `steps` is computed whole."""
+        return (self.cache == "none" or step % self.fresh_threshold == 0 or step >= steps - self.tailing_step)
+
+
+@frozen
+class Picture(Output, Cached):
     """Picture."""
 
     fixes = frozenset({"encode", "size", "fit"})

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from sage.models.sd.clip import CLIPText, CLIPTextParams
+from sage.models.sd.inversion import InversionNet, inversion_params
 from sage.models.sd.model import StableDiffusion
 from sage.models.sd.unet import UNet, UNetParams
 from sage.models.sd.vae import VAE, VAEParams
@@ -63,6 +64,14 @@ def make(folder: Path, unet: UNetParams = UNET, prediction: str = "epsilon", dty
                             schedule=schedule or ScheduleParams(), prediction_type=prediction, name="small",
                             sample_size=64, device=torch.device("cpu"), dtype=dtype)
     return Small(model, *theirs, tokenizer)
+
+
+def inversion(model: StableDiffusion) -> InversionNet:
+    """An inversion network of random weights for a model, as new ones are after `load_model`."""
+    torch.manual_seed(1)
+    network = InversionNet(inversion_params(model.unet.params)).eval().requires_grad_(False)
+    network.conv_out.weight.mul_(3)
+    return network
 
 
 def hooks(model: StableDiffusion | nn.Module) -> list[str]:

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import torch
 
-from training import autoencoder, diffusion, tokenizer
-from training.export import export
+from training import autoencoder, diffusion, flow, tokenizer
+from training.export import export, export_flow
 
-PARTS = ("autoencoder", "diffusion")
+PARTS = ("autoencoder", "diffusion", "flow")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/stilllife"), help="pictures, checkpoints, curves")
     parser.add_argument("--weights", type=Path, help="where the model is written (default: weights/stilllife, with "
-                        "--noisy-captions the folder noisy under --out)")
+                        "--noisy-captions the folder noisy under --out, with --only flow weights/stilllife-flow)")
     parser.add_argument("--pictures", type=int, default=50_000, help="distinct pictures rendered (a multiple of 1000)")
     parser.add_argument("--outer", type=int, default=44_000, help="crops the autoencoder's outer levels are shown")
     parser.add_argument("--outer-of", type=Path, metavar="MODEL", help="take the outer levels from a model instead")
@@ -26,7 +26,10 @@ def _parser() -> argparse.ArgumentParser:
                         help="go on from the finished model with captions that are often wrong, as those of the web")
     parser.add_argument("--noisy", type=int, default=40_000, help="samples shown with noisy captions")
     parser.add_argument("--only", choices=PARTS, help="train this part, and write no model: the parts need not wait "
-                        "for each other once the outer levels are there")
+                        "for each other once the outer levels are there; flow is a model of its own, which is written")
+    parser.add_argument("--flow", type=int, default=300_000, help="samples the flow is shown")
+    parser.add_argument("--text-of", type=Path, metavar="MODEL", help="give the flow the text encoder of a model, "
+                        "instead of that of the latest checkpoint of the diffusion")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--export-only", action="store_true", help="write the model from the latest checkpoints")
     return parser
@@ -40,13 +43,19 @@ def main() -> None:
     if not args.export_only:
         tokenizer.train(args.out / "tokenizer")
         outer = autoencoder.train_outer(args.out, args.pictures, args.outer, args.outer_of)
-        if args.only != "diffusion":
+        if args.only in (None, "autoencoder"):
             autoencoder.train(args.out, outer, args.pictures, args.autoencoder)
-        if args.only != "autoencoder":
+        if args.only in (None, "diffusion"):
             diffusion.train(args.out, outer, args.pictures, args.diffusion, start=args.unet_of)
             if args.noisy_captions:
                 diffusion.train(args.out, outer, args.pictures, args.noisy, course)
-    if args.only is None:
+        if args.only == "flow":
+            flow.train(args.out, outer, args.pictures, args.flow, text_of=args.text_of)
+    if args.only == "flow":
+        weights = args.weights or Path("weights/stilllife-flow")
+        export_flow(args.out, weights)
+        print(weights)
+    elif args.only is None:
         weights = args.weights or (args.out / "noisy" if args.noisy_captions else Path("weights/stilllife"))
         export(args.out, weights, course.name)
         print(weights)

@@ -8,7 +8,6 @@ so that the noisiest levels, where place and form are decided, count as much as 
 weighted as min-SNR does, they weigh next to nothing, and positions stay at chance.)
 """
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,6 @@ from training.data import CHUNK, batch, render_cache
 from training.networks import SCHEDULE
 
 SNR_CAP = 6.0
-SHEET_EVERY = 2400.0  # seconds between sample sheets
 
 
 @torch.no_grad()
@@ -163,35 +161,14 @@ def train(out: Path, outer: VAE, pictures: int, samples: int, course: Course = C
     _begin(state, out, course, captioner, pictures, seed, start)
     scale = state.numbers["scale"]
     alphas = alphas_cumprod(SCHEDULE)
-    bar = tqdm(total=samples, initial=state.done, desc=course.name, unit="sample", mininterval=10)
-    recent: list[float] = []
-    saved = shown = time.monotonic()
-    while state.done < samples:
-        rng = np.random.default_rng([seed, 2, state.done])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+
+    def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         seeds = rng.integers(len(z), size=batch_size)
         z0 = torch.from_numpy(z[seeds]).float().to(device) * scale
-        for group in optimiser.param_groups:
-            group["lr"] = run.learning_rate(course.peak, state.done, samples)
-        loss = v_loss(modules["unet"], modules["text"], z0, captioner.ids(seeds, rng), alphas, generator)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        for average in state.averages.values():
-            average.update()
-        state.done += batch_size
-        recent.append(loss.item())
-        bar.update(batch_size)
-        if time.monotonic() - saved > save_every or state.done >= samples:
-            state.save()
-            saved = time.monotonic()
-            run.log(out / f"{course.name}.jsonl", done=state.done, seconds=state.seconds, lr=group["lr"],
-                    loss=float(np.mean(recent)))
-            bar.set_postfix(loss=f"{np.mean(recent):.4f}")
-            recent.clear()
-            if saved - shown > SHEET_EVERY or state.done >= samples:
-                sheets.samples(networks.assemble(out, course.name), out / f"samples-{course.name}-{state.done:07d}.png")
-                shown = time.monotonic()
-    bar.close()
+        return v_loss(modules["unet"], modules["text"], z0, captioner.ids(seeds, rng), alphas, generator)
+
+    def sheet(path: Path) -> None:
+        sheets.samples(networks.assemble(out, course.name), path)
+
+    run.learn(state, loss, course.peak, samples, batch_size, sheet, seed=seed, save_every=save_every)
     return state

@@ -3,19 +3,22 @@
 import json
 import platform
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+from sage.models.flow.transformer import FluxParams
 from sage.models.sd.clip import CLIPTextParams
 from sage.models.sd.unet import UNetParams
 from sage.models.sd.vae import VAEParams
 from sage.prompts import vocabulary
-from sage.sampling.levels import ScheduleParams
+from sage.sampling.levels import FlowParams, ScheduleParams
 from training import tokenizer
 from training.data import SIDE
-from training.networks import CLEAN, SCHEDULE, assemble
+from training.networks import CLEAN, FLOW_SCHEDULE, FLOWING, SCHEDULE, assemble, assemble_flow
 
 
 def unet_config(p: UNetParams, latent_side: int) -> dict:
@@ -55,28 +58,60 @@ def scheduler_config(p: ScheduleParams) -> dict:
         "set_alpha_to_one": p.set_alpha_to_one, "clip_sample": False, "prediction_type": "v_prediction"}
 
 
+def transformer_config(p: FluxParams) -> dict:
+    return {
+        "_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": p.token_width,
+        "num_layers": p.depth, "num_single_layers": p.depth_single, "attention_head_dim": p.width // p.heads,
+        "num_attention_heads": p.heads, "joint_attention_dim": p.context_width,
+        "pooled_projection_dim": p.pooled_width, "guidance_embeds": p.guidance, "axes_dims_rope": p.axes}
+
+
+def flow_config(p: FlowParams) -> dict:
+    return {
+        "_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": p.shift,
+        "use_dynamic_shifting": p.dynamic, "base_shift": p.base_shift, "max_shift": p.max_shift,
+        "base_image_seq_len": p.base_tokens, "max_image_seq_len": p.max_tokens}
+
+
 def export(out: Path, weights: Path, course: str = CLEAN) -> None:
     """Write the model trained under `out` into the folder `weights`, replacing the networks there.
 
     Args:
         course: the training whose UNet and text encoder are written.
     """
+    model = assemble(out, course)
+    networks = {"unet": (model.unet, unet_config(model.unet.params, SIDE // model.vae.factor)),
+                "vae": (model.vae, vae_config(model.vae.params, SIDE)),
+                "text_encoder": (model.text, text_config(model.text.params))}
+    _write(out, weights, networks, scheduler_config(SCHEDULE), course)
+
+
+def export_flow(out: Path, weights: Path) -> None:
+    """The same of the flow; settings are recommended where the folder has none: the family's own are of FLUX.1."""
+    model = assemble_flow(out)
+    networks = {"transformer": (model.transformer, transformer_config(model.transformer.params)),
+                "vae": (model.vae, vae_config(model.vae.params, SIDE)),
+                "text_encoder": (model.text, text_config(model.text.params))}
+    _write(out, weights, networks, flow_config(FLOW_SCHEDULE), FLOWING)
+    if not (weights / "settings.json").exists():
+        (weights / "settings.json").write_text(json.dumps(
+            {"generate/plain": {"steps": 25, "guidance_scale": 3.0}}, indent=2) + "\n")
+
+
+def _write(out: Path, weights: Path, networks: Mapping[str, tuple[nn.Module, dict]], scheduler: dict,
+           course: str) -> None:
+    """Networks with their configurations, the scheduler's, the tokenizer, the words it was made of, and the history."""
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         (weights / "tokenizer").mkdir(parents=True, exist_ok=True)
         shutil.copy(out / "tokenizer" / name, weights / "tokenizer" / name)
     (weights / vocabulary.FILE).write_text("".join(f"{word}\n" for word in tokenizer.taught()))
-    model = assemble(out, course)
     history = {name: json.loads((out / f"{name}.jsonl").read_text().splitlines()[-1])
                for name in ("autoencoder", course)}
-    side = SIDE // model.vae.factor
-    configs = {"vae": vae_config(model.vae.params, SIDE), "unet": unet_config(model.unet.params, side),
-               "text_encoder": text_config(model.text.params),
-               "scheduler": scheduler_config(SCHEDULE)}
-    for part, config in configs.items():
+    (weights / "scheduler").mkdir(exist_ok=True)
+    (weights / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
+    for part, (module, config) in networks.items():
         (weights / part).mkdir(exist_ok=True)
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        (weights / part / name).write_text(json.dumps(config, indent=2) + "\n")
-    for part, module in (("vae", model.vae), ("unet", model.unet), ("text_encoder", model.text)):
+        (weights / part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         base = "model" if part == "text_encoder" else "diffusion_pytorch_model"
         temporary = weights / part / ".partial"
         save_file({k: v.half().contiguous() for k, v in module.state_dict().items()}, temporary, {"format": "pt"})

@@ -8,11 +8,15 @@ import torch
 from transformers import CLIPTokenizer
 
 import sage
+from sage.errors import ModelError
+from sage.models.flow.model import Flux
+from sage.models.flow.transformer import FluxParams, FluxTransformer
+from sage.models.known import find_model
 from sage.models.sd.clip import CLIPText, CLIPTextParams
 from sage.models.sd.model import StableDiffusion
 from sage.models.sd.unet import UNet, UNetParams
 from sage.models.sd.vae import VAE, VAEParams
-from sage.sampling.levels import ScheduleParams
+from sage.sampling.levels import FlowParams, ScheduleParams
 from training import autoencoder, run, tokenizer
 from training.data import SIDE
 
@@ -21,7 +25,12 @@ UNET = UNetParams(in_channels=autoencoder.PARAMS.latent_channels, out_channels=a
                   context_width=192)
 # Noisier at its end than Stable Diffusion's: what lies in 32 x 32 places shows through noise that hides it in 16 x 16.
 SCHEDULE = ScheduleParams(beta_end=0.0225)
+# Tokens of one latent, so that a mask or a move is as fine as the latents are: 16 x 16 of them.
+FLOW = FluxParams(channels=autoencoder.PARAMS.latent_channels, patch=1, width=192, heads=6, mlp_width=768, depth=3,
+                  depth_single=6, context_width=192, pooled_width=192, axes=(8, 12, 12), guidance=False)
+FLOW_SCHEDULE = FlowParams(patch=FLOW.patch)
 CLEAN = "diffusion"  # the training of the text encoder and the UNet with captions that are right
+FLOWING = "flow"  # that of the flow's transformer
 
 
 def scaled(params: VAEParams, scale: float) -> VAEParams:
@@ -63,19 +72,53 @@ def inherit(text: CLIPText, words: CLIPTokenizer, unet: UNet, start: Path) -> No
         own[name].copy_(value)
 
 
+def _averages(out: Path, course: str, modules: dict[str, torch.nn.Module]) -> dict:
+    """Fill modules with the averages of a course's latest checkpoint; what was saved beside them."""
+    state = run.State(out / f"{course}.safetensors", modules, torch.optim.SGD([torch.zeros(1)]))
+    return state.load_averages()
+
+
+def _autoencoder(out: Path, scale: float) -> VAE:
+    """The trained autoencoder, its latents scaled."""
+    trained = VAE(scaled(autoencoder.PARAMS, scale)).requires_grad_(False)
+    _averages(out, "autoencoder", {"vae": trained})
+    return trained.to(run.device())
+
+
+@torch.no_grad()
+def text_of(out: Path, words: CLIPTokenizer, start: Path | None = None) -> CLIPText:
+    """A trained text encoder: the one that the latest checkpoint of `CLEAN` averages to, or that of a model.
+
+    Raises:
+        SageError: of a model that has another vocabulary.
+    """
+    text = CLIPText(text_params(len(words)))
+    if start is None:
+        _averages(out, CLEAN, {"text": text})
+    else:
+        given = sage.load_model(start, device=run.device(), dtype="float32")
+        if json.loads((find_model(start)[1] / "tokenizer" / "vocab.json").read_text()) != words.get_vocab():
+            raise ModelError(f"{start} has another vocabulary than {out / 'tokenizer'}: its text encoder is of no use")
+        text.load_state_dict(given.text.state_dict())
+    return text.to(run.device()).requires_grad_(False)
+
+
+def assemble_flow(out: Path) -> Flux:
+    """The flow that the latest checkpoints under `out` average to, float32."""
+    words = tokenizer.train(out / "tokenizer")
+    text, transformer = CLIPText(text_params(len(words))), FluxTransformer(FLOW)
+    numbers = _averages(out, FLOWING, {"text": text, "transformer": transformer})
+    device = run.device()
+    return Flux(transformer=transformer.to(device), vae=_autoencoder(out, numbers["scale"]), text=text.to(device),
+                t5=None, tokenizer=words, clip_tokenizer=words, tokens=text.params.max_length, schedule=FLOW_SCHEDULE,
+                name="stilllife-flow", sample_size=SIDE, device=device, dtype=torch.float32)
+
+
 def assemble(out: Path, course: str = CLEAN) -> StableDiffusion:
     """The model that the latest checkpoints under `out` average to, float32; `course` names the UNet's training."""
     words = tokenizer.train(out / "tokenizer")
-    vae = VAE(autoencoder.PARAMS)
     text, unet = CLIPText(text_params(len(words))), UNet(UNET)
-    modules = {"autoencoder": {"vae": vae}, course: {"text": text, "unet": unet}}
-    numbers = {name: run.State(out / f"{name}.safetensors", m, torch.optim.SGD([torch.zeros(1)])).load_averages()
-               for name, m in modules.items()}
-    vae = VAE(scaled(autoencoder.PARAMS, numbers[course]["scale"])).requires_grad_(False)
-    vae.load_state_dict(modules["autoencoder"]["vae"].state_dict())
-    model = StableDiffusion(unet=unet, vae=vae, text=text, tokenizer=words, schedule=SCHEDULE,
-                            prediction_type="v_prediction", name="stilllife", sample_size=SIDE, device=run.device(),
-                            dtype=torch.float32)
-    for module in (model.unet, model.vae, model.text):
-        module.to(model.device)
-    return model
+    numbers, device = _averages(out, course, {"text": text, "unet": unet}), run.device()
+    return StableDiffusion(unet=unet.to(device), vae=_autoencoder(out, numbers["scale"]), text=text.to(device),
+                           tokenizer=words, schedule=SCHEDULE, prediction_type="v_prediction", name="stilllife",
+                           sample_size=SIDE, device=device, dtype=torch.float32)

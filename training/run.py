@@ -3,12 +3,17 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm import tqdm
+
+SHEET_EVERY = 2400.0  # seconds between sample sheets
 
 
 def learning_rate(peak: float, done: int, total: int, warmup: int = 3000, decay: float = 0.35) -> float:
@@ -37,7 +42,7 @@ class State:
     """Modules, their averages and one optimiser, saved as one safetensors file that is replaced whole.
 
     Args:
-        modules: by name; all of their parameters belong to `optimiser`.
+        modules: by name; those of their parameters that learn belong to `optimiser`.
     """
 
     def __init__(self, path: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer,
@@ -108,6 +113,49 @@ class State:
 
     def trained(self, name: str) -> None:
         self.modules[name].load_state_dict(self._trained)
+
+
+def learn(state: State, loss: Callable[[np.random.Generator, torch.Generator], Tensor], peak: float, samples: int,
+          batch_size: int, sheet: Callable[[Path], None], warmup: int = 3000, seed: int = 0,
+          save_every: float = 180.0) -> None:
+    """Train until `samples` were seen: step k draws all that it needs from (seed, k).
+
+    Args:
+        loss: of a batch, drawn from the two generators.
+        sheet: writes a picture of how far it has come.
+        save_every: seconds.
+    """
+    name, folder = state.path.stem, state.path.parent
+    parameters = [p for group in state.optimiser.param_groups for p in group["params"]]
+    bar = tqdm(total=samples, initial=state.done, desc=name, unit="sample", mininterval=10)
+    recent: list[float] = []
+    saved = shown = time.monotonic()
+    while state.done < samples:
+        rng = np.random.default_rng([seed, 2, state.done])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        rate = learning_rate(peak, state.done, samples, warmup)
+        for group in state.optimiser.param_groups:
+            group["lr"] = rate
+        value = loss(rng, generator)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        state.optimiser.step()
+        state.optimiser.zero_grad(set_to_none=True)
+        for average in state.averages.values():
+            average.update()
+        state.done += batch_size
+        recent.append(value.item())
+        bar.update(batch_size)
+        if time.monotonic() - saved > save_every or state.done >= samples:
+            state.save()
+            saved = time.monotonic()
+            log(folder / f"{name}.jsonl", done=state.done, seconds=state.seconds, lr=rate, loss=float(np.mean(recent)))
+            bar.set_postfix(loss=f"{np.mean(recent):.4f}")
+            recent.clear()
+            if saved - shown > SHEET_EVERY or state.done >= samples:
+                sheet(folder / f"samples-{name}-{state.done:07d}.png")
+                shown = time.monotonic()
+    bar.close()
 
 
 def log(path: Path, **values: float) -> None:

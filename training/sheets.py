@@ -20,7 +20,7 @@ from sage.sampling.steps import Prediction, classifier_free, walk
 from sage.stilllife import varied_scene
 from sage.stilllife.captions import join
 from sage.stilllife.prompts import draw_wording, everything, phrases
-from training.networks import assemble
+from training.networks import CLEAN, FLOWING, assemble, assemble_flow
 
 HELD_OUT_PROMPTS = 5000  # the first held-out seed of the captions that are drawn
 
@@ -72,10 +72,11 @@ def reconstructions(vae: VAE, x: Tensor, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/stilllife"))
+    parser.add_argument("--course", choices=(CLEAN, FLOWING), default=CLEAN)
     args = parser.parse_args()
-    done = json.loads((args.out / "diffusion.jsonl").read_text().splitlines()[-1])["done"]
-    path = args.out / f"samples-diffusion-{done:07d}.png"
-    samples(assemble(args.out), path)
+    done = json.loads((args.out / f"{args.course}.jsonl").read_text().splitlines()[-1])["done"]
+    path = args.out / f"samples-{args.course}-{done:07d}.png"
+    samples(assemble_flow(args.out) if args.course == FLOWING else assemble(args.out), path)
     print(path)
 
 

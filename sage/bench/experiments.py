@@ -114,6 +114,12 @@ _ALL = (
     Experiment("retry", "Making again what looks wrong", "Does a result that looks wrong get better by a retry?",
                tuple(f"self-guidance:guidance_scale={w},retries={n}" for w in (3, 5) for n in (0, 2)),
                "self-guidance:guidance_scale=3,retries=0"),
+    Experiment("cache", "What a cache costs",
+               "What is lost where the most of the network is computed only every few steps?",
+               tuple(name for base in ("recommended", "p2p", "masactrl", "method=plain")
+                     for name in (base, *(f"{base}:cache=eedit,inv_skip={n},fresh_threshold={n}" for n in (2, 3, 4)),
+                                  f"{base}:cache=eedit,inv_skip=4,fresh_threshold=1",
+                                  f"{base}:cache=eedit,inv_skip=1,fresh_threshold=4")), "recommended"),
     Experiment("frontier", "The frontier: what is changed against what is kept",
                "Where is each way of keeping the rest ahead?",
                tuple(name for base in FRONTIERS.values() for name in sweep(base))),

@@ -21,6 +21,8 @@ from sage.bench.files import write_text
 from sage.bench.machine import today, versions
 from sage.bench.magicbrush import Turn, final_turns, is_magicbrush, read_magicbrush
 from sage.bench.metrics import Extractors
+from sage.bench.places import PLACES
+from sage.bench.places import TITLE as PLACES_TITLE
 from sage.bench.report import REPORT, write_report
 from sage.bench.rivals import BATCH, CHOSEN, RIVALS, TRIALS
 from sage.bench.rivals import TITLE as RIVALS_TITLE
@@ -54,6 +56,7 @@ CONFIGS = "configurations, any of them as NAME:SETTING=VALUE,... too:\n" + "".jo
 methods, each as it is recommended, by its name, or as method=NAME where a configuration has the same one:
   {" ".join(able("edit"))}, or path/to/file.py:Class\n""" + "\nexperiments:\n" + "".join(
     f"  {e.name:28} {e.title}\n" for e in EXPERIMENTS.values()) + f"""  {RIVALS:28} {RIVALS_TITLE}
+  {PLACES:28} {PLACES_TITLE}
 
 {RIVALS} compares all methods on equal terms, and is run alone.  Each method, also with the other inversions
 that it names, is given its settings by the same search: so many trials on the same tuning cases, which are
@@ -166,6 +169,9 @@ def run_bench(args: argparse.Namespace) -> int:
     if RIVALS in (args.experiment or ()):
         from sage.commands.rivals import run_rivals
         return run_rivals(args)
+    if PLACES in (args.experiment or ()):
+        from sage.commands.places import run_experiment
+        return run_experiment(args)
     args.batch = args.batch or args.usual_batch
     groups = [experiment(name) for name in args.experiment or ()]
     named = [*(BOUNDS if groups else ()), *(args.config or ()), *(name for e in groups for name in e.configurations)]

@@ -35,10 +35,13 @@ from sage.display.progress import Progress
 from sage.errors import PictureError, SettingsError
 from sage.explain import FILES as EXPLAINED
 from sage.files import named_after, same_file
-from sage.method import Method, check_task, method
+from sage.method import Method, able, check_task, method
 from sage.models.known import known_model
 from sage.models.savings import Savings
+from sage.pictures.masks import open_mask
 from sage.pictures.metadata import (
+    asked_as_text,
+    asked_in,
     check_prompt,
     differences,
     identity,
@@ -57,6 +60,7 @@ examples:
   sage edit cat.jpg --source "a cat on a sofa" --target "a dog on a sofa"
   sage edit cat.jpg --source "a cat on a sofa" --target "a dog on a sofa" --target "a fox on a sofa" --sheet
   sage edit cat.jpg --source "a cat on a sofa" --target "a grumpy cat on a sofa" --reweight grumpy:3 --out grumpy.png
+  sage edit cat.jpg --source "a cat on a sofa" --target "a dog on a sofa" --method ledits --mask cat-mask.png --paste
   sage edit cat.jpg --config-from out/cat-edit.png --steps 100
   sage edit cat.jpg --trajectory out/cat-trajectory.safetensors --target "a dog on a sofa"    # made by sage invert
 
@@ -74,8 +78,18 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
     """
     parser = command("edit", run, "edit a picture", epilog=EXAMPLES,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(prepare=prepare)
+    parser.add_argument("picture", metavar="IMG", help="the picture to edit")
+    parser.add_argument("--mask", metavar="FILE", help="a picture of where it may change, white; for methods that read "
+                                                       "one")
+    parser.add_argument("--paste", action="store_true", help="outside the mask the picture's own pixels, with an edge "
+                                                             "inside it")
+    add_flags(parser, chosen)
+
+
+def add_flags(parser: argparse.ArgumentParser, chosen: Method, task: str = "edit") -> None:
+    """What every command takes that edits a picture, but for the picture."""
     add = parser.add_argument
-    add("picture", metavar="IMG", help="the picture to edit")
     add("--source", metavar="PROMPT", type=typed, help="what the picture shows")
     add("--target", metavar="PROMPT", type=typed, action="append",
         help="what it shall show; several share one inversion")
@@ -93,7 +107,41 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
                                                       "source prompt and settings hold; other flags win")
     add_ways(parser, "paths, settings, notes, seconds, versions")
     add_model(parser)
-    add_method(parser, chosen)
+    add_method(parser, chosen, default=task)
+
+
+def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: dict[str, Any]) -> tuple[
+        Image.Image, dict[str, Any], dict[str, Any]]:
+    """The picture that is edited; what is asked for beside prompts, as `sage.edit` takes it; and more for the record.
+
+    Args:
+        old: the settings to start from, {} for none.
+    Raises:
+        SageError: a mask that is none, or that nobody reads.
+    """
+    if "composed" in old:
+        raise SettingsError(f"{args.config_from} was composed of two pictures: sage compose makes it again of them")
+    asked = asked_in(old)
+    if args.mask:
+        asked["mask"] = open_mask(args.mask, image.size)
+    if args.paste:
+        asked["paste"] = True
+    for mask in (asked.get("mask"), *(m for move in asked.get("moves", ()) for m in (move.source, move.target))):
+        if mask is not None and mask.size != image.size:
+            raise SettingsError(f"{args.config_from} was made from a picture of {mask.width} x {mask.height} pixels, "
+                                f"and {args.picture} has {image.width} x {image.height}: give a mask of its own")
+    check_asked(chosen, asked)
+    return image, asked, asked_as_text(**asked)
+
+
+def check_asked(chosen: Method, asked: dict[str, Any]) -> None:
+    """SettingsError for what a method does not read, with the methods that do; and for a paste around no mask."""
+    for what in ("mask", "moves"):
+        if what in asked and what not in chosen.reads:
+            others = [name for name in able("edit") if what in method(name).reads]
+            raise SettingsError(f"{chosen.name} reads no {what}: these do: {', '.join(others)}")
+    if asked.get("paste") and "mask" not in asked:
+        raise SettingsError("--paste needs a mask to paste around: give --mask FILE, white where it may change")
 
 
 @dataclass(frozen=True)
@@ -102,7 +150,6 @@ class Job:
 
     Attributes:
         trajectory: to start from, None to invert first.
-        sentences: with the old words and with the new, of the user's own files.
         method: what edits.
         base: the settings to start from, None for the model's own.
         savings: of the edit that is repeated.
@@ -110,6 +157,7 @@ class Job:
         fetch: the model must be downloaded first.
         inside: the folders that explain the edits, if that is wanted.
         notes: what the user should know beforehand.
+        asked: what is asked for beside prompts, as `sage.edit` takes it; `record` is that and more for the record.
     """
 
     image: Image.Image
@@ -130,7 +178,8 @@ class Job:
     made: dict[str, Any]
     savings: Savings | None
     notes: tuple[str, ...]
-    sentences: tuple[tuple[str, ...], ...] = ()
+    asked: dict[str, Any]
+    record: dict[str, Any]
 
 
 def plan_edit(args: argparse.Namespace) -> Job:
@@ -176,6 +225,7 @@ def plan_edit(args: argparse.Namespace) -> Job:
     path = Path(args.picture)
     image = pictures.open_picture(path)
     picture = identity(path)
+    image, asked, record = args.prepare(args, image, chosen, {} if label else old)
     notes = [auto.note] if auto else []
     if sentences:
         notes.append("the settings in the picture do not hold your sentences: give them again to repeat this edit")
@@ -203,7 +253,7 @@ def plan_edit(args: argparse.Namespace) -> Job:
         pictures.check_writable(out, image.size if out in outs else (1, 1))
     for target in targets:
         pictures.settings_text({"source": source, "target": target, "picture": picture,
-                                "settings": settings.as_dict()})
+                                "settings": settings.as_dict(), **record})
     for out in (*written, *explained):
         if same_file(out, path):
             raise PictureError(f"{out} is the picture to edit, and would be overwritten: give another --out, --sheet "
@@ -216,7 +266,7 @@ def plan_edit(args: argparse.Namespace) -> Job:
     savings = Savings.from_dict(old["savings"]) if old and not label else None
     return Job(image, Path(args.trajectory) if label else None, picture, source, targets, model, prediction, chosen,
                base, changes, truncate, fetch, outs, sheet, inside, old.get("made", {}), savings, tuple(notes),
-               sentences)
+               asked | {"sentences": sentences}, record)
 
 
 def _insides(folder: str | None, number: int) -> tuple[Path, ...]:
@@ -264,10 +314,9 @@ def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: 
             from sage.explain import Explanation
             watch = Explanation(model, job.image, job.source, target, config, truncate=job.truncate)
         result = sage.edit(model, job.image, source=job.source, target=target, config=config, progress=progress,
-                           trajectory=trajectory, truncate=job.truncate, watch=watch, savings=job.savings,
-                           sentences=job.sentences)
+                           trajectory=trajectory, truncate=job.truncate, watch=watch, savings=job.savings, **job.asked)
         record = make_record(model, job.source, target, config, job.picture, job.truncate, job.prediction_type,
-                             result.savings)
+                             result.savings, **job.record)
         pictures.save_picture(result.image, out, record)
         if print_paths:
             progress.say(out)

@@ -89,11 +89,12 @@ def named_method(argv: Sequence[str]) -> Method:
     return method(default)
 
 
-def add_method(parser: argparse.ArgumentParser, chosen: Method, task: str = "edit") -> None:
+def add_method(parser: argparse.ArgumentParser, chosen: Method, task: str = "edit", default: str = "") -> None:
     """The method, and every one of its settings that plays a part, absent from the parsed arguments unless given.
 
     Args:
         task: "edit" or "generate".
+        default: the command whose default method is shown; default: of the task.
     """
     unread = chosen.of_pictures if task == "generate" else ()
     parser.set_defaults(method=chosen.where, **chosen.variant)
@@ -101,7 +102,7 @@ def add_method(parser: argparse.ArgumentParser, chosen: Method, task: str = "edi
         "--method", default=argparse.SUPPRESS, metavar="NAME",
         help=f"{', '.join(able(task))}, or path/to/file.py:Class; with sage edit also {AUTO}, for what is recorded for "
              f"the model; the settings below are those of {chosen.name} "
-             f"(sage methods) [{DEFAULTS[task]}]")
+             f"(sage methods) [{DEFAULTS[default or task]}]")
     for heading, members in chosen.Settings.groups().items():
         if read := [f for f in members if f.name not in unread]:
             group = parser.add_argument_group(heading)

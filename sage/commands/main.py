@@ -16,7 +16,9 @@ from sage import __version__
 from sage.commands.about import add_commands as add_about_commands
 from sage.commands.batch import add_command as add_batch_command
 from sage.commands.bench import add_commands as add_bench_commands
+from sage.commands.compose import add_command as add_compose_command
 from sage.commands.doctor import add_command as add_doctor_command
+from sage.commands.drag import add_command as add_drag_command
 from sage.commands.edit import add_command as add_edit_command
 from sage.commands.flags import named_method
 from sage.commands.generate import add_command as add_generate_command
@@ -123,6 +125,8 @@ def make_parser(argv: Sequence[str] = ()) -> Parser:
         return sub
 
     add_edit_command(command, chosen)
+    add_drag_command(command, chosen)
+    add_compose_command(command, chosen)
     add_invert_command(command, chosen)
     add_generate_command(command, chosen)
     add_batch_command(command, chosen)

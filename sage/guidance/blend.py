@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sage.guidance import masks
-from sage.guidance.hooks import Tap, record
-from sage.models.sites import Sites
+from sage.guidance.hooks import Tap, listen, record
+from sage.models.sites import QueriesKeys, Sites
 from sage.prompts.plan import Plan, token_mask
 from sage.prompts.tokens import Span
 
@@ -48,12 +48,16 @@ class BlendingMask:
         self.difference = torch.zeros_like(z[:, :1])
 
     @contextmanager
-    def listen(self, wanted: bool = True) -> Iterator[Tap | None]:
-        """Record the attention of the pass inside the context, if it is `wanted` and the mask is made from it."""
+    def listen(self, wanted: bool = True, untouched: bool = False) -> Iterator[Tap | None]:
+        """Record the attention of the pass inside the context, if it is `wanted` and the mask is made from it.
+
+        Args:
+            untouched: hear what maps are made of, so that the pass gives the same to the last bit as if alone.
+        """
         if not (self.used and self.sites and wanted):
             yield None
             return
-        with record(self.sites) as tap:
+        with (listen if untouched else record)(self.sites) as tap:
             yield tap
 
     def add(self, tap: Tap | None, *branches: str) -> None:
@@ -64,7 +68,8 @@ class BlendingMask:
         """
         if tap is None:
             return
-        maps = [m.detach().chunk(len(branches)) for m in tap.pop()]
+        heard = (m.map() if isinstance(m, QueriesKeys) else m for m in tap.pop())
+        maps = [m.detach().chunk(len(branches)) for m in heard]
         for i, name in enumerate(branches):
             if name in BRANCHES:
                 of_branch = [m[i] for m in maps]

@@ -13,6 +13,25 @@ from torch import Tensor, nn
 
 from sage.models.sites import Feature, Projection, QueriesKeys, Rewrite, Site
 
+Hook = Callable[..., Any]
+
+HEARD, EXACT = "heard", "exact"
+
+
+def hearing(hook: Hook, kind: str = HEARD) -> Hook:
+    """The hook, said to change nothing: it only hears.
+
+    Args:
+        kind: HEARD where it is content with what an earlier pass had, EXACT where it has to be this pass's.
+    """
+    hook.hears = kind  # type: ignore[attr-defined]
+    return hook
+
+
+def kinds(module: nn.Module) -> set[str]:
+    """What the hooks on a module are for: HEARD, EXACT, or "" for what changes something."""
+    return {getattr(hook, "hears", "") for hook in module._forward_hooks.values()}
+
 
 class Tap:
     """Holds what was heard in one forward pass until it is taken."""
@@ -52,7 +71,7 @@ def listen(sites: Sequence[Site], last: bool = False) -> Iterator[Tap]:
             tap.hear(site, QueriesKeys(output.queries, output.keys))
             if last and site is sites[-1]:
                 torch.set_grad_enabled(False)
-        return hook
+        return hearing(hook, EXACT)
 
     try:
         with hooked((site.projected, hear(site)) for site in sites):
@@ -65,7 +84,8 @@ def listen(sites: Sequence[Site], last: bool = False) -> Iterator[Tap]:
 def record(sites: Sequence[Site]) -> Iterator[Tap]:
     """Keep the maps (B, H, N, M) at `sites`, as they are when they pass, inside the context."""
     tap = Tap(sites)
-    with hooked((site.map, lambda module, inputs, output, site=site: tap.hear(site, output)) for site in sites):
+    with hooked((site.map, hearing(lambda module, inputs, output, site=site: tap.hear(site, output)))
+                for site in sites):
         yield tap
 
 
@@ -80,11 +100,11 @@ def watch(sites: Sequence[Site]) -> Iterator[Tap]:
     heard = {site.path for site in rewritten}
 
     def from_pair(site: Site) -> Callable[..., None]:
-        return lambda module, inputs, output: tap.hear(
-            site, QueriesKeys(output.queries.detach(), output.keys.detach()).map().mean(dim=1))
+        return hearing(lambda module, inputs, output: tap.hear(
+            site, QueriesKeys(output.queries.detach(), output.keys.detach()).map().mean(dim=1)))
 
     def as_applied(site: Site) -> Callable[..., None]:
-        return lambda module, inputs, output: tap.hear(site, output.detach().float().mean(dim=1))
+        return hearing(lambda module, inputs, output: tap.hear(site, output.detach().float().mean(dim=1)))
 
     with (hooked((site.map, as_applied(site)) for site in rewritten),
           hooked((site.projected, from_pair(site)) for site in sites if site.path not in heard)):
@@ -117,7 +137,7 @@ def swap_outputs(places: Iterable[Site | Feature], function: Callable[[Tensor, A
 def hear_features(features: Sequence[Feature]) -> Iterator[Tap]:
     """Keep what passes at `features`, (B, C, h, w) each, inside the context."""
     tap = Tap(features)
-    with hooked((f, lambda module, inputs, output, f=f: tap.hear(f, output)) for f in features):
+    with hooked((f, hearing(lambda module, inputs, output, f=f: tap.hear(f, output))) for f in features):
         yield tap
 
 
@@ -143,9 +163,13 @@ def detour(modules: Iterable[nn.Module], function: Callable[..., Any]) -> Iterat
 
 
 @contextmanager
-def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    """Forward hooks for as long as the context lasts."""
-    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+def hooked(hooks: Iterable[tuple[nn.Module, Hook]], first: bool = False) -> Iterator[None]:
+    """Forward hooks for as long as the context lasts.
+
+    Args:
+        first: before those that are there.
+    """
+    handles = [module.register_forward_hook(hook, prepend=first) for module, hook in hooks]
     try:
         yield
     finally:

@@ -29,6 +29,7 @@ class Preservation:
     def __init__(self, job: "Job[Any]", steps: int):
         self.job, self.steps, s = job, steps, job.settings
         self.drawn = share_of(s.preserve_fraction, steps)
+        self.gain = job.gain([1 - i / steps if i < self.drawn else 0.0 for i in range(len(job.down))])
         self.sites = job.model.sites().at(Where("self", s.preserve_level)) if s.preserve_scale else ()
 
     def pull(self, step: int, level: Level, source: Tensor, z: Tensor) -> Tensor | float:
@@ -43,7 +44,7 @@ class Preservation:
             NumericsError: the gradient is not finite, in float32 neither.
         """
         s = self.job.settings
-        if not self.sites or step >= self.drawn or torch.equal(source, z):
+        if not self.sites or step >= self.drawn or not self.job.in_full(step) or torch.equal(source, z):
             return 0.0
         g = self._gradient(level, source, z)
         if not g.isfinite().all():
@@ -52,7 +53,7 @@ class Preservation:
             if not g.isfinite().all():
                 raise NumericsError(f"the preservation gradient at step {step + 1} is not finite, in float32 too: "
                                     "nothing was written; try a smaller preserve_scale")
-        return limited(s.preserve_scale * (1 - step / self.steps) * g, s.preserve_limit)
+        return limited(self.gain * s.preserve_scale * (1 - step / self.steps) * g, self.gain * s.preserve_limit)
 
     def _gradient(self, level: Level, source: Tensor, z: Tensor) -> Tensor:
         with listen(self.sites) as tap:

@@ -1,7 +1,7 @@
 """The ways to noise that methods share: DDIM inversion, with the attention that edits are held to; DDPM inversion."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -11,7 +11,8 @@ from sage.models.backbone import Text
 from sage.models.memory import on_host
 from sage.models.sites import QueriesKeys
 from sage.sampling.levels import Edges, Level
-from sage.sampling.steps import Prediction, renoise, walk
+from sage.sampling.skipping import Continued, evaluated
+from sage.sampling.steps import Prediction, renoise
 from sage.trajectory.kinds import Heard, Noises, Recorded, Trajectory, Wanted, mapped
 
 if TYPE_CHECKING:
@@ -27,20 +28,43 @@ def ddim_inversion(job: "Job[Any]", text: Text, wants: Sequence[Wanted] = (), *,
         wants: the attention to keep on the way.
         edges: the steps; default: `job.up`.
         around: makes a context for each pass.
+
+    With a cache the network is asked at some of the steps, and what it predicted is continued at the others.
     """
-    edges, keep = edges or job.up, _Recorder(job, wants)
-
-    def predict(z: Tensor, level: Level) -> Prediction:
-        with keep, around():
-            return job.predict(z, level, text)
-
-    latents = [job.z0]
-    for done, z in enumerate(walk(predict, job.z0, edges), start=1):
-        latents.append(z)
-        job.report("invert", done, len(edges))
+    edges = edges or job.up
+    asked, continued = evaluated(len(edges), job.cached.skip), Continued(job.model.prediction_type == "flow")
+    keep, latents = _Recorder(job, wants, asked), [job.z0]
+    for k, (here, there) in enumerate(edges):
+        z = latents[-1]
+        if k in asked:
+            with keep.at(k), around():
+                seen = job.predict(z, here, text)
+            continued.add(seen, here)
+        else:
+            seen = continued.at(z, here, there)
+        latents.append(renoise(seen, there))
+        job.report("invert", k + 1, len(edges))
     if not wants:
         return Trajectory(origin=None, latents=tuple(latents))  # type: ignore[arg-type]  # the driver says of what
     return Recorded(origin=None, latents=tuple(latents), wanted=tuple(wants), heard=keep.heard)  # type: ignore[arg-type]
+
+
+def heard_along(job: "Job[Any]", predict: Callable[[Tensor, Level], Prediction], path: Trajectory,
+                wants: Sequence[Wanted]) -> Trajectory:
+    """A way to noise with the attention that its latents give at their own levels, as DDIM inversion hears it.
+
+    Args:
+        predict: (latents, level) -> what they are made of, as on the way.
+    """
+    if not wants:
+        return path
+    keep = _Recorder(job, wants, range(len(job.up)))
+    for k, (z, (here, _)) in enumerate(zip(path.latents, job.up, strict=False)):
+        if any(k in wanted.steps for wanted in wants):
+            with keep.at(k):
+                predict(z, here)
+        job.report("invert", k + 1, len(job.up))
+    return Recorded(origin=None, latents=path.latents, wanted=tuple(wants), heard=keep.heard)  # type: ignore[arg-type]
 
 
 def noise_inversion(job: "Job[Any]", step: Callable[[Tensor, int], tuple[Tensor, float]]) -> Noises:
@@ -66,27 +90,31 @@ def noise_inversion(job: "Job[Any]", step: Callable[[Tensor, int], tuple[Tensor,
 
 
 class _Recorder:
-    """Keeps, step by step, the attention that is wanted."""
+    """Keeps the attention that is wanted, of steps that are skipped that of the last one before.
 
-    def __init__(self, job: "Job[Any]", wants: Sequence[Wanted]):
-        self.wants, self.savings, self._done = wants, job.model.savings, 0
+    Args:
+        asked: the steps at which there is a pass.
+    """
+
+    def __init__(self, job: "Job[Any]", wants: Sequence[Wanted], asked: Sequence[int]):
+        self.wants, self.savings, self.steps = wants, job.model.savings, range(max(asked, default=-1) + 1)
         self.sites = [job.model.sites().at(wanted.where) if wanted.steps else () for wanted in wants]
-        self._heard: list[list[tuple[QueriesKeys, ...] | None]] = [[] for _ in wants]
+        self.serves = {k: max(done for done in asked if done <= k) for k in self.steps}
+        self._heard: list[dict[int, tuple[QueriesKeys, ...]]] = [{} for _ in wants]
 
     @property
     def heard(self) -> tuple[Heard, ...]:
-        return tuple(map(tuple, self._heard))
+        return tuple(tuple(heard[self.serves[k]] if k in wanted.steps else None for k in self.steps)
+                     for wanted, heard in zip(self.wants, self._heard, strict=True))
 
-    def __enter__(self) -> None:
-        self._stack = ExitStack()
-        self._taps = [self._stack.enter_context(listen(sites)) if self._done in wanted.steps else None
-                      for wanted, sites in zip(self.wants, self.sites, strict=True)]
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-        if error[0] is not None:
-            return
-        for heard, tap in zip(self._heard, self._taps, strict=True):
-            pairs = None if tap is None else tuple(tap.pop())
-            heard.append(mapped(pairs, lambda name, t: on_host(t)) if self.savings.references else pairs)
-        self._done += 1
+    @contextmanager
+    def at(self, k: int) -> Iterator[None]:
+        """Context around the pass of a step."""
+        with ExitStack() as stack:
+            taps = [stack.enter_context(listen(sites)) if k in {self.serves[step] for step in wanted.steps} else None
+                    for wanted, sites in zip(self.wants, self.sites, strict=True)]
+            yield
+        for heard, tap in zip(self._heard, taps, strict=True):
+            if tap is not None:
+                pairs = tuple(tap.pop())
+                heard[k] = mapped(pairs, lambda name, t: on_host(t)) if self.savings.references else pairs

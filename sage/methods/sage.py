@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sage import kit
 from sage.errors import NumericsError
+from sage.inversion import exact
 from sage.method import Method, Step
 from sage.settings import AUTO, Blending, Guidance, Phrases, Picture, Retry, Solver, Span, Words, frozen, setting
 
@@ -29,6 +30,18 @@ if TYPE_CHECKING:
 
 RELEASED = dict(decay="released", grid="released", blend_latents="noisier", mask="sum", blend_match="words",
                 reweight_passes="all", fit="squash", quantise="truncate", seed=8888)
+
+
+@frozen
+class Inversion(exact.Implicit):
+    """Inversion."""
+
+    inversion: str = setting("ddim", "the way to noise: DDIM's, as in the paper, or its step solved for its end, "
+                             "so that sampling under the source prompt leads back along it", "ddim", "fixed-point")
+
+    def fixed(self) -> dict[str, Any]:
+        own = exact.Implicit.names() if self.inversion == "fixed-point" else ()
+        return super().fixed() | {name: getattr(self, name) for name in own}
 
 
 @frozen
@@ -119,7 +132,7 @@ class Released(Picture):
 
 
 @frozen
-class Settings(Guidance, Reconstruction, Replacement, Blending, Retry, Released):
+class Settings(Guidance, Reconstruction, Inversion, Replacement, Blending, Retry, Released):
     """The settings of SAGE; the defaults are those for Stable Diffusion 1.x at 512 pixels.
 
     At guided step i the latents lose reconstruction_scale x loss_gain x decay(i) x the gradient of the mean loss,
@@ -151,6 +164,7 @@ class SAGE(Method[Settings]):
     about = "holds the picture by the gradient of the distance between self-attention maps; strict about what is kept"
     presets = {"published": RELEASED}
     keep = "reconstruction_scale"
+    beside = ("fixed-point",)
     calls = "3 N, and a way back through the network at each guided step"
 
     def defaults(self, model: "Backbone") -> Settings:
@@ -173,6 +187,9 @@ class SAGE(Method[Settings]):
                              "steps is not one; give a larger replace_fraction or none for replace")
 
     # ---- the way to noise
+
+    def inversion(self, settings: Settings) -> str:
+        return settings.inversion
 
     def wants(self, settings: Settings) -> tuple["kit.Wanted", ...]:
         s, steps = settings, range(settings.steps)
@@ -201,7 +218,17 @@ class SAGE(Method[Settings]):
         around: Callable[[], AbstractContextManager[None]] = nullcontext
         if job.settings.reweight_passes == "all" and job.factors is not None:
             around = partial(kit.reweighted, job.model.sites(), job.factors)
-        return kit.ddim_inversion(job, job.source, self.wants(job.settings), around=around)
+        wants = self.wants(job.settings)
+        if job.settings.inversion == "ddim":
+            return kit.ddim_inversion(job, job.source, wants, around=around)
+
+        def predict(z: "Tensor", level: "kit.Level") -> "kit.Prediction":
+            with around():
+                return job.predict(z, level, job.source)
+
+        settled = exact.fixed_point_inversion(job, predict)
+        exact.note_unsettled(job, settled)
+        return kit.heard_along(job, predict, settled, wants)
 
     def reconstructing(self, model: "Backbone", path: "kit.Trajectory") -> AbstractContextManager[None]:
         settings, target = path.config, path.origin.target
@@ -228,7 +255,7 @@ class SAGE(Method[Settings]):
             if g is not None:
                 if s.reconstruction_mask_floor < 1:
                     g = g * blend.floored(s.reconstruction_mask_floor, z, inverse=True)
-                g = kit.limited(s.strength(i) * g, s.step_limit)
+                g = kit.limited(passes.gain * s.strength(i) * g, passes.gain * s.step_limit)
                 z = z - g
             if blends and s.blends_at(i):
                 m = blend.at(z)
@@ -258,6 +285,7 @@ class _Passes:
     def __init__(self, job: "Job[Settings]", path: "kit.Trajectory"):
         s = job.settings
         self.job, self.path, self.s = job, path, s
+        self.gain = job.gain([s.strength(i) if s.guided(i) else 0.0 for i in range(s.steps)])
         sites = job.model.sites()
         self.replaces = any(plan.replace for plan in job.plans)
         self.selfs = kit.Where("self", s.self_level)
@@ -279,7 +307,7 @@ class _Passes:
         """
         s, job, blend = self.s, self.job, self.blend
         marking = s.floors or s.blends_at(step)
-        if not (s.guided(step) or self._replaces(step) or job.factors is not None or s.reconstruction == "replace"):
+        if not (self._guided(step) or self._replaces(step) or job.factors is not None or s.reconstruction == "replace"):
             return *self._in_one(z, level, marking), None, None
         with ExitStack() as stack:
             if self._replaces(step):
@@ -308,7 +336,7 @@ class _Passes:
 
     def _source(self, step: int, z: "Tensor", level: "kit.Level", marking: bool) -> tuple[Any, ...]:
         import torch
-        s, job, held, guided = self.s, self.job, self.s.compared_with(step), self.s.guided(step)
+        s, job, held, guided = self.s, self.job, self.s.compared_with(step), self._guided(step)
         z = z.clone().requires_grad_(guided)
         with torch.set_grad_enabled(guided), ExitStack() as stack:
             if s.reconstruction == "replace" and held is not None:
@@ -335,6 +363,9 @@ class _Passes:
         used = [(t, slope) for t, slope in zip(current, slopes, strict=True) if t.requires_grad]  # not a text's keys
         g = kit.gradient([t for t, _ in used], [slope for _, slope in used], z)
         return source, g, tuple(losses.tolist()), tap
+
+    def _guided(self, step: int) -> bool:
+        return self.s.guided(step) and self.job.in_full(step)
 
     def _replaces(self, step: int) -> bool:
         return self.replaces and step < self.s.replace_steps

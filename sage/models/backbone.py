@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sage.models.memory import Needs
 from sage.models.savings import Savings
-from sage.models.sites import Feature, Sites
+from sage.models.sites import Block, Feature, Sites
 from sage.prompts.tokens import Prompt, Prompts
 from sage.sampling.levels import Level, Schedule
 from sage.sampling.steps import Prediction
@@ -148,6 +148,10 @@ class Backbone(Protocol):
 
     def features(self) -> tuple[Feature, ...]:
         """What the residual blocks pass on, in the order of a forward pass; none where there are no such blocks."""
+        ...
+
+    def blocks(self) -> tuple[Block, ...]:
+        """What a cache may pass over, in the order of a forward pass; none where everything is always computed."""
         ...
 
     def part(self, name: str) -> nn.Module | None:

@@ -43,8 +43,7 @@ def _folder(folder: Path) -> dict[str, Any]:
     return {"layout": "diffusers folder", "family": FAMILIES.get(unet.context_width, "small"),
             "picture side": side * 2 ** (len(vae.channels) - 1), "prediction_type": prediction,
             "parameters": {part: _count(open_weights(paths)) for part, paths in files.items()},
-            "bytes": sum(path.stat().st_size for paths in files.values() for path in paths),
-            **({"words": " ".join(sorted(words))} if (words := read_words(folder)) else {})}
+            "bytes": sum(path.stat().st_size for paths in files.values() for path in paths), **_words(folder)}
 
 
 def _flux_folder(folder: Path) -> dict[str, Any]:
@@ -53,7 +52,11 @@ def _flux_folder(folder: Path) -> dict[str, Any]:
     files = {stored.path for part in opened.parts.values() for stored in part.tensors.values()}
     return {"layout": "diffusers folder", **_of_flux(opened.transformer), "picture side": opened.side,
             "prediction_type": "flow", "parameters": {name: part.numbers for name, part in opened.parts.items()},
-            "bytes": sum(path.stat().st_size for path in files)}
+            "bytes": sum(path.stat().st_size for path in files), **_words(folder)}
+
+
+def _words(folder: Path) -> dict[str, str]:
+    return {"words": " ".join(sorted(words))} if (words := read_words(folder)) else {}
 
 
 def _flux_file(path: Path, tensors: dict[str, Stored]) -> dict[str, Any]:

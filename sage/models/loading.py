@@ -7,6 +7,7 @@ others here, as Stable Diffusion.
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from sage.models.latent import LatentModel
 from sage.models.layers import pack
 from sage.models.sd import configs, renames
 from sage.models.sd.clip import CLIPText, CLIPTextParams
+from sage.models.sd.inversion import InversionNet, inversion_params
 from sage.models.sd.model import StableDiffusion
 from sage.models.sd.singlefile import guess_prediction, take_apart
 from sage.models.sd.unet import UNet, UNetParams
@@ -38,6 +40,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 PREDICTIONS = ("epsilon", "v_prediction")
 
 MAX_SIDE = 4096  # pixels, as of the setting `size`
+
+INVERSION = "inversion"  # the folder of the network that finds noise for a few-step generator
 
 # Models up to this many bytes may hold their convolutions three times.
 SMALL = 2**28
@@ -170,11 +174,34 @@ def _load_folder(folder: Path, device: torch.device, dtype: torch.dtype, predict
         return fill(make, renamed(tensors, rename), str(folder / part), device, dtype)
 
     base = "diffusion_pytorch_model"
-    return {"unet": network(lambda: UNet(unet), "unet", base, renames.folder_unet),
+    inversion = _inversion_of(folder, unet, vae, text)
+    more = {} if inversion is None else {"inversion": fill(
+        lambda: InversionNet(inversion), open_weights(weight_files(folder / INVERSION, base, half=True)),
+        str(folder / INVERSION), device, torch.float32)}
+    return {**more, "unet": network(lambda: UNet(unet), "unet", base, renames.folder_unet),
             "vae": network(lambda: VAE(vae), "vae", base, renames.folder_vae),
             "text": network(lambda: CLIPText(text), "text_encoder", "model", renames.folder_text),
             "tokenizer": words, "schedule": schedule, "prediction_type": prediction_type or prediction,
             "sample_size": pixels, "recommends": recommended(folder), "taught": read_words(folder)}
+
+
+def _inversion_of(folder: Path, unet: UNetParams, vae: VAEParams, text: CLIPTextParams) -> UNetParams | None:
+    """The inversion network that lies beside a UNet, None where there is none.
+
+    Raises:
+        ModelError: one that is of another generator.
+    """
+    if not os.path.lexists(folder / INVERSION):
+        return None
+    found, _ = configs.unet_params(folder / INVERSION / "config.json")
+    wanted = inversion_params(unet)
+    for name in ("in_channels", "out_channels"):
+        if getattr(found, name) != getattr(wanted, name):
+            raise ModelError(f"{folder / INVERSION}: its {name} is {getattr(found, name)}, and for the UNet beside it "
+                             f"must be {getattr(wanted, name)}")
+    _check_kin(replace(found, in_channels=unet.in_channels, out_channels=unet.out_channels), vae, text,
+               folder / INVERSION)
+    return found
 
 
 def _load_file(path: Path, device: torch.device, dtype: torch.dtype, prediction_type: str | None,

@@ -147,6 +147,21 @@ class Feature(nn.Module):
         return x
 
 
+class Block(NamedTuple):
+    """A part of a network that can be passed over, with what it gave in an earlier pass in place of its own.
+
+    Attributes:
+        kind: "attention"; "feedforward", which works on each token by itself, (B, N, C) -> (B, N, C); or "deep", all
+            that a network does at a level and below it.
+        level: as of a `Site`.
+        module: what is passed over.
+    """
+
+    kind: str
+    level: int
+    module: nn.Module
+
+
 class Sites(tuple[Site, ...]):
     """Sites in the order of a forward pass."""
 

@@ -9,7 +9,7 @@ version 2.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,19 @@ from sage.errors import PictureError, PromptError, SettingsError
 from sage.files import open_plain
 from sage.method import method, method_of
 from sage.models.savings import Savings
+from sage.pictures.masks import mask_of_text, mask_text
+from sage.pictures.regions import Move
 from sage.prompts.tokens import check_text
 from sage.settings import Settings
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from sage.models.backbone import Backbone
 
 PREDICTIONS = ("epsilon", "v_prediction")
 VERSION, NOTHING_SAVED = 2, Savings()
+MAX_MOVES = 16
 SHARED = {"target": str, "model": str, "method": str, "settings": dict, "savings": dict, "made": dict, "truncate": bool}
 TYPES: dict[str, dict[str, type]] = {"edit": {"source": str, "picture": dict, **SHARED},
                                      "generate": {"negative": str, "size": list, "batch": int, **SHARED}}
@@ -70,6 +75,39 @@ def _record(model: "Backbone", settings: Settings, truncate: bool, prediction_ty
     return {"version": VERSION, "method": method_of(settings).where, "settings": settings.as_dict(), **asked,
             "model": model.name, "prediction_type": prediction_type, "truncate": truncate, "savings": savings.as_dict(),
             "made": made_by(model)}
+
+
+def asked_as_text(mask: "Image.Image | None" = None, moves: Sequence[Move] = (), paste: bool = False) -> dict[str, Any]:
+    """What was asked for beside prompts, as the JSON values of a record; what was not is left out.
+
+    Args:
+        mask: 0 and 255, of the picture's size.
+        paste: whether the picture's own pixels were pasted around it.
+    """
+    said: dict[str, Any] = {} if mask is None else {"mask": mask_text(mask)}
+    if moves:
+        said["moves"] = [[mask_text(move.source), mask_text(move.target)] for move in moves]
+    return said | {"paste": True} if paste else said
+
+
+def asked_in(record: dict[str, Any]) -> dict[str, Any]:
+    """What `asked_as_text` put into a record, as `sage.edit` takes it.
+
+    Raises:
+        PictureError: it is damaged.
+    """
+    asked: dict[str, Any] = {"mask": mask_of_text(record["mask"])} if "mask" in record else {}
+    if "moves" in record:
+        pairs = record["moves"]
+        if not isinstance(pairs, list) or not 0 < len(pairs) <= MAX_MOVES or not all(
+                isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            raise PictureError("the moves in the settings are damaged")
+        asked["moves"] = tuple(Move(*map(mask_of_text, pair)) for pair in pairs)
+    sizes = {mask.size for mask in (asked.get("mask"), *(m for move in asked.get("moves", ())
+                                                         for m in (move.source, move.target))) if mask is not None}
+    if len(sizes) > 1 or (record.get("paste") and "mask" not in asked):
+        raise PictureError("the masks in the settings are damaged")
+    return asked | {"paste": True} if record.get("paste") is True else asked
 
 
 def settings_in(record: dict[str, Any]) -> Settings:
@@ -149,8 +187,9 @@ def read_record(path: str | Path, task: str | None = None, trusted: str = "") ->
                            "--method")
     try:
         settings_in(record)
+        asked_in(record)
         Savings.from_dict(record["savings"])
-    except SettingsError as error:
+    except (PictureError, SettingsError) as error:
         raise PictureError(f"{path}: the settings in it are damaged: {error}") from error
     return record
 

@@ -52,13 +52,14 @@ def result_as(entry: Entry) -> dict[str, Any]:
             "picture": record.get("picture", {}).get("sha256", "")}
 
 
-def record_as(studio: Studio, record: dict[str, Any]) -> dict[str, Any]:
+def record_as(studio: Studio, who: str, record: dict[str, Any]) -> dict[str, Any]:
     """What a page needs of a record to show its settings again."""
     task = record.get("task", "edit")
     return {"task": task, "source": record.get("source", ""), "target": record["target"],
             "negative": record.get("negative", ""), "model": record["model"], "truncate": record["truncate"],
             "here": record["model"] in studio.places, "prediction": record.get("prediction_type") or "",
             "picture": record.get("picture"), "size": record.get("size"),
+            "mask": studio.mask_in(who, record), "paste": "paste" in record, "more": "moves" in record,
             "form": form.shown(settings_in(record), task)}
 
 

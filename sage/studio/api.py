@@ -25,7 +25,7 @@ from sage.studio.answers import job_as, method_as, picture_as, png_of, record_as
 from sage.studio.examples import MODEL, examples
 from sage.studio.jobs import Full, Job
 from sage.studio.requests import EditRequest, MakeRequest
-from sage.studio.service import Studio
+from sage.studio.service import TASKS, Studio
 from sage.studio.visit import for_eyes
 from sage.studio.words import carried
 
@@ -54,12 +54,17 @@ class Asked(BaseModel):
 
 
 class Edit(Asked):
-    """An edit: `picture` and `mask` are keys of pictures that were sent before."""
+    """An edit: `picture` and `mask` are keys of pictures that were sent before.
+
+    Attributes:
+        paste: whether outside the mask the picture's own pixels are put back.
+    """
 
     picture: str
     source: Texts
     target: Texts
     mask: str = ""
+    paste: bool = False
 
 
 class Make(Asked):
@@ -148,7 +153,7 @@ class _Asks:
 
     def edit(self, asked: Edit) -> EditRequest:
         return EditRequest(asked.model or self.studio.name, asked.source, asked.target, self.config("edit", asked),
-                           asked.truncate, asked.picture, asked.mask)
+                           asked.truncate, asked.picture, asked.mask, asked.paste)
 
     def make(self, asked: Make) -> MakeRequest:
         return MakeRequest(asked.model or self.studio.name, asked.prompt, asked.negative, asked.width, asked.height,
@@ -211,7 +216,7 @@ def _add_pictures(app: FastAPI, studio: Studio) -> None:
         """Bring a picture, its file as the body; what it holds of an earlier edit is told."""
         with _uploaded(data) as path:
             record = studio.take(who, path, name)
-        return picture_as(studio.visit(who).picture) | {"record": record and record_as(studio, record)}
+        return picture_as(studio.visit(who).picture) | {"record": record and record_as(studio, who, record)}
 
     @app.post("/api/masks", tags=["pictures"])
     def bring_mask(who: Who, data: Given) -> dict[str, Any]:
@@ -347,13 +352,14 @@ def _add_results(app: FastAPI, studio: Studio) -> None:
         """Take the settings of a result back."""
         entry = studio.restore(who, key)
         picture = studio.visit(who).picture
-        return {"record": record_as(studio, entry.record), "picture": picture and picture_as(picture)}
+        return {"record": record_as(studio, who, entry.record), "picture": picture and picture_as(picture)}
 
     @app.get("/api/results/{key}/recipe", tags=["results"])
     def ways(who: Who, key: str) -> dict[str, str]:
         """What makes a result again: a command, and Python."""
-        record = studio.entry(who, key).record
-        return {"command": recipe.as_command(record, studio.model), "python": recipe.as_python(record, studio.model)}
+        entry = studio.entry(who, key)
+        given = entry.record, studio.model, entry.path.name
+        return {"command": recipe.as_command(*given), "python": recipe.as_python(*given)}
 
     @app.get("/api/gallery", tags=["results"])
     def kept() -> list[dict[str, str]]:
@@ -370,7 +376,7 @@ def _add_results(app: FastAPI, studio: Studio) -> None:
         """Take one of them back: its settings, and its picture if it is remembered."""
         path = studio.kept_as(name)
         record = studio.take(who, path, path.name)
-        return picture_as(studio.visit(who).picture) | {"record": record and record_as(studio, record)}
+        return picture_as(studio.visit(who).picture) | {"record": record and record_as(studio, who, record)}
 
 
 # ---- what there is
@@ -385,7 +391,8 @@ def _add_knowledge(app: FastAPI, studio: Studio, asks: _Asks) -> None:
                 "loaded": model is not None, "size": model.sample_size if model else 0,
                 "words": list(model.prompts.taught) if model else [], "queue": studio.jobs.counts,
                 "limits": {"steps": limits.steps, "retries": limits.retries, "pixels": limits.pixels,
-                           "variants": VARIANTS}, "defaults": DEFAULTS}
+                           "variants": VARIANTS},
+                "defaults": {task: DEFAULTS[task] for task in TASKS}}
 
     @app.get("/api/methods", tags=["about"])
     def methods(task: Task = "edit") -> list[dict[str, Any]]:

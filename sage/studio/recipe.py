@@ -27,14 +27,18 @@ def changed(record: dict[str, Any], model: Backbone) -> dict[str, Any]:
             if getattr(settings, name) != getattr(usual, name)}
 
 
-def as_command(record: dict[str, Any], model: Backbone) -> str:
-    """The command line that makes the same picture."""
+def as_command(record: dict[str, Any], model: Backbone, name: str = "edit.png") -> str:
+    """The command line that makes the same picture.
+
+    Args:
+        name: the result's file, in which a mask is.
+    """
     edited = "picture" in record
+    if "mask" in record:  # which no flag can say
+        return shlex.join(["sage", "edit", record["picture"]["name"], "--config-from", name])
     words = ["sage", TASKS[edited][0]]
     words += [record["picture"]["name"], "--source", record["source"], "--target", record["target"]] if edited else []
     words += ["--model", record["model"], "--method", record["method"]]
-    if "mask" in record:
-        words += ["--mask", record["mask"]["name"]]
     if not edited:
         words += ["--width", str(record["size"][0]), "--height", str(record["size"][1])]
         words += ["--negative", record["negative"]] if record["negative"] else []
@@ -47,8 +51,12 @@ def as_command(record: dict[str, Any], model: Backbone) -> str:
     return shlex.join(words)
 
 
-def as_python(record: dict[str, Any], model: Backbone) -> str:
-    """Python that makes the same picture."""
+def as_python(record: dict[str, Any], model: Backbone, name: str = "edit.png") -> str:
+    """Python that makes the same picture.
+
+    Args:
+        name: the result's file, in which a mask is.
+    """
     edited = "picture" in record
     given = ", ".join(f"{name}={value!r}" for name, value in changed(record, model).items())
     lines = ["import sage", "", f"model = sage.load_model({record['model']!r})",
@@ -56,8 +64,10 @@ def as_python(record: dict[str, Any], model: Backbone) -> str:
              + ("" if edited else ", 'generate'") + ")" + (f".but({given})" if given else "")]
     more = ", truncate=True" if record["truncate"] else ""
     if edited:
-        mask = f", mask=Image.open({record['mask']['name']!r})" if "mask" in record else ""
-        lines[:1] = ["from PIL import Image", "", "import sage"] if mask else ["import sage"]
+        mask = ", **asked" if "mask" in record else ""
+        if mask:
+            lines[:1] = ["import sage", "from sage.pictures.metadata import asked_in, read_record"]
+            lines.append(f"asked = asked_in(read_record({name!r}))  # the mask")
         lines += [f"result = sage.edit(model, {record['picture']['name']!r}, {record['source']!r},",
                   f"                   {record['target']!r}, settings{mask}{more})"]
     else:

@@ -40,6 +40,7 @@ class EditRequest:
         config: settings, whose class says the method.
         picture: the key of one of the visitor's pictures; "" for the one they brought last.
         mask: the key of the picture that says where the edit may be; "" for everywhere.
+        paste: whether outside the mask the picture's own pixels are put back.
     """
 
     model: str
@@ -49,6 +50,7 @@ class EditRequest:
     truncate: bool = False
     picture: str = ""
     mask: str = ""
+    paste: bool = False
 
     def is_of(self, record: dict[str, Any]) -> bool:
         """Whether a record is of just this edit, of whatever picture."""

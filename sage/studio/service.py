@@ -26,7 +26,9 @@ from sage.models.backbone import Backbone
 from sage.models.known import find_model
 from sage.models.loading import load_model
 from sage.models.savings import Savings
+from sage.pictures.masks import black_and_white, mask_of_text, pasted
 from sage.pictures.metadata import (
+    asked_as_text,
     check_prompt,
     identity,
     make_generation_record,
@@ -46,6 +48,7 @@ from sage.studio.visit import Entry, Picture, Visit, first_change, for_eyes
 from sage.studio.words import carried, compare, fitting
 from sage.trajectory.kinds import Trajectory
 
+TASKS = ("edit", "generate")
 HOUSE = ""  # the visitor that is the studio itself
 LONGEST_NAME = 80
 SHOWN = 200  # results of the gallery
@@ -87,7 +90,7 @@ class Studio:
         self._opening = Lock()  # a large picture takes a lot while it is decoded
         self.first: Job[Entry] | None = None
         self.methods: dict[str, dict[str, Method[Any]]] = {task: {name: method(name) for name in able(task)}
-                                                           for task in DEFAULTS}
+                                                           for task in TASKS}
         self.name, place = next(iter(self.places.items()))
         self.model: Backbone | None = self.jobs.do(load_model, place)
 
@@ -197,6 +200,15 @@ class Studio:
             picture = self._opened(path, "mask.png")
         self.pictures.put((who, picture.identity["sha256"]), picture)
         return picture
+
+    def mask_in(self, who: str, record: dict[str, Any]) -> str:
+        """The key of the mask in a record, which is then one of the visitor's pictures; "" without one."""
+        if "mask" not in record:
+            return ""
+        image = mask_of_text(record["mask"])
+        picture = Picture(image, {"name": "mask.png", "sha256": pictures.digest(image)})
+        self.pictures.put((who, picture.identity["sha256"]), picture)
+        return picture.identity["sha256"]
 
     def _opened(self, path: Path, name: str) -> Picture:
         """The picture in a file, scaled down to what one visitor may have, which its identity then says."""
@@ -310,7 +322,7 @@ class Studio:
             raise SettingsError("a picture from text has no inside to look into: take an edit")
         picture, clock = self.picture(who, record["picture"]["sha256"]), Clock()
         request = EditRequest(record["model"], record["source"], record["target"], settings_in(record),
-                              record["truncate"], mask=entry.mask)
+                              record["truncate"], mask=self.mask_in(who, record), paste="paste" in record)
         return self.jobs.submit(who, "look", clock, lambda job: self._look(who, entry, picture, request, clock))
 
     def choose(self, who: str, name: str) -> Job[None]:
@@ -366,6 +378,8 @@ class Studio:
         self._check(request, "edit")
         if request.mask:
             check_request(method_of(request.config), Request(mask=self.picture(who, request.mask).image))
+        elif request.paste:
+            raise SettingsError("there is no mask to paste around: mark where the picture may change")
         return visit.picture
 
     def _check(self, request: EditRequest | MakeRequest, task: str) -> None:
@@ -393,20 +407,19 @@ class Studio:
         savings = None
         if recorded and request.is_of(recorded) and recorded["picture"]["sha256"] == picture.identity["sha256"]:
             savings = Savings.from_dict(recorded["savings"])
-        mask = self.picture(who, request.mask) if request.mask else None
+        mask = self._mask(who, picture, request)
         seen = Glimpses(self.model, job.show, picture.image.size, clock.pace.seconds.get("glimpse", 0.0))
         result = self._made(picture, plan, request, clock, trajectory, mask, watch=seen, savings=savings)
         if seen.cost:
             clock.pace.seconds["glimpse"] = seen.cost
-        more = {"mask": mask.identity} if mask else {}
         record = make_record(self.model, request.source, request.target, request.config, picture.identity,
-                             request.truncate, savings=result.savings, **more)
+                             request.truncate, savings=result.savings, **asked_as_text(mask, paste=request.paste))
         saved = None if trajectory is None else clock.pace.seconds.get("invert", 0.0) * (len(trajectory.latents) - 1)
         with visit.lasting():  # of who has left nothing is kept
             self.trajectories.put(key, result.trajectory)
             path = visit.new_file(f"{Path(picture.identity['name']).stem}-edit.png")
             pictures.save_picture(result.image, path, record)
-            entry = Entry(record, path, clock.elapsed, saved, (*left_out, *result.notes), request.mask,
+            entry = Entry(record, path, clock.elapsed, saved, (*left_out, *result.notes),
                           first_change(picture.image, result.image))
             for image, eye in zip((picture.image, result.image), entry.eyes, strict=True):
                 pictures.save_picture(for_eyes(image), eye)
@@ -421,17 +434,23 @@ class Studio:
                                truncate=request.truncate)
         trajectory = self.trajectories.get(self._key(who, picture, request, plan))
         self._foresee(clock, picture, request, inverted=trajectory is not None)
-        mask = self.picture(who, request.mask) if request.mask else None
-        result = self._made(picture, plan, request, clock, trajectory, mask, watch=seen,
+        result = self._made(picture, plan, request, clock, trajectory, self._mask(who, picture, request), watch=seen,
                             savings=Savings.from_dict(entry.record["savings"]))
         with self._words, tempfile.TemporaryDirectory(dir=self.folder) as folder:
             return seen.write(folder, result, clock).read_text(encoding="utf-8")
 
     def _made(self, picture: Picture, plan: Plan, request: EditRequest, clock: Clock, trajectory: Trajectory | None,
-              mask: Picture | None, **more: Any) -> EditResult:
-        asked = Request(request.source, request.target, mask=mask and mask.image)
-        return edit_batch(self.model, [picture.image], [plan], request.config, clock, trajectory, requests=[asked],
-                          **more)[0]
+              mask: Image.Image | None, **more: Any) -> EditResult:
+        asked = Request(request.source, request.target, mask=mask)
+        result = edit_batch(self.model, [picture.image], [plan], request.config, clock, trajectory, requests=[asked],
+                            **more)[0]
+        if not request.paste:
+            return result
+        return replace(result, image=pasted(result.image, pictures.normalise(picture.image), mask))
+
+    def _mask(self, who: str, picture: Picture, request: EditRequest) -> Image.Image | None:
+        """Where the edit may be, at the picture's size; None for everywhere."""
+        return black_and_white(self.picture(who, request.mask).image, picture.image.size) if request.mask else None
 
     def _planned(self, request: EditRequest) -> tuple[EditRequest, Plan, tuple[str, ...]]:
         """The edit without words that are not in its prompts any more, its plan, and what was left out."""

@@ -44,7 +44,6 @@ class Entry:
         path: the edited picture, alone in its folder with what is made of it for the eye.
         took, saved: seconds of this edit, and what reusing an inversion spared; None where none was reused.
         notes: for people to read.
-        mask: the key of the picture that said where the edit may be, "" without one.
         begins: how far from the left the first change is, as a share of the width.
     """
 
@@ -53,7 +52,6 @@ class Entry:
     took: float
     saved: float | None
     notes: tuple[str, ...]
-    mask: str = ""
     begins: float = 0.0
 
     @property

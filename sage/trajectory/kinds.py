@@ -275,8 +275,27 @@ class Noises(Trajectory):
         return super().shapes(frame) | {"noises": tuple(frame.latent() for _ in range(frame.steps))}
 
 
+@dataclass(frozen=True, eq=False)
+class Reconstructed(Noises):
+    """Of a few-step generator: the noise of each step, and what the picture is after it (Wu et al. 2408.08332, alg. 1).
+
+    The latents are those that the generator was given.
+
+    Attributes:
+        reconstructions: (B, C, h, w) clean latents after each step, in the order of sampling.
+    """
+
+    kind: ClassVar[str] = "reconstructed"
+    reconstructions: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def shapes(cls, frame: Frame) -> dict[str, Any]:
+        """With a reconstruction a step."""
+        return super().shapes(frame) | {"reconstructions": tuple(frame.latent() for _ in range(frame.steps))}
+
+
 KINDS: dict[str, type[Trajectory]] = {
-    kind.kind: kind for kind in (Trajectory, Recorded, NullText, Pair, Settled, Noises)}
+    kind.kind: kind for kind in (Trajectory, Recorded, NullText, Pair, Settled, Noises, Reconstructed)}
 
 
 # ---- every tensor of a value by its name

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 import sage
 from sage.editing import check_prompts, edit_batch
 from sage.errors import SettingsError
+from sage.inversion import exact
 from sage.inversion.reconstruction import ddim_reconstruction
 from sage.job import Job
 from sage.method import METHODS, Request, method_of
 from sage.pictures.metadata import make_record, settings_in
-from sage.settings import Settings, annotations
+from sage.settings import Cached, Settings, annotations
 from tests import small
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
@@ -34,7 +35,8 @@ class Row:
     Attributes:
         base: settings under which it does all that it can.
         plainly: changes of them under which, at guidance scale 1 and with equal prompts, it reconstructs.
-        bound: what it then gives: "inversion" there and back, or the "picture" itself.
+        bound: what it then gives: "inversion" there and back, the "picture" itself, or the "reconstruction" that the
+            trajectory holds, to the last bit.
         others: for each setting of its own that is no choice, another value.
         beside: settings without which a change of a setting, or of it to one value ("name=value"), shows nothing.
         silent: changes ("name=value") or settings that show nothing on these networks, and why.
@@ -74,10 +76,12 @@ ROWS = {
         plainly=dict(reconstruction="none", blend=None, noise_fraction=0.0, reweight={}),
         others=dict(reconstruction_scale=20.0, loss_gain=300.0, step_limit=0.001, self_level=0, guided_steps=2,
                     replace=None, replace_fraction=0.9, noise_fraction=0.3, reconstruction_mask_floor=0.2,
-                    guidance_mask_floor=0.3, retries=1, most_spread=0.01, most_drift=0.01),
+                    guidance_mask_floor=0.3, retries=1, most_spread=0.01, most_drift=0.01, fixed_point_rounds=1,
+                    fixed_point_tolerance=0.1, fixed_point_damping=0.5),
         beside={"most_spread": dict(retries=1), "most_drift": dict(retries=1, reweight={}),
                 "retries": dict(most_spread=0.01), "decay": dict(guided_steps=4),
-                "spare": dict(cross_level=1, self_level=1)},
+                "spare": dict(cross_level=1, self_level=1),
+                **dict.fromkeys(exact.Implicit.names(), dict(inversion="fixed-point"))},
         targets={"spare=removed": "a mat"}),
     "masactrl": Row(
         base=dict(first_step=1, first_block=0.3),
@@ -125,6 +129,17 @@ ROWS = {
                     word_starts={"dog": 0.4}, word_fractions={"on": 0.3}, self_start=0.4, self_fraction=1.0),
         beside=WITH_PRESERVATION | {"word_starts": dict(carry="replace"), "reweight_steps": dict(cross_fraction=0.3),
                                     "carry=none": dict(reweight={})}),
+    "turbo": Row(
+        base=dict(spacing="leading", blend=("cat", "dog"), blend_threshold=0.7, cross_level=0),
+        plainly=dict(blend=None), bound="reconstruction",
+        others=dict(strength=0.5, frozen_steps=1, mask_blur=1.0, blend_threshold=0.4)),
+    "turbo-ddpm": Row(
+        base=dict(strength=1.0, spacing="leading"), plainly=dict(last_limit=0.0), bound="picture",
+        others=dict(strength=0.5, shift=100, last_limit=1e-4)),
+    "regiondrag": Row(
+        base=dict(strength=0.75), bound="picture", others=dict(strength=0.5),
+        silent=dict.fromkeys(("until", "drag_class", "alpha", "margin"),
+                             "nothing is moved here: tests/methods/test_regiondrag.py")),
     "ledits": Row(
         base=dict(cross_level=2, mask_quantile=0.5, steps=6), bound="picture",
         others=dict(add={"dog": 3.0}, remove={"mat": 3.0}, mask_quantile=0.8, quantiles={"dog": 0.9}, warmup=1,
@@ -150,7 +165,9 @@ BESIDE = {"seed": dict(encode="sample"), "blend_match": dict(blend=("on a", "on 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return small.make(tmp_path_factory.mktemp("every") / "tokenizer").model
+    model = small.make(tmp_path_factory.mktemp("every") / "tokenizer").model
+    model.inversion = small.inversion(model)
+    return model
 
 
 def names() -> list[str]:
@@ -162,7 +179,10 @@ every = pytest.mark.parametrize("name", names())
 
 def settings_of(name: str, **changes: Any) -> Settings:
     found = sage.method(name).Settings
-    return found.from_dict({"steps": STEPS, "guidance_scale": 2.0, **ROWS[name].base, **changes})
+    given = {"steps": STEPS, "guidance_scale": 2.0, **ROWS[name].base, **changes}
+    if "guidance_scale" not in found.names():  # the words alone make the edit
+        given.pop("guidance_scale")
+    return found.from_dict(given)
 
 
 def picture(seed: int = 0) -> Image.Image:
@@ -194,6 +214,9 @@ def test_equal_prompts_and_scale_one_reconstruct(model, name):
     clean = result.trajectory.latents[0]
     if ROWS[name].bound == "picture":
         assert distance(result.latents, clean) < 1e-4
+    elif ROWS[name].bound == "reconstruction":
+        assert torch.equal(result.latents, result.trajectory.reconstructions[-1])
+        assert distance(result.latents, clean) > 1e-3
     else:  # to what inversion and sampling alone make of it
         back = _there_and_back(model, result.trajectory)
         assert distance(back, clean) > 1e-3
@@ -249,6 +272,8 @@ def _swept() -> list[Any]:
     for name in names():
         owner, row = sage.method(name).Settings, ROWS[name]
         for f in owner.fields():
+            if f.name in Cached.names():
+                continue  # the same for every method: below, and tests/guidance/test_caching.py
             now = getattr(settings_of(name), f.name)
             values = [v for v in f.metadata["choices"] if v != now] or (
                 [not now] if annotations(owner)[f.name] is bool else [{**OTHERS, **row.others}.get(f.name, "missing")])
@@ -275,6 +300,27 @@ def made(model):
         return result.image.tobytes(), result.latents.numpy().tobytes(), result.notes
 
     return lambda settings, target: bytes_of(json.dumps(settings.as_dict()), method_of(settings).name, target)
+
+
+# ---- a cache
+
+
+@every
+def test_a_cache_of_whole_steps_is_none_to_the_bit(model, name):
+    settings = settings_of(name)
+    cached = settings.but(cache="eedit", inv_skip=1, fresh_threshold=1)
+    dense, ours = (sage.edit(model, picture(), SOURCE, TARGET, s) for s in (settings, cached))
+    assert torch.equal(ours.latents, dense.latents) and ours.image.tobytes() == dense.image.tobytes()
+
+
+@every
+def test_every_method_edits_with_a_cache(model, name):
+    dense = settings_of(name)
+    settings = dense.but(cache="eedit", inv_skip=2, fresh_threshold=3)
+    result = sage.edit(model, picture(), SOURCE, TARGET, settings)
+    assert torch.isfinite(result.latents).all() and hooks(model) == 0
+    again = sage.edit(model, picture(), SOURCE, TARGET, type(settings).from_dict(settings.as_dict()))
+    assert torch.equal(again.latents, result.latents)
 
 
 # ---- nothing is left behind

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import sage
+from sage import kit
 from sage.errors import SettingsError
 from sage.prompts.words import paired
 from sage.sampling.levels import DiffusionSchedule, ScheduleParams
@@ -18,7 +19,7 @@ from sage.trajectory.kinds import Pair
 from tests import small
 from tests.methods.p2p_original import ALPHAS
 
-EDICT, BDIA, FIXED = (sage.method(name) for name in ("edict", "bdia", "fixed-point"))
+EDICT, BDIA, FIXED, SAGE = (sage.method(name) for name in ("edict", "bdia", "fixed-point", "sage"))
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
 N = 10
 W = 1.5
@@ -363,6 +364,25 @@ def test_an_editor_of_two_branches_takes_a_fixed_points_trajectory(made):
     with pytest.raises(SettingsError, match="made by ddim"):
         sage.edit(model, small.picture(), SOURCE, TARGET, p2p, trajectory=sage.invert(
             model, small.picture(), SOURCE, sage.method("plain").Settings(steps=4)))
+
+
+def test_sage_takes_a_fixed_points_way_too(made):
+    """It leads back where DDIM's does not, and what is heard on it is what its latents give."""
+    model, z0, texts = made.model, latents(made.model), embedded(made.model)
+    settings = SAGE.Settings(steps=20, inversion="fixed-point", fixed_point_rounds=60, fixed_point_tolerance=1e-6,
+                             guidance_scale=1.0, blend=None, replace=None, reconstruction="none")
+    (_, back), (_, off) = (there_and_back(SAGE, model, z0, SOURCE, SOURCE, s)
+                           for s in (settings, settings.but(inversion="ddim")))
+    assert distance(back[-1], z0) < 1e-3 < 10 * distance(back[-1], z0) < distance(off[-1], z0)
+
+    guided = settings.but(reconstruction="self", guided_steps=2, self_level=0)
+    path, _ = there_and_back(SAGE, model, z0, SOURCE, TARGET, guided)
+    sites, (up, _) = model.sites().at(path.wanted[0].where), SAGE.edges(model, guided, z0.shape[-2:])
+    assert [k for k, heard in enumerate(path.heard[0]) if heard] == [18, 19]
+    with kit.listen(sites) as tap:
+        model.predict(path.latents[18], up[18][0], texts["source"])
+    for heard, again in zip(path.heard[0][18], tap.pop(), strict=True):
+        assert torch.allclose(heard.map(), again.map(), atol=1e-6)
 
 
 def test_one_step_of_bdia_is_said_to_change_nothing(made):

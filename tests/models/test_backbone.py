@@ -24,6 +24,13 @@ SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
 SIDE, WIDTH = 64, 8
 
 
+class Finder(torch.nn.Module):
+    """What TurboEdit asks of a part "inversion"."""
+
+    def noise(self, x0: Tensor, reconstruction: Tensor, level, text: Text) -> tuple[Tensor, Tensor]:
+        return x0 - reconstruction, torch.zeros_like(x0) - level.t / 1000
+
+
 class Fake:
     """One attention layer of each kind on pixels of 8: a self-attention, a cross-attention, a feature."""
 
@@ -75,8 +82,11 @@ class Fake:
     def features(self) -> tuple[Feature, ...]:
         return self._features
 
-    def part(self, name: str) -> None:
-        return None
+    def blocks(self) -> tuple[()]:
+        return ()
+
+    def part(self, name: str):
+        return Finder() if name == "inversion" else None
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         return 4, size[1] // 8, size[0] // 8

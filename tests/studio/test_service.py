@@ -207,6 +207,15 @@ def test_a_mask_says_where_an_edit_may_be(studio, who, tmp_path):
     before = np.asarray(Image.open(MUG).convert("RGB"), dtype=int)
     left = np.s_[:, :24]
     assert np.abs(held[left] - before[left]).mean() < np.abs(free[left] - before[left]).mean()
+    pasted = ended(studio.edit(who, replace(masked, paste=True)))
+    shown = np.asarray(Image.open(pasted.path), dtype=int)
+    assert (shown[left] == before[left]).all() and (shown[:, 48:] == held[:, 48:]).all()
+    assert cli.main(["edit", str(MUG), "--config-from", str(pasted.path), "--out", str(tmp_path / "again.png"),
+                     "--quiet"]) == 0
+    assert (tmp_path / "again.png").read_bytes() == pasted.path.read_bytes()
+    assert studio.mask_in(who, pasted.record) and "--config-from" in recipe.as_command(pasted.record, studio.model)
+    with pytest.raises(SettingsError, match="no mask to paste around"):
+        studio.edit(who, replace(everywhere, paste=True))
     with pytest.raises(SettingsError, match="does not read mask"):
         studio.edit(who, replace(masked, config=studio.recommended("edit", "plain").but(steps=4)))
     with pytest.raises(PictureError, match="not remembered"):

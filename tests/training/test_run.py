@@ -14,7 +14,7 @@ from sage import EditConfig
 from sage.models.sd.unet import UNetParams
 from sage.models.sd.vae import VAEParams
 from sage.pictures import from_pixels
-from training import autoencoder, diffusion, export, networks, run, sheets, tokenizer
+from training import autoencoder, diffusion, export, flow, networks, run, sheets, tokenizer
 
 
 def make(path):
@@ -76,6 +76,8 @@ def small(monkeypatch):
     monkeypatch.setattr(networks, "UNET", UNetParams(
         in_channels=16, out_channels=16, channels=(16, 16), attention=(True, True), layers_per_block=1, heads=(1, 1),
         context_width=192, groups=8))
+    monkeypatch.setattr(networks, "FLOW", replace(networks.FLOW, width=32, heads=1, mlp_width=128, depth=1,
+                                                  depth_single=1))
     monkeypatch.setattr(autoencoder, "psnr", lambda *args: 0.0)
     monkeypatch.setattr(diffusion, "warm_up_text", lambda *args, **options: 0.0)
     monkeypatch.setattr(sheets, "samples", lambda model, path: path.write_bytes(b""))
@@ -170,3 +172,60 @@ def test_from_pictures_to_an_edit(tmp_path, words, small):
     again = sage.load_model(tmp_path / "noisy")
     assert not torch.equal(again.unet.conv_out.weight, model.unet.conv_out.weight)
     assert torch.equal(again.vae.decoder.conv_in.weight, model.vae.decoder.conv_in.weight)
+
+
+def test_a_flow_is_trained_on_a_finished_text_encoder_and_read_by_name(tmp_path, words, small, monkeypatch):
+    out = folder(tmp_path / "out", words)
+    outer = autoencoder.train_outer(out, 1000, 8)
+    autoencoder.train(out, outer, 1000, samples=8)
+    text = diffusion.train(out, outer, 1000, samples=32).averages["text"].shadow
+    flow.train(out, outer, 1000, samples=32)
+    diffusion.train(out, outer, 1000, samples=64)  # the text encoder moves on: the flow's does not
+    parts = flow.train(out, outer, 1000, samples=96)
+    for key, value in text.items():
+        assert torch.equal(parts.averages["text"].shadow[key], value)
+    assert parts.averages["transformer"].shadow["proj_out.weight"].any()
+
+    export.export_flow(out, tmp_path / "weights" / "stilllife-flow")
+    monkeypatch.setenv("SAGE_WEIGHTS", str(tmp_path / "weights"))
+    model = sage.load_model("stilllife-flow")
+    assert (model.family, model.prediction_type, model.pixel_multiple) == ("flux", "flow", 8)
+    assert {"mug", "chequered"} <= {*model.prompts.taught} and model.recommends.keys() == {"generate/plain"}
+    ours = parts.averages["transformer"].shadow["x_embedder.weight"]
+    assert torch.equal(model.transformer.x_embedder.weight, ours.half().float())
+    made, = sage.generate(model, "a red ball", sage.method("plain").Settings(steps=2, guidance_scale=3.0))
+    assert made.image.size == (32, 32) and torch.isfinite(made.latents).all()
+
+    state = out / "flow.safetensors"
+    state.unlink()
+    same(flow.train(out, outer, 1000, samples=96, text_of=tmp_path / "weights" / "stilllife-flow"), parts)
+
+
+def test_the_times_of_a_flow_are_stratified_and_most_near_noise():
+    generator = torch.Generator().manual_seed(0)
+    t = flow.times(1000, generator)
+    assert ((t > 0) & (t < 1)).all()
+    assert torch.equal((t[:250] * 250).floor(), torch.arange(250.0))
+    assert (torch.logit(t[250:]).mean() - flow.MEAN).abs() < 0.01 and (t > 0.85).float().mean() > 0.15
+
+
+def test_the_loss_of_a_flow_is_that_of_its_velocity_and_the_end_mark_is_the_pooled_text(words):
+    """With every weight of the last layer zero the velocity is 0, and the loss the mean of (eps - x0)^2."""
+    torch.manual_seed(0)
+    net = flow.FluxTransformer(replace(networks.FLOW, width=32, heads=1, mlp_width=128, depth=1, depth_single=1))
+    flow.begin(net)
+    z0, ids = torch.randn(4, 16, 4, 4), torch.tensor([[5, 6, 9, 9], [5, 9, 9, 9], [5, 6, 7, 9], [5, 6, 9, 9]])
+    seen = []
+    net.register_forward_pre_hook(lambda module, given: seen.append(given))
+
+    def text(ids):
+        return ids[..., None].float().expand(-1, -1, 192) + torch.arange(4)[:, None] / 10
+
+    loss = flow.flow_loss(net, text, z0, ids, 9, torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    t = flow.times(4, generator)
+    eps = torch.randn(z0.shape, generator=generator)
+    torch.testing.assert_close(loss, (eps - z0).square().mean())
+    z, given, tokens, pooled = seen[0]
+    torch.testing.assert_close(z, (1 - t)[:, None, None, None] * z0 + t[:, None, None, None] * eps)
+    assert torch.equal(given, t) and torch.equal(pooled[:, 0], torch.tensor([9.2, 9.1, 9.3, 9.2]))

@@ -28,6 +28,7 @@ from sage.models.sd.clip import CLIPText, CLIPTextParams
 from sage.models.sd.configs import MAX_LAYERS, MAX_LEVELS, MAX_WIDTH, Config, text_params
 from sage.models.sd.vae import VAE, VAEParams
 from sage.models.weights import Stored, fill, open_weights, renamed
+from sage.prompts.vocabulary import read_words
 from sage.sampling.levels import FlowParams
 
 DIFFUSERS = "diffusion_pytorch_model"
@@ -95,7 +96,7 @@ def load_flux(opened: Opened, name: str, device: torch.device, dtype: torch.dtyp
     made |= {part: fill(of.make, dict(of.tensors), of.what, device, dtype) for part, of in opened.parts.items()}
     return Flux(**made, tokenizer=tokenizer, clip_tokenizer=clip_tokenizer, tokens=tokens,
                 schedule=opened.schedule, name=name, sample_size=opened.side, device=device, dtype=dtype,
-                recommends=opened.recommends)
+                recommends=opened.recommends, taught=read_words(words))
 
 
 def is_flux_folder(folder: Path) -> bool:

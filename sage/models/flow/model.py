@@ -16,7 +16,7 @@ from sage.models.memory import Needs
 from sage.models.sd.clip import CLIPText
 from sage.models.sd.tiles import SIDE
 from sage.models.sd.vae import VAE
-from sage.models.sites import Feature, Sites
+from sage.models.sites import Block, Feature, Sites
 from sage.prompts.tokens import Prompt, Prompts
 from sage.sampling.levels import FlowParams, FlowSchedule, Level
 from sage.sampling.steps import Prediction, from_output
@@ -42,16 +42,17 @@ class Flux(LatentModel):
         tokenizer: of `t5`, or of `text` where there is none.
         clip_tokenizer: of `text`, where there are two.
         tokens: of a prompt, marks included.
+        taught: the words that it knows, where they are few enough to be listed.
         more: the other arguments of `LatentModel`.
     """
 
     family = "flux"
 
     def __init__(self, *, transformer: FluxTransformer, vae: VAE, text: CLIPText, t5: T5Text | None, tokenizer: Any,
-                 clip_tokenizer: Any, tokens: int, schedule: FlowParams, **more: Any):
+                 clip_tokenizer: Any, tokens: int, schedule: FlowParams, taught: Sequence[str] = (), **more: Any):
         self.transformer, self.text, self.t5, self.schedule = transformer, text, t5, FlowSchedule(schedule)
         self.distilled = transformer.params.guidance
-        prompts = Prompts(tokenizer, tokens)
+        prompts = Prompts(tokenizer, tokens, taught)
         self._clip_prompts = Prompts(clip_tokenizer, text.params.max_length) if t5 is not None else prompts
         super().__init__(vae=vae, prompts=prompts, prediction_type="flow", **more)
 
@@ -76,6 +77,10 @@ class Flux(LatentModel):
 
     def features(self) -> tuple[Feature, ...]:
         """None: there are no residual blocks of convolutions."""
+        return ()
+
+    def blocks(self) -> tuple[Block, ...]:
+        """None."""
         return ()
 
     @torch.no_grad()

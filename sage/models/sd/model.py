@@ -8,17 +8,18 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sage.models.backbone import Text
 from sage.models.latent import LatentModel
 from sage.models.memory import Needs
 from sage.models.sd.attention import TextKeysValues
 from sage.models.sd.clip import CLIPText
+from sage.models.sd.inversion import InversionNet
 from sage.models.sd.tiles import SIDE
 from sage.models.sd.unet import Time, UNet
 from sage.models.sd.vae import VAE
-from sage.models.sites import Feature, Sites
+from sage.models.sites import Block, Feature, Sites
 from sage.prompts.tokens import Prompt, Prompts
 from sage.sampling.levels import DiffusionSchedule, Level, ScheduleParams
 from sage.sampling.steps import Prediction, from_output
@@ -39,6 +40,7 @@ class StableDiffusion(LatentModel):
     Args:
         prediction_type: "epsilon" or "v_prediction".
         taught: the words that it knows, where they are few enough to be listed.
+        inversion: the network that finds noise for a few-step generator, as its part "inversion".
         more: the other arguments of `LatentModel`.
     """
 
@@ -46,8 +48,9 @@ class StableDiffusion(LatentModel):
     distilled = False
 
     def __init__(self, *, unet: UNet, vae: VAE, text: CLIPText, tokenizer: Any, schedule: ScheduleParams,
-                 prediction_type: str, taught: Sequence[str] = (), **more: Any):
+                 prediction_type: str, taught: Sequence[str] = (), inversion: InversionNet | None = None, **more: Any):
         self.unet, self.text, self.schedule = unet, text, DiffusionSchedule(schedule)
+        self.inversion = inversion
         super().__init__(vae=vae, prediction_type=prediction_type,
                          prompts=Prompts(tokenizer, text.params.max_length, taught), **more)
         self._times: dict[tuple[int, torch.dtype], Time] = {}  # the same in every pass and edit
@@ -61,6 +64,14 @@ class StableDiffusion(LatentModel):
     def encoders(self) -> tuple[CLIPText, ...]:
         """The one of text."""
         return (self.text,)
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Every network."""
+        return (*super().networks(), *([] if self.inversion is None else [self.inversion]))
+
+    def part(self, name: str) -> nn.Module | None:
+        """The inversion network, under "inversion", where the model has one."""
+        return self.inversion if name == "inversion" else None
 
     @property
     def recommended(self) -> Any:
@@ -81,6 +92,10 @@ class StableDiffusion(LatentModel):
     def features(self) -> tuple[Feature, ...]:
         """What the residual blocks pass on, in the order of a forward pass."""
         return self.unet.features()
+
+    def blocks(self) -> tuple[Block, ...]:
+        """Attention, feed-forward layers, and what lies below each level."""
+        return self.unet.blocks()
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[Prompt]) -> Text:
@@ -141,4 +156,5 @@ class StableDiffusion(LatentModel):
         """What the model is known by; see `LatentModel`."""
         facts = {"prediction": self.prediction_type, "side": self.sample_size,
                  "schedule": asdict(self.schedule.params)}
-        return self._digest(facts, {"unet": self.unet, "vae": self.vae, "text": self.text})
+        parts = {"unet": self.unet, "vae": self.vae, "text": self.text, "inversion": self.inversion}
+        return self._digest(facts, {name: network for name, network in parts.items() if network is not None})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sage.models.layers import Conv2d, GroupNorm, Linear
 from sage.models.sd.attention import SpatialTransformer, TextKeysValues, TransformerBlock
-from sage.models.sites import Feature, Sites, find_sites
+from sage.models.sites import Block, Feature, Sites, find_sites
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,31 @@ class UpBlock(nn.Module):
         return self.upsamplers[0](x) if hasattr(self, "upsamplers") else x
 
 
+class Scale(nn.Module):
+    """A down block, its up block, and what lies below them.
+
+    It has no weights: the blocks keep the names that they have in the network.
+
+    Args:
+        down, up: the blocks.
+        below: the next level, or the middle of the network.
+    """
+
+    def __init__(self, down: DownBlock, below: "Scale | MidBlock", up: UpBlock):
+        super().__init__()
+        self.blocks = down, below, up  # a tuple, in which torch sees no modules
+
+    def forward(self, x: Tensor, time: Time, text: TextKeysValues) -> Tensor:
+        """(B, C, H, W) features from above, the first skip -> what is given back: (B, C', H, W), upsampled below."""
+        down, below, up = self.blocks
+        skips = [x]
+        x, more = down(x, time, text)
+        skips += more
+        if isinstance(below, Scale):
+            skips.pop()  # its own first
+        return up(below(x, time, text), skips, time, text)
+
+
 class UNet(nn.Module):
     """Predicts the noise (or v) in latents, given the timestep and the text (Rombach et al. 2022)."""
 
@@ -197,6 +222,11 @@ class UNet(nn.Module):
                           for i in range(p.layers_per_block + 1)] if p.attention[level] else []
             self.up_blocks.append(UpBlock(widths, c, time_width, attentions, level > 0, p))
 
+        below: Scale | MidBlock = self.mid_block
+        for down, up in zip(reversed(self.down_blocks), self.up_blocks, strict=True):
+            below = Scale(down, below, up)
+        self._top = (below,)
+
         self.conv_norm_out = GroupNorm(p.groups, p.channels[0], eps=p.norm_eps)
         self.conv_out = Conv2d(p.channels[0], p.out_channels, 3, padding=1)
         self._sites = find_sites((*self.down_blocks, self.mid_block, *self.up_blocks))
@@ -225,6 +255,19 @@ class UNet(nn.Module):
         blocks = (*self.down_blocks, self.mid_block, *self.up_blocks)
         return tuple(m for block in blocks for m in block.modules() if isinstance(m, Feature))
 
+    def blocks(self) -> tuple[Block, ...]:
+        """Every attention and feed-forward layer, and what lies below each level."""
+        found, last, below = [], len(self.params.channels) - 1, self._top[0]
+        for m in (m for block in (*self.down_blocks, self.mid_block, *self.up_blocks) for m in block.modules()):
+            if isinstance(m, TransformerBlock):
+                level = m.attn1.site.level
+                found += [Block("attention", level, m.attn1), Block("attention", level, m.attn2),
+                          Block("feedforward", level, m.ff)]
+        for level in range(1, last + 1):
+            below = below.blocks[1]
+            found.append(Block("deep", level, below))
+        return tuple(found)
+
     def time(self, t: Tensor | float) -> Time:
         """What the network makes of timesteps in [0, 1000), a number or (B,)."""
         weight = self.time_embedding.linear_1.weight
@@ -248,12 +291,5 @@ class UNet(nn.Module):
         """
         time = t if isinstance(t, dict) else self.time(t)
         text = context if isinstance(context, dict) else self.text(context)
-        x = self.conv_in(z)
-        skips = [x]
-        for block in self.down_blocks:
-            x, more = block(x, time, text)
-            skips += more
-        x = self.mid_block(x, time, text)
-        for block in self.up_blocks:
-            x = block(x, skips, time, text)
+        x = self._top[0](self.conv_in(z), time, text)
         return self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -45,6 +45,7 @@ const told = work => async (...given) => { try { return await work(...given); } 
 function keep() {
   const held = {task: page.task, left: page.left, past: page.past, source: $("source").value, target: $("target").value,
                 prompt: $("prompt").value, negative: $("negative").value, truncate: $("truncate").checked,
+                paste: $("paste").checked,
                 forms: Object.fromEntries(Object.entries(forms).map(([task, form]) =>
                   [task, form.shown && {method: form.shown.method, values: form.values}]))};
   for (const name of KEPT) held[name] = page[name];
@@ -138,7 +139,7 @@ function showPicture(picture) {
 
 function showMask() {
   const used = page.mask && forms.edit.shown?.reads.includes("mask");
-  $("unmask").hidden = !used;
+  $("unmask").hidden = $("paste-part").hidden = !used;
   if (!page.picture) return;
   $("picture-name").textContent = used ? t("masked") : `${page.picture.name}, ${page.picture.width} × ${page.picture.height}`;
   $("thumb").alt = t(used ? "alt.masked" : "alt.picture", {name: page.picture.name});
@@ -174,11 +175,14 @@ async function restore(record, picture, how) {
   $("target").value = record.target;
   $("truncate").checked = record.truncate;
   if (picture) showPicture(picture);
+  page.mask = record.mask || null;
+  $("paste").checked = record.paste;
   await showMethod("edit", record.form.method, record.form.values);
   let note = how === "name" ? t("restored.name", {name: record.picture.name}) : t("restored"), kind = "done";
   if (picture && picture.picture !== record.picture.sha256)
     note += ` ${t(how === "name" ? "restored.drop" : "restored.gone", {name: record.picture.name})}`;
   if (!record.here) { kind = "note"; note += ` ${t("restored.model", {model: record.model})}`; }
+  if (record.more) { kind = "note"; note += ` ${t("restored.more")}`; }
   if (record.prediction) { kind = "note"; note += ` ${t("restored.prediction", {prediction: record.prediction})}`; }
   say(note, kind);
 }
@@ -364,8 +368,11 @@ async function finish(state, axis) {
 const asked = task => ({model: page.model, method: forms[task].shown.method, settings: forms[task].changes,
   truncate: $("truncate").checked});
 
-const editAsked = () => ({...asked("edit"), picture: page.picture?.picture ?? "", source: $("source").value,
-  target: $("target").value, mask: page.mask && forms.edit.shown.reads.includes("mask") ? page.mask : ""});
+function editAsked() {
+  const mask = page.mask && forms.edit.shown.reads.includes("mask") ? page.mask : "";
+  return {...asked("edit"), picture: page.picture?.picture ?? "", source: $("source").value, target: $("target").value,
+          mask, paste: mask !== "" && $("paste").checked};
+}
 
 const edit = told(async () => {
   if ($("edit").disabled) return;
@@ -492,6 +499,7 @@ async function loadExamples() {
 async function again(then) {
   for (const name of ["source", "target", "prompt", "negative"]) $(name).value = then[name] ?? "";
   $("truncate").checked = !!then.truncate;
+  $("paste").checked = !!then.paste;
   page.left = then.left;
   page.past = then.past;
   $("undo").disabled = !page.past.length;

@@ -1,0 +1,227 @@
+"""What of a pass is taken from an earlier one: `Cache`, a context around a network's blocks, for any method.
+
+    whole step     everything is computed, and what attention and the deeper levels gave is held
+    step between   attention and the deeper levels give what they gave then; feed-forward layers work on a share of the
+                   places, those of the mask rather than others (EEdit 2503.10270; Ma et al. 2312.00858)
+
+What is held is each branch's own.  A pass is whole out of its turn where something is new: a branch, a hook that
+changes what passes, or one that has to hear this very pass; and wherever a gradient is wanted.  Who only hears, hears
+what was held.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sage.guidance.hooks import EXACT, HEARD, detour, hearing, hooked, kinds
+from sage.guidance.refresh import Draws, Lists, favour, on_grid, preprocessed, rings
+from sage.models.backbone import Backbone
+from sage.models.sites import Block, Feature, Site
+from sage.sampling.levels import Edges, Level
+from sage.settings import Cached
+
+Branch = tuple[str, int]  # its name, or what else it is known by, and the how manieth of that name at its level
+DEEP = 1  # the level from which on everything is held
+
+
+@dataclass
+class Held:
+    """What one branch's last whole pass had.
+
+    Attributes:
+        changed: where hooks changed something.
+        given: by the name of a block what it gave.
+        heard: by the path of a site or feature what passed there, before any hook.
+    """
+
+    changed: frozenset[str]
+    given: dict[str, Any] = field(default_factory=dict)
+    heard: dict[str, Any] = field(default_factory=dict)
+
+
+class Cache:
+    """The passes of one way back.
+
+    Args:
+        settings: whose group `Cached` says what is computed when.
+        steps: of the way back.
+        mask: (B, 1, h, w), the places drawn more often; None for no difference.
+        size: (h, w) of the latents.
+    """
+
+    def __init__(self, model: Backbone, settings: Cached, steps: Edges, mask: Tensor | None, size: tuple[int, int],
+                 seed: int):
+        self.settings, self.numbers = settings, {here.t: i for i, (here, _) in enumerate(steps)}
+        blocks = model.blocks()
+        self.deep = next((b for b in blocks if b.kind == "deep" and b.level == DEEP), None)
+        shallow = [b for b in blocks if b.kind != "deep" and (self.deep is None or b.level < DEEP)]
+        self.held_blocks = {str(i): b.module for i, b in enumerate(shallow) if b.kind == "attention"}
+        self.refreshed = {str(i): b for i, b in enumerate(shallow) if b.kind == "feedforward"}
+        if self.deep is not None:
+            self.held_blocks["deep"] = self.deep.module
+        self.places: tuple[Site | Feature, ...] = (*model.sites(), *model.features())
+        self.whole = [settings.whole(i, len(steps)) for i in range(len(steps))]
+        self.lists = self._lists(mask, size, seed)
+        self._held: dict[Branch, Held] = {}
+        self._level, self._seen = None, Counter[str]()
+
+    def _lists(self, mask: Tensor | None, size: tuple[int, int], seed: int) -> Lists:
+        return preprocessed({name: draws_of(block, i, self.settings, mask, size, seed)
+                             for i, (name, block) in enumerate(self.refreshed.items())}, self.whole)
+
+    @contextmanager
+    def around(self, level: Level, branches: Sequence[str]) -> Iterator[None]:
+        """Context around a pass.
+
+        Args:
+            branches: what the parts of its batch are known by, in their order.
+        """
+        if level.t not in self.numbers or not self.held_blocks:
+            yield
+            return
+        if level.t != self._level:
+            self._level, self._seen = level.t, Counter()
+        names = []
+        for branch in branches:
+            names.append((branch, self._seen[branch]))
+            self._seen[branch] += 1
+        step = self.numbers[level.t]
+        context = self._whole(names) if self._anew(step, names) else self._between(step, names)
+        with context:
+            yield
+
+    def _anew(self, step: int, names: Sequence[Branch]) -> bool:
+        """Whether a pass is computed whole."""
+        if self.whole[step] or torch.is_grad_enabled() or any(name not in self._held for name in names):
+            return True
+        changed, hearing, exact = self._hooks()
+        held = [self._held[name] for name in names]
+        return exact or any(h.changed != changed or not hearing <= h.heard.keys() for h in held)
+
+    def _hooks(self) -> tuple[frozenset[str], set[str], bool]:
+        """Where hooks change something; where they hear; and whether one has to hear this very pass."""
+        changed, heard, exact = set(), set(), False
+        for place in self.places:
+            for part in (place.projected, place.map, place.out) if isinstance(place, Site) else (place,):
+                if part._forward_hooks:
+                    found = kinds(part)
+                    exact |= EXACT in found
+                    if "" in found:
+                        changed.add(place.path)
+                    if HEARD in found:
+                        heard.add(place.path)
+        return frozenset(changed), heard, exact
+
+    # ---- a whole pass
+
+    @contextmanager
+    def _whole(self, names: Sequence[Branch]) -> Iterator[None]:
+        changed, heard, _ = self._hooks()
+        held = [Held(changed) for _ in names]
+
+        def keep(where: str, name: str, value: Any) -> None:
+            for one, part in zip(held, parted(value, len(names)), strict=True):
+                getattr(one, where)[name] = part
+
+        def computed(name: str) -> Callable[..., Any]:
+            def run(plain: Callable[..., Any], module: nn.Module, *inputs: Any) -> Any:
+                given = plain(*inputs)
+                keep("given", name, given)
+                return given
+            return run
+
+        def hear(place: Site | Feature) -> Callable[..., None]:
+            return hearing(lambda module, inputs, output: keep("heard", place.path, output))
+
+        modules = self.held_blocks | {name: block.module for name, block in self.refreshed.items()}
+        with ExitStack() as stack:
+            for name, module in modules.items():
+                stack.enter_context(detour([module], computed(name)))
+            stack.enter_context(hooked(((entrance(p), hear(p)) for p in self.places if p.path in heard), first=True))
+            yield
+        self._held |= zip(names, held, strict=True)
+
+    # ---- a pass between
+
+    @contextmanager
+    def _between(self, step: int, names: Sequence[Branch]) -> Iterator[None]:
+        held = [self._held[name] for name in names]
+        self._tell(held)
+
+        def recalled(name: str) -> Callable[..., Any]:
+            return lambda plain, module, *inputs: joined([h.given[name] for h in held])
+
+        def refreshed(name: str) -> Callable[..., Any]:
+            def run(plain: Callable[..., Tensor], module: nn.Module, x: Tensor) -> Tensor:
+                places = self.lists[step, name].to(x.device)
+                if places.shape[1] == x.shape[1]:
+                    given = plain(x)
+                else:
+                    rows = places.repeat(len(x) // len(places), 1)[..., None].expand(-1, -1, x.shape[-1])
+                    before = joined([h.given[name] for h in held])
+                    given = before.scatter(1, rows, plain(x.gather(1, rows)).to(before.dtype))
+                for h, part in zip(held, parted(given, len(held)), strict=True):
+                    h.given[name] = part
+                return given
+            return run
+
+        with ExitStack() as stack:
+            for name, module in self.held_blocks.items():
+                stack.enter_context(detour([module], recalled(name)))
+            for name, block in self.refreshed.items():
+                stack.enter_context(detour([block.module], refreshed(name)))
+            yield
+
+    def _tell(self, held: Sequence[Held]) -> None:
+        """Let those who hear have what was held, as if it passed."""
+        for place in self.places:
+            if place.path not in held[0].heard:
+                continue
+            if isinstance(place, Feature):
+                place(joined([h.heard[place.path] for h in held]))
+                continue
+            q, k, v = place.projected(*joined([h.heard[place.path] for h in held]))
+            if place.tapped:
+                place.map(q, k)
+
+
+def entrance(place: Site | Feature) -> nn.Module:
+    """What a pass comes through first there."""
+    return place.projected if isinstance(place, Site) else place
+
+
+def draws_of(block: Block, number: int, settings: Cached, mask: Tensor | None, size: tuple[int, int],
+             seed: int) -> Draws:
+    """The draws of a layer's tokens.
+
+    Args:
+        number: of the layer, for a generator of its own.
+    """
+    rows, columns = (-(-side // 2**block.level) for side in size)
+    ring = torch.full((1, rows * columns), -1) if mask is None else rings(on_grid(mask.cpu(), rows, columns),
+                                                                           settings.cascade_num)
+    return Draws(favour(ring), settings.fresh_ratio, settings.soft_fresh_weight, settings.fresh_threshold,
+                 torch.Generator().manual_seed((seed * 1000 + number) % 2**63))
+
+
+def parted(value: Any, parts: int) -> list[Any]:
+    """A tensor, or a tuple of tensors, in equal parts of its batch, without a graph."""
+    if isinstance(value, Tensor):
+        return list(value.detach().chunk(parts))
+    pieces = zip(*(parted(part, parts) for part in value), strict=True)
+    return [type(value)(*piece) if hasattr(value, "_fields") else tuple(piece) for piece in pieces]
+
+
+def joined(values: Sequence[Any]) -> Any:
+    """Parts as one batch again."""
+    if len(values) == 1:
+        return values[0]
+    if isinstance(values[0], Tensor):
+        return torch.cat(list(values))
+    whole = [joined(part) for part in zip(*values, strict=True)]
+    return type(values[0])(*whole) if hasattr(values[0], "_fields") else tuple(whole)

@@ -1,0 +1,179 @@
+"""TurboEdit: a network finds the noise of each of four steps, and the words alone make the edit (Wu et al. 2408.08332).
+
+    x_T+ = 0;   for each anchor t, noisy to clean, t+ the one before:
+    e_t ~ N(m, v),   m, v = F(x0, x_t+, t, source)                the inversion network; alg. 1
+    x_t = G(s_t x_t+ + n_t e_t, t, source)                        the generator's clean latents
+
+    x'_t = G(s_t x'_t+ + n_t e_t, t, c)                           the same noise, other words; alg. 2
+    c = source + strength (target - source)                       on the embeddings; below 0 and above 1 too
+    x'_t <- m x'_t + (1 - m) x_t                                  where a mask is given, or made from attention
+
+Nothing holds the edit to the picture but the noise, so that a description that names much keeps much: a word that
+changes then moves the embedding little.  For short prompts the first steps can be frozen: the target's self-attention
+maps are the source's in them.  Further targets add what they differ by from the source, all from one inversion.
+
+The paper says neither whether noise is drawn or the mean taken, nor from which step's attention the mask is made:
+`noise` says the one, and of attention the steps so far count, in both prompts.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from sage import kit
+from sage.method import Method, Step
+from sage.settings import Blending, Phrases, Picture, Solver, Span, frozen, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sage.job import Job
+    from sage.models.backbone import Backbone
+
+
+@frozen
+class Settings(Blending, Solver, Picture):
+    """Words."""
+
+    fixes = frozenset({"noise"})
+
+    strength: float = setting(1.0, "how far the embedding goes from the source prompt to the target: 0 stays, 1 gets "
+                              "there, more overdoes it, less than 0 does the contrary", low=-10, high=10,
+                              search=Span(0.5, 2.0))
+    steps: int = setting(4, "steps of the generator: those that it was trained for", low=1, high=1000)
+    spacing: str = setting("trailing", "how the steps are spread over the noise levels", "leading", "trailing",
+                           "linspace")
+    noise: str = setting("drawn", "noise of a step: drawn as the inversion network says, or its mean", "drawn", "mean")
+    frozen_steps: int = setting(0, "steps, from the first, in which the target has the source's self-attention maps: 1 "
+                                "for short prompts", low=0, high=1000)
+    cross_level: int = setting(1, "halvings of the latents at which attention is read for the mask", low=0, high=8)
+    blend: Phrases = setting(None, "phrases that mark where the picture may change: auto (what differs between the "
+                             "prompts), none for everywhere, or SOURCE,TARGET")
+    blend_threshold: float = setting(0.6, "attention or difference, relative to its maximum, above which a place is "
+                                     "in the mask", low=0, high=1, search=Span(0.2, 0.8))
+    blend_fraction: float = setting(1.0, "share of the steps, from the first, with blending", low=0, high=1)
+    mask_blur: float = setting(0.5, "deviation of the blur of the mask, in places of the latents", low=0, high=4)
+
+
+class Turbo(Method[Settings]):
+    """TurboEdit."""
+
+    name, title, paper = "turbo", "TurboEdit", "2408.08332"
+    about = "edits in four calls after an inversion of eight, by a few-step generator and a network that inverts it"
+    reads = frozenset({"source", "target", "edits", "mask"})
+    calls = "2 N + N; 2 N + 2 N with a mask from attention or differences; N for a picture from nothing"
+    strength = "strength"
+    of_pictures = Method.of_pictures | {*Blending.names(), "strength", "noise", "frozen_steps", "cross_level",
+                                        "mask_blur"}
+    generates = True
+
+    def defaults(self, model: "Backbone") -> Settings:
+        levels = [site.level for site in model.sites() if site.kind == "cross" and site.place != "mid"] or [0]
+        return Settings(cross_level=min(1, max(levels)))
+
+    def fits(self, model: "Backbone") -> str:
+        return "" if model.part("inversion") else ("it has no inversion network, a folder `inversion` beside its unet; "
+                                                   "stilllife-turbo has, and turbo-ddpm needs none")
+
+    # ---- the way to noise
+
+    def inversion(self, settings: Settings) -> str:
+        return "turbo"
+
+    def draws(self, settings: Settings) -> bool:
+        return settings.noise == "drawn" or super().draws(settings)
+
+    def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
+        network: Any = job.model.part("inversion")
+        x, given, noises, found = 0 * job.z0, list["Tensor"](), list["Tensor"](), list["Tensor"]()
+        for i, (here, _) in enumerate(job.down):
+            eps, log_variance = network.noise(job.z0, x, here, job.source)
+            if job.settings.noise == "drawn":
+                eps = eps + (log_variance / 2).exp() * job.noise(i)
+            given.append(kit.renoise(kit.Prediction(x, eps), here))
+            x = job.predict(given[-1], here, job.source).x0
+            noises.append(eps)
+            found.append(x)
+            job.report("invert", i + 1, len(job.down))
+        return kit.Reconstructed(origin=None, latents=(job.z0, *given[::-1]), noises=tuple(noises),  # type: ignore[arg-type]
+                                 reconstructions=tuple(found))
+
+    def back(self, job: "Job[Settings]", path: "kit.Trajectory") -> "Iterator[Tensor]":
+        yield from path.reconstructions  # type: ignore[attr-defined]
+
+    # ---- the way back
+
+    def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
+        s, text, masked = job.settings, wanted(job), _Mask(job, path.noise)
+        selfs = kit.Sites(site for site in job.model.sites() if site.kind == "self")
+        x = before = 0 * path.noise
+        for i, (here, _) in enumerate(job.down):
+            eps, kept, source = path.noises[i], path.reconstructions[i], None  # type: ignore[attr-defined]
+            around: AbstractContextManager[Any] = nullcontext()
+            if masked.looks or i < s.frozen_steps:
+                # Both prompts pass alone, so that where they are equal the latents are, to the last bit.
+                with kit.listen(selfs if i < s.frozen_steps else ()) as heard, masked.blend.listen(True, True) as tap:
+                    source = job.predict(kit.renoise(kit.Prediction(before, eps), here), here, job.source, "source")
+                masked.blend.add(tap, "source")
+                if i < s.frozen_steps:
+                    around = _lent(selfs, heard.pop())
+            with around, masked.blend.listen(untouched=True) as tap:
+                target = job.predict(kit.renoise(kit.Prediction(x, eps), here), here, text, "target")
+            masked.blend.add(tap, "target")
+            x, before = target.x0, kept
+            m = masked.at(i, source, target)
+            if m is not None:
+                x = m * x + (1 - m) * kept
+            yield Step(i, x, here, source, target, target, mask=None if m is None else (m > 0).float())
+
+    def generate(self, job: "Job[Settings]") -> Iterator[Step]:
+        x = 0 * job.z0
+        for i, (here, _) in enumerate(job.down):
+            eps = job.noise(i) if i else job.z0
+            seen = job.predict(kit.renoise(kit.Prediction(x, eps), here), here, job.target, "target")
+            x = seen.x0
+            yield Step(i, x, here, target=seen, guided=seen)
+
+
+def wanted(job: "Job[Settings]") -> "kit.Text":
+    """The source prompts, led towards the target and towards every further one, as far as the strength says."""
+    text = job.source.mix(job.target, job.settings.strength)
+    for k in range(max(len(request.edits) for request in job.requests)):
+        more = job.model.embed([job.model.prompts.parse(request.edits[k]) if k < len(request.edits) else plan.source
+                                for request, plan in zip(job.requests, job.plans, strict=True)])
+        text = text + (job.source.mix(more, job.settings.strength) - job.source)
+    return text
+
+
+def _lent(sites: "kit.Sites", heard: "list[kit.QueriesKeys]") -> AbstractContextManager[None]:
+    """Context in which self-attention has the queries and keys that were heard, and so their maps."""
+    given = dict(zip((site.path for site in sites), heard, strict=True))
+    return kit.swap(sites, lambda p, site: kit.Projection(*given[site.path], p.values))
+
+
+class _Mask:
+    """Where pictures may change, step by step: by hand, by attention to words, or by what predictions differ by.
+
+    Attributes:
+        looks: the source has to be predicted too.
+    """
+
+    def __init__(self, job: "Job[Settings]", z: "Tensor"):
+        s = self.s = job.settings
+        marks = s.mask_from == "attention" and any(plan.blend for plan in job.plans)
+        seen = job.model.sites().at(kit.Where("cross", s.cross_level)) if marks else kit.Sites()
+        self.blend = kit.BlendingMask(seen, job.plans, z, s.blend_threshold, union=False)
+        self.looks, self.by_hand = self.blend.used, job.mask
+
+    def at(self, step: int, source: "kit.Prediction | None", target: "kit.Prediction") -> "Tensor | None":
+        """(B, 1, h, w) from 0 to 1, or None for everywhere."""
+        mask = self.by_hand
+        if source is not None and self.looks:
+            self.blend.add_difference(target.eps - source.eps)
+            if self.s.blends_at(step):
+                found = self.blend.at(target.x0)
+                mask = found if mask is None else mask * found
+        if mask is None or not self.s.mask_blur:
+            return mask
+        half = min(int(2 * self.s.mask_blur + 0.999), min(mask.shape[-2:]) - 1)
+        return kit.gaussian_blur(mask, 2 * half + 1, self.s.mask_blur)

@@ -1,0 +1,39 @@
+"""The inversion network of TurboEdit: the noise under which a few-step generator gives a picture back (2408.08332).
+
+    F(x0, x^0, t, text) -> mean, log variance        of the noise, at every place and channel
+
+It is a UNet whose input is two pictures, as latents: the one wanted, and what is reconstructed of it so far.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sage.models.backbone import Text
+from sage.models.sd.unet import UNet, UNetParams
+from sage.sampling.levels import Level
+
+LOG_VARIANCE = (-10.0, 4.0)  # between these: what is drawn stays finite
+
+
+def inversion_params(unet: UNetParams) -> UNetParams:
+    """Those of the inversion network of a generator: two pictures in, two numbers out for each of its own."""
+    return replace(unet, in_channels=2 * unet.in_channels, out_channels=2 * unet.out_channels)
+
+
+class InversionNet(UNet):
+    """Predicts the noise for one step of a few-step generator."""
+
+    def noise(self, x0: Tensor, reconstruction: Tensor, level: Level, text: Text) -> tuple[Tensor, Tensor]:
+        """Mean and log variance, each (B, C, h, w) float32.
+
+        Args:
+            x0: (B, C, h, w) clean latents of the picture.
+            reconstruction: (B, C, h, w) clean latents after the step before; zeros before the first.
+            level: from which the step starts.
+            text: embedded source prompts.
+        """
+        both = self(torch.cat([x0, reconstruction], dim=1), level.t, text.tokens).float()
+        mean, log_variance = both.chunk(2, dim=1)
+        return mean, log_variance.clamp(*LOG_VARIANCE)

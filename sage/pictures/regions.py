@@ -1,0 +1,180 @@
+"""Regions that are moved or filled: read from text, matched with each other, and moved or filled as plain pixels."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from sage.errors import SettingsError
+from sage.pictures.masks import black_and_white, open_mask
+
+RADIUS = 10  # of the disc around a point: this share of the shorter side
+NUMBERS = re.compile(r"-?\d+(\.\d+)?(,-?\d+(\.\d+)?)+")
+
+
+@dataclass(frozen=True)
+class Move:
+    """What is to be where: what is in `source` shall be in `target`.
+
+    Attributes:
+        source, target: 0 and 255 ("L"), of the picture's size; they need not be of one form.
+    """
+
+    source: Image.Image
+    target: Image.Image
+
+
+def read_move(start: str, end: str, size: tuple[int, int], radius: float | None = None) -> Move:
+    """A move of two regions, each "x,y", "left,top,right,bottom" in pixels, or a mask file.
+
+    A point stands for a disc; beside a box or a mask, for that region moved so that its middle is there.
+
+    Args:
+        size: (width, height) of the picture.
+        radius: of a disc in pixels; default: a tenth of the shorter side.
+    Raises:
+        SettingsError, PictureError: what is no region of the picture, said in one line.
+    """
+    radius = min(size) / RADIUS if radius is None else radius
+    points = [_point(text) for text in (start, end)]
+    masks = [None if point else _region(text, size) for text, point in zip((start, end), points, strict=True)]
+    for i, other in ((0, 1), (1, 0)):
+        if points[i]:
+            masks[i] = (_disc(points[i], radius, size) if masks[other] is None or points[other] else
+                        _shifted(masks[other], points[i]))
+    for text, mask in zip((start, end), masks, strict=True):
+        if not mask.getbbox():
+            raise SettingsError(f"{text} lies outside the picture, which has {size[0]} x {size[1]} pixels")
+    return Move(*masks)
+
+
+def read_box(text: str, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """"left,top,right,bottom" -> a box inside the picture; SettingsError for anything else."""
+    numbers = [float(n) for n in text.split(",")] if NUMBERS.fullmatch(text) else []
+    if len(numbers) != 4:
+        raise SettingsError(f"{text[:40]!r} is no box: give left,top,right,bottom in pixels")
+    left, top, right, bottom = (round(n) for n in numbers)
+    box = max(left, 0), max(top, 0), min(right, size[0]), min(bottom, size[1])
+    if box[0] >= box[2] or box[1] >= box[3]:
+        raise SettingsError(f"the box {text} has nothing of the picture in it, which has {size[0]} x {size[1]} pixels")
+    return box
+
+
+def _point(text: str) -> tuple[float, float] | None:
+    numbers = text.split(",") if NUMBERS.fullmatch(text) else []
+    return (float(numbers[0]), float(numbers[1])) if len(numbers) == 2 else None
+
+
+def _region(text: str, size: tuple[int, int]) -> Image.Image:
+    if NUMBERS.fullmatch(text):
+        return box_mask(read_box(text, size), size)
+    if not Path(text).exists():
+        raise SettingsError(f"{text[:60]!r} is no region: give x,y or left,top,right,bottom in pixels, or a mask file")
+    return open_mask(text, size)
+
+
+def _disc(middle: tuple[float, float], radius: float, size: tuple[int, int]) -> Image.Image:
+    mask, (x, y) = Image.new("L", size), middle
+    ImageDraw.Draw(mask).ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+    return mask
+
+
+def _shifted(mask: Image.Image, middle: tuple[float, float]) -> Image.Image:
+    left, top, right, bottom = mask.getbbox()
+    moved = Image.new("L", mask.size)
+    moved.paste(mask, (round(middle[0] - (left + right) / 2), round(middle[1] - (top + bottom) / 2)))
+    return moved
+
+
+def box_mask(box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
+    """0 and 255, white in a box (left, top, right, bottom)."""
+    mask = Image.new("L", size)
+    mask.paste(255, box)
+    return mask
+
+
+def union(moves: Sequence[Move]) -> np.ndarray:
+    """(H, W) bool: whatever any of the moves begins or ends in."""
+    return np.any([np.asarray(mask) > 0 for move in moves for mask in (move.source, move.target)], axis=0)
+
+
+# ---- which place goes where
+
+
+def matched(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each place of one region comes from in another (RegionDrag, 2407.18247, sec. 3.1).
+
+    Columns of the target are spread evenly over those of the source, and in each the places over those of that column.
+
+    Args:
+        source, target: (h, w) bool, neither empty.
+    Returns:
+        (n, 2) int64 rows and columns of the target's places, and of those in the source that they come from.
+    """
+    to = np.argwhere(target)
+    columns = np.flatnonzero(source.any(0))
+    share = _share(to[:, 1], np.full(len(to), to[:, 1].min()), np.full(len(to), to[:, 1].max()))
+    come = columns[np.rint(share * (len(columns) - 1)).astype(int)]
+    tops, ends = _ends(target)
+    share = _share(to[:, 0], tops[to[:, 1]], ends[to[:, 1]])
+    tops, ends = _ends(source)
+    rows = np.rint(tops[come] + share * (ends[come] - tops[come])).astype(int)
+    return to, np.stack([rows, come], axis=1)
+
+
+def _share(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    return np.where(high > low, (value - low) / np.maximum(high - low, 1), 0.5)
+
+
+def _ends(region: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the last row of each column; of an empty one what says nothing."""
+    return region.argmax(0), len(region) - 1 - region[::-1].argmax(0)
+
+
+# ---- plain pixels
+
+
+def pixels_moved(image: Image.Image, moves: Sequence[Move], cut: bool = True) -> Image.Image:
+    """The naive way: the pixels themselves are moved, and what they leave is filled with the colours around it.
+
+    Args:
+        cut: else what was moved stays where it was as well.
+    """
+    before = np.asarray(image.convert("RGB"))
+    after = before.copy()
+    if cut:
+        for move in moves:
+            after = np.asarray(pixels_filled(Image.fromarray(after), move.source)).copy()
+    for move in moves:
+        to, come = matched(np.asarray(move.source) > 0, np.asarray(move.target) > 0)
+        after[to[:, 0], to[:, 1]] = before[come[:, 0], come[:, 1]]
+    return Image.fromarray(after)
+
+
+def pixels_filled(image: Image.Image, hole: Image.Image) -> Image.Image:
+    """A picture with a hole, white in a mask, in the mean colour of a rim around it."""
+    pixels, inside = np.array(image.convert("RGB")), np.asarray(hole) > 0
+    rim = (np.asarray(hole.filter(ImageFilter.MaxFilter(5))) > 0) & ~inside
+    colour = pixels[rim].mean(0) if rim.any() else pixels.reshape(-1, 3).mean(0)
+    pixels[inside] = np.rint(colour).astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+def composite(background: Image.Image, reference: Image.Image, mask: Image.Image,
+              box: tuple[int, int, int, int]) -> Image.Image:
+    """The naive way: what the mask marks of a reference picture, scaled to fill a box, pasted there (2307.12493).
+
+    Args:
+        mask: 0 and 255, of the reference's size.
+        box: left, top, right, bottom in the background.
+    """
+    marks = mask.getbbox()
+    size = box[2] - box[0], box[3] - box[1]
+    thing, cover = (part.crop(marks).resize(size, Image.Resampling.BILINEAR)
+                    for part in (reference.convert("RGB"), mask.convert("L")))
+    out = background.convert("RGB").copy()
+    out.paste(thing, box[:2], black_and_white(cover, size))
+    return out

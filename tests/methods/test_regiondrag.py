@@ -1,0 +1,110 @@
+"""RegionDrag's rule: what is moved is the recorded latents elsewhere, step by step; onto itself it is the picture."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sage
+from sage.method import Request
+from sage.methods.regiondrag import Settings
+from sage.pictures.regions import Move, box_mask
+from sage.sampling.steps import Prediction, ancestral, renoise
+from tests import small
+
+SOURCE = "a cat on a mat"
+H, W = 16, 24
+FROM, TO = (4, 2, 8, 6), (14, 8, 18, 12)  # left, top, right, bottom in cells
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return small.make(tmp_path_factory.mktemp("drag") / "tokenizer").model
+
+
+def latents(seed: int) -> torch.Tensor:
+    return torch.randn(1, 4, H, W, generator=torch.Generator().manual_seed(seed))
+
+
+def cells(*box: int) -> Image.Image:
+    """A mask at four pixels a cell."""
+    return box_mask(tuple(4 * side for side in box), (4 * W, 4 * H))
+
+
+def run(model, move=None, mask=None, **changes):
+    settings = Settings(**dict(steps=8, guidance_scale=1.0, strength=0.75) | changes)
+    request = Request(SOURCE, SOURCE, moves=() if move is None else (move,), mask=mask)
+    noises = {}
+
+    def noise(tag):
+        return noises.setdefault(tag, torch.randn(1, 4, H, W, generator=torch.Generator().manual_seed(hash(tag) % 999)))
+
+    steps = list(sage.run("regiondrag", model, latents(0), SOURCE, SOURCE, settings, noise, request=request))
+    return [step.z for step in steps], noises
+
+
+def test_nothing_moved_or_moved_onto_itself_is_the_picture(model):
+    for move in (None, Move(cells(*FROM), cells(*FROM))):
+        z, _ = run(model, move)
+        assert torch.allclose(z[-1], latents(0), atol=1e-3)
+
+
+def test_step_by_step_as_the_rule_says(model):
+    """By hand, without attention taken over: 6 of 8 steps, put anew while more than a quarter of the way is left."""
+    z, noises = run(model, Move(cells(*FROM), cells(*TO)), keys="own", until=0.25, margin=0, alpha=0.8)
+    levels = model.schedule.levels(8, "leading", (H, W))[:7]
+    text = model.embed([model.prompts.parse(SOURCE)])
+
+    def seen(z, level):
+        return model.predict(z, level, text)
+
+    def put(z, of, vacant=None):
+        out = z.clone()
+        if vacant is not None:
+            out[..., 2:6, 4:8] = vacant[..., 2:6, 4:8]
+        out[..., 8:12, 14:18] = of[..., 2:6, 4:8]
+        return out
+
+    recorded = [latents(0)] + [renoise(Prediction(latents(0), noises[k,]), levels[k]) for k in range(1, 7)]
+    us = {}
+    with torch.no_grad():
+        for k in range(6, 0, -1):
+            mean, scale = ancestral(seen(recorded[k], levels[k]), levels[k], levels[k - 1])
+            scale = scale or 1.0
+            us[k] = (recorded[k - 1] - mean) / scale
+            recorded[k - 1] = mean + scale * us[k] if k > 1 else recorded[0]
+        x = put(recorded[6], recorded[6], 0.6 * recorded[6] + 0.8 * noises[0, 0])
+        free = torch.zeros(1, 1, H, W, dtype=torch.bool)
+        free[..., 2:6, 4:8] = free[..., 8:12, 14:18] = True
+        for i, k in enumerate(range(6, 0, -1)):
+            mean, scale = ancestral(seen(x, levels[k]), levels[k], levels[k - 1])
+            x = mean + (scale or 1.0) * put(us[k], us[k], noises[1, i])
+            if k - 1 > 2:
+                x = put(x, recorded[k - 1])
+            x = torch.where(free, x, recorded[k - 1])
+            assert torch.allclose(z[i], x, atol=1e-3), i
+
+
+def test_outside_the_regions_or_the_mask_the_latents_are_the_pictures(model):
+    move = Move(cells(*FROM), cells(*TO))
+    free = np.zeros((H, W), bool)
+    free[1:7, 3:9] = free[7:13, 13:19] = True
+    z, _ = run(model, move, margin=1)
+    same = (z[-1] == latents(0)).all(1)[0].numpy()
+    assert same[~free].all() and not same[free].any()
+    z, _ = run(model, move, mask=cells(0, 0, W, 12))
+    same = (z[-1] == latents(0)).all(1)[0].numpy()
+    assert same[12:].all() and not same[:12].all()
+
+
+@pytest.mark.parametrize("change", [dict(until=0.6), dict(drag_class="cut"), dict(alpha=0.3), dict(margin=3),
+                                    dict(keys="both"), dict(keys="own")])
+def test_every_setting_changes_the_drag(model, change):
+    move = Move(cells(*FROM), cells(*TO))
+    assert not torch.equal(run(model, move)[0][-1], run(model, move, **change)[0][-1])
+
+
+def test_cut_puts_each_in_the_others_place(model):
+    z, _ = run(model, Move(cells(*FROM), cells(*TO)), drag_class="cut", until=0.0, margin=0, strength=1.0)
+    back, _ = run(model, Move(cells(*TO), cells(*FROM)), drag_class="cut", until=0.0, margin=0, strength=1.0)
+    assert torch.allclose(z[0], back[0], atol=1e-4)

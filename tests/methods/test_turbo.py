@@ -1,0 +1,147 @@
+"""TurboEdit: its two algorithms written out with diffusers' UNet, and what must hold to the last bit."""
+
+import pytest
+import torch
+from PIL import Image
+
+import sage
+from sage.errors import SageError
+from sage.models.sd.inversion import InversionNet, inversion_params
+from sage.sampling.levels import alphas_cumprod
+from tests import small
+from tests.models import oracle
+
+SOURCE, TARGET, OTHER = "a cat on a mat", "a dog on a mat", "a cat on a bed"
+TIMES = [999, 749, 499, 249]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    made = small.make(tmp_path_factory.mktemp("turbo") / "tokenizer", prediction="v_prediction")
+    made.model.inversion = small.inversion(made.model)
+    return made
+
+
+def latents(batch: int = 1) -> torch.Tensor:
+    return torch.randn(batch, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+
+
+def noise(k: int) -> torch.Tensor:
+    return torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(k))
+
+
+def run(model, target=TARGET, source=SOURCE, request=None, **changes):
+    settings = sage.method("turbo").Settings(cross_level=0, **changes)
+    request = sage.Request(source, target, **(request or {}))
+    steps = sage.run("turbo", model, latents(), source, target, settings, list(map(noise, range(4))), request=request)
+    return [step.z for step in steps]
+
+
+def off(a, b) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def theirs(made) -> torch.nn.Module:
+    """The inversion network in diffusers."""
+    network = oracle.unet(inversion_params(made.model.unet.params))
+    network.load_state_dict(made.model.inversion.state_dict())
+    return network
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strength", (1.0, 1.5, -0.5))
+def test_both_algorithms_are_those_of_the_paper(made, strength):
+    finder, a = theirs(made), alphas_cumprod(made.model.schedule.params).float()
+    source, target = (made.model.embed([made.model.prompts.parse(p)]).tokens for p in (SOURCE, TARGET))
+    x0, x, y, found = latents(), torch.zeros(1, 4, 16, 16), torch.zeros(1, 4, 16, 16), []
+    edited = source + strength * (target - source)
+    for k, t in enumerate(TIMES):
+        s, n = a[t].sqrt(), (1 - a[t]).sqrt()
+        mean, log_variance = finder(torch.cat([x0, x], dim=1), t, source).sample.chunk(2, dim=1)
+        eps = mean + log_variance.clamp(-10, 4).exp().sqrt() * noise(k)
+
+        def generated(z, text, t=t, s=s, n=n):
+            return s * z - n * made.unet(z, t, text).sample
+
+        x, y = generated(s * x + n * eps, source), generated(s * y + n * eps, edited)
+        found.append(y)
+    got = run(made.model, strength=strength)
+    assert len(got) == 4 and max(off(a, b) for a, b in zip(got, found, strict=True)) < 1e-4
+    assert off(got[-1], run(made.model, SOURCE)[-1]) > 0.01
+
+
+def reconstruction(made) -> torch.Tensor:
+    return run(made.model, SOURCE)[-1]
+
+
+@pytest.mark.parametrize("changes", [
+    dict(strength=0.0), dict(strength=0.0, frozen_steps=2), dict(blend=("cat", "dog"), blend_threshold=1.0),
+    dict(strength=0.0, blend=("cat", "dog"), mask_from="difference", mask_blur=2.0)])
+def test_strength_0_and_an_empty_mask_give_the_reconstruction_bit_for_bit(made, changes):
+    assert torch.equal(run(made.model, **changes)[-1], reconstruction(made))
+
+
+@pytest.mark.parametrize("changes", [{}, dict(frozen_steps=1), dict(strength=3.0), dict(noise="mean")])
+def test_equal_prompts_give_the_reconstruction_bit_for_bit(made, changes):
+    result = sage.edit(made.model, small.picture(), SOURCE, SOURCE, sage.method("turbo").Settings(**changes))
+    assert torch.equal(result.latents, result.trajectory.reconstructions[-1])
+
+
+def test_a_mask_by_hand_is_blurred_and_keeps_what_is_black(made):
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (0, 0, 64, 128))
+    whole, kept = run(made.model)[-1], reconstruction(made)
+    sharp = run(made.model, request={"mask": mask}, mask_blur=0.0)[-1]
+    assert torch.equal(sharp[..., 8:], kept[..., 8:]) and not torch.equal(sharp[..., :8], kept[..., :8])
+    soft = run(made.model, request={"mask": mask}, mask_blur=1.0)[-1]
+    assert torch.equal(soft[..., 12:], kept[..., 12:]) and not torch.equal(soft[..., 8:10], kept[..., 8:10])
+    assert not torch.equal(sharp, whole)
+
+
+def test_the_mask_from_attention_is_where_the_changed_words_are_looked_at(made):
+    settings = sage.method("turbo").Settings(cross_level=0, blend="auto", mask_blur=0.0)
+    steps = list(sage.run("turbo", made.model, latents(), SOURCE, TARGET, settings))
+    few = [step.mask.mean().item() for step in sage.run("turbo", made.model, latents(), SOURCE, TARGET,
+                                                        settings.but(blend_threshold=0.9))]
+    assert all(step.source is not None and 0 < step.mask.mean() < 1 for step in steps)
+    assert few[-1] < steps[-1].mask.mean().item()
+
+
+def test_frozen_steps_hold_the_self_attention_of_the_source(made):
+    free, frozen = run(made.model), run(made.model, frozen_steps=4)
+    kept = reconstruction(made)
+    assert not torch.equal(free[-1], frozen[-1]) and not torch.equal(frozen[-1], kept)
+    assert small.hooks(made.model) == []
+
+
+def test_further_targets_add_up_and_share_one_inversion(made):
+    both = run(made.model, request={"edits": (OTHER,)})[-1]
+    assert not torch.equal(both, run(made.model)[-1]) and not torch.equal(both, run(made.model, OTHER)[-1])
+    assert off(run(made.model, SOURCE, request={"edits": (OTHER,)})[-1], run(made.model, OTHER)[-1]) < 1e-4
+    picture, settings = small.picture(), sage.method("turbo").Settings()
+    first = sage.edit(made.model, picture, SOURCE, TARGET, settings)
+    again = sage.edit(made.model, picture, SOURCE, OTHER, settings, trajectory=first.trajectory)
+    fresh = sage.edit(made.model, picture, SOURCE, OTHER, settings)
+    assert torch.equal(again.latents, fresh.latents)
+
+
+def test_from_nothing_it_makes_a_picture_in_as_many_calls_as_steps(made, monkeypatch):
+    calls, ordinary = [], made.model.predict
+    monkeypatch.setattr(made.model, "predict", lambda *given: calls.append(given) or ordinary(*given))
+    one, two = sage.generate(made.model, SOURCE, method="turbo", count=2)
+    assert len(calls) == 4 and not torch.equal(one.latents, two.latents)
+    assert torch.equal(sage.generate(made.model, SOURCE, method="turbo")[0].latents, one.latents)
+
+
+def test_without_the_network_one_line_says_so(tmp_path):
+    model = small.make(tmp_path / "tokenizer").model
+    with pytest.raises(SageError, match="turbo cannot edit with small: it has no inversion network"):
+        sage.edit(model, small.picture(), SOURCE, TARGET, method="turbo")
+
+
+def test_the_network_is_part_of_what_the_model_is_known_by(made, tmp_path):
+    with_it = made.model.fingerprint()
+    model = small.make(tmp_path / "tokenizer", prediction="v_prediction").model
+    assert model.fingerprint() != with_it
+    model.inversion = InversionNet(inversion_params(model.unet.params))
+    assert model.fingerprint() != with_it

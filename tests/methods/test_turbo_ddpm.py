@@ -1,0 +1,87 @@
+"""TurboEdit by edit-friendly noises is held to its formulas with diffusers' UNet and DDPM scheduler."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+import sage
+from tests import small
+
+SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
+BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return small.make(tmp_path_factory.mktemp("turbo") / "tokenizer")
+
+
+def latents(batch: int = 1) -> torch.Tensor:
+    return torch.randn(batch, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+
+
+def off(a, b) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+@torch.no_grad()
+def original(made, z0, noises, times, shift, w, limit):
+    """The three branches of the paper in one batch, with the scheduler's mean in the place of its formula."""
+    scheduler = DDPMScheduler(**BETAS, prediction_type="epsilon")
+    scheduler.set_timesteps(timesteps=times)
+    scheduler._get_variance = lambda *args, **options: torch.tensor(0.0)
+    text = torch.cat([made.model.embed([made.model.prompts.parse(p)]).tokens for p in (SOURCE, SOURCE, TARGET)])
+    drawn = dict(zip([t for t in reversed(times) if t > shift], noises, strict=True))
+    stored = [scheduler.add_noise(z0, drawn[t], torch.tensor([t - shift])) if t in drawn else z0 for t in times]
+    z, found = stored[0], []
+    for i, t in enumerate(times):
+        x = torch.cat([stored[i], z, z])
+        eps = made.unet(x, t, text).sample
+        recorded, source, target = scheduler.step(eps, t, x).prev_sample.chunk(3)
+        u = (stored[i + 1] if i + 1 < len(times) else z0) - recorded
+        k = min(1.0, limit / u.norm().item()) if limit and i + 1 == len(times) else 1.0
+        z = source + k * u + w * (target - source)
+        found.append(z)
+    return found
+
+
+@pytest.mark.parametrize("changes, times, shift, w", [
+    ({}, [799, 599, 399, 199], 200, 1.5),
+    (dict(shift=0, guidance_scale=1.0), [799, 599, 399, 199], 0, 1.0),
+    (dict(steps=4, strength=0.75, shift=100, guidance_scale=2.0), [749, 499, 249], 100, 2.0)])
+def test_every_step_is_that_of_the_formulas(made, changes, times, shift, w):
+    settings = sage.method("turbo-ddpm").preset("published", **changes)
+    noises = [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(t)) for t in times if t > shift]
+    got = [step.z for step in sage.run("turbo-ddpm", made.model, latents(), SOURCE, TARGET, settings, noises)]
+    limit = 15.5 * (latents().numel() / (4 * 64 * 64)) ** 0.5
+    want = original(made, latents(), noises, times, shift, w, limit)
+    assert len(got) == len(want) == len(times)
+    assert max(off(a, b) for a, b in zip(got, want, strict=True)) < 1e-4
+    assert off(got[-1], latents()) > 0.05
+
+
+def test_without_shift_limit_and_pseudo_guidance_it_is_edit_friendly_inversion(made):
+    """`ddpm` from the same noises, but for its last step, which ends at the schedule's cleanest level."""
+    few = sage.method("turbo-ddpm").Settings(shift=0, guidance_scale=1.0, last_limit=0.0)
+    many = sage.method("ddpm").Settings(steps=4, spacing="trailing", strength=0.75, guidance_scale=1.0)
+    noises = [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(k)) for k in range(4)]
+    ours = [s.z for s in sage.run("turbo-ddpm", made.model, latents(), SOURCE, TARGET, few, noises[:3])]
+    theirs = [s.z for s in sage.run("ddpm", made.model, latents(), SOURCE, TARGET, many, noises)]
+    assert len(ours) == len(theirs) == 3
+    assert max(off(a, b) for a, b in zip(ours[:-1], theirs[:-1], strict=True)) < 1e-4
+    assert off(ours[-1], theirs[-1]) < 0.1
+
+
+def test_equal_prompts_give_the_picture_unless_the_last_noise_is_shortened(made):
+    def last(**changes):
+        settings = sage.method("turbo-ddpm").Settings(**changes)
+        return [s.z for s in sage.run("turbo-ddpm", made.model, latents(), SOURCE, SOURCE, settings)][-1]
+
+    assert off(last(last_limit=0.0), latents()) < 1e-4
+    assert off(last(last_limit=0.01), latents()) > 1e-2
+
+
+def test_a_flow_is_refused(made, monkeypatch):
+    monkeypatch.setattr(made.model, "prediction_type", "flow")
+    with pytest.raises(sage.SageError, match="turbo-ddpm cannot edit with small: it is a flow"):
+        sage.edit(made.model, small.picture(), SOURCE, TARGET, method="turbo-ddpm")
