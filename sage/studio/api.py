@@ -212,14 +212,14 @@ def _uploaded(data: bytes) -> Iterator[Path]:
 
 def _add_pictures(app: FastAPI, studio: Studio) -> None:
     @app.post("/api/pictures", tags=["pictures"])
-    def bring(who: Who, data: Given, name: str = "picture.png") -> dict[str, Any]:
+    def bring(who: Who, data: Given = b"", name: str = "picture.png") -> dict[str, Any]:
         """Bring a picture, its file as the body; what it holds of an earlier edit is told."""
         with _uploaded(data) as path:
             record = studio.take(who, path, name)
         return picture_as(studio.visit(who).picture) | {"record": record and record_as(studio, who, record)}
 
     @app.post("/api/masks", tags=["pictures"])
-    def bring_mask(who: Who, data: Given) -> dict[str, Any]:
+    def bring_mask(who: Who, data: Given = b"") -> dict[str, Any]:
         """Bring a picture of where an edit may be: white there, black elsewhere."""
         with _uploaded(data) as path:
             return picture_as(studio.take_mask(who, path))

@@ -13,21 +13,21 @@ from sage.trajectory.label import flag
 TASKS = {True: ("edit", "sage.edit"), False: ("generate", "sage.generate")}
 
 
-def changed(record: dict[str, Any], model: Backbone) -> dict[str, Any]:
+def changed(record: dict[str, Any], model: Backbone | None) -> dict[str, Any]:
     """The settings of a record that differ from those that its model recommends, by name.
 
     Args:
-        model: the one of the record, or another, whose recommendations are then no measure: all settings are given.
+        model: the one of the record; with another, or none, all settings are given, whatever is recommended.
     """
     settings = settings_in(record)
-    if model.name != record["model"]:
+    if model is None or model.name != record["model"]:
         return {name: getattr(settings, name) for name in settings.names()}
     usual = method_of(settings).recommended(model, record.get("task", "edit"))
     return {name: getattr(settings, name) for name in settings.names()
             if getattr(settings, name) != getattr(usual, name)}
 
 
-def as_command(record: dict[str, Any], model: Backbone, name: str = "edit.png") -> str:
+def as_command(record: dict[str, Any], model: Backbone | None, name: str = "edit.png") -> str:
     """The command line that makes the same picture.
 
     Args:
@@ -51,7 +51,7 @@ def as_command(record: dict[str, Any], model: Backbone, name: str = "edit.png") 
     return shlex.join(words)
 
 
-def as_python(record: dict[str, Any], model: Backbone, name: str = "edit.png") -> str:
+def as_python(record: dict[str, Any], model: Backbone | None, name: str = "edit.png") -> str:
     """Python that makes the same picture.
 
     Args:
