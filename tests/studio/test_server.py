@@ -274,7 +274,9 @@ def test_a_model_that_is_not_there_is_one_line(capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("sage: error: no model is called 'no such model'")
 
 
-def test_the_client_of_twenty_lines_edits(address, tmp_path):
+def test_the_client_of_twenty_lines_edits(studio, address, tmp_path, monkeypatch):
+    config = studio.recommended("edit", "sage").but(steps=2, guided_steps=1, retries=0)
+    monkeypatch.setattr(studio, "recommended", lambda *_: config)
     done = subprocess.run([sys.executable, ROOT / "examples" / "client.py", address, MUG, SOURCE, TARGET,
                            tmp_path / "edit.png"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
