@@ -28,7 +28,7 @@ export SAGE_METHOD := $(value METHOD)
 unexport IMG SRC TGT MODEL OUT PROMPT METHOD
 
 .DEFAULT_GOAL := help
-.PHONY: help setup edit generate demo tour ui weights train train-encoder train-report train-turbo turbo-report test test-slow test-fuzz test-cluster test-ui lint docs audit bench bench-speed load experiments
+.PHONY: help setup edit generate demo tour ui weights train train-encoder train-report train-turbo turbo-report test test-slow test-fuzz test-cluster test-ui lint docs docs-site audit bench bench-speed load experiments
 .PHONY: .picture-named
 
 help:  ## list the targets
@@ -88,7 +88,7 @@ tour: $(READY)  ## install JupyterLab, and open the notebook examples/tour.ipynb
 	$(BIN)/pip install --quiet jupyterlab ipywidgets
 	$(BIN)/jupyter lab examples/tour.ipynb $(ARGS)
 
-ui: $(READY)  ## install Gradio, and edit in a browser: [MODEL=] [ARGS="--host 0.0.0.0 --port 8000"]
+ui: $(READY)  ## edit in a browser: [MODEL=] [ARGS="--host 0.0.0.0 --port 8000"]
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui]'
 	@set -- ; [ -z "$$SAGE_MODEL" ] || set -- --model="$$SAGE_MODEL"; \
 	$(BIN)/sage ui "$$@" $(ARGS)
@@ -127,8 +127,9 @@ test-cluster: $(TESTING)  ## install Ray, and test the benchmark on a cluster of
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/bench/test_cluster.py $(ARGS)
 
-test-ui: $(TESTING)  ## install Gradio and Playwright, and test the studio in a real browser (needs Chromium)
+test-ui: $(TESTING)  ## install Playwright, and test the studio in a real browser (needs Chromium)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui,browser]'
+	npm install --silent --no-save --no-audit --no-fund --prefix .venv/axe axe-core@4 || echo 'without axe-core, its tests are skipped'
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/studio $(ARGS)
 
 lint: $(TESTING)  ## style, docstrings and types
@@ -137,6 +138,10 @@ lint: $(TESTING)  ## style, docstrings and types
 
 docs: $(READY)  ## docs/api.md, from the docstrings
 	$(BIN)/python docs/make_api.py
+
+docs-site: $(READY)  ## the pages of docs/ with search, in build/site
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
 
 audit: $(READY)  ## look up what is pinned in the advisory databases; fails too where they cannot be reached
 	$(BIN)/python -m venv .venv/audit
@@ -149,8 +154,8 @@ experiments: $(TESTING)  ## every experiment of docs/experiments.md; hours on tw
 bench: $(READY)  ## measure the bundled model on 40 still lifes, and write a report: [OUT=runs/bench/quick] [ARGS=]
 	@$(BIN)/sage bench stilllife --quick --out="$${SAGE_OUT:-runs/bench/quick}" $(ARGS)
 
-load: $(READY)  ## 50 clients for a minute against the studio, each checking its own results
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui]'
+load: $(READY)  ## 50 clients for a minute against the studio and its API, each checking its own results
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui,browser]'
 	$(BIN)/python -m benchmarks.studio_load $(ARGS)
 
 bench-speed: $(TESTING)  ## seconds and memory of an edit beside the released way, some 25 minutes: [ARGS="--only ..."]

@@ -1,6 +1,6 @@
-"""The studio under load: many clients on loopback, a short queue, and every result checked by who asked for it.
+"""The studio and its API under load: many clients on loopback, a short queue, each checking its own results.
 
-    python -m benchmarks.studio_load [--clients 50] [--seconds 60] [--queue 16]
+    python -m benchmarks.studio_load [--clients 50] [--seconds 60] [--queue 16] [--command ui|serve]
 
 Each client is a visitor of its own with its own picture and its own words.  It knows beforehand, byte for byte, what
 its edit must be.  Refused clients are told so and come again.
@@ -8,8 +8,6 @@ its edit must be.  Refused clients are told so and come again.
 
 import argparse
 import asyncio
-import json
-import os
 import random
 import re
 import statistics
@@ -77,65 +75,17 @@ def make_clients(number: int, folder: Path, config: sage.EditConfig) -> list[Cli
     return clients
 
 
-class Studio:
-    """A running studio as its page speaks to it."""
-
-    def __init__(self, http: httpx.AsyncClient, config: dict):
-        self.http = http
-        ids = {c["props"].get("elem_id"): c["id"] for c in config["components"]}
-        self.dropped = self._event(config, ids["picture"], "upload")
-        self.edited = self._event(config, ids["edit"], "click")
-        outputs = next(d for d in config["dependencies"] if d["id"] == self.edited)["outputs"]
-        self.download = outputs.index(ids["download"])
-
-    @staticmethod
-    def _event(config: dict, component: int, event: str) -> int:
-        return next(d["id"] for d in config["dependencies"] if [component, event] in [list(t) for t in d["targets"]])
-
-    async def drop(self, session: str, picture: Path) -> None:
-        sent = await self.http.post("/gradio_api/upload", files={"files": (picture.name, picture.read_bytes())})
-        sent.raise_for_status()
-        file = {"path": sent.json()[0], "orig_name": picture.name, "meta": {"_type": "gradio.FileData"}}
-        got = await self.http.post("/gradio_api/run/predict", json={
-            "data": [file], "fn_index": self.dropped, "session_hash": session})
-        got.raise_for_status()
-
-    async def edit(self, session: str, values: list, tally: Tally) -> bytes | None:
-        """The edited file; None when the queue was full."""
-        joined = await self.http.post("/gradio_api/queue/join", json={
-            "data": values, "fn_index": self.edited, "session_hash": session})
-        if joined.status_code == 503:
-            tally.refused += 1
-            tally.untold += "full" not in joined.text
-            return None
-        joined.raise_for_status()
-        event, data = joined.json()["event_id"], None
-        async with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
-            async for line in stream.aiter_lines():
-                if not line.startswith("data:"):
-                    continue
-                message = json.loads(line[5:])
-                if message["msg"] == "estimation" and message.get("rank") is not None:
-                    tally.positions.add(message["rank"])
-                if message["msg"] == "process_completed" and message.get("event_id") == event:
-                    data = message["output"]["data"]
-                    break
-        update = data[self.download]
-        file = update.get("value") or update
-        got = await self.http.get(file["url"])
-        got.raise_for_status()
-        return got.content
-
-
-async def be(client: Client, studio: Studio, settings: list, until: float, tally: Tally) -> None:
+async def be(client: Client, http: httpx.AsyncClient, settings: dict, until: float, tally: Tally) -> None:
     """One client's minute."""
-    session, dice = f"client{client.number}", random.Random(client.number)
-    await studio.drop(session, client.picture)
+    dice = random.Random(client.number)
+    sent = await http.post("/api/pictures", params={"name": client.picture.name}, content=client.picture.read_bytes(),
+                           headers={"content-type": "application/octet-stream"})
+    sent.raise_for_status()
+    asked = {"picture": sent.json()["picture"], "source": SOURCE, "target": client.target, "settings": settings}
     while time.monotonic() < until:
         began = time.monotonic()
         try:
-            got = await asyncio.wait_for(studio.edit(session, [SOURCE, client.target, "stilllife", False, *settings],
-                                                     tally), PATIENCE)
+            got = await asyncio.wait_for(edited(http, asked, tally), PATIENCE)
         except Exception as error:
             tally.lost.append(f"client {client.number}: {type(error).__name__}: {error}")
             continue
@@ -148,6 +98,25 @@ async def be(client: Client, studio: Studio, settings: list, until: float, tally
             tally.waits.append(time.monotonic() - began)
 
 
+async def edited(http: httpx.AsyncClient, asked: dict, tally: Tally) -> bytes | None:
+    """The edited file; None when the queue was full."""
+    answer = await http.post("/api/edit", json=asked)
+    if answer.status_code == 503:
+        tally.refused += 1
+        tally.untold += "no more may" not in answer.json()["error"]
+        return None
+    answer.raise_for_status()
+    job = answer.json()
+    while job["state"] in ("waiting", "working"):
+        if job["state"] == "waiting":
+            tally.positions.add(job["ahead"])
+        await asyncio.sleep(0.25)  # as the page does
+        job = (await http.get(f"/api/jobs/{job['job']}")).raise_for_status().json()
+    if job["state"] != "done":
+        raise RuntimeError(job["error"] or job["state"])
+    return (await http.get(job["results"][0]["url"])).raise_for_status().content
+
+
 async def watch(pid: int, curve: list[float], done: asyncio.Event) -> None:
     """Resident memory of the server in MB, once a second."""
     while not done.is_set():
@@ -156,20 +125,21 @@ async def watch(pid: int, curve: list[float], done: asyncio.Event) -> None:
         await asyncio.sleep(1)
 
 
-async def load(address: str, pid: int, clients: list[Client], settings: list, seconds: float) -> tuple[Tally, list]:
-    """All clients at once."""
+async def load(address: str, pid: int, clients: list[Client], settings: dict, seconds: float) -> tuple[Tally, list]:
+    """All clients at once, each with its own cookies."""
     tally, curve, done = Tally(), [], asyncio.Event()
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=address, timeout=PATIENCE, limits=limits, trust_env=False) as http:
-        studio = Studio(http, (await http.get("/config")).json())
-        watching = asyncio.create_task(watch(pid, curve, done))
-        until = time.monotonic() + seconds
-        await asyncio.gather(*(be(client, studio, settings, until, tally) for client in clients))
-        done.set()
-        await watching
-        after = Tally()
-        last = await studio.edit("client0", [SOURCE, clients[0].target, "stilllife", False, *settings], after)
-        assert last == clients[0].expected, "the studio does not work any more after the load"
+    sessions = [httpx.AsyncClient(base_url=address, timeout=PATIENCE, trust_env=False) for _ in clients]
+    watching = asyncio.create_task(watch(pid, curve, done))
+    until = time.monotonic() + seconds
+    await asyncio.gather(*(be(client, http, settings, until, tally)
+                           for client, http in zip(clients, sessions, strict=True)))
+    done.set()
+    await watching
+    after = Tally()
+    await be(clients[0], sessions[0], settings, time.monotonic() + 0.1, after)
+    assert after.answered == 1, "the studio does not work any more after the load"
+    for http in sessions:
+        await http.aclose()
     return tally, curve
 
 
@@ -178,15 +148,18 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=50, help="[%(default)s]")
     parser.add_argument("--seconds", type=float, default=60, help="[%(default)s]")
     parser.add_argument("--queue", type=int, default=16, help="[%(default)s]")
+    parser.add_argument("--command", choices=("ui", "serve"), default="ui", help="the settings are sent as its page "
+                        "sends those of a form, or as JSON values [%(default)s]")
     args = parser.parse_args()
     config = sage.method("sage").recommended(sage.load_model("stilllife")).but(steps=STEPS, guided_steps=1, retries=0)
+    settings = form.shown(config)["values"] if args.command == "ui" else config.as_dict()
     with tempfile.TemporaryDirectory() as folder:
         clients = make_clients(args.clients, Path(folder), config)
-        server = subprocess.Popen([sys.executable, "-m", "sage", "ui", "--port", "0", "--model", "stilllife", "--queue",
-                                   str(args.queue)], stdout=subprocess.PIPE, text=True, env=os.environ.copy())
+        server = subprocess.Popen([sys.executable, "-m", "sage", args.command, "--port", "0", "--model", "stilllife",
+                                   "--queue", str(args.queue)], stdout=subprocess.PIPE, text=True)
         try:
             address = re.search(r"http://\S+", server.stdout.readline())[0].rstrip("/")
-            tally, curve = asyncio.run(load(address, server.pid, clients, form.values(config), args.seconds))
+            tally, curve = asyncio.run(load(address, server.pid, clients, settings, args.seconds))
             crashed = server.poll() is not None
         finally:
             server.terminate()

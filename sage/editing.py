@@ -105,7 +105,8 @@ def edit(model: Backbone, image: Image.Image | str | Path, source: str, target: 
         config: settings, whose class says the method; default: those that the model recommends for `method`.
         progress: called with (phase, steps done, steps in all).
         trajectory: of `invert` for the same picture, source prompt and inversion settings.
-        watch: called with every step as it is done; what it raises ends the edit.
+        watch: called with every step as it is done; what it raises ends the edit.  It is shown where the passes look,
+            unless it has an attribute `looks` that is False, and then costs nothing.
         method: by name, or path/to/file.py:Class; "auto" for what is recorded for the model, which a note then tells;
             default: of `config`, else "sage".
         savings: what was done to need less memory when an edit was made that shall be repeated to the byte.
@@ -298,7 +299,7 @@ class _Batch:
         def sampled() -> _Sampled:
             self.trajectory.keep(model.savings)
             job = Job(method_of(config), model, config, self.plans, self.trajectory.latents[0], requests=self.requests,
-                      report=self.progress, watched=watch is not None)
+                      report=self.progress, watched=getattr(watch, "looks", watch is not None))
             job.start_cache()
             return _sampled(job, self.trajectory, watch, attempt)
 

@@ -133,7 +133,8 @@ def generate_batch(model: Backbone, requests: Sequence[Request], config: Setting
             noise.begin()
             z = (noise() if start is None else start).to(model.device)
             job = Job(method, model, config, plans, z, requests=requests, texts=_texts(model, negatives, texts or {}),
-                      noises=lambda tag: noise(), report=progress, watched=watch is not None)
+                      noises=lambda tag: noise(), report=progress,
+                      watched=getattr(watch, "looks", watch is not None))
             for step in followed(job, method.generate(job), "generate", watch, every):
                 z = step.z
             return z

@@ -136,6 +136,8 @@ class Method(ABC, Generic[S]):
         calls: how often the network is asked for one picture, as people read it: "N" for an inversion of N steps.
         strength: the setting that says how much of the picture may change, the more the larger; it is one of those that
             are searched (`Settings.searched`).
+        keep: the setting that says how strongly the rest of the picture is kept, the more the larger, one that is
+            searched too; "" where there is none.
         beside: inversions besides its own with which it is compared with other methods.
         of_pictures: settings that play no part where a picture is made from nothing.
         edits: whether it edits pictures (sage.edit).
@@ -151,6 +153,7 @@ class Method(ABC, Generic[S]):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
     calls: ClassVar[str] = ""
     strength: ClassVar[str] = "guidance_scale"
+    keep: ClassVar[str] = ""
     beside: ClassVar[tuple[str, ...]] = ()
     of_pictures: ClassVar[frozenset[str]] = frozenset({"encode", "size", "fit", *Cached.names()})
     edits: ClassVar[bool] = True

@@ -179,7 +179,7 @@ def test_a_wheel_holds_the_types_the_model_and_no_tests(tmp_path):
                    capture_output=True)
     [wheel] = (tmp_path / "dist").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"sage/py.typed", "sage/__init__.py", "sage/studio/studio.css", "sage/machine/speed.json",
+    assert {"sage/py.typed", "sage/__init__.py", "sage/studio/page/studio.css", "sage/machine/speed.json",
             "sage/weights/stilllife/words.txt",
             "sage/weights/stilllife/unet/diffusion_pytorch_model.fp16.safetensors"} <= names
     about = f"{wheel.name.rsplit('-', 3)[0]}.dist-info"

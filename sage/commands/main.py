@@ -23,9 +23,10 @@ from sage.commands.drag import add_command as add_drag_command
 from sage.commands.edit import add_command as add_edit_command
 from sage.commands.flags import named_method
 from sage.commands.generate import add_command as add_generate_command
+from sage.commands.grid import add_command as add_grid_command
 from sage.commands.invert import add_command as add_invert_command
 from sage.commands.methods import add_command as add_methods_command
-from sage.commands.ui import add_command as add_ui_command
+from sage.commands.ui import add_commands as add_ui_commands
 from sage.display import console
 from sage.errors import SageError, disk_full, of_the_machine
 from sage.machine.allocator import keep_freed_memory
@@ -131,9 +132,10 @@ def make_parser(argv: Sequence[str] = ()) -> Parser:
     add_generate_command(command, chosen)
     add_batch_command(command, chosen)
     add_caption_command(command)
+    add_grid_command(command, chosen)
     add_about_commands(command)
     add_doctor_command(command)
     add_methods_command(command)
     add_bench_commands(command)
-    add_ui_command(command)
+    add_ui_commands(command)
     return parser

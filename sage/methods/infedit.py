@@ -71,6 +71,7 @@ class InfEdit(Uninverted[Settings]):
     about = "edits without inversion in few steps; made for networks that predict the picture well from any noise"
     reads = frozenset({"source", "target", "negative", "mask"})
     presets = {"published": PUBLISHED}
+    keep = "self_fraction"
     calls = "5 strength N; 4 strength N without the mutual branch"
     strength = "strength"
 

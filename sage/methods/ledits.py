@@ -80,6 +80,7 @@ class LEdits(Method[Settings]):
     about = "adds and takes away several concepts at once, each inside a mask of its own; needs no target prompt"
     reads = frozenset({"source", "target", "mask"})
     presets = {"published": PUBLISHED}
+    keep = "mask_quantile"
     calls = "N + N (1 + concepts); one more each way with source_guidance_scale above 1"
 
     def defaults(self, model: "Backbone") -> Settings:

@@ -117,6 +117,7 @@ class PromptToPrompt(Method[Settings]):
     about = "keeps the source's composition by its attention maps; good at swapping, adding and weighting words"
     reads = frozenset({"source", "target", "negative"})
     presets = {"published": PUBLISHED}
+    keep = "self_fraction"
     calls = ("5 N; 4 N with negative, proximal or direct inversion, and some 6 N with fixed-point; 17 N at most and 10 "
              "N ways back with null-text")
     beside = tuple(name for name in anchors.INVERSIONS if name != "ddim")

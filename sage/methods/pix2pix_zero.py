@@ -62,6 +62,7 @@ class Pix2PixZero(Method[Settings]):
     about = "adds a direction from word to word to the source's text, and holds the layout by its cross-attention"
     reads = frozenset({"source", "target", "sentences"})
     presets = {"published": PUBLISHED}
+    keep = "cross_guidance"
     calls = "6 N, and 2 N ways back through the network"
 
     def fits(self, model: "Backbone") -> str:

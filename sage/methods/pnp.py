@@ -58,6 +58,7 @@ class PlugAndPlay(Method[Settings]):
     about = "keeps shapes and layout strictly and lets all looks go; good at changing style and material"
     reads = frozenset({"source", "target", "negative"})
     presets = {"published": PUBLISHED}
+    keep = "attention_fraction"
     calls = "4 N; 5 N with ddim"
 
     def fits(self, model: "Backbone") -> str:

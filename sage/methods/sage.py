@@ -164,6 +164,7 @@ class SAGE(Method[Settings]):
     about = "holds the picture by the gradient of the distance between self-attention maps; strict about what is kept"
     reads = frozenset({"source", "target", "mask"})
     presets = {"published": RELEASED}
+    keep = "reconstruction_scale"
     beside = ("fixed-point",)
     calls = "3 N, and a way back through the network at each guided step"
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Event
+from typing import Any
 
 WORDS = {"load": "Loading the model", "encode": "Reading the picture", "invert": "Inverting", "edit": "Editing",
          "generate": "Making", "decode": "Painting", "reconstruct": "Reconstructing", "explain": "Drawing"}
@@ -44,10 +45,10 @@ class Clock:
         self.plan, self.pace, self.now = tuple(plan), pace or Pace(), now
         self.phase, self.done, self.total, self.rounds = "", 0, 1, 0
         self.began = self._since = self._last = now()
-        self._stop = Event()
+        self._stop, self._over = Event(), list[Callable[[], bool]]()
 
     def __call__(self, phase: str, done: int, total: int) -> None:
-        if self._stop.is_set():
+        if self._stop.is_set() or any(over() for over in self._over):
             raise Cancelled
         if phase != self.phase or done < self.done:
             self.phase, self._since = phase, self._last  # the first report of a phase may be that of its first step
@@ -56,9 +57,22 @@ class Clock:
         if phase in TIMED and done:
             self.pace.seconds[phase] = (self._last - self._since) / done
 
+    def begin(self) -> None:
+        """Count the time from now on: until now the work has waited."""
+        self.began = self._since = self._last = self.now()
+
     def cancel(self) -> None:
         """Let the work end at its next step."""
         self._stop.set()
+
+    def ends_if(self, over: Callable[[], bool]) -> None:
+        """Let the work end too at a step at which this is so."""
+        self._over.append(over)
+
+    def as_dict(self) -> dict[str, Any]:
+        """How far it is, as JSON values."""
+        return {"phase": self.phase, "done": self.done, "total": self.total, "again": self.rounds > 1,
+                "left": None if self.left is None else round(self.left, 1), "share": round(self.share, 3)}
 
     @property
     def cancelled(self) -> bool:

@@ -11,10 +11,11 @@ from typing import Any
 from sage.errors import SettingsError
 from sage.method import method_of
 from sage.prompts.phrases import read_factors, read_phrases
-from sage.settings import Factors, Phrases, Settings, annotations
+from sage.settings import Factors, Phrases, Settings, Span, annotations
 from sage.studio.words import factors_text, phrases_text
 
 LONGEST = 4096
+OFTEN = ("steps", "seed")  # settings shown first, beside those that a search tries
 
 
 def kind(cls: type[Settings], f: Field) -> str:
@@ -33,19 +34,52 @@ def shown(settings: Settings, task: str = "edit") -> dict[str, Any]:
     Args:
         task: "edit" or "generate", where settings that are of pictures alone are not shown.
     Returns:
-        method; groups: of each its heading and its fields, with name, kind, help, range and choices; values: by name,
-        as `read` takes them back without loss.
+        method; groups: of each its heading and its fields, with name, kind, help, range, choices, and whether it is
+        one of the few that are changed often; values: by name, as `read` takes them back without loss; strength and
+        keep: the sliders of these names, None where the method has none; presets: by name values to change; random:
+        whether another seed is another result; reads: what else of a request the method looks at.
     """
-    cls, unread = type(settings), method_of(settings).of_pictures if task == "generate" else ()
+    found, cls = method_of(settings), type(settings)
+    unread = type(settings), found.of_pictures if task == "generate" else ()
     groups = [[heading.capitalize(), fields] for heading, members in cls.groups().items()
               if (fields := [_field(cls, f) for f in members if f.name not in unread])]
-    return {"method": method_of(settings).name, "groups": groups,
-            "values": {f.name: _text(kind(cls, f), getattr(settings, f.name)) for f in cls.fields()}}
+    values = {f.name: _text(kind(cls, f), getattr(settings, f.name)) for f in cls.fields()}
+    spans = {role: (name, span_of(cls, name)) for role in SLIDERS if (name := getattr(found, role)) in cls.names()}
+    sliders = {role: {"name": name, **span._asdict()} for role, (name, span) in spans.items() if span}
+    presets = {title: {name: _text("number", _nearer(span, getattr(settings, name), to[role]))
+                       for role, (name, span) in spans.items() if span} for title, to in PRESETS.items()}
+    return {"method": found.name, "groups": groups, "values": values, **{role: sliders.get(role) for role in SLIDERS},
+            "presets": presets if sliders else {}, "random": found.random(settings), "reads": sorted(found.reads)}
+
+
+SLIDERS = ("strength", "keep")
+# Where each slider goes: towards an end, 0 or 1, by a share of the way there.
+PRESETS: dict[str, dict[str, tuple[float, float]]] = {
+    "gentle": {"strength": (0, 0.5), "keep": (1, 0.5)},
+    "recommended": {"strength": (0, 0), "keep": (0, 0)},
+    "bold": {"strength": (1, 0.5), "keep": (0, 0.5)}}
+
+
+def span_of(cls: type[Settings], name: str) -> Span | None:
+    """The numbers a slider of a setting goes through: those worth a search, or its range; None without an end."""
+    f = next(f for f in cls.fields() if f.name == name)
+    if isinstance(span := f.metadata["search"], Span):
+        return span
+    low, high = f.metadata["low"], f.metadata["high"]
+    return Span(low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+
+def _nearer(span: Span, value: float, to: tuple[float, float]) -> float:
+    """A number some way from where it is to an end of the span; itself where that is no way."""
+    end, share = to
+    here = span.share(value)
+    return span.at(here + share * (end - here)) if share else value
 
 
 def _field(cls: type[Settings], f: Field) -> dict[str, Any]:
     return {"name": f.name, "kind": kind(cls, f), "help": sentence(f.metadata["help"]),
-            "choices": list(f.metadata["choices"]), "range": limits(f.metadata["low"], f.metadata["high"])}
+            "choices": list(f.metadata["choices"]), "range": limits(f.metadata["low"], f.metadata["high"]),
+            "often": bool(f.metadata["search"]) or f.name in OFTEN}
 
 
 def limits(low: float, high: float) -> str:
@@ -79,7 +113,16 @@ def read(cls: type[Settings], values: Any) -> Settings:
     values = values if isinstance(values, Mapping) else {}
     if missing := [name for name in cls.names() if name not in values]:
         raise SettingsError(f"{missing[0]} was not sent: load the page again")
-    return cls.from_dict({**values, **{f.name: _read(f.name, kind(cls, f), values[f.name]) for f in cls.fields()}})
+    return cls.from_dict({**values, **read_some(cls, {name: values[name] for name in cls.names()})})
+
+
+def read_some(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Some of the values that a form shows, as those of settings; not yet held to their ranges.
+
+    Raises:
+        SettingsError: a value that is none, by the setting's name.
+    """
+    return {f.name: _read(f.name, kind(cls, f), values[f.name]) for f in cls.fields() if f.name in values}
 
 
 def _read(name: str, how: str, value: Any) -> Any:

@@ -1,23 +1,31 @@
 """How the studio is reached: from this machine alone, unless it is told otherwise in so many words."""
 
 import errno
-import os
+import hmac
+import ipaddress
+import secrets
 import signal
+import socket
 import sys
 import threading
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from sage.errors import ModelError, SageError, SettingsError
 from sage.models.known import KNOWN, installed
-from sage.studio.service import Limits, Studio
+from sage.studio.requests import Limits
+from sage.studio.service import Studio
 
-UPLOAD = 20_000_000  # bytes of a picture file
+UPLOAD = 64_000_000  # bytes of a picture file
 MESSAGE = 1_000_000  # bytes of any other request
-POLICY = ("default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
-          "form-action 'self'")
+TOKEN = "sage-token"
+PAGE = Path(__file__).parent / "page"
+KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
+         ".js": "text/javascript; charset=utf-8", ".json": "application/json", ".svg": "image/svg+xml"}
+POLICY = ("default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'self'; form-action 'self'; "
+          "frame-ancestors {}")
 
 
 def choose_models(wanted: Sequence[str] | None) -> list[str]:
@@ -28,72 +36,92 @@ def choose_models(wanted: Sequence[str] | None) -> list[str]:
     return found
 
 
-def prepare(folder: Path) -> list[str]:
-    """Take Gradio's settings out of the environment, where they could open the studio unseen, and give it a folder.
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at an address of this machine; port 0 for any free one.
 
-    Returns:
-        The names of those that were there.
     Raises:
-        SettingsError: Gradio is not installed.
+        SettingsError: it cannot be had.
     """
-    ignored = sorted(name for name in os.environ if name.startswith("GRADIO_"))
-    for name in ignored:
-        del os.environ[name]
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise SettingsError("the studio needs Gradio: pip install 'sage-edit[ui]'") from error
-    return ignored
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        own = socket.socket(family, kind)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            own.bind(address)
+            own.listen(128)
+        except OSError:
+            own.close()
+            raise
+        return own
+    except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise SettingsError(f"{host} is no address of this machine: leave --host out") from error
+        reason = "is taken by another program" if error.errno == errno.EADDRINUSE else "may not be listened at"
+        raise SettingsError(f"{host}:{port} {reason}: give another --port, or --port 0 for any that is free") from error
 
 
-def launch(studio: Studio, host: str = "127.0.0.1", port: int = 7860, queue: int = 16, share: bool = False,
-           root_path: str = "") -> tuple[Any, str]:
-    """Serve the studio from threads of this process.
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Served:
+    """A studio that is reached at an address, from threads of this process.
+
+    Attributes:
+        address: with the token in it, where there is one.
 
     Args:
-        studio: whose folder is that of `prepare`.
-        port: 0 for any free one.
-        queue: how many may wait; others are told that it is full.
-    Returns:
-        The gr.Blocks, to be closed, and the address.
-    Raises:
-        SettingsError: the address cannot be had.
+        own: what is listened at.
+        home: "studio.html" or "api.html".
+        token: what every request must bring; "" for nothing.
+        local: whether only requests that name this machine are answered.
+        root_path: under which path another server passes requests on.
+        framed: the sites whose pages may show this one inside.
     """
-    port = free_port(host, port)
-    from starlette.middleware import Middleware
 
-    from sage.studio.page import CSS, THEME, build
-    page = build(studio)
-    page.queue(max_size=queue, default_concurrency_limit=1, api_open=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            _, local, shared = page.launch(
-                server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True, inbrowser=False,
-                show_error=False, max_file_size=UPLOAD, allowed_paths=[], blocked_paths=[], root_path=root_path,
-                enable_monitoring=False, run_history=False, mcp_server=False, ssr_mode=False, pwa=False,
-                footer_links=[], state_session_capacity=studio.limits.visits, strict_cors=True, theme=THEME, css=CSS,
-                app_kwargs={"middleware": [Middleware(Guard)], "docs_url": None, "redoc_url": None})
-        except OSError as error:  # somebody was quicker
-            raise SettingsError(_refused(host, port)) from error
-    return page, shared or local
+    def __init__(self, studio: Studio, own: socket.socket, home: str = "studio.html", token: str = "",
+                 local: bool = True, root_path: str = "", framed: str = ""):
+        import uvicorn
+
+        from sage.studio.api import api
+        app = Guard(Pages(api(studio, bool(framed)), home), token, local, framed)
+        host, port = own.getsockname()[:2]
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}/" + (f"?token={token}" if token else "")
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off",
+                                                     root_path=root_path, server_header=False, timeout_keep_alive=30))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [own]}, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join(10)
 
 
-def serve(models: Sequence[str] | None, limits: Limits, host: str, port: int, queue: int, share: bool) -> None:
-    """Serve until Ctrl-C; everything that visitors left is deleted then."""
+def serve(models: Sequence[str] | None, limits: Limits, host: str, port: int, home: str = "studio.html",
+          token: str | None = None, gallery: Path | None = None) -> None:
+    """Serve until Ctrl-C; everything that visitors left is deleted then.
+
+    Args:
+        home: what is shown first: "studio.html" or "api.html".
+        token: what visitors must bring; None for none on this machine alone and a random one anywhere else.
+    """
     import tempfile
-    port = free_port(host, port)  # before a model is loaded for nothing
-    with tempfile.TemporaryDirectory(prefix="sage-studio-", ignore_cleanup_errors=True) as folder:
-        if ignored := prepare(Path(folder)):
-            print(f"sage: note: {', '.join(ignored)} ignored: the studio is opened by its own arguments alone",
-                  file=sys.stderr)
+    own = listen(host, port)  # before a model is loaded for nothing
+    if token is None:
+        token = "" if is_loopback(host) else secrets.token_urlsafe(16)
+    with own, tempfile.TemporaryDirectory(prefix="sage-studio-", ignore_cleanup_errors=True) as folder:
         print("sage: loading the model", file=sys.stderr)
-        studio = Studio(choose_models(models), limits, Path(folder) / "studio")
-        page, address = launch(studio, host, port, queue, share)
-        print(f"the studio is at {address} (Ctrl-C ends it)", flush=True)
+        studio = Studio(choose_models(models), limits, Path(folder) / "studio", gallery)
+        if home == "studio.html":
+            studio.begin()
+        served = Served(studio, own, home, token, is_loopback(host))
+        what = "studio" if home == "studio.html" else "API"
+        print(f"the {what} is at {served.address} (Ctrl-C ends it)", flush=True)
         ended = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: ended.set())
         try:
@@ -102,49 +130,68 @@ def serve(models: Sequence[str] | None, limits: Limits, host: str, port: int, qu
         except KeyboardInterrupt:
             pass
         finally:
-            page.close(verbose=False)
+            served.close()
             studio.close()
 
 
-def free_port(host: str, port: int) -> int:
-    """`port`, or for 0 any free one.
+class Pages:
+    """The files of the page, and everything else from another app."""
 
-    Raises:
-        SettingsError: it cannot be listened at.
-    """
-    import socket
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            return probe.getsockname()[1]
-    except OSError as error:
-        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-            raise SettingsError(f"{host} is no address of this machine: leave --host out") from error
-        raise SettingsError(_refused(host, port, error.errno)) from error
+    def __init__(self, app: Any, home: str):
+        self.app, self.home = app, home
+        self.files = {f"/page/{path.name}": path for path in PAGE.iterdir() if path.suffix in KINDS}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        path = scope.get("path", "")
+        if scope["type"] != "http" or path.startswith("/api/"):
+            return await self.app(scope, receive, send)
+        file = PAGE / self.home if path == "/" else self.files.get(path)
+        if file is None or scope["method"] not in ("GET", "HEAD"):
+            return await answer(send, 404, "there is no such page")
+        await answer(send, 200, file.read_bytes(), KINDS[file.suffix])
 
 
-def _refused(host: str, port: int, why: int | None = errno.EADDRINUSE) -> str:
-    reason = "is taken by another program" if why == errno.EADDRINUSE else "may not be listened at"
-    return f"{host}:{port} {reason}: give another --port, or --port 0 for any that is free"
+async def answer(send: Any, status: int, body: bytes | str, kind: str = "text/plain; charset=utf-8",
+                 *headers: tuple[bytes, bytes]) -> None:
+    """A whole answer."""
+    content = body if isinstance(body, bytes) else body.encode()
+    await send({"type": "http.response.start", "status": status,
+                "headers": [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(content)),
+                            (b"cache-control", b"no-cache"), *headers]})
+    await send({"type": "http.response.body", "body": content})
 
 
 class Guard:
-    """Refuses requests that are too long before they are read, and lets a page load nothing from elsewhere."""
+    """Lets in who may come, refuses what is too long before it is read, and lets a page load nothing from elsewhere.
 
-    def __init__(self, app: Any):
-        self.app = app
+    Args:
+        token: to be brought as `Authorization: Bearer`, as ?token= once, or as the cookie that this is answered with.
+        local: answer only requests that name this machine, so that no page of another site can have its name stand
+            for it.
+        framed: the sites whose pages may show this one inside.
+    """
+
+    def __init__(self, app: Any, token: str = "", local: bool = True, framed: str = ""):
+        self.app, self.token, self.local = app, token, local
+        self.policy = POLICY.format(framed or "'none'").encode()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        most = UPLOAD + MESSAGE if scope["path"].rstrip("/").endswith("/upload") else MESSAGE
+            return
         headers = dict(scope["headers"])
-        if int(headers.get(b"content-length", b"0") or 0) > most:
-            await send({"type": "http.response.start", "status": 413, "headers": [(b"content-type", b"text/plain")]})
-            return await send({"type": "http.response.body", "body": f"at most {most} bytes".encode()})
-        read = 0
+        if refusal := self._stranger(headers):
+            return await answer(send, 403, refusal)
+        if self.token and not self._known(headers):
+            given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
+            if not same(given, self.token):
+                return await answer(send, 401, "a token is needed: open the address that the server printed")
+            cookie = f"{TOKEN}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+            return await answer(send, 303, "", "text/plain", (b"set-cookie", cookie.encode()), (b"location", b"./"))
+        most = UPLOAD if scope["path"] in ("/api/pictures", "/api/masks") else MESSAGE
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > most:
+            return await answer(send, 413, f"at most {most} bytes")
+        read, began = 0, False
 
         async def counted() -> Any:
             nonlocal read
@@ -155,9 +202,36 @@ class Guard:
             return message
 
         async def guarded(message: Any) -> None:
+            nonlocal began
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode()),
-                                      (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+                began = True
+                own = [name for name, _ in message["headers"]]
+                more = [(b"content-security-policy", self.policy), (b"x-content-type-options", b"nosniff"),
+                        (b"referrer-policy", b"no-referrer")]
+                message["headers"] = [*message["headers"], *(pair for pair in more if pair[0] not in own)]
             await send(message)
 
-        await self.app(scope, counted, guarded)
+        try:
+            await self.app(scope, counted, guarded)
+        except SageError as error:
+            if not began:
+                await answer(send, 413, str(error))
+
+    def _stranger(self, headers: dict[bytes, bytes]) -> str:
+        """Why a request is not answered, though it came; "" for one that is."""
+        host = headers.get(b"host", b"").decode("latin-1")
+        if self.local and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+            return "this studio is reached by the address that it printed"
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        foreign = origin and urlsplit(origin).netloc != host
+        return "another site may not speak to this studio" if foreign else ""
+
+    def _known(self, headers: dict[bytes, bytes]) -> bool:
+        bearer = headers.get(b"authorization", b"").decode("latin-1").removeprefix("Bearer ")
+        cookies = [part.strip().partition("=") for part in headers.get(b"cookie", b"").decode("latin-1").split(";")]
+        return any(same(given, self.token) for given in [bearer, *(v for name, _, v in cookies if name == TOKEN)])
+
+
+def same(given: str, wanted: str) -> bool:
+    """Whether two secrets are equal, in a time that does not tell how nearly."""
+    return hmac.compare_digest(given.encode(), wanted.encode())

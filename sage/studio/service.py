@@ -1,33 +1,34 @@
-"""The work behind the studio: one model, one edit at a time, and what each visitor may see of it.  Knows no Gradio."""
+"""The work behind the studio: one model, one edit at a time, and what each visitor may see of it.  Knows no HTTP."""
 
+import math
 import re
 import secrets
 import shutil
-import sys
 import tempfile
-import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
 
 from sage import pictures
-from sage.editing import EditResult, check_prompts, edit_batch, settings_for, sharing_key, task_of
-from sage.errors import ModelError, PictureError, SageError, SettingsError, out_of_memory
+from sage.editing import EditResult, check_prompts, check_request, edit_batch, settings_for, sharing_key, task_of
+from sage.errors import ModelError, PictureError, SettingsError, out_of_memory
 from sage.explain import Explanation
+from sage.files import numbered, written_whole
 from sage.generation import generate
 from sage.method import DEFAULTS, Method, Request, able, method, method_of
 from sage.models.backbone import Backbone
 from sage.models.known import find_model
 from sage.models.loading import load_model
 from sage.models.savings import Savings
+from sage.pictures.masks import black_and_white, mask_of_text, pasted
 from sage.pictures.metadata import (
+    asked_as_text,
     check_prompt,
     identity,
     make_generation_record,
@@ -38,70 +39,20 @@ from sage.pictures.metadata import (
 from sage.prompts.plan import Plan
 from sage.settings import Settings
 from sage.studio.cache import Cache
-from sage.studio.clock import Cancelled, Clock, Pace
-from sage.studio.visit import Entry, Picture, Visit, for_eyes
+from sage.studio.clock import Clock, Pace
+from sage.studio.examples import MODEL, examples
+from sage.studio.glimpse import Glimpses
+from sage.studio.jobs import Job, Jobs
+from sage.studio.requests import EditRequest, Limits, MakeRequest
+from sage.studio.visit import Entry, Picture, Visit, first_change, for_eyes
 from sage.studio.words import carried, compare, fitting
 from sage.trajectory.kinds import Trajectory
 
-T = TypeVar("T")
-TICK = 0.1  # seconds between two looks at running work
+TASKS = ("edit", "generate")
+HOUSE = ""  # the visitor that is the studio itself
 LONGEST_NAME = 80
+SHOWN = 200  # results of the gallery
 LONGEST_PROMPT = 4096
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one visitor may ask of the machine.
-
-    Attributes:
-        pixels: of a picture; a larger one is scaled down.
-        side: largest `size` to work at, in pixels; None for twice the model's own.
-        edits: remembered per visitor.
-        visits: remembered at a time; who came back least recently is forgotten first.
-        memory: bytes of inversions kept for further edits, and of pictures.
-    """
-
-    pixels: int = 16_000_000
-    side: int | None = None
-    steps: int = 100
-    retries: int = 3
-    edits: int = 24
-    visits: int = 64
-    memory: int = 1 << 30
-
-
-@dataclass(frozen=True)
-class EditRequest:
-    """One edit as a visitor wants it.
-
-    Attributes:
-        config: settings, whose class says the method.
-    """
-
-    model: str
-    source: str
-    target: str
-    config: Settings
-    truncate: bool = False
-
-    def is_of(self, record: dict[str, Any]) -> bool:
-        """Whether a record is of just this edit, of whatever picture."""
-        return (self.model, self.source, self.target, self.truncate, method_of(self.config).where,
-                self.config.as_dict()) == tuple(record[name] for name in (
-                    "model", "source", "target", "truncate", "method", "settings"))
-
-
-@dataclass(frozen=True)
-class MakeRequest:
-    """One picture from text as a visitor wants it; sides in pixels."""
-
-    model: str
-    prompt: str
-    negative: str
-    width: int
-    height: int
-    config: Settings
-    truncate: bool = False
 
 
 class Studio:
@@ -115,27 +66,33 @@ class Studio:
     Args:
         models: what the visitors can choose from, as `sage.load_model` takes it; the first is loaded at once.
         folder: where the visitors' files go.
+        gallery: a folder in which all results are kept too, and stay; None for none.
     Raises:
         ModelError: one of the models is not there.
     """
 
-    def __init__(self, models: Sequence[str], limits: Limits | None = None, folder: Path | None = None):
+    def __init__(self, models: Sequence[str], limits: Limits | None = None, folder: Path | None = None,
+                 gallery: Path | None = None):
         self.limits = limits or Limits()
         self.places = {find_model(model)[0]: model for model in models}
         if not self.places:
             raise ModelError("no model is here: name one with --model")
+        self.gallery = gallery
+        if gallery is not None:
+            pictures.check_writable(gallery / "result.png")
         self.folder = folder or Path(tempfile.mkdtemp(prefix="sage-studio-"))
         self.trajectories: Cache[Trajectory] = Cache(self.limits.memory, lambda trajectory: trajectory.nbytes)
         self.pictures: Cache[Picture] = Cache(self.limits.memory // 4, lambda picture: picture.size)
         self.paces: dict[tuple[Any, ...], Pace] = {}
         self._visits: OrderedDict[str, Visit] = OrderedDict()
         self._lock, self._words = Lock(), Lock()  # tokenizers cannot be shared by two threads at once
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="sage-edit")
+        self.jobs = Jobs(self.limits.waiting, self.limits.patience)
         self._opening = Lock()  # a large picture takes a lot while it is decoded
+        self.first: Job[Entry] | None = None
         self.methods: dict[str, dict[str, Method[Any]]] = {task: {name: method(name) for name in able(task)}
-                                                           for task in DEFAULTS}
+                                                           for task in TASKS}
         self.name, place = next(iter(self.places.items()))
-        self.model: Backbone | None = self._worker.submit(load_model, place).result()
+        self.model: Backbone | None = self.jobs.do(load_model, place)
 
     # ---- visitors
 
@@ -145,7 +102,8 @@ class Studio:
             if who not in self._visits:
                 self._visits[who] = Visit(self.folder / secrets.token_hex(16), self.limits.edits)
             self._visits.move_to_end(who)
-            old = [self._visits.popitem(last=False) for _ in range(len(self._visits) - self.limits.visits)]
+            guests = [key for key in self._visits if key != HOUSE]
+            old = [(key, self._visits.pop(key)) for key in guests[:max(0, len(guests) - self.limits.visits)]]
             visit = self._visits[who]
         for key, gone in old:
             self._forget(key, gone)
@@ -159,6 +117,8 @@ class Studio:
             self._forget(who, visit)
 
     def _forget(self, who: str, visit: Visit) -> None:
+        for job in self.jobs.of(who):
+            job.cancel()
         visit.end()
         self.trajectories.drop(lambda key: key[0] == who)
         self.pictures.drop(lambda key: key[0] == who)
@@ -167,8 +127,39 @@ class Studio:
         """Stop the work and delete all files."""
         for who in list(self._visits):
             self.leave(who)
-        self._worker.shutdown(cancel_futures=True)
+        self.jobs.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    # ---- the first edit
+
+    def begin(self) -> None:
+        """Make the first example's edit, which every visitor finds finished; nothing where its model is not here."""
+        if MODEL in self.places and self.name == MODEL:
+            self.first = self.edit(HOUSE, self.example(HOUSE, 0))
+            self.first.asked = math.inf  # nobody asks about it, and it is wanted
+
+    def example(self, who: str, index: int) -> EditRequest:
+        """One of the examples, its picture brought, as an edit at the recommended settings."""
+        found = examples(self.folder)
+        example = found[index if 0 <= index < len(found) else 0]
+        self.take(who, example.path, example.name)
+        return EditRequest(MODEL, example.source, example.target, self.recommended("edit", DEFAULTS["edit"]),
+                           picture=self.visit(who).picture.identity["sha256"])
+
+    def welcome(self, who: str) -> Entry | None:
+        """The first edit as the visitor's own, where it is made and they have none; None otherwise."""
+        if self.first is None or self.first.state != "done" or self.visit(who).results:
+            return None
+        entry = self.first.result()
+        self._show(who, self.picture(HOUSE, entry.record["picture"]["sha256"]))
+        visit = self.visit(who)
+        with visit.lasting():
+            path = visit.new_file(entry.path.name)
+            for old in (entry.path, *entry.eyes):
+                shutil.copy(old, path.parent / old.name)
+            mine = replace(entry, path=path)
+            visit.remember(mine)
+        return mine
 
     # ---- pictures
 
@@ -199,6 +190,26 @@ class Studio:
                 self._show(who, known)
         return record
 
+    def take_mask(self, who: str, path: Path) -> Picture:
+        """An uploaded file as a picture of where an edit may be; the visitor's picture stays.
+
+        Raises:
+            PictureError: no picture, damaged, or too large.
+        """
+        with self._opening:
+            picture = self._opened(path, "mask.png")
+        self.pictures.put((who, picture.identity["sha256"]), picture)
+        return picture
+
+    def mask_in(self, who: str, record: dict[str, Any]) -> str:
+        """The key of the mask in a record, which is then one of the visitor's pictures; "" without one."""
+        if "mask" not in record:
+            return ""
+        image = mask_of_text(record["mask"])
+        picture = Picture(image, {"name": "mask.png", "sha256": pictures.digest(image)})
+        self.pictures.put((who, picture.identity["sha256"]), picture)
+        return picture.identity["sha256"]
+
     def _opened(self, path: Path, name: str) -> Picture:
         """The picture in a file, scaled down to what one visitor may have, which its identity then says."""
         image, known_by = pictures.open_picture(path), identity(path, name)
@@ -212,6 +223,23 @@ class Studio:
         self.visit(who).picture = picture
         self.pictures.put((who, picture.identity["sha256"]), picture)
 
+    def picture(self, who: str, key: str) -> Picture:
+        """One of the visitor's pictures by its key, the hash of its file.
+
+        Raises:
+            PictureError: it is not remembered.
+        """
+        if (picture := self.pictures.get((who, key))) is None:
+            raise PictureError("that picture is not remembered any more: drop it again")
+        return picture
+
+    def use_result(self, who: str, key: str) -> Picture:
+        """Make one of the visitor's results their picture."""
+        entry = self.entry(who, key)
+        picture = Picture(pictures.open_picture(entry.path), identity(entry.path))
+        self._show(who, picture)
+        return picture
+
     def _record_in(self, path: Path) -> dict[str, Any] | None:
         try:
             pictures.read_settings(path)
@@ -219,55 +247,95 @@ class Studio:
             return None  # a picture like any other
         return read_record(path)
 
-    def restore(self, who: str, index: int) -> Entry:
+    def entry(self, who: str, key: str) -> Entry:
+        """One of the visitor's results by its key.
+
+        Raises:
+            SettingsError: it is not remembered.
+        """
+        found = next((entry for entry in self.visit(who).results if entry.key == key), None)
+        if found is None:
+            raise SettingsError("that result is not remembered any more")
+        return found
+
+    def restore(self, who: str, key: str) -> Entry:
         """One of the visitor's own edits again; its picture becomes theirs, if it is still remembered."""
-        visit = self.visit(who)
-        if not 0 <= index < len(visit.entries):
-            raise SettingsError("that edit is not remembered any more")
-        entry = visit.entries[index]
-        visit.picture = self.pictures.get((who, entry.record["picture"]["sha256"])) or visit.picture
-        visit.restored = entry.record
+        visit, entry = self.visit(who), self.entry(who, key)
+        if "picture" in entry.record:
+            visit.picture = self.pictures.get((who, entry.record["picture"]["sha256"])) or visit.picture
+            visit.restored = entry.record
         return entry
+
+    # ---- the gallery
+
+    def kept(self) -> list[Path]:
+        """What the gallery holds, the newest first and at most so many; nothing where there is none."""
+        found = [] if self.gallery is None else [p for p in self.gallery.glob("*.png") if p.is_file()]
+        return sorted(found, key=lambda path: (path.stat().st_mtime, path.name), reverse=True)[:SHOWN]
+
+    def kept_as(self, name: str) -> Path:
+        """A file of the gallery by its name.
+
+        Raises:
+            SettingsError: there is none.
+        """
+        if (path := next((path for path in self.kept() if path.name == name), None)) is None:
+            raise SettingsError("that picture is not in the gallery")
+        return path
+
+    def _keep(self, visit: Visit, entry: Entry) -> None:
+        visit.remember(entry)
+        if self.gallery is not None and visit is not self._visits.get(HOUSE):
+            path = next(path for path in numbered(self.gallery / entry.path.name) if not path.exists())
+            with written_whole(path) as file:
+                file.write(entry.path.read_bytes())
 
     # ---- edits
 
-    def edit(self, who: str, request: EditRequest) -> Generator[Clock, None, Entry]:
-        """Make one edit; a look at its clock every now and then, and what came of it in the end.
-
-        Closing the generator stops the edit.
+    def edit(self, who: str, request: EditRequest) -> Job[Entry]:
+        """Make one edit, when it is its turn.
 
         Raises:
-            Cancelled: `Visit.cancel` was called.
-            SageError: it cannot be made, and why.
+            SageError: it cannot be made, and why; what only the model tells is an error of the job.
         """
         visit = self.visit(who)
-        picture = self._edited(visit, request)
-        clock = visit.clock = Clock()
-        return (yield from self._watched(clock, self._edit, who, visit, picture, request, clock))
+        picture, clock = self._edited(who, visit, request), Clock()
+        return self.jobs.submit(who, "edit", clock, lambda job: self._edit(who, visit, picture, request, job))
 
-    def look_inside(self, who: str, entry: Entry) -> Generator[Clock, None, str]:
+    def variants(self, who: str, requests: Sequence[EditRequest]) -> Job[list[Entry]]:
+        """Make several edits of one picture, one after the other; what they can share of an inversion is made once."""
+        visit, clock = self.visit(who), Clock()
+        picture = [self._edited(who, visit, request) for request in requests][0]
+
+        def work(job: Job[list[Entry]]) -> list[Entry]:
+            return [self._edit(who, visit, picture, request, job) for request in requests]
+
+        return self.jobs.submit(who, "variants", clock, work)
+
+    def look_inside(self, who: str, entry: Entry) -> Job[str]:
         """Make one of the visitor's edits again, watched: a page that shows what happened, as `sage edit --explain`.
 
         Watching changes nothing, but keeps and decodes every step: none is watched that was not asked to be.
         """
-        visit = self.visit(who)
-        picture = self.pictures.get((who, entry.record["picture"]["sha256"]))
-        if picture is None:
-            raise PictureError(f"{entry.record['picture']['name']} is not remembered any more: drop it again")
         record = entry.record
-        request = EditRequest(record["model"], record["source"], record["target"],
-                              settings_in(record), record["truncate"])
-        clock = visit.clock = Clock()
-        return (yield from self._watched(clock, self._look, who, entry, picture, request, clock))
+        if "picture" not in record:
+            raise SettingsError("a picture from text has no inside to look into: take an edit")
+        picture, clock = self.picture(who, record["picture"]["sha256"]), Clock()
+        request = EditRequest(record["model"], record["source"], record["target"], settings_in(record),
+                              record["truncate"], mask=self.mask_in(who, record), paste="paste" in record)
+        return self.jobs.submit(who, "look", clock, lambda job: self._look(who, entry, picture, request, clock))
+
+    def choose(self, who: str, name: str) -> Job[None]:
+        """Load a model in the place of the one that is there, when it is its turn.
+
+        A model that cannot be loaded is the job's ModelError; there is then none, until one is chosen that can.
+        """
+        clock = Clock()
+        return self.jobs.submit(who, "model", clock, lambda job: self._load(name, clock))
 
     def use(self, name: str) -> None:
-        """Load a model in the place of the one that is there.
-
-        Raises:
-            ModelError: it cannot be loaded; there is then no model, until one is chosen that can.
-        """
-        with _told():
-            self._worker.submit(self._load, name, Clock()).result()
+        """`choose`, waited for."""
+        self.jobs.do(self._load, name, Clock())
 
     def usable(self, task: str) -> list[Method[Any]]:
         """The methods for a task that the model in memory can be used with."""
@@ -299,25 +367,19 @@ class Studio:
                 return {"problem": "there is no model: choose one"}
             return compare(self.model.prompts, source[:LONGEST_PROMPT], target[:LONGEST_PROMPT], config)
 
-    def _watched(self, clock: Clock, work: Callable[..., T], *arguments: Any) -> Generator[Clock, None, T]:
-        """Run in the worker's thread; one at a time, whoever asks."""
-        future: Future[T] = self._worker.submit(work, *arguments)
-        try:
-            with _told():
-                while not wait([future], timeout=TICK).done:
-                    yield clock
-                return future.result()
-        finally:
-            clock.cancel()
-            future.cancel()
-
-    def _edited(self, visit: Visit, request: EditRequest) -> Picture:
+    def _edited(self, who: str, visit: Visit, request: EditRequest) -> Picture:
         """The picture to edit; SageError for whatever can be told without the model."""
+        if request.picture:
+            visit.picture = self.picture(who, request.picture)
         if visit.picture is None:
             raise PictureError("there is no picture yet: drop one, or take an example")
         for name in ("source", "target"):
             check_prompt(name, getattr(request, name))
         self._check(request, "edit")
+        if request.mask:
+            check_request(method_of(request.config), Request(mask=self.picture(who, request.mask).image))
+        elif request.paste:
+            raise SettingsError("there is no mask to paste around: mark where the picture may change")
         return visit.picture
 
     def _check(self, request: EditRequest | MakeRequest, task: str) -> None:
@@ -332,7 +394,8 @@ class Studio:
         if (side or 0) > (most := self.limits.side or 2 * self.model.sample_size):
             raise SettingsError(f"{name} is {side}: this studio allows at most {most}")
 
-    def _edit(self, who: str, visit: Visit, picture: Picture, request: EditRequest, clock: Clock) -> Entry:
+    def _edit(self, who: str, visit: Visit, picture: Picture, request: EditRequest, job: Job[Any]) -> Entry:
+        clock = job.clock
         self._load(request.model, clock)
         recorded = visit.restored
         request, plan, left_out = self._planned(request)
@@ -344,18 +407,23 @@ class Studio:
         savings = None
         if recorded and request.is_of(recorded) and recorded["picture"]["sha256"] == picture.identity["sha256"]:
             savings = Savings.from_dict(recorded["savings"])
-        result = self._made(picture, plan, request, clock, trajectory, savings=savings)
+        mask = self._mask(who, picture, request)
+        seen = Glimpses(self.model, job.show, picture.image.size, clock.pace.seconds.get("glimpse", 0.0))
+        result = self._made(picture, plan, request, clock, trajectory, mask, watch=seen, savings=savings)
+        if seen.cost:
+            clock.pace.seconds["glimpse"] = seen.cost
         record = make_record(self.model, request.source, request.target, request.config, picture.identity,
-                             request.truncate, savings=result.savings)
+                             request.truncate, savings=result.savings, **asked_as_text(mask, paste=request.paste))
         saved = None if trajectory is None else clock.pace.seconds.get("invert", 0.0) * (len(trajectory.latents) - 1)
         with visit.lasting():  # of who has left nothing is kept
             self.trajectories.put(key, result.trajectory)
             path = visit.new_file(f"{Path(picture.identity['name']).stem}-edit.png")
             pictures.save_picture(result.image, path, record)
-            entry = Entry(record, path, clock.elapsed, saved, (*left_out, *result.notes))
+            entry = Entry(record, path, clock.elapsed, saved, (*left_out, *result.notes),
+                          first_change(picture.image, result.image))
             for image, eye in zip((picture.image, result.image), entry.eyes, strict=True):
                 pictures.save_picture(for_eyes(image), eye)
-            visit.remember(entry)
+            self._keep(visit, entry)
         return entry
 
     def _look(self, who: str, entry: Entry, picture: Picture, request: EditRequest, clock: Clock) -> str:
@@ -366,15 +434,23 @@ class Studio:
                                truncate=request.truncate)
         trajectory = self.trajectories.get(self._key(who, picture, request, plan))
         self._foresee(clock, picture, request, inverted=trajectory is not None)
-        result = self._made(picture, plan, request, clock, trajectory, watch=seen,
+        result = self._made(picture, plan, request, clock, trajectory, self._mask(who, picture, request), watch=seen,
                             savings=Savings.from_dict(entry.record["savings"]))
         with self._words, tempfile.TemporaryDirectory(dir=self.folder) as folder:
             return seen.write(folder, result, clock).read_text(encoding="utf-8")
 
     def _made(self, picture: Picture, plan: Plan, request: EditRequest, clock: Clock, trajectory: Trajectory | None,
-              **more: Any) -> EditResult:
-        return edit_batch(self.model, [picture.image], [plan], request.config, clock, trajectory,
-                          requests=[Request(request.source, request.target)], **more)[0]
+              mask: Image.Image | None, **more: Any) -> EditResult:
+        asked = Request(request.source, request.target, mask=mask)
+        result = edit_batch(self.model, [picture.image], [plan], request.config, clock, trajectory, requests=[asked],
+                            **more)[0]
+        if not request.paste:
+            return result
+        return replace(result, image=pasted(result.image, pictures.normalise(picture.image), mask))
+
+    def _mask(self, who: str, picture: Picture, request: EditRequest) -> Image.Image | None:
+        """Where the edit may be, at the picture's size; None for everywhere."""
+        return black_and_white(self.picture(who, request.mask).image, picture.image.size) if request.mask else None
 
     def _planned(self, request: EditRequest) -> tuple[EditRequest, Plan, tuple[str, ...]]:
         """The edit without words that are not in its prompts any more, its plan, and what was left out."""
@@ -405,17 +481,18 @@ class Studio:
 
     # ---- pictures from text
 
-    def make(self, who: str, request: MakeRequest) -> Generator[Clock, None, Entry]:
+    def make(self, who: str, request: MakeRequest) -> Job[Entry]:
         """Make a picture of a prompt from noise; as `edit`, of which it knows nothing."""
         visit = self.visit(who)
         check_prompt("target", request.prompt)
         self._check(request, "generate")
-        clock = visit.clock = Clock()
-        return (yield from self._watched(clock, self._make, visit, request, clock))
+        return self.jobs.submit(who, "generate", Clock(), lambda job: self._make(visit, request, job))
 
-    def _make(self, visit: Visit, request: MakeRequest, clock: Clock) -> Entry:
+    def _make(self, visit: Visit, request: MakeRequest, job: Job[Any]) -> Entry:
+        clock = job.clock
         self._load(request.model, clock)
-        config, size = request.config, (request.width, request.height)
+        side = self.model.sample_size
+        config, size = request.config, (request.width or side, request.height or side)
         for name, side in zip(("width", "height"), size, strict=True):
             self._check_side(name, side)
         chosen = tuple(getattr(config, f.name) for f in config.fields() if f.metadata["choices"])
@@ -428,8 +505,11 @@ class Studio:
                 words.close()  # the prompts are read
                 clock(phase, done, total)
 
-            made = generate(self.model, request.prompt, config, report, negative=request.negative, width=request.width,
-                            height=request.height, truncate=request.truncate)[0]
+            seen = Glimpses(self.model, job.show, size, clock.pace.seconds.get("glimpse", 0.0))
+            made = generate(self.model, request.prompt, config, report, seen, negative=request.negative, width=size[0],
+                            height=size[1], truncate=request.truncate)[0]
+        if seen.cost:
+            clock.pace.seconds["glimpse"] = seen.cost
         record = make_generation_record(self.model, request.prompt, request.negative, config, size, request.truncate,
                                         savings=made.savings)
         with visit.lasting():
@@ -437,7 +517,7 @@ class Studio:
             pictures.save_picture(made.image, path, record)
             entry = Entry(record, path, clock.elapsed, None, made.notes)
             pictures.save_picture(for_eyes(made.image), entry.eyes[1])
-            visit.keep_made(entry)
+            self._keep(visit, entry)
         return entry
 
     def _load(self, name: str, clock: Clock) -> None:
@@ -463,17 +543,3 @@ class Studio:
 def _name_of(prompt: str) -> str:
     """A file's name from the first words of a prompt."""
     return "-".join(re.findall(r"[a-z0-9]+", prompt.lower())[:8])[:60] or "picture"
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Whatever goes wrong is one line for the visitor."""
-    try:
-        yield
-    except (SageError, Cancelled):
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise SettingsError("out of memory: try a smaller size") from None
-        traceback.print_exception(error, file=sys.stderr)
-        raise SageError("something went wrong on the server, and was written to its log") from None

@@ -9,13 +9,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageOps
 
-from sage.pictures import save_picture
-from sage.settings import Settings
-from sage.studio.clock import Cancelled, Clock
+from sage.studio.clock import Cancelled
 
 LEAST, MOST = 384, 1024  # pixels of the longer side of what is shown
+SEEN = 24  # of 255: a difference that is seen
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Entry:
         path: the edited picture, alone in its folder with what is made of it for the eye.
         took, saved: seconds of this edit, and what reusing an inversion spared; None where none was reused.
         notes: for people to read.
+        begins: how far from the left the first change is, as a share of the width.
     """
 
     record: dict[str, Any]
@@ -51,6 +52,12 @@ class Entry:
     took: float
     saved: float | None
     notes: tuple[str, ...]
+    begins: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """What its visitor knows it by."""
+        return self.path.parent.name
 
     @property
     def eyes(self) -> tuple[Path, Path]:
@@ -60,30 +67,22 @@ class Entry:
 
 @dataclass
 class Visit:
-    """One visitor's picture, edits and running work.
+    """One visitor's picture and results.
 
     Args:
         folder: where their files lie, under a name that nobody can guess.
-        most: edits remembered; the files of older ones are deleted.
+        most: results remembered; the files of older ones are deleted.
     Attributes:
-        model: the one they have chosen, "" before the first choice.
-        forms: settings of methods that they have left, by the task and the method's name, as they left them.
+        picture: the one they brought last.
+        results: edits and pictures from text, the oldest first.
         restored: the record of the edit whose settings they took back last.
-        turn: counts what puts other prompts on their page: a result of an earlier turn is not shown beside them.
-        made: their latest picture from text.
     """
 
     folder: Path
     most: int
     picture: Picture | None = None
-    entries: list[Entry] = field(default_factory=list)
-    clock: Clock | None = None
-    shown: Entry | None = None
-    model: str = ""
-    forms: dict[tuple[str, str], Settings] = field(default_factory=dict)
+    results: list[Entry] = field(default_factory=list)
     restored: dict[str, Any] | None = None
-    turn: int = 0
-    made: Entry | None = None
     _ended: bool = False
     _lock: Lock = field(default_factory=Lock, repr=False)
 
@@ -106,35 +105,23 @@ class Visit:
         return folder / name
 
     def remember(self, entry: Entry) -> None:
-        self.entries.append(entry)
-        while len(self.entries) > self.most:
-            shutil.rmtree(self.entries.pop(0).path.parent, ignore_errors=True)
-
-    def keep_made(self, entry: Entry) -> None:
-        """Keep a picture from text in the place of the last one."""
-        if self.made:
-            shutil.rmtree(self.made.path.parent, ignore_errors=True)
-        self.made = entry
-
-    def cancel(self) -> None:
-        """End what is running for this visitor at its next step."""
-        if self.clock:
-            self.clock.cancel()
+        """Keep a result, and delete the oldest where there are too many."""
+        self.results.append(entry)
+        while len(self.results) > self.most:
+            shutil.rmtree(self.results.pop(0).path.parent, ignore_errors=True)
 
     def end(self) -> None:
         """Forget everything, and keep nothing from now on."""
-        self.cancel()
         with self._lock:
             self._ended = True
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def show(self, picture: Picture) -> Path:
-        """A file of the picture for the page, in the place of the last one."""
-        folder = self.folder / "shown"
-        path = folder / secrets.token_hex(4) / f"{Path(picture.identity['name']).stem}.png"
-        with self.lasting():
-            shutil.rmtree(folder, ignore_errors=True)
-            return save_picture(for_eyes(picture.image), path)
+
+def first_change(before: Image.Image, after: Image.Image) -> float:
+    """How far from the left the first column lies that has changed for the eye, as a share of the width; else 0."""
+    a, b = (np.asarray(image.convert("RGB").resize((64, 64)), dtype=np.int16) for image in (before, after))
+    columns = np.flatnonzero((np.abs(a - b).max(-1) > SEEN).sum(0) > 1)
+    return max(0.0, (int(columns[0]) - 1) / 64) if len(columns) else 0.0
 
 
 def for_eyes(image: Image.Image) -> Image.Image:

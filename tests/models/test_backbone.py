@@ -165,18 +165,16 @@ def test_it_runs_in_a_batch_and_in_the_benchmark(fake, tmp_path):
 
 
 def test_the_studio_edits_with_it(tmp_path):
-    from sage.studio.service import EditRequest, Studio
+    from sage.studio.requests import EditRequest
+    from sage.studio.service import Studio
     small.make(tmp_path / "tokenizer")
     small.picture().save(tmp_path / "p.png")
     (tmp_path / "own.py").write_text(OWN.format(folder=str(tmp_path / "tokenizer")))
     studio = Studio([f"{tmp_path}/own.py:load"], folder=tmp_path / "studio")
     try:
         studio.take("somebody", tmp_path / "p.png", "p.png")
-        work = studio.edit("somebody", EditRequest("load", SOURCE, TARGET, settings("plain", studio.model)))
-        with pytest.raises(StopIteration) as done:
-            while True:
-                next(work)
-        assert done.value.value.path.is_file() and studio.words(SOURCE, TARGET, settings("sage", studio.model))
+        job = studio.edit("somebody", EditRequest("load", SOURCE, TARGET, settings("plain", studio.model)))
+        assert job.result(300).path.is_file() and studio.words(SOURCE, TARGET, settings("sage", studio.model))
     finally:
         studio.close()
 

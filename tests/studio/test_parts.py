@@ -156,3 +156,26 @@ def test_nothing_to_compare_yet():
         pytest.skip("the bundled model is missing")
     find = load_model("stilllife").prompts
     assert compare(find, "", "a cat", EditConfig())["target"] == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sliders_and_presets_come_from_the_settings(name):
+    found, settings = method(name), method(name).Settings()
+    shown = form.shown(settings)
+    assert bool(found.keep) == (shown["keep"] is not None)
+    for role, order in (("strength", (-1, 1)), ("keep", (1, -1))):
+        if (slider := shown[role]) is None:
+            continue
+        field, value = slider["name"], getattr(settings, slider["name"])
+        assert field == getattr(found, role) and slider["low"] < slider["high"]
+        gentle, recommended, bold = (float(shown["presets"][p][field]) for p in ("gentle", "recommended", "bold"))
+        assert recommended == value
+        if slider["low"] < value < slider["high"]:
+            assert order[0] * (gentle - value) > 0 and order[1] * (bold - value) > 0
+    for changes in shown["presets"].values():
+        form.read(type(settings), shown["values"] | changes)  # each is within its range
+
+
+def test_what_is_changed_often_comes_first():
+    fields = {f["name"]: f["often"] for _, members in form.shown(EditConfig())["groups"] for f in members}
+    assert fields["steps"] and fields["guidance_scale"] and fields["reconstruction_scale"] and not fields["decay"]

@@ -1,225 +1,268 @@
 """How the studio is reached: what it serves, what it refuses, and what could open it up and does not."""
 
-import json
-import os
 import re
+import socket
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from sage.commands import main as cli
 
-gradio = pytest.importorskip("gradio", reason="the extra `ui` is not installed")
-import httpx  # noqa: E402  comes with Gradio
+pytest.importorskip("fastapi", reason="the extra `ui` is not installed")
+httpx = pytest.importorskip("httpx", reason="which the tests of the API ask with")
 
 from sage.errors import SettingsError  # noqa: E402
+from sage.pictures import read_settings  # noqa: E402
 from sage.studio import server  # noqa: E402
-from sage.studio.handlers import Handlers  # noqa: E402
-from sage.studio.service import Limits, Studio  # noqa: E402
+from sage.studio.requests import Limits  # noqa: E402
+from sage.studio.service import Studio  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 MUG = ROOT / "examples" / "mug.png"
-OPENING = {"GRADIO_SHARE": "True", "GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_ALLOWED_PATHS": "/",
-           "GRADIO_ANALYTICS_ENABLED": "True", "GRADIO_MCP_SERVER": "True", "GRADIO_SSR_MODE": "True"}
+SOURCE = "a photograph of a big shiny blue mug on stone tiles"
+TARGET = SOURCE.replace("blue", "yellow")
+FILE = {"content-type": "application/octet-stream"}
 
 
 @pytest.fixture(scope="module")
-def http(tmp_path_factory):
-    """A client of a studio that runs in this process."""
-    folder, before = tmp_path_factory.mktemp("studio"), dict(os.environ)
-    os.environ.update(OPENING)
-    assert set(server.prepare(folder)) >= set(OPENING)
-    studio = Studio(["stilllife"], Limits(steps=20), folder / "studio")
-    page, address = server.launch(studio, port=0)
-    with httpx.Client(base_url=address.rstrip("/"), timeout=60, trust_env=False) as client:
-        client.page, client.studio, client.config = page, studio, client.get("/config").json()
-        yield client
-    page.close(verbose=False)
+def studio(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studio")
+    studio = Studio(["stilllife"], Limits(steps=20, waiting=2), folder / "studio", folder / "gallery")
+    yield studio
     studio.close()
-    os.environ.clear()
-    os.environ.update(before)
 
 
-def event(http, name: str, what: str) -> int:
-    component = next(c["id"] for c in http.config["components"] if c["props"].get("elem_id") == name)
-    return next(d["id"] for d in http.config["dependencies"] if [component, what] in [list(t) for t in d["targets"]])
-
-
-def call(http, name: str, what: str, data: list, session: str = "someone"):
-    return http.post("/gradio_api/run/predict", json={"data": data, "fn_index": event(http, name, what),
-                                                      "session_hash": session})
-
-
-def drop(http, path: str, **more):
-    return call(http, "picture", "upload", [{"path": path, "orig_name": "x.png", "meta": {"_type": "gradio.FileData"},
-                                             **more}])
-
-
-def test_an_uploaded_picture_is_taken(http):
-    path = http.post("/gradio_api/upload", files={"files": ("mug.png", MUG.read_bytes())}).json()[0]
-    assert drop(http, path).status_code == 200
-
-
-@pytest.mark.parametrize("path", [str(MUG), "/etc/passwd", "../../etc/passwd", "", "\0", "x" * 5000])
-def test_a_path_that_was_not_uploaded_is_not_opened(http, path):
-    answer = drop(http, path)
-    assert answer.status_code >= 400 and "root:" not in answer.text and "Traceback" not in answer.text
-
-
-def test_a_file_of_the_studio_that_was_not_uploaded_is_not_opened(http):
-    example = next(Path(os.environ["GRADIO_TEMP_DIR"]).rglob("still-life-*.png"))
-    assert drop(http, str(example)).status_code >= 400
+@pytest.fixture(scope="module")
+def address(studio):
+    """Where a studio runs in this process."""
+    served = server.Served(studio, server.listen("127.0.0.1", 0))
+    yield served.address
+    served.close()
 
 
 @pytest.fixture
-def elsewhere():
-    """The address of another server, and who asked it for what."""
-    asked = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            self.send_response(404)
-            self.end_headers()
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_):
-            pass
-
-    other = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=other.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{other.server_port}/x.png", asked
-    other.shutdown()
+def http(address):
+    """A visitor of their own."""
+    with httpx.Client(base_url=address, timeout=300, trust_env=False) as client:
+        yield client
 
 
-def test_an_address_is_not_fetched(http, elsewhere, monkeypatch):
-    from gradio import processing_utils
-    address, asked = elsewhere
-
-    async def fetch(url, **_):
-        asked.append(url)
-
-    monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", fetch)  # which fetches public ones
-    assert drop(http, address).status_code >= 400
-    assert drop(http, str(MUG), url=address).status_code >= 400
-    file = {"path": address, "meta": {"_type": "gradio.FileData"}}
-    settings = next(d for d in http.config["dependencies"] if d["id"] == event(http, "source", "change"))["inputs"]
-    assert call(http, "source", "change", [file] * len(settings)).status_code >= 400
-    assert call(http, "words", "input", [file]).status_code >= 400
-    assert asked == []
+def bring(http, path=MUG, name="mug.png"):
+    return http.post("/api/pictures", params={"name": name}, content=Path(path).read_bytes(), headers=FILE)
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", str(MUG), str(ROOT / "sage" / "__init__.py"), "/proc/self/environ"])
-def test_files_outside_are_not_served(http, path):
-    answer = http.get(f"/gradio_api/file={path}")
-    assert answer.status_code in (403, 404)
-    assert http.get(f"/gradio_api/file=https://example.com{path}", follow_redirects=False).status_code != 200
+def asked(picture, **more):
+    return {"picture": picture, "source": SOURCE, "target": TARGET, "method": "sage",
+            "settings": {"steps": 2, "guided_steps": 1, "retries": 0}} | more
 
 
-def test_folders_are_not_listed(http):
-    folder = os.environ["GRADIO_TEMP_DIR"]
-    for path in (folder, f"{folder}/", f"{folder}/studio", f"{folder}/studio/"):
-        assert http.get(f"/gradio_api/file={path}").status_code in (403, 404, 405, 422, 500)
+def ended(http, answer):
+    """What comes of the job of an answer."""
+    assert answer.status_code == 202, answer.text
+    state = answer.json()
+    while state["state"] in ("waiting", "working"):
+        time.sleep(0.05)
+        state = http.get(f"/api/jobs/{state['job']}").json()
+    return state
+
+
+def test_from_a_picture_to_a_file_that_repeats_the_edit(http, tmp_path):
+    picture = bring(http).json()
+    assert (picture["width"], picture["height"], picture["name"], picture["record"]) == (64, 64, "mug.png", None)
+    done = ended(http, http.post("/api/edit", json=asked(picture["picture"])))
+    assert done["state"] == "done" and done["error"] == ""
+    [result] = done["results"]
+    assert (result["source"], result["target"]) == (SOURCE, TARGET)
+    got = http.get(result["url"])
+    assert got.headers["content-type"] == "image/png" and "mug-edit.png" in got.headers["content-disposition"]
+    (tmp_path / "edit.png").write_bytes(got.content)
+    assert read_settings(tmp_path / "edit.png")["settings"]["steps"] == 2
+    assert cli.main(["edit", str(MUG), "--config-from", str(tmp_path / "edit.png"), "--out",
+                     str(tmp_path / "again.png"), "--quiet"]) == 0
+    assert (tmp_path / "again.png").read_bytes() == got.content
+    for side in ("before", "after"):
+        assert http.get(result[side]).headers["content-type"] == "image/png"
+    assert [r["result"] for r in http.get("/api/results").json()["results"]] == [result["result"]]
+    assert "sage edit mug.png" in http.get(f"{result['url']}/recipe").json()["command"]
+    assert any(kept["name"] == "mug-edit.png" for kept in http.get("/api/gallery").json())
+    restored = http.post(f"{result['url']}/restore").json()
+    assert restored["record"]["form"]["values"]["steps"] == "2" and restored["picture"]["name"] == "mug.png"
+    brought = bring(http, tmp_path / "edit.png", "edit.png").json()  # the picture that was edited takes its place
+    assert brought["record"]["target"] == TARGET and brought["name"] == "mug.png"
+
+
+def test_a_picture_from_text_and_variants(http):
+    made = ended(http, http.post("/api/generate", json={"prompt": TARGET, "settings": {"steps": 2}}))
+    assert made["state"] == "done" and made["results"][0]["before"] == ""
+    picture = bring(http).json()["picture"]
+    grid = ended(http, http.post("/api/variants", json=asked(picture, axis="guidance_scale", values=[1, 2])))
+    assert [r["settings"]["guidance_scale"] for r in grid["results"]] == [1.0, 2.0]
+    assert [r["saved"] is not None for r in grid["results"]] == [False, True]
+    seeds = ended(http, http.post("/api/variants", json=asked(picture, axis="seed", method="flowedit",
+                                                                settings={"steps": 1})))
+    assert [r["settings"]["seed"] for r in seeds["results"]] == [0, 1, 2, 3]
+    used = http.post(f"/api/pictures/of/{seeds['results'][0]['result']}").json()
+    assert used["name"] == "mug-edit.png"
+
+
+def test_what_is_ones_own_is_nobody_elses(http, address):
+    picture = bring(http).json()["picture"]
+    done = ended(http, http.post("/api/edit", json=asked(picture)))
+    with httpx.Client(base_url=address, timeout=60, trust_env=False) as other:
+        for path in (f"/api/pictures/{picture}", f"/api/jobs/{done['job']}", done["results"][0]["url"],
+                     done["results"][0]["after"]):
+            assert other.get(path).status_code == 422, path
+        assert other.delete(f"/api/jobs/{done['job']}").status_code == 422
+        assert "not remembered" in other.post("/api/edit", json=asked(picture)).json()["error"]
+        assert other.get("/api/results").json()["results"] == []
+
+
+def test_waiting_is_told_bounded_and_can_be_ended(http):
+    picture = bring(http).json()["picture"]
+    slow = asked(picture, settings={"steps": 20, "retries": 0})
+    first = http.post("/api/edit", json=slow).json()
+    while http.get(f"/api/jobs/{first['job']}").json()["state"] == "waiting":
+        time.sleep(0.02)
+    second, third = (http.post("/api/edit", json=slow).json() for _ in range(2))
+    assert (second["state"], second["ahead"], third["ahead"]) == ("waiting", 1, 2)
+    full = http.post("/api/edit", json=slow)
+    assert full.status_code == 503 and "2 are waiting already" in full.json()["error"]
+    assert http.get("/api/status").json()["queue"] == {"working": 1, "waiting": 2, "most": 2}
+    for job in (second, first, third):
+        assert http.delete(f"/api/jobs/{job['job']}").json()["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"source": " "}, "source prompt is empty"), ({"settings": {"steps": 21}}, "at most 20"),
+    ({"settings": {"steps": "many"}}, "steps is 'many'"), ({"settings": {"no_such": 1}}, "no setting 'no_such'"),
+    ({"model": "/etc/passwd"}, "no model"), ({"method": "/etc/passwd:X"}, "no method"),
+    ({"method": f"{ROOT}/sage/methods/sage.py:SAGE"}, "no method"), ({"mask": "0"}, "not remembered"),
+    ({"target": "x" * 5000}, "at most 4096"), ({"settings": [1]}, "settings"), ({"picture": 3}, "picture")])
+def test_mistakes_are_one_line(http, change, words):
+    answer = http.post("/api/edit", json=asked(bring(http).json()["picture"]) | change)
+    assert answer.status_code == 422 and words in answer.json()["error"] and "\n" not in answer.json()["error"]
+
+
+def test_bad_pictures_are_one_line_without_a_path(http):
+    for data in (b"", b"no picture", MUG.read_bytes()[:900]):
+        answer = http.post("/api/pictures", params={"name": "../../mine.png"}, content=data, headers=FILE)
+        assert answer.status_code == 422 and "mine.png" in answer.text and "/tmp" not in answer.text
+
+
+def test_methods_tell_their_forms(http):
+    methods = http.get("/api/methods").json()
+    assert {"sage", "p2p", "flowedit"} <= {m["name"] for m in methods} and all(m["about"] for m in methods)
+    form = http.get("/api/methods/sage").json()
+    assert form["strength"] == {"name": "guidance_scale", "low": 1, "high": 8, "log": True}
+    assert form["keep"]["name"] == "reconstruction_scale" and list(form["presets"]) == ["gentle", "recommended", "bold"]
+    often = {f["name"] for _, fields in form["groups"] for f in fields if f["often"]}
+    assert {"steps", "seed", "guidance_scale"} <= often and "decay" not in often
+    words = http.post("/api/words", json={"source": "a cat", "target": "a dog", "method": "sage"}).json()
+    assert words["pairs"] == [["cat", "dog"]]
+
+
+def test_the_description_names_every_request(http):
+    paths = http.get("/api/openapi.json").json()["paths"]
+    assert {"/api/edit", "/api/generate", "/api/methods", "/api/status", "/api/jobs/{key}"} <= set(paths)
+    assert all(about.get("description") for verbs in paths.values() for about in verbs.values())
+    assert "delete" in paths["/api/jobs/{key}"]
+
+
+def test_pages_are_served_and_load_nothing_from_elsewhere(http):
+    page = http.get("/")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "unsafe" not in policy and "http:" not in policy
+    assert page.headers["x-content-type-options"] == "nosniff" and "SAGE studio" in page.text
+    for path in re.findall(r'(?:src|href)="(page/[^"]+)"', page.text):
+        assert http.get(path).status_code == 200, path
+    assert "http://" not in page.text and "https://" not in page.text
+
+
+@pytest.mark.parametrize("path", ["/page/../server.py", "/page/%2e%2e/server.py", "/page/", "/page", "/docs", "/redoc",
+                                  "/page//etc/passwd", "/sage/__init__.py", "/api/gallery/..%2f..%2fetc%2fpasswd"])
+def test_nothing_else_is_served(http, path):
+    assert http.get(path).status_code in (404, 422)
 
 
 def test_what_is_too_long_is_refused(http):
-    big = b"x" * (server.UPLOAD + server.MESSAGE + 1)
-    assert http.post("/gradio_api/upload", files={"files": ("big.png", big)}).status_code == 413
-    over = b"x" * (server.UPLOAD + 1000)
-    assert http.post("/gradio_api/upload", files={"files": ("big.png", over)}).status_code == 413
-    long = json.dumps({"data": ["x" * server.MESSAGE], "fn_index": 0, "session_hash": "a"})
-    assert http.post("/gradio_api/queue/join", content=long).status_code == 413
-
     def pieces():
         for _ in range(30):
             yield b"x" * 100_000
+
+    for length in (str(server.UPLOAD + 1), "-1", "many"):
+        with socket.create_connection(("127.0.0.1", http.base_url.port)) as own:
+            own.sendall(f"POST /api/pictures HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {length}\r\n\r\n".encode())
+            assert own.recv(100).startswith((b"HTTP/1.1 413", b"HTTP/1.1 400"))
+    assert http.post("/api/edit", content=b"x" * (server.MESSAGE + 1)).status_code == 413
     try:
-        assert http.post("/gradio_api/queue/join", content=pieces()).status_code >= 400
+        assert http.post("/api/edit", content=pieces()).status_code >= 400
     except httpx.HTTPError:
         pass  # hung up on
-    assert http.get("/config").status_code == 200
+    assert http.get("/api/status").status_code == 200
 
 
-def test_a_page_loads_nothing_from_elsewhere(http):
-    page = http.get("/")
-    policy = page.headers["content-security-policy"]
-    assert "default-src 'self'" in policy and "http:" not in policy and "*" not in policy
-    assert not re.search(r"fonts\.googleapis|google-analytics", page.text)
+@pytest.mark.parametrize("headers", [{"origin": "https://evil.example"}, {"origin": "null"},
+                                     {"host": "evil.example"}, {"host": "evil.example:80"}, {"host": ""}])
+def test_another_site_may_not_speak_to_it(http, headers):
+    assert http.get("/api/status", headers=headers).status_code in (400, 403)
 
 
-def test_the_environment_does_not_open_it(http):
-    assert http.page.server_name == "127.0.0.1" and http.page.share is False and http.page.allowed_paths == []
-    assert not http.page.analytics_enabled and os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
-    assert not any(name in os.environ for name in set(OPENING) - {"GRADIO_ANALYTICS_ENABLED"})
-    assert http.base_url.host == "127.0.0.1"
-    port, lines = http.base_url.port, Path("/proc/net/tcp").read_text().split("\n")[1:-1]
+def test_its_own_page_may(http, address):
+    assert http.get("/api/status", headers={"origin": address.rstrip("/")}).status_code == 200
+
+
+def test_a_token_is_asked_for(studio):
+    served = server.Served(studio, server.listen("127.0.0.1", 0), home="api.html", token="secret-token")
+    try:
+        base = served.address.partition("?")[0]
+        with httpx.Client(base_url=base, timeout=60, trust_env=False) as client:
+            assert client.get("/").status_code == 401 and client.get("/api/status").status_code == 401
+            assert client.get("/?token=wrong").status_code == 401
+            bearer = {"authorization": "Bearer secret-token"}
+            assert client.get("/api/status", headers=bearer).status_code == 200
+            assert client.get("/api/status", headers={"authorization": "Bearer secret-toke"}).status_code == 401
+            opened = client.get(served.address)
+            assert opened.status_code == 303 and "HttpOnly" in opened.headers["set-cookie"]
+            assert "SAGE API" in client.get("/").text  # by the cookie
+    finally:
+        served.close()
+
+
+def test_only_this_machine_reaches_it(address):
+    port = int(address.rstrip("/").rpartition(":")[2])
+    lines = Path("/proc/net/tcp").read_text().split("\n")[1:-1]
     listening = [line.split()[1] for line in lines if line.split()[3] == "0A"]
     assert [a for a in listening if a.endswith(f":{port:04X}")] == [f"0100007F:{port:04X}"]
+    assert server.is_loopback("localhost") and server.is_loopback("::1") and not server.is_loopback("0.0.0.0")
 
 
-def test_no_endpoint_is_offered_to_programs(http):
-    info = http.get("/gradio_api/info").json()
-    assert info["named_endpoints"] == {} and info["unnamed_endpoints"] == {}
-    assert http.get("/monitoring").status_code >= 400 and http.get("/docs").status_code == 404
-
-
-def test_an_index_that_is_none_of_ones_own(http):
-    for name in ("history",):
-        for index in (-1, 0, 99):
-            answer = http.post("/gradio_api/run/predict", json={
-                "data": [], "fn_index": event(http, name, "select"), "session_hash": "nobody",
-                "event_data": {"index": index, "value": None}})
-            assert answer.status_code == 200 and "not remembered any more" in answer.text
-
-
-@pytest.mark.parametrize("where", ["/etc/passwd:X", f"{ROOT}/sage/methods/sage.py:SAGE", None, 3, "x" * 500])
-def test_a_form_cannot_name_a_file_to_run(http, where, monkeypatch):
-    monkeypatch.setattr(sys.modules["sage.method"], "_from_file", lambda name: pytest.fail(f"{name} was run"))
-    form = {"method": where, "values": {}, "groups": []}
-    answer = call(http, "source", "change", ["a", "b", form])
-    assert answer.status_code == 200 and "this studio has no method" in answer.text
-
-
-def test_touching_the_model_box_changes_nothing(http):
-    on, visitor = Handlers(http.studio, SimpleNamespace(status="status")), SimpleNamespace(session_hash="touching")
-    form = {"method": "sage", "values": {"steps": "7"}, "groups": []}
-    assert on.model_picked("stilllife", form, form, visitor) == {"status": gradio.skip()}
-    assert "no model" in on.model_picked("another", form, form, visitor)["status"]
-
-
-def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(http, monkeypatch, capsys):
-    port = http.base_url.port
-    monkeypatch.setattr(server, "prepare", lambda folder: pytest.fail("too late"))
-    assert cli.main(["ui", "--port", str(port)]) == 2
+def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(address, monkeypatch, capsys):
+    port = address.rstrip("/").rpartition(":")[2]
+    monkeypatch.setattr(server, "Studio", lambda *_: pytest.fail("too late"))
+    assert cli.main(["ui", "--port", port]) == 2
     told = f"127.0.0.1:{port} is taken by another program: give another --port, or --port 0 for any that is free"
     assert capsys.readouterr().err == f"sage: error: {told}\n"
-    assert cli.main(["ui", "--host", "192.0.2.1"]) == 2 and "is no address of this machine" in capsys.readouterr().err
-    assert 0 < server.free_port("127.0.0.1", 0) != port
+    assert cli.main(["serve", "--host", "192.0.2.1"]) == 2
+    assert "is no address of this machine" in capsys.readouterr().err
+    with pytest.raises(SettingsError, match="is no address of this machine"):
+        server.listen("no.such.host.invalid", 0)
+    with server.listen("127.0.0.1", 0) as own:
+        assert isinstance(own, socket.socket) and own.getsockname()[1] > 0
 
 
-def test_a_port_that_is_taken_meanwhile_is_one_line(http, monkeypatch):
-    with gradio.Blocks() as empty:
-        pass
-    monkeypatch.setattr("sage.studio.page.build", lambda studio: empty)
-    monkeypatch.setattr(server, "free_port", lambda host, port: port)
-    with pytest.raises(SettingsError, match="is taken by another program: give another --port"):
-        server.launch(SimpleNamespace(limits=Limits()), port=http.base_url.port)
-
-
-def test_sage_ui_without_gradio_is_one_line(capsys, monkeypatch):
+def test_sage_ui_without_its_extra_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["ui"]) == 2
-    assert capsys.readouterr().err == "sage: error: the studio needs Gradio: pip install 'sage-edit[ui]'\n"
+    told = "the studio needs FastAPI and uvicorn: pip install 'sage-edit[ui]'"
+    assert capsys.readouterr().err == f"sage: error: {told}\n"
 
 
 @pytest.mark.parametrize("arguments, words", [(["--port", "x"], "whole number from 0"), (["--queue", "0"], "from 1"),
-                                              (["--max-side", "4"], "from 8"), (["--max-steps", "1001"], "to 1000")])
+                                              (["--max-side", "4"], "from 8"), (["--max-steps", "1001"], "to 1000"),
+                                              (["--token", "short"], "at least 8"), (["--patience", "1"], "from 5")])
 def test_arguments_are_checked(capsys, arguments, words):
     with pytest.raises(SystemExit) as ended:
         cli.main(["ui", *arguments])
@@ -227,19 +270,29 @@ def test_arguments_are_checked(capsys, arguments, words):
 
 
 def test_a_model_that_is_not_there_is_one_line(capsys):
-    assert cli.main(["ui", "--model", "no such model"]) == 2
+    assert cli.main(["ui", "--port", "0", "--model", "no such model"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("sage: error: no model is called 'no such model'")
 
 
-def test_the_space_builds_its_page(tmp_path):
-    """app.py as a Space runs it, but for the serving."""
-    code = ("import runpy, sys; app = runpy.run_path('space/app.py'); "
-            "from sage.studio.page import build; page = build(app['studio']); "
-            "print(len(page.blocks) > 50, app['studio'].model.name); app['studio'].close()")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"SAGE_WEIGHTS": str(ROOT / "weights"), "TMPDIR": str(tmp_path)})
-    assert done.stdout.split() == ["True", "stilllife"], done.stderr
-    header = (ROOT / "space" / "README.md").read_text().split("---")[1]
-    facts = dict(line.split(": ", 1) for line in header.strip().splitlines())
-    assert facts["sdk"] == "gradio" and facts["app_file"] == "app.py" and facts["sdk_version"] == gradio.__version__
-    assert float(facts["python_version"].strip('"')) >= 3.11
+def test_the_client_of_twenty_lines_edits(studio, address, tmp_path, monkeypatch):
+    config = studio.recommended("edit", "sage").but(steps=2, guided_steps=1, retries=0)
+    monkeypatch.setattr(studio, "recommended", lambda *_: config)
+    done = subprocess.run([sys.executable, ROOT / "examples" / "client.py", address, MUG, SOURCE, TARGET,
+                           tmp_path / "edit.png"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert read_settings(tmp_path / "edit.png")["target"] == TARGET
+    code = [line for line in (ROOT / "examples" / "client.py").read_text().splitlines() if line and line[0] not in '#"']
+    assert len(code) <= 20
+
+
+def test_texts_are_whole_in_every_language():
+    import json
+    texts = json.loads((server.PAGE / "texts.json").read_text())
+    assert len(texts) >= 2 and all(set(words) == set(texts["en"]) for words in texts.values())
+    for language, words in texts.items():
+        for key, text in words.items():
+            braces, own = (set(re.findall(r"\{\w+\}", t)) for t in (texts["en"][key], text))
+            assert text and braces == own, (language, key)
+    code = "".join(path.read_text() for path in server.PAGE.iterdir() if path.suffix in (".js", ".html"))
+    for key in re.findall(r'(?:\bt\("|data-(?:text|label|title)=")([\w. ]+)"', code):
+        assert key in texts["en"], key

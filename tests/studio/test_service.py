@@ -1,23 +1,31 @@
 """The work behind the studio, without a browser: byte for byte what `sage edit` does, within limits, for each alone."""
 
+import io
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
+from time import sleep
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sage import EditConfig, pictures
 from sage.commands import main as cli
 from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError
-from sage.method import able, method
+from sage.method import Step, able, method
 from sage.models.backbone import Backbone
 from sage.models.known import find_model
 from sage.pictures import read_settings
-from sage.studio import service
+from sage.sampling.levels import Level
+from sage.studio import glimpse, recipe, service
 from sage.studio.clock import Cancelled
-from sage.studio.service import EditRequest, Limits, MakeRequest, Studio
+from sage.studio.jobs import Full
+from sage.studio.requests import EditRequest, Limits, MakeRequest
+from sage.studio.service import Studio
 
 ROOT = Path(__file__).resolve().parents[2]
 MUG = ROOT / "examples" / "mug.png"
@@ -45,13 +53,15 @@ def who(studio, request):
     studio.leave(request.node.name)
 
 
-def ended(work):
-    """What a generator returns."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as done:
-            return done.value
+def ended(job):
+    """What comes of a job."""
+    return job.result(300)
+
+
+def until(job, phase):
+    """Wait for a phase of a job's work."""
+    while job.clock.phase != phase:
+        sleep(0.02)
 
 
 def test_an_edit_is_byte_for_byte_that_of_sage_edit(studio, wanted, who, tmp_path):
@@ -95,36 +105,170 @@ def test_another_visitors_inversion_is_not_reused(studio, wanted, who):
 
 def test_cancel_ends_within_one_step(studio, wanted, who):
     studio.take(who, MUG, "mug.png")
-    work = studio.edit(who, EditRequest(wanted.model, SOURCE, TARGET, wanted.config.but(steps=20)))
-    clock = next(work)
-    while clock.phase != "invert":
-        clock = next(work)
-    studio.visit(who).cancel()
-    done = clock.done
+    job = studio.edit(who, EditRequest(wanted.model, SOURCE, TARGET, wanted.config.but(steps=20)))
+    until(job, "invert")
+    done = job.clock.done
+    job.cancel()
     with pytest.raises(Cancelled):
-        ended(work)
-    assert clock.phase == "invert" and clock.done <= done + 1
-    assert studio.visit(who).entries == []
+        ended(job)
+    assert job.clock.phase == "invert" and job.clock.done <= done + 1 and job.state == "cancelled"
+    assert studio.visit(who).results == []
 
 
-def test_closing_the_generator_ends_the_work(studio, wanted, who):
+def test_who_waits_is_told_their_place_and_can_cancel(studio, wanted, who):
     studio.take(who, MUG, "mug.png")
-    work = studio.edit(who, wanted)
-    clock = next(work)
-    work.close()
-    assert clock.cancelled
-    assert ended(studio.edit(who, wanted)).path.exists()  # the worker is free again
+    jobs = [studio.edit(who, wanted) for _ in range(3)]
+    assert [studio.jobs.ahead(job) for job in jobs[1:]] == [1, 2] and jobs[2].state == "waiting"
+    jobs[1].cancel()
+    assert jobs[1].state == "cancelled" and studio.jobs.ahead(jobs[2]) == 1  # at once, not when it is its turn
+    with pytest.raises(Cancelled):
+        ended(jobs[1])
+    assert ended(jobs[2]).path.exists() and jobs[2].state == "done"
+
+
+def test_the_queue_is_bounded(studio, wanted, who, monkeypatch):
+    monkeypatch.setattr(studio.jobs, "most", 1)
+    studio.take(who, MUG, "mug.png")
+    first = studio.edit(who, wanted)
+    until(first, "encode")
+    second = studio.edit(who, wanted)
+    with pytest.raises(Full, match="1 are waiting already"):
+        studio.edit(who, wanted)
+    second.cancel()
+    studio.edit(who, wanted).cancel()
+    ended(first)
+
+
+def test_work_that_nobody_asks_about_is_ended(studio, wanted, who, monkeypatch):
+    monkeypatch.setattr(studio.jobs, "patience", 0.0)
+    studio.take(who, MUG, "mug.png")
+    with pytest.raises(Cancelled):
+        ended(studio.edit(who, wanted))
+
+
+def test_the_picture_emerges_and_is_not_changed_by_being_seen(studio, wanted, who, monkeypatch):
+    studio.take(who, MUG, "mug.png")
+    job = studio.edit(who, EditRequest(wanted.model, SOURCE, TARGET, wanted.config.but(steps=20)))
+    seen = ended(job)
+    assert job.glimpses >= 1 and Image.open(io.BytesIO(job.glimpse)).size == (384, 384)
+    monkeypatch.setattr(glimpse, "SHARE", 0.0)
+    blind = studio.edit(who, EditRequest(wanted.model, SOURCE, TARGET, wanted.config.but(steps=20)))
+    assert ended(blind).path.read_bytes() == seen.path.read_bytes() and blind.glimpses == 0
+
+
+def test_decoding_takes_no_more_than_its_share_of_the_time():
+    class Slow:
+        def decode(self, z):
+            now[0] += 3.0
+            return torch.zeros(1, 3, 8, 8)
+
+    now, shown = [0.0], []
+    watch = glimpse.Glimpses(Slow(), shown.append, (8, 8), now=lambda: now[0])
+    for i in range(200):
+        now[0] += 1.0
+        watch(Step(i, torch.zeros(1, 4, 1, 1), Level(1.0, 1.0, 0.0)))
+        assert watch.spent <= 3.0 + glimpse.SHARE * now[0]
+    assert len(shown) >= 5 and watch.spent <= glimpse.SHARE * now[0] + 0.1
+
+
+def test_the_first_edit_is_made_once_and_everybody_finds_it(studio, who, monkeypatch):
+    config = studio.recommended("edit", "sage").but(steps=2, retries=0)
+    monkeypatch.setattr(studio, "recommended", lambda *_: config)
+    assert studio.welcome(who) is None
+    studio.begin()
+    first = studio.first.result(300)
+    mine = studio.welcome(who)
+    assert mine.record == first.record and mine.path != first.path
+    assert mine.path.read_bytes() == first.path.read_bytes() and studio.welcome(who) is None  # only once
+    assert studio.visit(who).picture.identity["sha256"] == first.record["picture"]["sha256"]
+    studio.first = None
+
+
+def test_variants_share_one_inversion(studio, wanted, who):
+    studio.take(who, MUG, "mug.png")
+    requests = [EditRequest("stilllife", SOURCE, TARGET, wanted.config.but(guidance_scale=w)) for w in (1.0, 2.0)]
+    first, second = ended(studio.variants(who, requests))
+    assert first.saved is None and second.saved is not None
+    assert [e.record["settings"]["guidance_scale"] for e in (first, second)] == [1.0, 2.0]
+    assert ended(studio.edit(who, requests[1])).path.read_bytes() == second.path.read_bytes()
+
+
+def test_a_mask_says_where_an_edit_may_be(studio, who, tmp_path):
+    studio.take(who, MUG, "mug.png")
+    Image.new("L", (64, 64), 0).save(tmp_path / "none.png")
+    half = Image.new("L", (64, 64), 0)
+    half.paste(255, (32, 0, 64, 64))
+    half.save(tmp_path / "half.png")
+    config = studio.recommended("edit", "flowedit").but(steps=4)
+    everywhere = EditRequest("stilllife", SOURCE, TARGET, config)
+    masked = replace(everywhere, mask=studio.take_mask(who, tmp_path / "half.png").identity["sha256"])
+    assert studio.visit(who).picture.identity["name"] == "mug.png"
+    free, held = (np.asarray(Image.open(ended(studio.edit(who, r)).path), dtype=int) for r in (everywhere, masked))
+    before = np.asarray(Image.open(MUG).convert("RGB"), dtype=int)
+    left = np.s_[:, :24]
+    assert np.abs(held[left] - before[left]).mean() < np.abs(free[left] - before[left]).mean()
+    pasted = ended(studio.edit(who, replace(masked, paste=True)))
+    shown = np.asarray(Image.open(pasted.path), dtype=int)
+    assert (shown[left] == before[left]).all() and (shown[:, 48:] == held[:, 48:]).all()
+    assert cli.main(["edit", str(MUG), "--config-from", str(pasted.path), "--out", str(tmp_path / "again.png"),
+                     "--quiet"]) == 0
+    assert (tmp_path / "again.png").read_bytes() == pasted.path.read_bytes()
+    assert studio.mask_in(who, pasted.record) and "--config-from" in recipe.as_command(pasted.record, studio.model)
+    with pytest.raises(SettingsError, match="no mask to paste around"):
+        studio.edit(who, replace(everywhere, paste=True))
+    with pytest.raises(SettingsError, match="does not read mask"):
+        studio.edit(who, replace(masked, config=studio.recommended("edit", "plain").but(steps=4)))
+    with pytest.raises(PictureError, match="not remembered"):
+        studio.edit(who, replace(masked, mask="0" * 64))
+
+
+def test_a_result_becomes_the_picture(studio, wanted, who):
+    studio.take(who, MUG, "mug.png")
+    entry = ended(studio.edit(who, wanted))
+    picture = studio.use_result(who, entry.key)
+    assert picture.identity["name"] == "mug-edit.png" and studio.visit(who).picture is picture
+    again = ended(studio.edit(who, EditRequest("stilllife", TARGET, SOURCE, wanted.config)))
+    assert again.record["picture"]["sha256"] == picture.identity["sha256"]
+
+
+def test_the_gallery_stays(tmp_path, monkeypatch):
+    gallery = tmp_path / "gallery"
+    for _ in range(2):
+        studio = Studio(["stilllife"], folder=tmp_path / "files", gallery=gallery)
+        studio.take("me", MUG, "mug.png")
+        entry = ended(studio.edit("me", EditRequest("stilllife", SOURCE, TARGET,
+                                                    studio.recommended("edit", "plain").but(steps=1))))
+        kept = entry.path.read_bytes()
+        studio.close()
+    assert sorted(p.name for p in gallery.iterdir()) == ["mug-edit-2.png", "mug-edit.png"]
+    assert (gallery / "mug-edit.png").read_bytes() == kept
+    assert {p.name for p in studio.kept()} == {"mug-edit.png", "mug-edit-2.png"}
+    for name in ("../secret.png", "none.png", "/etc/passwd"):
+        with pytest.raises(SettingsError, match="not in the gallery"):
+            studio.kept_as(name)
+
+
+def test_a_result_as_a_command_and_as_python_is_made_again(studio, wanted, who, tmp_path, monkeypatch):
+    studio.take(who, MUG, "mug.png")
+    config = wanted.config.but(reweight={"yellow": 1.5}, replace=("blue", "yellow"), blend=None, steps=2)
+    entry = ended(studio.edit(who, EditRequest("stilllife", SOURCE, TARGET, config)))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mug.png").write_bytes(MUG.read_bytes())
+    words = shlex.split(recipe.as_command(entry.record, studio.model))
+    assert words[0] == "sage" and cli.main([*words[1:], "--out", "again.png", "--quiet"]) == 0
+    assert (tmp_path / "again.png").read_bytes() == entry.path.read_bytes()
+    exec(recipe.as_python(entry.record, studio.model), {})
+    assert (np.asarray(Image.open("result.png")) == np.asarray(Image.open(entry.path))).all()
 
 
 def test_leaving_ends_the_work_and_deletes_the_files(studio, wanted, who):
     studio.take(who, MUG, "mug.png")
     entry = ended(studio.edit(who, wanted))
-    work = studio.edit(who, wanted)
-    next(work)
+    job = studio.edit(who, wanted)
     studio.leave(who)
     with pytest.raises(Cancelled):
-        ended(work)
-    assert not entry.path.exists() and not studio.trajectories.get(("x",)) and len(studio.visit(who).entries) == 0
+        ended(job)
+    assert not entry.path.exists() and not studio.trajectories.get(("x",)) and len(studio.visit(who).results) == 0
 
 
 def left_nothing(studio, folder, who):
@@ -161,11 +305,11 @@ def test_history_is_bounded_and_gives_settings_back(studio, wanted, who):
     entries = [ended(studio.edit(who, EditRequest(wanted.model, SOURCE, TARGET, wanted.config.but(guidance_scale=w))))
                for w in (1.0, 1.5, 2.0, 2.5)]
     assert not entries[0].path.exists() and all(e.path.exists() for e in entries[1:])
-    assert studio.restore(who, 0) == entries[1] and entries[1].record["settings"]["guidance_scale"] == 1.5
+    assert studio.restore(who, entries[1].key) == entries[1] and entries[1].record["settings"]["guidance_scale"] == 1.5
     with pytest.raises(SettingsError, match="not remembered"):
-        studio.restore(who, 3)
+        studio.restore(who, entries[0].key)
     with pytest.raises(SettingsError, match="not remembered"):
-        studio.restore(who, -1)
+        studio.restore("another", entries[1].key)
 
 
 def test_visitors_are_bounded(studio):
@@ -260,14 +404,8 @@ def test_two_visitors_get_their_own(studio, wanted):
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
         studio.take(who, path, f"{who}.png")
         alone[who] = ended(studio.edit(who, wanted)).path.read_bytes()
-    works, results = {who: studio.edit(who, wanted) for who in alone}, {}
-    while works:
-        for who, work in list(works.items()):
-            try:
-                next(work)
-            except StopIteration as done:
-                results[who] = done.value
-                del works[who]
+    jobs = {who: studio.edit(who, wanted) for who in alone}
+    results = {who: ended(job) for who, job in jobs.items()}
     for who, entry in results.items():
         assert entry.path.read_bytes() == alone[who] and entry.record["picture"]["name"] == f"{who}.png"
         studio.leave(who)

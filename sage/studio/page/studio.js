@@ -1,0 +1,620 @@
+// What happens on the page.
+
+import {$, Lost, Refused, ask, later, languages, loadTexts, make, seconds, speak, spoken, t} from "./base.js";
+import {Brush} from "./brush.js";
+import {Compare} from "./compare.js";
+import {Form} from "./form.js";
+import {Words} from "./words.js";
+
+const POLL = 250, LOST = 2000;  // milliseconds
+const KEPT = ["model", "picture", "mask", "result", "job"];
+const TASKS = {
+  edit: {pane: "pane-edit", menu: "method", about: "method-about", go: "edit", cancel: "cancel", sliders: "sliders"},
+  generate: {pane: "pane-generate", menu: "make-method", about: "make-about", go: "make", cancel: "make-cancel",
+             sliders: "make-sliders"},
+};
+
+const page = {task: "edit", model: "", picture: null, mask: null, result: null, job: null, following: 0, results: [],
+              past: [], left: {edit: {}, generate: {}}, methods: {edit: [], generate: []}, status: null};
+const compare = new Compare($("compare"));
+const forms = Object.fromEntries(Object.entries(TASKS).map(([task, {sliders}]) => [task, new Form(
+  {prefix: task === "edit" ? "set" : "make-set", sliders: $(sliders), often: make("div", {className: "settings"}),
+   rest: make("div", {className: "settings"}), restPart: $("rest-part")}, () => changed())]));
+const words = new Words($("words"), values => forms.edit.set(values));
+const brush = new Brush(mask => { page.mask = mask.picture; showMask(); keep(); }, error => fail(error));
+
+// ---- what is said
+
+function say(text, kind = "done") {
+  $("status").hidden = !text;
+  $("status").className = `status ${kind}`;
+  $("status").setAttribute("role", kind === "error" ? "alert" : "status");
+  $("status").textContent = text;
+}
+
+function fail(error) {
+  if (!(error instanceof Refused || error instanceof Lost)) console.error(error);
+  say(error instanceof Lost ? t("lost") : error.message, "error");
+}
+
+/** A handler whose errors are said. */
+const told = work => async (...given) => { try { return await work(...given); } catch (error) { fail(error); } };
+
+// ---- what is kept over a reload
+
+function keep() {
+  const held = {task: page.task, left: page.left, past: page.past, source: $("source").value, target: $("target").value,
+                prompt: $("prompt").value, negative: $("negative").value, truncate: $("truncate").checked,
+                paste: $("paste").checked,
+                forms: Object.fromEntries(Object.entries(forms).map(([task, form]) =>
+                  [task, form.shown && {method: form.shown.method, values: form.values}]))};
+  for (const name of KEPT) held[name] = page[name];
+  try { sessionStorage.setItem("sage", JSON.stringify(held)); } catch { /* nothing is kept */ }
+}
+
+function kept() {
+  try { return JSON.parse(sessionStorage.getItem("sage")); } catch { return null; }
+}
+
+// ---- methods and settings
+
+const form = () => forms[page.task];
+
+async function loadMethods() {
+  for (const [task, {menu}] of Object.entries(TASKS)) {
+    page.methods[task] = await ask("GET", `api/methods?task=${task}`);
+    $(menu).replaceChildren(...page.methods[task].map(m => make("option", {value: m.name, textContent: `${m.title} (${m.name})`})));
+  }
+}
+
+/** Show a method's form; `values` beside those that are recommended. */
+async function showMethod(task, name, values = {}) {
+  const shown = await ask("GET", `api/methods/${encodeURIComponent(name)}?task=${task}`);
+  const known = page.methods[task].find(m => m.name === name);
+  forms[task].show(shown, values);
+  $(TASKS[task].menu).value = name;
+  $(TASKS[task].about).textContent = known ? known.about : "";
+  if (task === "edit") {
+    const reads = shown.reads.includes("mask");
+    $("brush").hidden = !reads || !page.picture;
+    showMask();
+    const axes = ["strength", "keep"].filter(role => shown[role]).map(role => [role, shown[role].name]);
+    axes.push(["method", "method"]);
+    if (shown.random) axes.push(["seed", "seed"]);
+    $("axis").replaceChildren(...axes.map(([key, value]) => make("option", {value, textContent: t(`axis.${key}`)})));
+  }
+  showTier();
+  changed();
+}
+
+function showTier() {
+  $("often").replaceChildren(form().often);
+  $("rest").replaceChildren(form().rest);
+}
+
+/** Another method: its settings as they were left, else as recommended; what is said of words goes along. */
+const methodChosen = told(async task => {
+  const form = forms[task], name = $(TASKS[task].menu).value, said = form.words;
+  page.left[task][form.shown.method] = form.values;
+  const shown = await ask("GET", `api/methods/${encodeURIComponent(name)}?task=${task}`);
+  const along = Object.fromEntries(Object.entries(said).filter(([field]) => field in shown.values));
+  await showMethod(task, name, {...page.left[task][name], ...along});
+  say("");
+});
+
+let comparing = 0;
+
+/** The prompts or settings were changed: show what differs, and keep it. */
+function changed() {
+  keep();
+  const mine = ++comparing;
+  setTimeout(async () => {
+    if (mine !== comparing || !forms.edit.shown) return;
+    try {
+      const found = await ask("POST", "api/words", {source: $("source").value, target: $("target").value,
+        method: forms.edit.shown.method, settings: forms.edit.changes});
+      if (mine === comparing) words.show(found);
+    } catch (error) {
+      if (error instanceof Refused && mine === comparing) words.show({problem: error.message});
+    }
+  }, 200);
+}
+
+// ---- the picture
+
+function showPicture(picture) {
+  const other = picture?.picture !== page.picture?.picture;
+  page.picture = picture;
+  if (other) page.mask = null;
+  $("thumb").hidden = !picture;
+  $("drop-words").hidden = !!picture;
+  $("thumb").classList.toggle("small", true);
+  if (picture) $("thumb").src = picture.url;
+  $("thumb").alt = picture ? t("alt.picture", {name: picture.name}) : "";
+  $("picture-name").textContent = picture ? `${picture.name}, ${picture.width} × ${picture.height}` : t("no picture");
+  $("brush").hidden = !picture || !forms.edit.shown?.reads.includes("mask");
+  showMask();
+  keep();
+}
+
+function showMask() {
+  const used = page.mask && forms.edit.shown?.reads.includes("mask");
+  $("unmask").hidden = $("paste-part").hidden = !used;
+  if (!page.picture) return;
+  $("picture-name").textContent = used ? t("masked") : `${page.picture.name}, ${page.picture.width} × ${page.picture.height}`;
+  $("thumb").alt = t(used ? "alt.masked" : "alt.picture", {name: page.picture.name});
+}
+
+const bring = told(async file => {
+  if (!file) return;
+  const got = await ask("POST", `api/pictures?name=${encodeURIComponent(file.name)}`, file);
+  remember();
+  const {record} = got;
+  if (record && record.task === "edit") return restore(record, got, "name");
+  showPicture(got);
+  page.result = null;
+  compare.show({before: "", after: got.url, begins: 0, source: "", target: got.name});
+  $("caption").replaceChildren();
+  actions(null);
+  if (record) { $("source").value = record.target; changed(); }
+  say(record ? t("made of text") : got.scaled ? t("scaled", {size: got.scaled}) : "", record ? "done" : "note");
+});
+
+/** The prompts, method and settings of a record again. */
+async function restore(record, picture, how) {
+  if (record.task === "generate") {
+    select("generate");
+    $("prompt").value = record.target;
+    $("negative").value = record.negative;
+    [$("width").value, $("height").value] = record.size;
+    await showMethod("generate", record.form.method, record.form.values);
+    return say(t("restored"));
+  }
+  select("edit");
+  $("source").value = record.source;
+  $("target").value = record.target;
+  $("truncate").checked = record.truncate;
+  if (picture) showPicture(picture);
+  page.mask = record.mask || null;
+  $("paste").checked = record.paste;
+  await showMethod("edit", record.form.method, record.form.values);
+  let note = how === "name" ? t("restored.name", {name: record.picture.name}) : t("restored"), kind = "done";
+  if (picture && picture.picture !== record.picture.sha256)
+    note += ` ${t(how === "name" ? "restored.drop" : "restored.gone", {name: record.picture.name})}`;
+  if (!record.here) { kind = "note"; note += ` ${t("restored.model", {model: record.model})}`; }
+  if (record.more) { kind = "note"; note += ` ${t("restored.more")}`; }
+  if (record.prediction) { kind = "note"; note += ` ${t("restored.prediction", {prediction: record.prediction})}`; }
+  say(note, kind);
+}
+
+// ---- results
+
+/** Show a result, with the prompts that made it. */
+function showResult(result) {
+  page.result = result.result;
+  compare.show(result);
+  const rows = result.task === "edit" ? [["words.source", result.source], ["words.target", result.target]] : [["words.target", result.target]];
+  $("caption").replaceChildren(make("dl", {}, ...[...rows, ["method", `${result.method}, ${result.model}`]].flatMap(([key, text]) =>
+    [make("dt", {textContent: t(key)}), make("dd", {textContent: text})])));
+  actions(result);
+  for (const button of document.querySelectorAll("[data-result]"))
+    button.setAttribute("aria-pressed", button.dataset.result === result.result);
+  keep();
+}
+
+function actions(result) {
+  $("empty").hidden = true;
+  for (const name of ["download", "use", "command", "python"]) $(name).hidden = !result;
+  $("look").hidden = !result || result.task !== "edit";
+  if (!result) return;
+  $("download").href = result.url;
+  $("download").download = result.name;
+}
+
+function thumb(result, text, chosen) {
+  const button = make("button", {type: "button"}, make("img", {src: result.after, alt: t("alt.after", {text: result.target}), className: "small"}));
+  if (text) button.append(make("span", {textContent: text}));
+  button.dataset.result = result.result;
+  button.setAttribute("aria-pressed", result.result === page.result);
+  button.addEventListener("click", told(() => chosen(result)));
+  return button;
+}
+
+async function loadResults() {
+  const found = await ask("GET", "api/results");
+  page.results = found.results;
+  $("history-part").hidden = !found.results.length;
+  $("history").replaceChildren(...found.results.map(result => make("li", {}, thumb(result, "", async r => {
+    remember();
+    const {record, picture} = await ask("POST", `api/results/${r.result}/restore`);
+    showResult(r);
+    await restore(record, picture, "");
+  }))));
+  const kept = await ask("GET", "api/gallery");
+  $("gallery-part").hidden = !kept.length;
+  $("gallery").replaceChildren(...kept.map(({name, url}) => {
+    const button = make("button", {type: "button"}, make("img", {src: url, alt: name, className: "small", loading: "lazy"}));
+    button.addEventListener("click", told(async () => {
+      remember();
+      const got = await ask("POST", url);
+      if (got.record) await restore(got.record, got, "name"); else showPicture(got);
+      compare.show({before: "", after: url, begins: 0, source: "", target: name});
+      actions(null);
+    }));
+    return make("li", {}, button);
+  }));
+  return found;
+}
+
+// ---- undo
+
+const snapshot = () => ({picture: page.picture, mask: page.mask, source: $("source").value, target: $("target").value,
+  method: forms.edit.shown?.method, values: forms.edit.values, result: page.result});
+
+/** What Undo will come back to. */
+function remember() {
+  page.past.push(snapshot());
+  page.past = page.past.slice(-30);
+  $("undo").disabled = false;
+}
+
+const undo = told(async () => {
+  const then = page.past.pop();
+  $("undo").disabled = !page.past.length;
+  if (!then) return;
+  $("source").value = then.source;
+  $("target").value = then.target;
+  if (then.method) await showMethod("edit", then.method, then.values);
+  showPicture(then.picture);
+  page.mask = then.mask;
+  showMask();
+  const result = page.results.find(r => r.result === then.result);
+  if (result) showResult(result); else if (then.picture) {
+    compare.show({before: "", after: then.picture.url, begins: 0, source: "", target: then.picture.name});
+    $("caption").replaceChildren();
+    actions(null);
+  }
+  $("grid").hidden = true;
+  say(t("undone"));
+});
+
+// ---- work
+
+function busy(on) {
+  for (const {go, cancel} of Object.values(TASKS)) { $(go).disabled = on; $(cancel).disabled = !on; }
+  $("vary").disabled = $("look").disabled = on;
+  if (!on) $("progress").hidden = true;
+}
+
+function progress(state) {
+  let text = t(state.phase ? `phase.${state.phase}` : "phase");
+  if (state.again) text = t("again", {phase: text});
+  if (state.total > 1) text = t("step", {phase: text, done: state.done, total: state.total});
+  if (state.left !== null && state.phase !== "decode") text = t("left", {text, left: seconds(state.left)});
+  if (state.state === "waiting") text = state.ahead > 1 ? t("waiting", {ahead: state.ahead}) : t("waiting.next");
+  $("progress").hidden = false;
+  if ($("progress-words").textContent !== text) $("progress-words").textContent = text;
+  $("bar").setAttribute("aria-valuenow", Math.round(100 * state.share));
+  $("bar").setAttribute("aria-valuetext", text);
+  $("bar").firstElementChild.style.width = `${100 * state.share}%`;
+}
+
+/** Ask about a job until it has ended; null when another has taken its place, or the server has forgotten it. */
+async function follow(state) {
+  const mine = ++page.following;
+  page.job = state.job;
+  keep();
+  busy(true);
+  say("");
+  let seen = 0, lost = false;
+  for (;;) {
+    if (mine !== page.following) return null;
+    if (["done", "failed", "cancelled"].includes(state.state)) break;
+    progress(state);
+    if (state.glimpses > seen && state.kind !== "look") {
+      seen = state.glimpses;
+      compare.emerge(page.task === "edit" ? page.picture?.url : "", `api/jobs/${state.job}/glimpse?${seen}`);
+      $("caption").replaceChildren();
+      actions(null);
+    }
+    await later(lost ? LOST : POLL);
+    try {
+      state = await ask("GET", `api/jobs/${state.job}`);
+      if (lost) say(t("back"));
+      lost = false;
+    } catch (error) {
+      if (mine !== page.following) return null;
+      if (error instanceof Refused) {
+        page.job = null;
+        busy(false);
+        say(t("forgotten"), "error");
+        return null;
+      }
+      if (!lost) say(t("lost"), "error");
+      lost = true;
+      $("progress").hidden = true;
+    }
+  }
+  page.job = null;
+  keep();
+  busy(false);
+  if (state.state === "done") return state;
+  const last = page.results.find(r => r.result === page.result);
+  if (last) showResult(last);
+  if (state.state === "failed") say(state.error, "error"); else say(t("cancelled"), "note");
+  return null;
+}
+
+function story(result) {
+  const took = seconds(result.took);
+  const text = result.saved === null ? t("done", {took}) : t("spared", {took, saved: seconds(result.saved)});
+  return [text, ...result.notes.map(note => `${note[0].toUpperCase()}${note.slice(1)}.`)].join(" ");
+}
+
+/** Follow a job to its results, and show them. */
+async function finish(state, axis) {
+  const done = await follow(state);
+  if (!done) return;
+  if (done.kind === "look") return showInside(done);
+  if (done.kind === "model") return modelLoaded();
+  await loadResults();
+  if (!done.results.length) return;
+  showGrid(done.kind === "variants" ? done.results : [], axis);
+  showResult(done.results[0]);
+  say(story(done.results[0]), done.results[0].notes.length ? "note" : "done");
+  if (matchMedia("(max-width: 860px)").matches) $("compare").scrollIntoView({block: "nearest"});
+}
+
+const asked = task => ({model: page.model, method: forms[task].shown.method, settings: forms[task].changes,
+  truncate: $("truncate").checked});
+
+function editAsked() {
+  const mask = page.mask && forms.edit.shown.reads.includes("mask") ? page.mask : "";
+  return {...asked("edit"), picture: page.picture?.picture ?? "", source: $("source").value, target: $("target").value,
+          mask, paste: mask !== "" && $("paste").checked};
+}
+
+const edit = told(async () => {
+  if ($("edit").disabled) return;
+  remember();
+  $("grid").hidden = true;
+  await finish(await ask("POST", "api/edit", editAsked()));
+});
+
+const makeFromText = told(async () => {
+  if ($("make").disabled) return;
+  const side = name => $(name).value.trim() === "" ? null : Number($(name).value);
+  $("grid").hidden = true;
+  await finish(await ask("POST", "api/generate", {...asked("generate"), prompt: $("prompt").value,
+    negative: $("negative").value, width: side("width"), height: side("height")}));
+});
+
+const vary = told(async () => {
+  if ($("vary").disabled) return;
+  remember();
+  const axis = $("axis").value;
+  await finish(await ask("POST", "api/variants", {...editAsked(), axis}), axis);
+});
+
+function showGrid(results, axis) {
+  $("grid").hidden = !results.length;
+  if (!results.length) return;
+  const value = r => axis === "method" ? r.method : `${axis.replaceAll("_", " ")} ${r.settings[axis]}`;
+  const grid = make("div", {className: "variants"}, ...results.map(r => thumb(r, axis ? value(r) : r.method, showResult)));
+  $("grid").replaceChildren(make("h2", {textContent: t("variants.title", {axis: axis ? axis.replaceAll("_", " ") : "…"})}), grid);
+}
+
+const cancel = told(async () => {
+  const job = page.job;
+  if (!job) return;
+  page.following++;
+  page.job = null;
+  busy(false);
+  const last = page.results.find(r => r.result === page.result);
+  if (last) showResult(last);
+  say(t("cancelled"), "note");
+  keep();
+  await ask("DELETE", `api/jobs/${job}`).catch(error => { if (!(error instanceof Refused)) throw error; });
+});
+
+/** An example is edited at once; what was running ends for it. */
+const example = told(async index => {
+  remember();
+  if (page.job) await cancel();
+  const got = await ask("POST", `api/examples/${index}`);
+  select("edit");
+  showPicture({...got});
+  $("source").value = got.source;
+  $("target").value = got.target;
+  const status = await ask("GET", "api/status");
+  await showMethod("edit", status.defaults.edit);
+  $("grid").hidden = true;
+  compare.show({before: "", after: got.url, begins: 0, source: "", target: got.source});
+  $("caption").replaceChildren();
+  actions(null);
+  if (matchMedia("(max-width: 860px)").matches) $("compare").scrollIntoView({block: "nearest"});
+  await finish(await ask("POST", "api/edit", editAsked()));
+});
+
+async function showInside(done) {
+  $("inside").src = `api/jobs/${done.job}/page`;
+  $("inside-dialog").showModal();
+  say(t("looked"));
+}
+
+// ---- models
+
+async function modelLoaded() {
+  const said = forms.edit.words;
+  page.left = {edit: {}, generate: {}};
+  const status = await showStatus();
+  await loadMethods();
+  for (const task of Object.keys(TASKS)) {
+    const method = forms[task].shown.method, here = page.methods[task].some(m => m.name === method);
+    await showMethod(task, here ? method : status.defaults[task], task === "edit" && here ? said : {});
+  }
+  say(t("model.loaded", {model: page.model}));
+}
+
+async function showStatus() {
+  const status = await ask("GET", "api/status");
+  page.model = status.model;
+  $("model").replaceChildren(...status.models.map(name => make("option", {value: name, textContent: name, selected: name === status.model})));
+  $("known-part").hidden = !status.words.length;
+  $("known").textContent = status.words.join(", ");
+  for (const side of ["width", "height"]) if (!$(side).value || page.size !== status.size) $(side).value = status.size;
+  page.size = status.size;
+  return status;
+}
+
+// ---- the two tasks
+
+function select(task) {
+  page.task = task;
+  for (const [name, {pane}] of Object.entries(TASKS)) {
+    const tab = $(`tab-${name}`), on = name === task;
+    tab.setAttribute("aria-selected", on);
+    tab.tabIndex = on ? 0 : -1;
+    $(pane).hidden = !on;
+  }
+  $("more-edit").hidden = $("examples-part").hidden = task !== "edit";
+  if (forms[task].shown) showTier();
+  keep();
+}
+
+// ---- the beginning
+
+async function loadExamples() {
+  const found = await ask("GET", "api/examples");
+  $("examples-part").hidden = !found.length;
+  $("examples").replaceChildren(...found.map((e, i) => {
+    const button = make("button", {type: "button"}, make("img", {src: e.url, alt: "", className: "small"}),
+      make("span", {textContent: t(`example.${i}`)}));
+    button.addEventListener("click", () => example(i));
+    return make("li", {}, button);
+  }));
+}
+
+/** The page as it was before a reload, as far as the server remembers it. */
+async function again(then) {
+  for (const name of ["source", "target", "prompt", "negative"]) $(name).value = then[name] ?? "";
+  $("truncate").checked = !!then.truncate;
+  $("paste").checked = !!then.paste;
+  page.left = then.left;
+  page.past = then.past;
+  $("undo").disabled = !page.past.length;
+  for (const [task, held] of Object.entries(then.forms))
+    if (held && page.methods[task].some(m => m.name === held.method)) await showMethod(task, held.method, held.values);
+  if (then.picture && (await fetch(then.picture.url)).ok) { showPicture(then.picture); page.mask = then.mask; showMask(); }
+  select(then.task);
+  const result = page.results.find(r => r.result === then.result);
+  if (result) showResult(result); else if (page.picture)
+    compare.show({before: "", after: page.picture.url, begins: 0, source: "", target: page.picture.name});
+  if (result || page.picture) $("empty").hidden = true;
+}
+
+/** The first example's edit, finished. */
+async function welcome(found) {
+  for (let tries = 0; found.preparing && tries < 600; tries++) {
+    $("empty").textContent = t("preparing");
+    await later(500);
+    if (page.result || page.job || page.picture) return;
+    found = await ask("GET", "api/results");
+  }
+  $("empty").textContent = t("empty");
+  const {results: [first]} = await loadResults();
+  if (!first) return;
+  const {record, picture} = await ask("POST", `api/results/${first.result}/restore`);
+  showResult(first);
+  await restore(record, picture, "");
+  say("");
+}
+
+function wire() {
+  for (const task of Object.keys(TASKS)) {
+    $(`tab-${task}`).addEventListener("click", () => select(task));
+    $(`tab-${task}`).addEventListener("keydown", event => {
+      if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
+      const other = Object.keys(TASKS).find(name => name !== page.task);
+      select(other);
+      $(`tab-${other}`).focus();
+    });
+    $(TASKS[task].menu).addEventListener("change", () => methodChosen(task));
+    $(TASKS[task].cancel).addEventListener("click", cancel);
+  }
+  $("pane-edit").addEventListener("submit", event => { event.preventDefault(); edit(); });
+  $("pane-generate").addEventListener("submit", event => { event.preventDefault(); makeFromText(); });
+  for (const name of ["source", "target", "prompt", "negative"]) $(name).addEventListener("input", changed);
+  document.addEventListener("keydown", event => {
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || document.querySelector("dialog[open]")) return;
+    event.preventDefault();
+    if (page.task === "edit") edit(); else makeFromText();
+  });
+  $("file").addEventListener("change", event => { bring(event.target.files[0]); event.target.value = ""; });
+  document.addEventListener("dragover", event => { event.preventDefault(); $("drop").classList.add("over"); });
+  document.addEventListener("dragleave", () => $("drop").classList.remove("over"));
+  document.addEventListener("drop", event => {
+    event.preventDefault();
+    $("drop").classList.remove("over");
+    bring(event.dataTransfer.files[0]);
+  });
+  document.addEventListener("paste", event => {
+    const file = [...event.clipboardData.files].find(f => f.type.startsWith("image/"));
+    if (file) bring(file);
+  });
+  $("undo").addEventListener("click", undo);
+  $("vary").addEventListener("click", vary);
+  $("brush").addEventListener("click", () => brush.open(page.picture));
+  $("unmask").addEventListener("click", () => { page.mask = null; showMask(); keep(); });
+  $("recommended").addEventListener("click", () => { form().set(form().recommended); say(t("recommends")); });
+  $("use").addEventListener("click", told(async () => {
+    remember();
+    const shown = page.results.find(r => r.result === page.result);
+    showPicture(await ask("POST", `api/pictures/of/${page.result}`));
+    $("source").value = $("target").value = shown?.target ?? "";
+    select("edit");
+    changed();
+    say(t("used"));
+  }));
+  $("look").addEventListener("click", told(async () => finish(await ask("POST", `api/results/${page.result}/inside`))));
+  for (const way of ["command", "python"]) $(way).addEventListener("click", told(async () => {
+    const found = await ask("GET", `api/results/${page.result}/recipe`);
+    $("copy-title").textContent = t(way);
+    $("copy-text").value = found[way];
+    $("copy").textContent = t("copy");
+    $("copy-dialog").showModal();
+    $("copy-text").select();
+  }));
+  $("copy").addEventListener("click", async () => {
+    $("copy-text").select();
+    try { await navigator.clipboard.writeText($("copy-text").value); } catch { document.execCommand("copy"); }
+    $("copy").textContent = t("copied");
+  });
+  for (const close of document.querySelectorAll("dialog .close"))
+    close.addEventListener("click", () => close.closest("dialog").close());
+  $("model").addEventListener("change", told(async () => finish(await ask("POST", "api/model", {name: $("model").value}))));
+  $("language").addEventListener("change", () => { speak($("language").value, true); keep(); location.reload(); });
+}
+
+async function begin() {
+  await loadTexts();
+  $("language").replaceChildren(...languages().map(([code, name]) =>
+    make("option", {value: code, textContent: name, selected: code === spoken()})));
+  wire();
+  showPicture(null);
+  const status = await showStatus();
+  await loadMethods();
+  const then = kept();
+  for (const [task, name] of Object.entries(status.defaults)) await showMethod(task, name);
+  select("edit");
+  await loadExamples();
+  const found = await loadResults();
+  if (then) await again(then).catch(fail);
+  document.body.dataset.ready = "yes";
+  const job = then?.job && found.jobs.includes(then.job) ? then.job : null;
+  if (job) return finish(await ask("GET", `api/jobs/${job}`));
+  if (then?.job) say(t("forgotten"), "error");
+  if (!page.result && !page.picture) await welcome(found);
+}
+
+begin().catch(fail);
