@@ -23,7 +23,7 @@ import sage
 from sage import EditConfig, pictures
 from sage.__main__ import main as start
 from sage.commands import main as cli
-from sage.commands.flags import flag
+from sage.commands.flags import flag, given_settings
 from sage.display.progress import Progress
 from sage.errors import PromptError
 from sage.models.known import KNOWN
@@ -146,8 +146,8 @@ configs = st.builds(EditConfig, **{f.name: a_setting(f) for f in fields(EditConf
 @settings(derandomize=True, max_examples=40, deadline=None)
 @given(configs)
 def test_any_settings_come_through_the_flags_and_the_json(config):
-    parsed = vars(cli.make_parser(["edit"]).parse_args(["edit", "p.png", *as_flags(config)]))
-    assert EditConfig(**{f.name: parsed[f.name] for f in fields(EditConfig) if f.name in parsed}) == config
+    parsed = cli.make_parser(["edit"]).parse_args(["edit", "p.png", *as_flags(config)])
+    assert EditConfig(**given_settings(parsed)) == config
     assert EditConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
 
 
