@@ -100,7 +100,8 @@ class Cache:
         if not online:  # token index preprocessing
             self.lists |= preprocessed(self.draws, self.whole)
         self._held: dict[Branch, Held] = {}
-        self._level, self._seen = None, Counter[str]()
+        self._level: float | None = None
+        self._seen = Counter[str]()
 
     def _draws(self, block: Block, number: int, region: Tensor | None, size: tuple[int, int], text: int,
                seed: int) -> Draws:
@@ -146,7 +147,7 @@ class Cache:
 
     def _hooks(self) -> tuple[frozenset[str], set[str], bool]:
         """Where hooks change something; where they hear; and whether one has to hear this very pass."""
-        changed, heard, exact = set(), set(), False
+        changed, heard, exact = set[str](), set[str](), False
         for place in self.places:
             for part in (place.projected, place.map, place.out) if isinstance(place, Site) else (place,):
                 if part._forward_hooks:
