@@ -89,9 +89,11 @@ class Cache:
         kinds = ("attention", "modulation") if slips.modulation else ("attention",)
         self.held_blocks = {names[b.module]: b.module for b in shallow if b.kind in kinds}
         self.gates = {names[b.module]: names[b.gate] for b in shallow if b.gate is not None and slips.gate}
+        self.kept = self.held_blocks | {str(i): b.module for i, b in enumerate(shallow)
+                                        if b.kind == "feedforward" or str(i) in self.gates.values()}
         self.refreshed = {str(i): b for i, b in enumerate(shallow) if b.kind == "feedforward"}
         if self.deep is not None:
-            self.held_blocks["deep"] = self.deep.module
+            self.held_blocks["deep"] = self.kept["deep"] = self.deep.module
         self.places: tuple[Site | Feature, ...] = (*model.sites(), *model.features())
         self.draws = {name: self._draws(block, i, region, size, text, seed)
                       for i, (name, block) in enumerate(self.refreshed.items())}
@@ -100,7 +102,8 @@ class Cache:
         if not online:  # token index preprocessing
             self.lists |= preprocessed(self.draws, self.whole)
         self._held: dict[Branch, Held] = {}
-        self._level, self._seen = None, Counter[str]()
+        self._level: float | None = None
+        self._seen = Counter[str]()
 
     def _draws(self, block: Block, number: int, region: Tensor | None, size: tuple[int, int], text: int,
                seed: int) -> Draws:
@@ -146,7 +149,7 @@ class Cache:
 
     def _hooks(self) -> tuple[frozenset[str], set[str], bool]:
         """Where hooks change something; where they hear; and whether one has to hear this very pass."""
-        changed, heard, exact = set(), set(), False
+        changed, heard, exact = set[str](), set[str](), False
         for place in self.places:
             for part in (place.projected, place.map, place.out) if isinstance(place, Site) else (place,):
                 if part._forward_hooks:
@@ -179,9 +182,8 @@ class Cache:
         def hear(place: Site | Feature) -> Callable[..., None]:
             return hearing(lambda module, inputs, output: keep("heard", place.path, output))
 
-        modules = self.held_blocks | {name: block.module for name, block in self.refreshed.items()}
         with ExitStack() as stack:
-            for name, module in modules.items():
+            for name, module in self.kept.items():
                 stack.enter_context(detour([module], computed(name)))
             stack.enter_context(hooked(((entrance(p), hear(p)) for p in self.places if p.path in heard), first=True))
             yield

@@ -39,16 +39,19 @@ def read_move(start: str, end: str, size: tuple[int, int], radius: float | None 
         SettingsError, PictureError: what is no region of the picture, said in one line.
     """
     radius = min(size) / RADIUS if radius is None else radius
-    points = [_point(text) for text in (start, end)]
-    masks = [None if point else _region(text, size) for text, point in zip((start, end), points, strict=True)]
-    for i, other in ((0, 1), (1, 0)):
-        if points[i]:
-            masks[i] = (_disc(points[i], radius, size) if masks[other] is None or points[other] else
-                        _shifted(masks[other], points[i]))
-    for text, mask in zip((start, end), masks, strict=True):
+    a, b = _point(start), _point(end)
+    if a and b:
+        source, target = (_disc(point, radius, size) for point in (a, b))
+    elif a:
+        target = _region(end, size)
+        source = _shifted(target, a)
+    else:
+        source = _region(start, size)
+        target = _shifted(source, b) if b else _region(end, size)
+    for text, mask in ((start, source), (end, target)):
         if not mask.getbbox():
             raise SettingsError(f"{text} lies outside the picture, which has {size[0]} x {size[1]} pixels")
-    return Move(*masks)
+    return Move(source, target)
 
 
 def read_box(text: str, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -83,7 +86,7 @@ def _disc(middle: tuple[float, float], radius: float, size: tuple[int, int]) -> 
 
 
 def _shifted(mask: Image.Image, middle: tuple[float, float]) -> Image.Image:
-    left, top, right, bottom = mask.getbbox()
+    left, top, right, bottom = mask.getbbox() or (0, 0, 0, 0)
     moved = Image.new("L", mask.size)
     moved.paste(mask, (round(middle[0] - (left + right) / 2), round(middle[1] - (top + bottom) / 2)))
     return moved
