@@ -78,7 +78,7 @@ def _drag(path: Path, folder: Path) -> DragCase:
         points = np.asarray(meta["points"], np.float64).reshape(-1, 2, 2)
         mask, prompt = np.asarray(meta["mask"]) > 0, meta["prompt"]
         if mask.ndim == 3:
-            mask = mask.any(2)
+            mask = np.any(mask, axis=2)
         fine = (isinstance(prompt, str) and len(prompt) < 1000 and 0 < len(points) <= MOST_POINTS
                 and np.isfinite(points).all() and mask.shape == (size[1], size[0]))
     except (KeyError, TypeError, ValueError, IndexError):

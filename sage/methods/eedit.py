@@ -145,7 +145,7 @@ class EEdit(Method[Settings]):
 
     def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
         s, z, latents, last = job.settings, job.z0, [job.z0], len(job.up) - 1
-        asked = [i for i in range(len(job.up)) if i % s.skip == 0 or i == last] if s.use_rf_inversion else []
+        asked = [i for i in range(len(job.up)) if i % s.stride == 0 or i == last] if s.use_rf_inversion else []
         number = {i: i if s.count == "steps" else n for n, i in enumerate(asked)}
         begin_cache(job, [job.up[i] for i in asked], [s.whole(number[i], number[asked[-1]] + 1) for i in asked])
         continued, noise = kit.Continued(job.model.prediction_type == "flow", s.reuse == "held"), job.noise()

@@ -10,6 +10,7 @@ Module names are the key names of the diffusers checkpoints.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -278,6 +279,8 @@ class FluxTransformer(nn.Module):
     def blocks(self) -> tuple[Block, ...]:
         """Of each block attention and the layers of its MLPs; of double blocks the modulations."""
         level, both, found = self.params.level, ("text", "image"), list[Block]()
+        double: Any  # of a list of modules mypy knows no more
+        single: Any
         for double in self.transformer_blocks:
             found += [Block("modulation", level, double.norm1), Block("modulation", level, double.norm1_context),
                       Block("attention", level, double.attn, both, double.norm1_context),
