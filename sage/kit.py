@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sage.guidance.whiteness import autocorrelation, divergence, slope
     from sage.inversion.ddim import ddim_inversion, heard_along, noise_inversion
     from sage.models.backbone import Text
-    from sage.models.sites import Feature, Projection, QueriesKeys, Site, Sites, Where
+    from sage.models.sites import Feature, KeysValues, Projection, QueriesKeys, Site, Sites, Where
     from sage.prompts.plan import Plan, marked, replaced, token_factors, token_mask
     from sage.prompts.tokens import Span
     from sage.prompts.words import aligned, changed_words, paired
@@ -53,9 +53,10 @@ if TYPE_CHECKING:
         stochastic,
         to_output,
         walk,
+        with_clean,
         with_noise,
     )
-    from sage.trajectory.kinds import Noises, NullText, Pair, Reconstructed, Recorded, Settled, Trajectory, Wanted
+    from sage.trajectory.kinds import Lent, Noises, NullText, Pair, Reconstructed, Recorded, Settled, Trajectory, Wanted
 
 _FROM = {
     "sage.guidance.blend": "BlendingMask",
@@ -71,15 +72,16 @@ _FROM = {
     "sage.inversion.ddim": "ddim_inversion heard_along noise_inversion",
     "sage.guidance.whiteness": "autocorrelation divergence slope",
     "sage.models.backbone": "Text",
-    "sage.models.sites": "Feature Projection QueriesKeys Site Sites Where",
+    "sage.models.sites": "Feature KeysValues Projection QueriesKeys Site Sites Where",
     "sage.prompts.plan": "Plan marked replaced token_factors token_mask",
     "sage.prompts.tokens": "Span",
     "sage.prompts.words": "aligned changed_words paired",
     "sage.sampling.levels": "Edge Edges Level downwards of_timesteps part_way upwards",
     "sage.sampling.skipping": "Continued evaluated",
     "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step from_output gaussian "
-                           "mixed_with_noise reaching renoise second_order stochastic to_output walk with_noise",
-    "sage.trajectory.kinds": "Noises NullText Pair Reconstructed Recorded Settled Trajectory Wanted",
+                           "mixed_with_noise reaching renoise second_order stochastic to_output walk with_clean "
+                           "with_noise",
+    "sage.trajectory.kinds": "Lent Noises NullText Pair Reconstructed Recorded Settled Trajectory Wanted",
 }
 _WHERE = {name: module for module, names in _FROM.items() for name in names.split()}
 

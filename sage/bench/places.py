@@ -157,9 +157,9 @@ def box_of(case: PlaceCase, side: int) -> tuple[int, int, int, int]:
 def figures(edit: Image.Image, case: Task) -> dict[str, float]:
     """What an edit is worth against the truth; what a case has nothing of is left out."""
     x, truth, source = (np.asarray(p.convert("RGB"), np.float64) / 255 for p in (edit, case.truth, case.source))
-    changed = np.greater(case.mask, 0)
+    changed: Array = np.asarray(case.mask) > 0
     found = {"changed_psnr": _psnr(x, truth, changed), "kept_psnr": _psnr(x, truth, ~changed)}
-    revealed = case.old.any(0) & ~case.new.any(0) if len(case.old) else np.zeros_like(changed)
+    revealed: Array = np.asarray(case.old.any(0) & ~case.new.any(0) if len(case.old) else np.zeros_like(changed))
     if revealed.any():
         found["revealed_psnr"] = _psnr(x, truth, revealed)
     if len(case.new):

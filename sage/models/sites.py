@@ -30,6 +30,13 @@ class QueriesKeys(NamedTuple):
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1)
 
 
+class KeysValues(NamedTuple):
+    """What places are looked at by and for: (B, H, M, D) keys and values."""
+
+    keys: Tensor
+    values: Tensor
+
+
 class Projection(NamedTuple):
     """(B, H, N, D) queries, (B, H, M, D) keys and values of one attention layer."""
 
