@@ -80,11 +80,18 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(prepare=prepare)
     parser.add_argument("picture", metavar="IMG", help="the picture to edit")
-    parser.add_argument("--mask", metavar="FILE", help="a picture of where it may change, white; for methods that read "
-                                                       "one")
+    add_mask(parser, chosen)
+    add_flags(parser, chosen)
+
+
+def add_mask(parser: argparse.ArgumentParser, chosen: Method, otherwise: str = "everywhere") -> None:
+    """Where the picture may change; SAGE, which reads no mask, has a setting of the flag's name."""
+    if "mask" not in chosen.Settings.names():
+        parser.add_argument("--mask", dest="mask_file", metavar="FILE", help="a picture of where it may change, white; "
+                            f"for methods that read one [{otherwise}]")
     parser.add_argument("--paste", action="store_true", help="outside the mask the picture's own pixels, with an edge "
                                                              "inside it")
-    add_flags(parser, chosen)
+    parser.set_defaults(mask_file=None)
 
 
 def add_flags(parser: argparse.ArgumentParser, chosen: Method, task: str = "edit") -> None:
@@ -122,8 +129,8 @@ def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: d
     if "composed" in old:
         raise SettingsError(f"{args.config_from} was composed of two pictures: sage compose makes it again of them")
     asked = asked_in(old)
-    if args.mask:
-        asked["mask"] = open_mask(args.mask, image.size)
+    if args.mask_file:
+        asked["mask"] = open_mask(args.mask_file, image.size)
     if args.paste:
         asked["paste"] = True
     for mask in (asked.get("mask"), *(m for move in asked.get("moves", ()) for m in (move.source, move.target))):
