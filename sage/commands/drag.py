@@ -41,8 +41,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
     parser.set_defaults(prepare=prepare)
     add = parser.add_argument
     add("picture", metavar="IMG", help="the picture to edit")
-    add("--from", dest="regions_from", metavar="REGION", action="append", help="what is moved: x,y or left,top,right,bottom "
-        "in pixels, or a mask file")
+    add("--from", dest="regions_from", metavar="REGION", action="append", help="what is moved: x,y or "
+        "left,top,right,bottom in pixels, or a mask file")
     add("--to", dest="regions_to", metavar="REGION", action="append", help="where it shall be, said likewise")
     add("--radius", metavar="PX", type=float, help="of the disc for which x,y stands [a tenth of the shorter side]")
     edit.add_mask(parser, chosen, "the regions and a margin")

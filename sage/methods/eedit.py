@@ -41,7 +41,8 @@ COMPOSE = RELEASED | dict(grid="released, regions", eta=0.6, gamma=0.6, stop=10,
 class Inverting(PartWay, Guidance):
     """Inversion."""
 
-    fixes = frozenset({"gamma", "use_rf_inversion", "invert_under", "source_guidance_scale", "reuse", "whole_by", "grid"})
+    fixes = frozenset({"gamma", "use_rf_inversion", "invert_under", "source_guidance_scale", "reuse", "whole_by",
+                       "grid"})
 
     gamma: float = setting(0.7, "how far the way to noise is drawn to a fixed noise", low=0, high=1)
     use_rf_inversion: bool = setting(True, "invert the picture; no: start from plain noise, and draw to nothing")

@@ -278,15 +278,14 @@ class FluxTransformer(nn.Module):
     def blocks(self) -> tuple[Block, ...]:
         """Of each block attention and the layers of its MLPs; of double blocks the modulations."""
         level, both, found = self.params.level, ("text", "image"), list[Block]()
-        for double in self.transformer_blocks:
-            found += [Block("modulation", level, double.norm1), Block("modulation", level, double.norm1_context),
-                      Block("attention", level, double.attn, both, double.norm1_context),
-                      Block("feedforward", level, double.ff_context, ("text",)),
-                      Block("feedforward", level, double.ff)]
-        for single in self.single_transformer_blocks:
-            found += [Block("attention", level, single.attn, both),
-                      Block("feedforward", level, single.proj_mlp, both),
-                      Block("feedforward", level, single.proj_out, both)]
+        for b in (*self.transformer_blocks, *self.single_transformer_blocks):
+            if isinstance(b, DoubleBlock):
+                found += [Block("modulation", level, b.norm1), Block("modulation", level, b.norm1_context),
+                          Block("attention", level, b.attn, both, b.norm1_context),
+                          Block("feedforward", level, b.ff_context, ("text",)), Block("feedforward", level, b.ff)]
+            elif isinstance(b, SingleBlock):
+                found += [Block("attention", level, b.attn, both), Block("feedforward", level, b.proj_mlp, both),
+                          Block("feedforward", level, b.proj_out, both)]
         return tuple(found)
 
     def forward(self, z: Tensor, t: Tensor | float, context: Tensor, pooled: Tensor,
