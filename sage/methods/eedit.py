@@ -187,8 +187,7 @@ class EEdit(Method[Settings]):
                 z = moves.confined(z, kept)
                 guided = kit.from_output(z, kit.to_output(target, here, _kind(job)), here, _kind(job))
             if s.use_rf_inversion and s.start <= i < s.stop and s.eta:
-                line = kit.Prediction(clean, (z - here.signal * clean) / here.noise)
-                guided = (1 - s.eta) * guided + s.eta * line
+                guided = (1 - s.eta) * guided + s.eta * _through(z, here, clean, job.down[-1][1])
             z = kit.renoise(guided, there)
             if outside and s.put_back == "after":
                 z = moves.confined(z, kept)
@@ -208,6 +207,15 @@ def begin_cache(job: "Job[Settings]", edges: "Sequence[kit.Edge]", whole: "Seque
     s = job.settings
     slips = kit.Slips(s.held_modulation, s.twice_gated, not s.text_offset, s.region_bonus)
     job.start_cache(tuple(edges), whole, slips, online=s.cache_type == "ours_cache")
+
+
+def _through(z: "Tensor", here: "kit.Level", clean: "Tensor", end: "kit.Level") -> "kit.Prediction":
+    """The straight line through `z` at `here` and the picture's latents, which a diffusion has at a level of some noise.
+
+        z = s x0 + n eps,   clean = s_e x0 + n_e eps
+    """
+    across = here.noise * end.signal - here.signal * end.noise
+    return kit.Prediction((here.noise * clean - end.noise * z) / across, (end.signal * z - here.signal * clean) / across)
 
 
 def _kind(job: "Job[Settings]") -> str:
