@@ -210,12 +210,13 @@ def begin_cache(job: "Job[Settings]", edges: "Sequence[kit.Edge]", whole: "Seque
 
 
 def _through(z: "Tensor", here: "kit.Level", clean: "Tensor", end: "kit.Level") -> "kit.Prediction":
-    """The straight line through `z` at `here` and the picture's latents, which a diffusion has at a level of some noise.
+    """The line through `z` and the picture's latents, which a diffusion has at a level of a little noise.
 
         z = s x0 + n eps,   clean = s_e x0 + n_e eps
     """
     across = here.noise * end.signal - here.signal * end.noise
-    return kit.Prediction((here.noise * clean - end.noise * z) / across, (end.signal * z - here.signal * clean) / across)
+    x0, eps = here.noise * clean - end.noise * z, end.signal * z - here.signal * clean
+    return kit.Prediction(x0 / across, eps / across)
 
 
 def _kind(job: "Job[Settings]") -> str:
