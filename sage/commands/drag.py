@@ -41,9 +41,9 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
     parser.set_defaults(prepare=prepare)
     add = parser.add_argument
     add("picture", metavar="IMG", help="the picture to edit")
-    add("--from", dest="start", metavar="REGION", action="append", help="what is moved: x,y or left,top,right,bottom "
-        "in pixels, or a mask file")
-    add("--to", dest="end", metavar="REGION", action="append", help="where it shall be, said likewise")
+    add("--from", dest="regions_from", metavar="REGION", action="append", help="what is moved: x,y or "
+        "left,top,right,bottom in pixels, or a mask file")
+    add("--to", dest="regions_to", metavar="REGION", action="append", help="where it shall be, said likewise")
     add("--radius", metavar="PX", type=float, help="of the disc for which x,y stands [a tenth of the shorter side]")
     edit.add_mask(parser, "else the regions and a margin")
     add("--pixels", action="store_true", help="only move the pixels, and fill the hole with the colour around it: no "
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
 def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: dict[str, Any]) -> tuple[
         Image.Image, dict[str, Any], dict[str, Any]]:
     """As of `sage edit`; the moves are those of the flags, or of an earlier picture."""
-    if not (args.start or args.end) and old.get("moves"):
+    if not (args.regions_from or args.regions_to) and old.get("moves"):
         return edit.prepare(args, image, chosen, old)
     asked: dict[str, Any] = {"moves": moves_of(args, image)}
     if args.mask_file:
@@ -77,7 +77,7 @@ def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: d
 
 def moves_of(args: argparse.Namespace, image: Image.Image) -> tuple[Any, ...]:
     """The moves that the flags say; SettingsError where they say none."""
-    starts, ends = args.start or [], args.end or []
+    starts, ends = args.regions_from or [], args.regions_to or []
     if not starts or len(starts) != len(ends):
         raise SettingsError(f"there are {len(starts)} --from and {len(ends)} --to: give as many of both, at least one")
     if args.radius is not None and not 0 < args.radius <= max(image.size):

@@ -137,7 +137,7 @@ def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: d
     if "composed" in old:
         raise SettingsError(f"{args.config_from} was composed of two pictures: sage compose makes it again of them")
     asked = asked_in(old)
-    if vars(args).get(MASK):
+    if args.mask_file:
         asked["mask"] = open_mask(args.mask_file, image.size)
     if args.paste:
         asked["paste"] = True

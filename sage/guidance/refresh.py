@@ -7,9 +7,8 @@ The highest scores are computed.  Pictures of a batch share u, so that each is d
 """
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,10 +82,10 @@ class Draws:
         return chosen
 
 
-Lists = dict[tuple[int, Hashable], Tensor]
+Lists = dict[tuple[int, str], Tensor]
 
 
-def drawn(layers: Mapping[Any, Draws], whole: Iterable[bool]) -> Iterator[Lists]:
+def drawn(layers: Mapping[str, Draws], whole: Iterable[bool]) -> Iterator[Lists]:
     """The lists of each step by (step, layer), drawn as they are asked for; none of a step that is computed whole.
 
     Args:
@@ -102,6 +101,6 @@ def drawn(layers: Mapping[Any, Draws], whole: Iterable[bool]) -> Iterator[Lists]
         yield lists
 
 
-def preprocessed(layers: Mapping[Any, Draws], whole: Iterable[bool]) -> Lists:
+def preprocessed(layers: Mapping[str, Draws], whole: Iterable[bool]) -> Lists:
     """The lists of all steps, drawn before the first: token index preprocessing."""
     return {key: places for lists in drawn(layers, whole) for key, places in lists.items()}

@@ -28,20 +28,21 @@ if TYPE_CHECKING:
     from sage.prompts.tokens import Prompt, Prompts
 
 RELEASED = dict(steps=28, guidance_scale=7.0, source_guidance_scale=7.0, inv_skip=3, fresh_threshold=3, reuse="held",
-                count="steps", paste="before", blur="half", exact=False, held_modulation=True, twice_gated=True,
+                whole_by="steps", put_back="before", blur="half", exact=False, held_modulation=True, twice_gated=True,
                 text_offset=False, encode="sample", quantise="truncate", seed=42)
 PROMPT = RELEASED | dict(grid="released", eta=0.7, gamma=0.7, stop=6, mask_timestep=18, invert_under="target",
-                         paste="after")
+                         put_back="after")
 DRAG = RELEASED | dict(grid="released, regions", eta=1.0, gamma=1.0, stop=6, invert_under="empty", region_bonus=1.0)
 COMPOSE = RELEASED | dict(grid="released, regions", eta=0.6, gamma=0.6, stop=10, inv_skip=2, cascade_num=5,
-                          invert_under="empty", paste="after")
+                          invert_under="empty", put_back="after")
 
 
 @frozen
 class Inverting(PartWay, Guidance):
     """Inversion."""
 
-    fixes = frozenset({"gamma", "use_rf_inversion", "invert_under", "source_guidance_scale", "reuse", "count", "grid"})
+    fixes = frozenset({"gamma", "use_rf_inversion", "invert_under", "source_guidance_scale", "reuse", "whole_by",
+                       "grid"})
 
     gamma: float = setting(0.7, "how far the way to noise is drawn to a fixed noise", low=0, high=1)
     use_rf_inversion: bool = setting(True, "invert the picture; no: start from plain noise, and draw to nothing")
@@ -51,9 +52,9 @@ class Inverting(PartWay, Guidance):
                                            low=0, high=100)
     reuse: str = setting("continued", "what stands at skipped steps: the last prediction, or what the last two lead to",
                          "held", "continued")
-    count: str = setting("calls", "what is counted of the inversion for its whole steps: calls of the network, or "
-                         "steps, which with inv_skip a multiple of fresh_threshold makes every call a whole one",
-                         "calls", "steps")
+    whole_by: str = setting("calls", "what is counted of the inversion for its whole steps: calls of the network, or "
+                            "steps, which with inv_skip a multiple of fresh_threshold makes every call a whole one",
+                            "calls", "steps")
     grid: str = setting("consistent", "levels of the inversion: those of the way back; or evenly spread times, as the "
                         "original code has them for prompts, or for regions", "consistent", "released",
                         "released, regions")
@@ -70,8 +71,8 @@ class Regions(PartWay, Guidance):
     t_prime_ratio: float = setting(0.5, "drag: share of the steps, at the end, without regions being put anew", low=0,
                                    high=1)
     alpha: float = setting(1.0, "drag: share of noise where a region was", low=0, high=1)
-    paste: str = setting("after", "outside is put back after a step, at its level; or before it, a level too clean",
-                         "after", "before")
+    put_back: str = setting("after", "outside is put back after a step, at its level; or before it, a level too clean",
+                            "after", "before")
     blur: str = setting("cells", "drag: the places that are noised: those of the region, or at half their coordinates",
                         "cells", "half")
     exact: bool = setting(True, "after the last step everything outside is the picture's own latents, if it was put "
@@ -146,7 +147,7 @@ class EEdit(Method[Settings]):
     def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
         s, z, latents, last = job.settings, job.z0, [job.z0], len(job.up) - 1
         asked = [i for i in range(len(job.up)) if i % s.stride == 0 or i == last] if s.use_rf_inversion else []
-        number = {i: i if s.count == "steps" else n for n, i in enumerate(asked)}
+        number = {i: i if s.whole_by == "steps" else n for n, i in enumerate(asked)}
         begin_cache(job, [job.up[i] for i in asked], [s.whole(number[i], number[asked[-1]] + 1) for i in asked])
         continued, noise = kit.Continued(job.model.prediction_type == "flow", s.reuse == "held"), job.noise()
         for i, (here, there) in enumerate(job.up):
@@ -182,14 +183,13 @@ class EEdit(Method[Settings]):
             target = guided = job.cfg(z, here, job.target, job.empty, s.guidance_scale)
             outside = confined and i < s.mask_timestep
             kept = kit.renoise(kit.Prediction(clean, noise), there) if outside else z
-            if outside and s.paste == "before":
+            if outside and s.put_back == "before":
                 z = moves.confined(z, kept)
                 guided = kit.from_output(z, kit.to_output(target, here, _kind(job)), here, _kind(job))
             if s.use_rf_inversion and s.start <= i < s.stop and s.eta:
-                line = kit.Prediction(clean, (z - here.signal * clean) / here.noise)
-                guided = (1 - s.eta) * guided + s.eta * line
+                guided = (1 - s.eta) * guided + s.eta * _through(z, here, clean, job.down[-1][1])
             z = kit.renoise(guided, there)
-            if outside and s.paste == "after":
+            if outside and s.put_back == "after":
                 z = moves.confined(z, kept)
             if outside and s.exact and i == len(job.down) - 1:
                 z = moves.confined(z, clean)
@@ -207,6 +207,16 @@ def begin_cache(job: "Job[Settings]", edges: "Sequence[kit.Edge]", whole: "Seque
     s = job.settings
     slips = kit.Slips(s.held_modulation, s.twice_gated, not s.text_offset, s.region_bonus)
     job.start_cache(tuple(edges), whole, slips, online=s.cache_type == "ours_cache")
+
+
+def _through(z: "Tensor", here: "kit.Level", clean: "Tensor", end: "kit.Level") -> "kit.Prediction":
+    """The line through `z` and the picture's latents, which a diffusion has at a level of a little noise.
+
+        z = s x0 + n eps,   clean = s_e x0 + n_e eps
+    """
+    across = here.noise * end.signal - here.signal * end.noise
+    x0, eps = here.noise * clean - end.noise * z, end.signal * z - here.signal * clean
+    return kit.Prediction(x0 / across, eps / across)
 
 
 def _kind(job: "Job[Settings]") -> str:

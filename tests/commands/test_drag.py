@@ -54,8 +54,14 @@ def refused(capsys, *words: str) -> str:
     return said
 
 
+def _line(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit):
+        run(*words)
+    return capsys.readouterr().err
+
+
 def test_a_mask_reaches_the_method_and_the_record_and_repeats_itself(asked):
-    assert run("edit", "in.png", *WORDS, "--method", "ledits", "--mask", "mask.png", "--paste", "--out", "o.png") == 0
+    assert run("edit", "in.png", *WORDS, "--method", "ddpm", "--mask", "mask.png", "--paste", "--out", "o.png") == 0
     [call] = asked
     assert call.mask.getbbox() == (5, 5, 20, 15) and call.paste is True
     record = read_record("o.png")
@@ -63,18 +69,19 @@ def test_a_mask_reaches_the_method_and_the_record_and_repeats_itself(asked):
     assert run("edit", "in.png", "--config-from", "o.png", "--out", "again.png") == 0
     assert asked[1].mask.tobytes() == call.mask.tobytes() and asked[1].paste is True
     assert read_settings("again.png")["mask"] == record["mask"]
-    assert run("edit", "in.png", *WORDS, "--method", "ledits", "--out", "plain.png") == 0
+    assert run("edit", "in.png", *WORDS, "--method", "ddpm", "--out", "plain.png") == 0
     assert "mask" not in read_settings("plain.png") and not hasattr(asked[2], "mask")
 
 
 def test_methods_that_read_no_mask_say_which_do(asked, capsys):
     said = refused(capsys, "edit", "in.png", *WORDS, "--method", "p2p", "--mask", "mask.png")
     assert "p2p reads no mask: these do: ddpm" in said and "ledits" in said
-    assert "--mask FILE" in refused(capsys, "edit", "in.png", *WORDS, "--method", "ledits", "--paste")
+    assert "--mask: invalid choice" in _line(capsys, "edit", "in.png", *WORDS, "--mask", "mask.png")  # SAGE's setting
+    assert "--mask FILE" in refused(capsys, "edit", "in.png", *WORDS, "--method", "ddpm", "--paste")
     Image.new("L", (10, 30), 255).save("tall.png")
-    assert "aspect" in refused(capsys, "edit", "in.png", *WORDS, "--method", "ledits", "--mask", "tall.png")
+    assert "aspect" in refused(capsys, "edit", "in.png", *WORDS, "--method", "ddpm", "--mask", "tall.png")
     Image.new("RGB", (80, 60)).save("other.png")
-    run("edit", "in.png", *WORDS, "--method", "ledits", "--mask", "mask.png", "--out", "o.png")
+    run("edit", "in.png", *WORDS, "--method", "ddpm", "--mask", "mask.png", "--out", "o.png")
     assert "a mask of its own" in refused(capsys, "edit", "other.png", "--config-from", "o.png")
 
 
@@ -117,6 +124,14 @@ def test_a_composition_edits_the_paste_inside_its_box(asked, capsys):
     assert run(*words, "--pixels", "--out", "p.png") == 0 and len(asked) == 1
     assert "--box is missing" in refused(capsys, *words[:-2])
     assert "no mask: these do" in refused(capsys, *words, "--method", "p2p", "--guidance-scale", "2")
+
+
+@pytest.mark.parametrize("command", ("edit", "drag", "compose", "generate"))
+def test_the_flags_of_every_method_fit_beside_those_of_the_commands(command):
+    from sage.commands.main import make_parser
+    from sage.method import METHODS
+    for name in METHODS:
+        make_parser([command, "in.png", "--method", name])
 
 
 def test_the_settings_of_a_cache_are_flags(asked):

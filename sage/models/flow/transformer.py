@@ -10,7 +10,6 @@ Module names are the key names of the diffusers checkpoints.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -279,17 +278,14 @@ class FluxTransformer(nn.Module):
     def blocks(self) -> tuple[Block, ...]:
         """Of each block attention and the layers of its MLPs; of double blocks the modulations."""
         level, both, found = self.params.level, ("text", "image"), list[Block]()
-        double: Any  # of a list of modules mypy knows no more
-        single: Any
-        for double in self.transformer_blocks:
-            found += [Block("modulation", level, double.norm1), Block("modulation", level, double.norm1_context),
-                      Block("attention", level, double.attn, both, double.norm1_context),
-                      Block("feedforward", level, double.ff_context, ("text",)),
-                      Block("feedforward", level, double.ff)]
-        for single in self.single_transformer_blocks:
-            found += [Block("attention", level, single.attn, both),
-                      Block("feedforward", level, single.proj_mlp, both),
-                      Block("feedforward", level, single.proj_out, both)]
+        for b in (*self.transformer_blocks, *self.single_transformer_blocks):
+            if isinstance(b, DoubleBlock):
+                found += [Block("modulation", level, b.norm1), Block("modulation", level, b.norm1_context),
+                          Block("attention", level, b.attn, both, b.norm1_context),
+                          Block("feedforward", level, b.ff_context, ("text",)), Block("feedforward", level, b.ff)]
+            elif isinstance(b, SingleBlock):
+                found += [Block("attention", level, b.attn, both), Block("feedforward", level, b.proj_mlp, both),
+                          Block("feedforward", level, b.proj_out, both)]
         return tuple(found)
 
     def forward(self, z: Tensor, t: Tensor | float, context: Tensor, pooled: Tensor,

@@ -187,7 +187,7 @@ class Scale(nn.Module):
         below: the next level, or the middle of the network.
     """
 
-    def __init__(self, down: DownBlock, below: "Scale | MidBlock", up: UpBlock):
+    def __init__(self, down: nn.Module, below: nn.Module, up: nn.Module):
         super().__init__()
         self.blocks = down, below, up  # a tuple, in which torch sees no modules
 
@@ -242,10 +242,10 @@ class UNet(nn.Module):
                           for i in range(p.layers_per_block + 1)] if p.attention[level] else []
             self.up_blocks.append(UpBlock(widths, c, time_width, attentions, level > 0, p))
 
-        below: Scale | MidBlock = self.mid_block
+        scales: list[nn.Module] = [self.mid_block]
         for down, up in zip(reversed(self.down_blocks), self.up_blocks, strict=True):
-            below = Scale(down, below, up)  # type: ignore[arg-type]  # of a list of modules mypy knows no more
-        self._top = (below,)
+            scales.insert(0, Scale(down, scales[0], up))
+        self._scales = tuple(scales[:-1])  # by level; in a tuple, as above
 
         self.conv_norm_out = GroupNorm(p.groups, p.channels[0], eps=p.norm_eps)
         self.conv_out = Conv2d(p.channels[0], p.out_channels, 3, padding=1)
@@ -277,16 +277,13 @@ class UNet(nn.Module):
 
     def blocks(self) -> tuple[Block, ...]:
         """Every attention and feed-forward layer, and what lies below each level."""
-        found, below = list[Block](), self._top[0]
+        found = []
         for m in (m for block in (*self.down_blocks, self.mid_block, *self.up_blocks) for m in block.modules()):
             if isinstance(m, TransformerBlock):
                 level = m.attn1.site.level
                 found += [Block("attention", level, m.attn1), Block("attention", level, m.attn2),
                           Block("feedforward", level, m.ff)]
-        for level in range(1, len(self.params.channels)):
-            below = below.blocks[1]  # type: ignore[index, assignment]
-            found.append(Block("deep", level, below))
-        return tuple(found)
+        return (*found, *(Block("deep", level, scale) for level, scale in enumerate(self._scales) if level))
 
     def time(self, t: Tensor | float, added: Tensor | None = None) -> Time:
         """What the network makes of timesteps in [0, 1000), a number or (B,), and of what is `added` to them."""
@@ -320,5 +317,5 @@ class UNet(nn.Module):
         """
         time = t if isinstance(t, dict) else self.time(t, added)
         text = context if isinstance(context, dict) else self.text(context)
-        x = self._top[0](self.conv_in(z), time, text)
+        x = self._scales[0](self.conv_in(z), time, text)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
