@@ -28,7 +28,7 @@ export SAGE_METHOD := $(value METHOD)
 unexport IMG SRC TGT MODEL OUT PROMPT METHOD
 
 .DEFAULT_GOAL := help
-.PHONY: help setup edit generate demo tour ui weights train train-encoder train-report test test-slow test-fuzz test-cluster test-ui lint docs docs-site audit bench bench-speed load experiments
+.PHONY: help setup edit generate demo tour ui weights train train-encoder train-report train-turbo turbo-report test test-slow test-fuzz test-cluster test-ui lint docs docs-site audit bench bench-speed load experiments
 .PHONY: .picture-named
 
 help:  ## list the targets
@@ -107,6 +107,12 @@ train-encoder: $(READY)  ## train the encoder that judges still lifes; goes on w
 
 train-report: $(READY)  ## measure the bundled model on held-out scenes
 	$(BIN)/python -m training.report $(ARGS)
+
+train-turbo: $(READY)  ## train a student of four calls, and what inverts it, from a trained model; goes on where it stopped
+	LD_PRELOAD='$(TCMALLOC)' $(BIN)/python -m training.turbo $(ARGS)
+
+turbo-report: $(READY)  ## measure them on held-out scenes
+	$(BIN)/python -m training.turbo.report $(ARGS)
 
 test: $(TESTING)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)

@@ -221,6 +221,11 @@ class Encoder:
         """What the picture shows, each attribute by its most probable value."""
         return {name: VALUES[name][int(logits.argmax())] for name, logits in self._see(picture)[2].items()}
 
+    def read(self, picture: Array) -> dict[str, tuple[str, float]]:
+        """What the picture shows: of each attribute the most probable value, and how probable it is."""
+        shares = {name: logits[0].softmax(dim=-1) for name, logits in self._see(picture)[2].items()}
+        return {name: (VALUES[name][int(p.argmax())], float(p.max())) for name, p in shares.items()}
+
     def melted(self, picture: Array, name: str, value: str) -> float:
         """How far what is gathered for a form is from every true thing of that form: 1 - cos to the nearest.
 

@@ -45,8 +45,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
         "in pixels, or a mask file")
     add("--to", dest="end", metavar="REGION", action="append", help="where it shall be, said likewise")
     add("--radius", metavar="PX", type=float, help="of the disc for which x,y stands [a tenth of the shorter side]")
-    add("--mask", metavar="FILE", help="a picture of where it may change, white [the regions and a margin]")
-    add("--paste", action="store_true", help="outside the mask the picture's own pixels, with an edge inside it")
+    edit.add_mask(parser, "else the regions and a margin")
     add("--pixels", action="store_true", help="only move the pixels, and fill the hole with the colour around it: no "
                                               "network")
     edit.add_flags(parser, chosen, "drag")
@@ -68,8 +67,8 @@ def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: d
     if not (args.start or args.end) and old.get("moves"):
         return edit.prepare(args, image, chosen, old)
     asked: dict[str, Any] = {"moves": moves_of(args, image)}
-    if args.mask:
-        asked["mask"] = open_mask(args.mask, image.size)
+    if args.mask_file:
+        asked["mask"] = open_mask(args.mask_file, image.size)
     if args.paste:
         asked["paste"] = True
     edit.check_asked(chosen, asked)

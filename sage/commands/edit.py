@@ -16,6 +16,7 @@ from PIL import Image
 
 from sage import pictures
 from sage.auto import AUTO, auto_of
+from sage.commands.caption import described_picture
 from sage.commands.checks import OUT, check_known, check_phrases, check_tokenizer, outputs
 from sage.commands.flags import (
     DEFAULT_MODEL,
@@ -51,17 +52,21 @@ from sage.pictures.metadata import (
     settings_in,
     versions,
 )
+from sage.prompts.instructions import follow
+from sage.prompts.language_model import KEY, LanguageModel
 from sage.prompts.sentences import read_sentences
 from sage.settings import Settings
 from sage.trajectory.label import check_label, read_label
 
+MASK = "mask_file"  # where the flag's value is: a setting may be called mask too
 EXAMPLES = """
 examples:
   sage edit cat.jpg --source "a cat on a sofa" --target "a dog on a sofa"
   sage edit cat.jpg --source "a cat on a sofa" --target "a dog on a sofa" --target "a fox on a sofa" --sheet
   sage edit cat.jpg --source "a cat on a sofa" --target "a grumpy cat on a sofa" --reweight grumpy:3 --out grumpy.png
-  sage edit cat.jpg --source "a cat on a sofa" --target "a dog on a sofa" --method ledits --mask cat-mask.png --paste
+  sage edit cat.jpg --source "a cat on a sofa" --target "a dog on a sofa" --mask cat-mask.png --paste
   sage edit cat.jpg --config-from out/cat-edit.png --steps 100
+  sage edit mug.png --source auto --instruction "make the mug red and remove the cone"
   sage edit cat.jpg --trajectory out/cat-trajectory.safetensors --target "a dog on a sofa"    # made by sage invert
 
 The source prompt describes the picture as it is, the target prompt as it shall be, with as few words changed as
@@ -80,19 +85,29 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(prepare=prepare)
     parser.add_argument("picture", metavar="IMG", help="the picture to edit")
-    parser.add_argument("--mask", metavar="FILE", help="a picture of where it may change, white; for methods that read "
-                                                       "one")
+    add_mask(parser, "for methods that read one")
+    add_flags(parser, chosen)
+
+
+def add_mask(parser: argparse.ArgumentParser, more: str) -> None:
+    """The flags that say where a picture may change."""
+    parser.add_argument("--mask", dest=MASK, metavar="FILE", help=f"a picture of where it may change, white; {more}")
     parser.add_argument("--paste", action="store_true", help="outside the mask the picture's own pixels, with an edge "
                                                              "inside it")
-    add_flags(parser, chosen)
 
 
 def add_flags(parser: argparse.ArgumentParser, chosen: Method, task: str = "edit") -> None:
     """What every command takes that edits a picture, but for the picture."""
     add = parser.add_argument
-    add("--source", metavar="PROMPT", type=typed, help="what the picture shows")
+    add("--source", metavar="PROMPT", type=typed, help="what the picture shows; auto: what `sage caption` says of "
+        "it, to be corrected at a terminal")
     add("--target", metavar="PROMPT", type=typed, action="append",
         help="what it shall show; several share one inversion")
+    add("--instruction", metavar="TEXT", type=typed, action="append",
+        help="in the place of a target: what to do with what the source prompt says, such as \"make the mug red\"")
+    add("--llm", metavar="URL", help="have a language model at this OpenAI-compatible address follow the instructions, "
+        f"such as http://localhost:11434/v1; what is sent is shown; a key is taken from {KEY}")
+    add("--llm-model", metavar="NAME", help="which of the models there")
     if "sentences" in chosen.reads:
         add("--sentences", nargs=2, metavar=("OLD.txt", "NEW.txt"), help="what the direction of the edit is made of: "
             "sentences with the old words, and with the new, one a line")
@@ -107,7 +122,7 @@ def add_flags(parser: argparse.ArgumentParser, chosen: Method, task: str = "edit
                                                       "source prompt and settings hold; other flags win")
     add_ways(parser, "paths, settings, notes, seconds, versions")
     add_model(parser)
-    add_method(parser, chosen, default=task)
+    add_method(parser, chosen, default=task, but=("mask",))
 
 
 def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: dict[str, Any]) -> tuple[
@@ -122,8 +137,8 @@ def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: d
     if "composed" in old:
         raise SettingsError(f"{args.config_from} was composed of two pictures: sage compose makes it again of them")
     asked = asked_in(old)
-    if args.mask:
-        asked["mask"] = open_mask(args.mask, image.size)
+    if vars(args).get(MASK):
+        asked["mask"] = open_mask(args.mask_file, image.size)
     if args.paste:
         asked["paste"] = True
     for mask in (asked.get("mask"), *(m for move in asked.get("moves", ()) for m in (move.source, move.target))):
@@ -191,7 +206,7 @@ def plan_edit(args: argparse.Namespace) -> Job:
     auto = auto_of(args.model or DEFAULT_MODEL) if args.method == AUTO else None
     if auto:
         args.method = auto.method
-    changes = given_settings(args)
+    changes = _mask_setting(args) | given_settings(args)
     old = read_record(args.config_from, "edit", args.method) if args.config_from else {}
     bases = [f for f in ("--published", "--config-from", "--trajectory") if vars(args)[f.strip("-").replace("-", "_")]]
     bases += [f"--method {AUTO}"] if auto else []
@@ -215,8 +230,10 @@ def plan_edit(args: argparse.Namespace) -> Job:
 
     truncate = args.truncate or old.get("truncate", False)
 
-    source = check_prompt("source", args.source if args.source is not None else old.get("source"))
-    targets = args.target or [old.get("target")]
+    notes = [auto.note] if auto else []
+    given = described_picture(Path(args.picture), args.quiet) if args.source == AUTO else args.source
+    source = check_prompt("source", given if given is not None else old.get("source"))
+    targets = _instructed(args, source, notes) or args.target or [old.get("target")]
     targets = tuple(check_prompt("target", target) for target in targets)
     settings = (base or chosen.Settings()).but(**changes)
     check_phrases(source, targets, settings)
@@ -226,7 +243,6 @@ def plan_edit(args: argparse.Namespace) -> Job:
     image = pictures.open_picture(path)
     picture = identity(path)
     image, asked, record = args.prepare(args, image, chosen, {} if label else old)
-    notes = [auto.note] if auto else []
     if sentences:
         notes.append("the settings in the picture do not hold your sentences: give them again to repeat this edit")
     if label:
@@ -267,6 +283,38 @@ def plan_edit(args: argparse.Namespace) -> Job:
     return Job(image, Path(args.trajectory) if label else None, picture, source, targets, model, prediction, chosen,
                base, changes, truncate, fetch, outs, sheet, inside, old.get("made", {}), savings, tuple(notes),
                asked | {"sentences": sentences}, record)
+
+
+def _mask_setting(args: argparse.Namespace) -> dict[str, Any]:
+    """The value of a setting called mask, which shares its flag with the file."""
+    owner = method(args.method).Settings
+    choices = next((f.metadata["choices"] for f in owner.fields() if f.name == "mask"), ())
+    if vars(args).get(MASK) not in choices:
+        return {}
+    value, args.mask_file = args.mask_file, None
+    return {"mask": value}
+
+
+def _instructed(args: argparse.Namespace, source: str, notes: list[str]) -> list[str]:
+    """The target prompt of each instruction, and a note of it; none where there are none.
+
+    Raises:
+        SageError: beside targets, half a language model, or an instruction that is not understood.
+    """
+    if (args.llm is None) != (args.llm_model is None):
+        raise SettingsError("a language model is an address and a name: give both --llm and --llm-model")
+    if not args.instruction:
+        if args.llm:
+            raise SettingsError("--llm follows instructions, and there is none: give --instruction")
+        return []
+    if args.target:
+        raise SettingsError("--target says what an --instruction makes: give one of them")
+    model = None if args.llm is None else LanguageModel(args.llm, args.llm_model)
+    targets = [follow(text, source) if model is None else model.follow(text, source, console.note)
+               for text in args.instruction]
+    notes += [f"{text!r} makes the target prompt: {target}"
+              for text, target in zip(args.instruction, targets, strict=True)]
+    return targets
 
 
 def _insides(folder: str | None, number: int) -> tuple[Path, ...]:

@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field
 from typing import Any
 
@@ -89,12 +89,14 @@ def named_method(argv: Sequence[str]) -> Method:
     return method(default)
 
 
-def add_method(parser: argparse.ArgumentParser, chosen: Method, task: str = "edit", default: str = "") -> None:
+def add_method(parser: argparse.ArgumentParser, chosen: Method, task: str = "edit", default: str = "",
+               but: Collection[str] = ()) -> None:
     """The method, and every one of its settings that plays a part, absent from the parsed arguments unless given.
 
     Args:
         task: "edit" or "generate".
         default: the command whose default method is shown; default: of the task.
+        but: settings whose flags the command has for something else too.
     """
     unread = chosen.of_pictures if task == "generate" else ()
     parser.set_defaults(method=chosen.where, **chosen.variant)
@@ -104,7 +106,7 @@ def add_method(parser: argparse.ArgumentParser, chosen: Method, task: str = "edi
              f"the model; the settings below are those of {chosen.name} "
              f"(sage methods) [{DEFAULTS[default or task]}]")
     for heading, members in chosen.Settings.groups().items():
-        if read := [f for f in members if f.name not in unread]:
+        if read := [f for f in members if f.name not in unread and f.name not in but]:
             group = parser.add_argument_group(heading)
             for f in read:
                 _add_setting(group, chosen.Settings, f)

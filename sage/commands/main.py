@@ -16,6 +16,7 @@ from sage import __version__
 from sage.commands.about import add_commands as add_about_commands
 from sage.commands.batch import add_command as add_batch_command
 from sage.commands.bench import add_commands as add_bench_commands
+from sage.commands.caption import add_command as add_caption_command
 from sage.commands.compose import add_command as add_compose_command
 from sage.commands.doctor import add_command as add_doctor_command
 from sage.commands.drag import add_command as add_drag_command
@@ -131,6 +132,7 @@ def make_parser(argv: Sequence[str] = ()) -> Parser:
     add_generate_command(command, chosen)
     add_batch_command(command, chosen)
     add_grid_command(command, chosen)
+    add_caption_command(command)
     add_about_commands(command)
     add_doctor_command(command)
     add_methods_command(command)

@@ -3,7 +3,7 @@
     invert   z0 -> z_T under the source prompt, recording attention maps A_ref
     sample   eps = eps_source + w (eps_target - eps_source)
              z  <- DDIM(z, eps) - scale decay grad_z mean|A - A_ref|
-             z  <- M z + (1 - M) z_inverted
+             z  <- M z + (1 - M) z_inverted                     M by attention, by differences, or by hand
 
 docs/method.md gives each line its place in the paper, and every point where paper and released code differ.
 """
@@ -162,6 +162,7 @@ class SAGE(Method[Settings]):
 
     name, title, paper = "sage", "Self-attention guidance", "2505.09571"
     about = "holds the picture by the gradient of the distance between self-attention maps; strict about what is kept"
+    reads = frozenset({"source", "target", "mask"})
     presets = {"published": RELEASED}
     keep = "reconstruction_scale"
     beside = ("fixed-point",)
@@ -260,6 +261,7 @@ class SAGE(Method[Settings]):
             if blends and s.blends_at(i):
                 m = blend.at(z)
                 z = m * z + (1 - m) * path.latents[s.steps - i if s.blend_latents == "noisier" else s.steps - 1 - i]
+            z = job.confined(z, path.latents[s.steps - 1 - i])
             yield Step(i, z, here, source, target, guided, g, loss, m)
 
     def compares(self, settings: Settings) -> str:

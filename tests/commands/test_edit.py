@@ -538,3 +538,13 @@ def test_a_reader_that_leaves_early_gets_no_traceback():
                           cwd=Path(sage.__file__).parents[1])
     os.close(writer)
     assert done.returncode == 141 and done.stderr == ""
+
+
+def test_a_mask_is_a_file_and_a_word_the_setting_of_that_name(place, monkeypatch):
+    Image.new("L", (48, 32), "white").save("where.png")
+    planned = []
+    monkeypatch.setattr(edit, "run", lambda args: planned.append(edit.plan_edit(args)))
+    assert cli.main(["edit", "mug.png", *PROMPTS, "--mask", "sum"]) == 0
+    assert cli.main(["edit", "mug.png", *PROMPTS, "--mask", "where.png"]) == 0
+    assert planned[0].changes == {"mask": "sum"} and not planned[0].asked.get("mask")
+    assert planned[1].changes == {} and planned[1].asked["mask"].size == (48, 32)

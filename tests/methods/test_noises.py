@@ -245,13 +245,13 @@ def test_without_control_infedit_with_fresh_noise_is_flowedit(made):
 # ---- masks
 
 
-@pytest.mark.parametrize("method", ("ddpm", "ledits", "flowedit", "infedit", "uni-edit"))
+@pytest.mark.parametrize("method", ("sage", "ddpm", "ledits", "flowedit", "infedit", "uni-edit"))
 def test_outside_a_mask_nothing_changes(made, method):
     left = Image.new("L", (64, 64))
     left.paste(255, (0, 0, 32, 64))
     found = sage.method(method)
     settings = found.Settings.from_dict(dict(steps=4, guidance_scale=4.0) | (
-        dict(blend=None) if method == "infedit" else {}))
+        dict(blend=None) if method in ("infedit", "sage") else {}))
     request = sage.Request(SOURCE, TARGET, mask=left)
     free, _ = ours(made, method, settings)
     steps, _ = ours(made, method, settings, request=request)

@@ -130,7 +130,7 @@ def test_from_nothing_it_makes_a_picture_in_as_many_calls_as_steps(made, monkeyp
     monkeypatch.setattr(made.model, "predict", lambda *given: calls.append(given) or ordinary(*given))
     one, two = sage.generate(made.model, SOURCE, method="turbo", count=2)
     assert len(calls) == 4 and not torch.equal(one.latents, two.latents)
-    assert torch.equal(sage.generate(made.model, SOURCE, method="turbo")[0].latents, one.latents)
+    assert off(sage.generate(made.model, SOURCE, method="turbo")[0].latents, one.latents) < 1e-4
 
 
 def test_without_the_network_one_line_says_so(tmp_path):

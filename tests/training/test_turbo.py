@@ -1,0 +1,165 @@
+"""A student of four calls and its inversion network: every stage goes on where it stopped, and what comes out edits."""
+
+import numpy as np
+import pytest
+import torch
+
+import sage
+from sage.models.sd.inversion import InversionNet, inversion_params
+from sage.sampling.levels import Level
+from sage.sampling.steps import Prediction, from_output
+from tests.models import tiny
+from training.turbo import __main__ as command
+from training.turbo import inversion, student
+from training.turbo import teacher as teachers
+from training.turbo.teacher import ANCHORS, Teacher
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A teacher of random weights that predicts v, its latents 8 x 8."""
+    folder = tmp_path_factory.mktemp("teacher") / "model"
+    tiny.make(folder, prediction="v_prediction")
+    tiny.configure(folder / "unet" / "config.json", sample_size=8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(folder):
+    return Teacher(folder, workers=1)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(teachers, "caption",
+                        lambda seed, rng, held_out=False: "a cat on a mat"[:int(rng.integers(14)) + 1])
+    monkeypatch.setattr(student, "AT_ONCE", 4)
+
+
+@pytest.fixture(scope="module")
+def latents():
+    return [np.random.default_rng(0).standard_normal((1000, 4, 8, 8)).astype(np.float16)]
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_guidance_is_distilled_and_goes_on_as_if_never_stopped(tmp_path, teacher, latents):
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    whole = student.train_guided(tmp_path / "whole", teacher, latents, 16, batch_size=8)
+    student.train_guided(tmp_path / "parts", teacher, latents, 8, batch_size=8)
+    parts = student.train_guided(tmp_path / "parts", teacher, latents, 16, batch_size=8)
+    # The rate falls by the share done, so that only a training of one length has the same bits; its steps are the same.
+    assert not same(whole, teacher.model.unet) and not any(p.requires_grad for p in whole.parameters())
+    assert parts.state_dict().keys() == whole.state_dict().keys()
+    lines = (tmp_path / "parts" / "guided.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+
+
+def test_a_guided_copy_has_no_loss_where_it_says_what_guidance_does(teacher, latents):
+    z0, ids = torch.from_numpy(latents[0][:4]).float(), teacher.ids(["a cat"] * 4)
+    generator = torch.Generator().manual_seed(0)
+
+    class Guided(torch.nn.Module):
+        def forward(self, z, t, text):
+            level = teacher.level(t)
+            empty = teacher.velocity(z, level, teacher.empty.expand(len(z), -1, -1))
+            return empty + 3.0 * (teacher.velocity(z, level, text) - empty)
+
+    assert student.guided_loss(Guided(), teacher, 3.0, z0, ids, generator) < 1e-10
+    assert student.guided_loss(Guided(), teacher, 2.0, z0, ids, generator) > 1e-6
+
+
+def test_a_teacher_of_noise_is_heard_as_velocity(tmp_path):
+    tiny.make(tmp_path / "eps")
+    noisy = Teacher(tmp_path / "eps", workers=1)
+    z, level = torch.randn(2, 4, 8, 8), noisy.level(torch.tensor([10, 700]))
+    v = noisy.velocity(z, level, noisy.empty.expand(2, -1, -1))
+    eps = noisy.model.unet(z, torch.tensor([10, 700]), noisy.empty.expand(2, -1, -1))
+    found = from_output(z, v, level, "v_prediction")
+    assert torch.allclose(found.eps, eps, atol=1e-4)
+
+
+def test_one_way_passes_all_anchors_and_the_solver_is_of_second_order(teacher):
+    levels = student.way(teacher, 999)
+    assert [level.t for level in levels] == [999, 916, 832, 749, 666, 582, 499, 416, 332, 249, 166, 82, 0]
+    assert levels[-1] == Level(0, 1.0, 0.0) and [x.t for x in student.way(teacher, 249)] == [249, 166, 82, 0]
+
+    def exact(z, level):  # pictures of N(2, 0.5): the best prediction there is, along which the way is known
+        var = level.signal**2 * 0.25 + level.noise**2
+        x0 = 2 + level.signal * 0.25 * (z - level.signal * 2) / var
+        return Prediction(x0, (z - level.signal * x0) / level.noise)
+
+    z = torch.full((1, 1, 1, 1), 1.5)
+    start, end = levels[0], levels[-2]
+    deviation = [(x.signal**2 * 0.25 + x.noise**2) ** 0.5 for x in (start, end)]
+    truth = end.signal * 2 + deviation[1] / deviation[0] * (z - start.signal * 2)
+    second = student.solve(exact, z, levels[:-1])[-1]
+    first = z
+    for here, there in zip(levels[:-2], levels[1:-1], strict=True):
+        p = exact(first, here)
+        first = there.signal * p.x0 + there.noise * p.eps
+    assert (second - truth).abs() < 0.5 * (first - truth).abs()
+
+
+def test_tuples_are_where_ways_lead_and_are_worked_out_once(tmp_path, teacher, latents):
+    guided = teacher.copy().requires_grad_(False)
+    drawn, = student.tuples(tmp_path, "drawn", 1, teacher, guided, latents, 4)
+    assert len(drawn) == 16 and sorted(set(drawn["anchor"].tolist())) == [0, 1, 2, 3]
+    assert drawn["x"].dtype == np.float16 and np.array_equal(drawn["y"][0], drawn["y"][12])
+    for row in (drawn[12], drawn[4]):  # from the last and the second anchor the way ends where the whole one does
+        z = torch.from_numpy(row["x"].astype(np.float32))[None]
+        text = teacher.embed(torch.tensor([row["ids"].tolist()]))
+        states = student.solve(student.predictor(guided, text), z, student.way(teacher, ANCHORS[row["anchor"]]))
+        near = (states[-1][0].numpy() - row["y"].astype(np.float32))
+        assert np.abs(near).max() < 0.3 * np.abs(row["y"].astype(np.float32)).max()
+    real, = student.tuples(tmp_path, "real", 1, teacher, guided, latents, 16)
+    own, = student.tuples(tmp_path, "unrolled", 1, teacher, guided, latents, 12, guided)
+    assert sorted(set(real["anchor"].tolist())) == [0, 1, 2, 3] and sorted(set(own["anchor"].tolist())) == [1, 2, 3]
+    before = (tmp_path / "tuples" / "drawn-0000.npy").stat().st_mtime_ns
+    student.tuples(tmp_path, "drawn", 2, teacher, guided, latents, 4)
+    assert (tmp_path / "tuples" / "drawn-0000.npy").stat().st_mtime_ns == before
+    assert len(list((tmp_path / "tuples").glob("*.npy"))) == 4
+
+
+def test_the_inversion_network_begins_with_standard_noise_and_sees_its_second_picture(teacher):
+    network = inversion.from_student(teacher.copy())
+    assert network.params == inversion_params(teacher.model.unet.params)
+    x0, text = torch.randn(2, 4, 8, 8), sage.models.backbone.Text(teacher.empty.expand(2, -1, -1))
+    mean, log_variance = network.noise(x0, x0, teacher.model.schedule.level(499), text)
+    assert not mean.any() and not log_variance.any() and inversion.kl(mean, log_variance) == 0
+    assert inversion.kl(mean + 1, log_variance) == 0.5 and inversion.kl(mean, log_variance + 1) > 0
+    assert not network.conv_in.weight[:, 4:].any() and network.conv_in.weight[:, :4].any()
+
+
+def test_both_trainings_learn_and_the_student_stays_as_it_is(tmp_path, teacher, latents, monkeypatch):
+    monkeypatch.setattr("training.run.learning_rate", lambda peak, *given, **more: 1e-3)
+    guided = teacher.copy().requires_grad_(False)
+    stored = student.tuples(tmp_path, "drawn", 1, teacher, guided, latents, 4)
+    other = teacher.copy().requires_grad_(False)
+    other.conv_out.weight.mul_(0.5)
+    before = student.student_loss(other, teacher, stored[0])[0].item()
+    trained = student.train_student(tmp_path, "student", other, teacher, stored, 160, 8)
+    assert student.student_loss(trained, teacher, stored[0])[0].item() < 0.9 * before
+    kept = {name: value.clone() for name, value in trained.state_dict().items()}
+    network = inversion.train(tmp_path, trained, teacher, latents, 32, 8)
+    assert isinstance(network, InversionNet) and network.conv_out.weight.any()
+    assert all(torch.equal(value, trained.state_dict()[name]) for name, value in kept.items())
+
+
+def test_from_a_folder_to_a_folder_that_edits(tmp_path, folder, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (1000, 16, 16, 3), dtype=np.uint8)
+    (tmp_path / "data").mkdir()
+    np.save(tmp_path / "data" / "train-16-0000000.npy", pixels)
+    command.main(["--teacher", str(folder), "--out", str(tmp_path / "runs"), "--data", str(tmp_path / "data"),
+                  "--weights", str(tmp_path / "turbo"), "--pictures", "1000", "--guided", "8", "--tuple-files", "1",
+                  "1", "1", "--ways", "4", "--first", "8", "--student", "8", "--inversion", "8", "--batch", "4"])
+    model = sage.load_model(tmp_path / "turbo")
+    assert model.prediction_type == "v_prediction" and model.part("inversion").params.in_channels == 8
+    config = sage.method("turbo").recommended(model).but(cross_level=0)
+    result = sage.edit(model, sage.pictures.from_pixels(np.random.default_rng(0).random((16, 16, 3))), "a cat", "a dog",
+                       config)
+    assert result.image.size == (16, 16) and len(result.trajectory.noises) == 4
+    assert sage.generate(model, "a cat", method="plain")[0].settings.steps == 4

@@ -1,0 +1,78 @@
+"""`make train-turbo`: a student of four calls, and what inverts it.  Killed and started again, it goes on."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from sage.models.known import find_model
+from training.turbo import inversion, student
+from training.turbo.export import export
+from training.turbo.teacher import Teacher
+
+STAGES = ("guided", "tuples", "student", "inversion", "export")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.turbo", description=__doc__)
+    add = parser.add_argument
+    add("--teacher", default="stilllife", help="the model that is distilled: a name or a folder")
+    add("--out", type=Path, default=Path("runs/turbo"), help="latents, tuples, checkpoints, curves")
+    add("--data", type=Path, default=Path("runs/stilllife/data"), help="rendered pictures")
+    add("--weights", type=Path, default=Path("weights/stilllife-turbo"), help="where the model is written")
+    add("--pictures", type=int, default=20_000, help="distinct pictures (a multiple of 1000)")
+    add("--scale", type=float, default=3.0, help="the guidance scale that is distilled")
+    add("--guided", type=int, default=40_000, help="samples of the distillation of guidance")
+    add("--tuple-files", type=int, nargs=3, default=[10, 15, 15], metavar=("DRAWN", "REAL", "UNROLLED"),
+        help="files of tuples: of 1000 ways from noise each, and of 1000 tuples each")
+    add("--ways", type=int, default=student.TUPLES, help="ways, or tuples, in a file")
+    add("--first", type=int, default=60_000, help="samples of the student before it sees its own pictures noised")
+    add("--student", type=int, default=120_000, help="samples of the student after")
+    add("--inversion", type=int, default=100_000, help="samples of the inversion network")
+    add("--kl", type=float, default=inversion.BETA, help="weight of the mean KL of the noise")
+    add("--single-step", action="store_true", help="the inversion network at the first anchor alone, as an ablation")
+    add("--name", default="inversion", help="of the inversion network's checkpoint, for ablations")
+    add("--batch", type=int, default=32)
+    add("--until", choices=STAGES, default=STAGES[-1], help="the last stage to be done")
+    add("--workers", type=int, help="processes that render pictures")
+    add("--threads", type=int, default=torch.get_num_threads())
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = _parser().parse_args(argv)
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    stages = STAGES[:STAGES.index(args.until) + 1]
+    teacher = Teacher(args.teacher, args.workers)
+    latents = teacher.latents(args.out / "latents", args.data, args.pictures)
+    guided = student.train_guided(args.out, teacher, latents, args.guided, args.scale, args.batch)
+    if "tuples" not in stages:
+        return
+
+    drawn, real, unrolled = args.tuple_files
+    stored = [*student.tuples(args.out, "drawn", drawn, teacher, guided, latents, args.ways),
+              *student.tuples(args.out, "real", real, teacher, guided, latents, args.ways)]
+    if "student" not in stages:
+        return
+
+    first = student.train_student(args.out, "student-first", guided, teacher, stored, args.first, args.batch)
+    stored += student.tuples(args.out, "unrolled", unrolled, teacher, guided, latents, args.ways, first)
+    generator = student.train_student(args.out, "student", first, teacher, stored, args.student, args.batch)
+    if "inversion" not in stages:
+        return
+
+    network = inversion.train(args.out, generator, teacher, latents, args.inversion, args.batch, beta=args.kl,
+                              single=args.single_step, name=args.name)
+    if "export" in stages:
+        history = {name: json.loads((args.out / f"{name}.jsonl").read_text().splitlines()[-1])
+                   for name in ("guided", "student-first", "student", args.name)}
+        history |= {"teacher": teacher.model.fingerprint(), "guidance scale": args.scale, "kl": args.kl,
+                    "tuple files": args.tuple_files}
+        export(find_model(args.teacher)[1], args.weights, teacher, generator, network, history)
+        print(args.weights)
+
+
+if __name__ == "__main__":
+    main()
