@@ -19,7 +19,7 @@ const page = {task: "edit", model: "", picture: null, mask: null, result: null, 
 const compare = new Compare($("compare"));
 const forms = Object.fromEntries(Object.entries(TASKS).map(([task, {sliders}]) => [task, new Form(
   {prefix: task === "edit" ? "set" : "make-set", sliders: $(sliders), often: make("div", {className: "settings"}),
-   rest: make("div", {className: "settings"}), restPart: $("rest-part")}, () => changed())]));
+   rest: make("div", {className: "settings"})}, () => changed())]));
 const words = new Words($("words"), values => forms.edit.set(values));
 const brush = new Brush(mask => { page.mask = mask.picture; showMask(); keep(); }, error => fail(error));
 
@@ -90,6 +90,7 @@ async function showMethod(task, name, values = {}) {
 function showTier() {
   $("often").replaceChildren(form().often);
   $("rest").replaceChildren(form().rest);
+  $("rest-part").hidden = !form().rest.childElementCount;
 }
 
 /** Another method: its settings as they were left, else as recommended; what is said of words goes along. */
