@@ -40,7 +40,7 @@ def shown(settings: Settings, task: str = "edit") -> dict[str, Any]:
         whether another seed is another result; reads: what else of a request the method looks at.
     """
     found, cls = method_of(settings), type(settings)
-    unread = type(settings), found.of_pictures if task == "generate" else ()
+    unread = found.of_pictures if task == "generate" else ()
     groups = [[heading.capitalize(), fields] for heading, members in cls.groups().items()
               if (fields := [_field(cls, f) for f in members if f.name not in unread])]
     values = {f.name: _text(kind(cls, f), getattr(settings, f.name)) for f in cls.fields()}
