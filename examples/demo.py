@@ -44,7 +44,7 @@ def demo() -> int:
         keep_freed_memory()
         model = sage.load_model("stilllife")
         cases = [edit_case(kind, args.seed) for kind in args.kinds]
-        images = [[from_pixels(p) for p in case.pictures(64)] for case in cases]
+        images = [[from_pixels(p) for p in case.pictures(model.sample_size)] for case in cases]
         sources = [source for source, _ in images]
         config = sage.method("sage").recommended(model)
         plans = [check_prompts(model, case.source_prompt, case.target_prompt, config) for case in cases]

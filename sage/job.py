@@ -12,11 +12,12 @@ from einops import rearrange
 from torch import Tensor
 
 from sage.errors import SettingsError
-from sage.guidance.caching import Cache
+from sage.guidance.caching import NONE, Cache, Slips
 from sage.guidance.hooks import watch
 from sage.method import Method, Request
 from sage.models.backbone import Backbone, Text
 from sage.models.sites import Sites, Where
+from sage.pictures.regions import cells, union
 from sage.pictures.tensors import to_mask
 from sage.prompts.plan import Plan, token_factors
 from sage.sampling.levels import Edges, Level
@@ -72,19 +73,29 @@ class Job(Generic[S]):
         """What the settings say of a cache, and no cache where they say nothing."""
         return self.settings if isinstance(self.settings, Cached) else Cached()
 
-    def start_cache(self) -> None:
-        """Take what the settings allow from earlier passes, from now on: the way back begins."""
+    def start_cache(self, edges: Edges | None = None, whole: Sequence[bool] = (), slips: Slips = NONE,
+                    online: bool = False) -> None:
+        """Take what the settings allow from earlier passes, from now on: a way begins.
+
+        Args:
+            edges, whole: its steps, and which are computed whole; default: the way back, as the settings have it.
+            slips: of the released code.
+            online: draw the places of a step when it comes.
+        """
         if self.cached.cache == "none":
             return
-        self._cache = Cache(self.model, self.cached, self.down, self.mask, tuple(self.z0.shape[-2:]),  # type: ignore[arg-type]
-                            getattr(self.settings, "seed", 0))
+        if edges is None:
+            edges, whole = self.down, [self.in_full(i) for i in range(len(self.down))]
+        height, width = self.z0.shape[-2:]
+        self._cache = Cache(self.model, self.cached, edges, whole, self.region, (height, width),
+                            self.target.tokens.shape[1], getattr(self.settings, "seed", 0), slips, online)
         if not self._cache.held_blocks:
             for row in range(len(self.z0)):
                 self.note(row, f"{self.model.name} has no blocks that a cache may pass over: every step back is whole")
 
     def in_full(self, step: int) -> bool:
         """Whether a step of the way back is computed whole: always without a cache."""
-        return self._cache is None or self.cached.whole(step, len(self.down))
+        return self.cached.whole(step, len(self.down))
 
     def gain(self, weights: Sequence[float]) -> float:
         """By how much what is done at whole steps alone has to be stronger, to be as much as at all of them.
@@ -140,6 +151,16 @@ class Job(Generic[S]):
         height, width = self.z0.shape[-2:]
         return torch.cat([torch.ones_like(self.z0[:1, :1]) if request.mask is None else
                           to_mask(request.mask, (width, height)).to(self.z0) for request in self.requests])
+
+    @cached_property
+    def region(self) -> Tensor | None:
+        """(B, 1, h, w) in {0, 1}: the mask, or else the places that something is moved from or to; None for neither."""
+        if self.mask is not None or not any(request.moves for request in self.requests):
+            return self.mask
+        height, width = self.z0.shape[-2:]
+        rows = [cells(union(request.moves), (height, width)) if request.moves else torch.ones(height, width).numpy() > 0
+                for request in self.requests]
+        return torch.stack([torch.from_numpy(row) for row in rows])[:, None].to(self.z0)
 
     def confined(self, z: Tensor, kept: Tensor) -> Tensor:
         """`z` where the pictures may change, and elsewhere `kept`, both (B, C, h, w)."""

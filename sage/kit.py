@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sage.guidance.blend import BlendingMask
     from sage.guidance.blur import gaussian_blur
+    from sage.guidance.caching import Slips
     from sage.guidance.hooks import detour, hear_features, listen, record, rewrite, swap, swap_outputs
     from sage.guidance.losses import gradient, latent_slopes, limited, map_slopes, square_slopes
     from sage.guidance.masks import attended, dilated, resize, threshold, token_attention, upper
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
     from sage.guidance.whiteness import autocorrelation, divergence, slope
     from sage.inversion.ddim import ddim_inversion, heard_along, noise_inversion
     from sage.models.backbone import Text
-    from sage.models.sites import Feature, Projection, QueriesKeys, Site, Sites, Where
+    from sage.models.sites import Feature, KeysValues, Projection, QueriesKeys, Site, Sites, Where
     from sage.prompts.plan import Plan, marked, replaced, token_factors, token_mask
     from sage.prompts.tokens import Span
     from sage.prompts.words import aligned, changed_words, paired
     from sage.sampling.levels import Edge, Edges, Level, downwards, of_timesteps, part_way, upwards
+    from sage.sampling.skipping import Continued, evaluated
     from sage.sampling.steps import (
         Prediction,
         advance,
@@ -51,12 +53,14 @@ if TYPE_CHECKING:
         stochastic,
         to_output,
         walk,
+        with_clean,
         with_noise,
     )
-    from sage.trajectory.kinds import Noises, NullText, Pair, Reconstructed, Recorded, Settled, Trajectory, Wanted
+    from sage.trajectory.kinds import Lent, Noises, NullText, Pair, Reconstructed, Recorded, Settled, Trajectory, Wanted
 
 _FROM = {
     "sage.guidance.blend": "BlendingMask",
+    "sage.guidance.caching": "Slips",
     "sage.guidance.hooks": "detour hear_features listen record rewrite swap swap_outputs",
     "sage.guidance.losses": "gradient latent_slopes limited map_slopes square_slopes",
     "sage.guidance.masks": "attended dilated resize threshold token_attention upper",
@@ -68,14 +72,16 @@ _FROM = {
     "sage.inversion.ddim": "ddim_inversion heard_along noise_inversion",
     "sage.guidance.whiteness": "autocorrelation divergence slope",
     "sage.models.backbone": "Text",
-    "sage.models.sites": "Feature Projection QueriesKeys Site Sites Where",
+    "sage.models.sites": "Feature KeysValues Projection QueriesKeys Site Sites Where",
     "sage.prompts.plan": "Plan marked replaced token_factors token_mask",
     "sage.prompts.tokens": "Span",
     "sage.prompts.words": "aligned changed_words paired",
     "sage.sampling.levels": "Edge Edges Level downwards of_timesteps part_way upwards",
+    "sage.sampling.skipping": "Continued evaluated",
     "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step from_output gaussian "
-                           "mixed_with_noise reaching renoise second_order stochastic to_output walk with_noise",
-    "sage.trajectory.kinds": "Noises NullText Pair Reconstructed Recorded Settled Trajectory Wanted",
+                           "mixed_with_noise reaching renoise second_order stochastic to_output walk with_clean "
+                           "with_noise",
+    "sage.trajectory.kinds": "Lent Noises NullText Pair Reconstructed Recorded Settled Trajectory Wanted",
 }
 _WHERE = {name: module for module, names in _FROM.items() for name in names.split()}
 

@@ -286,10 +286,10 @@ class Cached(Settings):
 
     def fixed(self) -> dict[str, Any]:
         """With how the way to noise is skipped."""
-        return super().fixed() | {"cache": f"{self.cache}, every {self.skip}" if self.skip > 1 else "none"}
+        return super().fixed() | {"cache": f"{self.cache}, every {self.stride}" if self.stride > 1 else "none"}
 
     @property
-    def skip(self) -> int:
+    def stride(self) -> int:
         """Every how many steps of the way to noise the network is asked."""
         return 1 if self.cache == "none" else self.inv_skip
 

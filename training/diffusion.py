@@ -1,8 +1,8 @@
 """Phase 2: the text encoder and the UNet together, on the latents that the autoencoder learns to encode.
 
-The network predicts v; the error of x0 weighs min(SNR + 1, 6) at every level:
+The network predicts v; the error of x0 weighs min(SNR + 1, 16) at every level:
 
-    loss = E |v_theta - v|^2 min(SNR + 1, 6) / (SNR + 1),   v = sqrt(a) eps - sqrt(1 - a) x0
+    loss = E |v_theta - v|^2 min(SNR + 1, 16) / (SNR + 1),   v = sqrt(a) eps - sqrt(1 - a) x0
 
 so that the noisiest levels, where place and form are decided, count as much as they are seen.  (With the error of eps
 weighted as min-SNR does, they weigh next to nothing, and positions stay at chance.)
@@ -26,7 +26,7 @@ from training.captions import IGNORE, READOUTS, VALUES, Captioner, Noise
 from training.data import CHUNK, batch, render_cache
 from training.networks import SCHEDULE
 
-SNR_CAP = 6.0
+SNR_CAP = 16.0
 
 
 @torch.no_grad()

@@ -19,11 +19,13 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import CLIPTokenizer
 
 import sage
 from sage.bench.encoder import CONFIG, FOLDER, WEIGHTS, Encoder, EncoderNet, EncoderParams, as_config, load_encoder
 from sage.files import written_whole
 from sage.machine.allocator import keep_freed_memory
+from sage.models.known import find_model
 from sage.models.sd.clip import CLIPTextParams
 from sage.models.sd.vae import VAE
 from sage.stilllife import Scene, nameable, varied_scene
@@ -300,7 +302,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     model = sage.load_model(args.model)
-    tokenizer = model.prompts.tokenizer
+    tokenizer = CLIPTokenizer.from_pretrained(find_model(args.model)[1] / "tokenizer", local_files_only=True)
     if not args.export_only:
         train(args.out, tokenizer, model.vae, args.pictures, args.samples, args.trips)
     print(export(args.out, args.weights, tokenizer, model.vae).describe())

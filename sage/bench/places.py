@@ -157,9 +157,9 @@ def box_of(case: PlaceCase, side: int) -> tuple[int, int, int, int]:
 def figures(edit: Image.Image, case: Task) -> dict[str, float]:
     """What an edit is worth against the truth; what a case has nothing of is left out."""
     x, truth, source = (np.asarray(p.convert("RGB"), np.float64) / 255 for p in (edit, case.truth, case.source))
-    changed = np.asarray(case.mask) > 0
+    changed: Array = np.asarray(case.mask) > 0
     found = {"changed_psnr": _psnr(x, truth, changed), "kept_psnr": _psnr(x, truth, ~changed)}
-    revealed = case.old.any(0) & ~case.new.any(0) if len(case.old) else np.zeros_like(changed)
+    revealed: Array = np.asarray(case.old.any(0) & ~case.new.any(0) if len(case.old) else np.zeros_like(changed))
     if revealed.any():
         found["revealed_psnr"] = _psnr(x, truth, revealed)
     if len(case.new):
@@ -222,7 +222,7 @@ def edited(model: Any, way: Way, case: Task) -> Image.Image:
     source, target = case.prompts[0], case.prompts[1 if way.words else 0]
     if "moves" in method.reads:
         return sage.edit(model, case.source, source, target, settings, moves=case.moves, mask=case.mask).image
-    asked = {"mask": case.mask} if "mask" in method.reads else {}
+    asked: dict[str, Any] = {"mask": case.mask} if "mask" in method.reads else {}
     return pasted(sage.edit(model, case.naive, target, target, settings, **asked).image, case.source, case.mask)
 
 

@@ -65,7 +65,7 @@ def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: d
         Image.Image, dict[str, Any], dict[str, Any]]:
     """As of `sage edit`: the paste is edited, and only the box may change."""
     whole, box = _pasted(args, image)
-    asked = {"mask": box_mask(box, image.size), "paste": True}
+    asked: dict[str, Any] = {"mask": box_mask(box, image.size), "paste": True}
     edit.check_asked(chosen, asked)
     composed = {"reference": identity(Path(args.reference)), "mask": identity(Path(args.reference_mask)),
                 "box": list(box)}

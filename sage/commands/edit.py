@@ -20,6 +20,7 @@ from sage.commands.caption import described_picture
 from sage.commands.checks import OUT, check_known, check_phrases, check_tokenizer, outputs
 from sage.commands.flags import (
     DEFAULT_MODEL,
+    MASK,
     add_method,
     add_model,
     add_ways,
@@ -58,7 +59,6 @@ from sage.prompts.sentences import read_sentences
 from sage.settings import Settings
 from sage.trajectory.label import check_label, read_label
 
-MASK = "mask_file"  # where the flag's value is: a setting may be called mask too
 EXAMPLES = """
 examples:
   sage edit cat.jpg --source "a cat on a sofa" --target "a dog on a sofa"
@@ -206,7 +206,7 @@ def plan_edit(args: argparse.Namespace) -> Job:
     auto = auto_of(args.model or DEFAULT_MODEL) if args.method == AUTO else None
     if auto:
         args.method = auto.method
-    changes = _mask_setting(args) | given_settings(args)
+    changes = given_settings(args)
     old = read_record(args.config_from, "edit", args.method) if args.config_from else {}
     bases = [f for f in ("--published", "--config-from", "--trajectory") if vars(args)[f.strip("-").replace("-", "_")]]
     bases += [f"--method {AUTO}"] if auto else []
@@ -283,16 +283,6 @@ def plan_edit(args: argparse.Namespace) -> Job:
     return Job(image, Path(args.trajectory) if label else None, picture, source, targets, model, prediction, chosen,
                base, changes, truncate, fetch, outs, sheet, inside, old.get("made", {}), savings, tuple(notes),
                asked | {"sentences": sentences}, record)
-
-
-def _mask_setting(args: argparse.Namespace) -> dict[str, Any]:
-    """The value of a setting called mask, which shares its flag with the file."""
-    owner = method(args.method).Settings
-    choices = next((f.metadata["choices"] for f in owner.fields() if f.name == "mask"), ())
-    if vars(args).get(MASK) not in choices:
-        return {}
-    value, args.mask_file = args.mask_file, None
-    return {"mask": value}
 
 
 def _instructed(args: argparse.Namespace, source: str, notes: list[str]) -> list[str]:

@@ -23,6 +23,7 @@ from sage.trajectory.label import flag, read_label
 
 DEFAULT_MODEL = "sd-1.4"
 DTYPES = ("float32", "float16", "bfloat16")
+MASK = "mask_file"  # where the value of --mask is: a setting may be called mask too
 
 
 def typed(text: str) -> str:
@@ -151,13 +152,16 @@ def _for_argparse(read: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given as flags, by field name.
+    """The settings that were given as flags, by field name; a word behind --mask that is one is no file.
 
     Raises:
         SettingsError: one out of its range.
     """
     owner = method(args.method).Settings
     changes = {name: vars(args)[name] for name in owner.names() if name in vars(args)}
+    words = next((f.metadata["choices"] for f in owner.fields() if f.name == "mask"), ())
+    if vars(args).get(MASK) in words:
+        changes["mask"], args.mask_file = args.mask_file, None
     owner().but(**changes)
     return changes
 

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
         raise SettingsError("two axes go through the same: give each another")
     if (cells := prod(len(values) for _, values in axes)) > MOST:
         raise SettingsError(f"the grid has {cells} cells: at most {MOST}")
-    changes = chosen.variant | given_settings(args)
+    changes = {**chosen.variant, **given_settings(args)}
     path, folder = Path(args.picture), Path(args.out)
     image, picture = pictures.open_picture(path), identity(path)
     for name in ("source", "target"):

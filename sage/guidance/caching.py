@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sage.guidance.hooks import EXACT, HEARD, detour, hearing, hooked, kinds
-from sage.guidance.refresh import Draws, Lists, favour, on_grid, preprocessed, rings
+from sage.guidance.refresh import BONUS, Draws, Lists, drawn, favour, on_grid, preprocessed, rings
 from sage.models.backbone import Backbone
 from sage.models.sites import Block, Feature, Site
 from sage.sampling.levels import Edges, Level
@@ -27,6 +27,27 @@ from sage.settings import Cached
 
 Branch = tuple[str, int]  # its name, or what else it is known by, and the how manieth of that name at its level
 DEEP = 1  # the level from which on everything is held
+
+
+@dataclass(frozen=True)
+class Slips:
+    """What the released code does and should not (EEdit @35e95e3).
+
+    Attributes:
+        modulation: between whole steps double blocks have the modulation of the last whole one.
+        gate: what attention gave the text is held as it was gated, and gated once more.
+        offset: places in single blocks are counted from their first token, which is the text's: of the picture the last
+            ones are never computed, and the region is that many tokens further on.
+        bonus: of the region's places, which is 1 in drags.
+    """
+
+    modulation: bool = False
+    gate: bool = False
+    offset: bool = False
+    bonus: float = BONUS
+
+
+NONE = Slips()
 
 
 @dataclass
@@ -45,34 +66,57 @@ class Held:
 
 
 class Cache:
-    """The passes of one way back.
+    """The passes of one way.
 
     Args:
-        settings: whose group `Cached` says what is computed when.
-        steps: of the way back.
-        mask: (B, 1, h, w), the places drawn more often; None for no difference.
+        settings: whose group `Cached` says how much is computed between whole steps.
+        steps: of the way.
+        whole: which of them are whole.
+        region: (B, 1, h, w), the places drawn more often; None for no difference.
         size: (h, w) of the latents.
+        text: tokens of a prompt.
+        slips: what of the released code's slips is done too.
+        online: draw the places of a step when it comes, and not of all before the first; they are the same.
     """
 
-    def __init__(self, model: Backbone, settings: Cached, steps: Edges, mask: Tensor | None, size: tuple[int, int],
-                 seed: int):
+    def __init__(self, model: Backbone, settings: Cached, steps: Edges, whole: Sequence[bool], region: Tensor | None,
+                 size: tuple[int, int], text: int = 0, seed: int = 0, slips: Slips = NONE, online: bool = False):
         self.settings, self.numbers = settings, {here.t: i for i, (here, _) in enumerate(steps)}
-        blocks = model.blocks()
+        self.slips, self.whole, blocks = slips, list(whole), model.blocks()
         self.deep = next((b for b in blocks if b.kind == "deep" and b.level == DEEP), None)
         shallow = [b for b in blocks if b.kind != "deep" and (self.deep is None or b.level < DEEP)]
-        self.held_blocks = {str(i): b.module for i, b in enumerate(shallow) if b.kind == "attention"}
+        names = {b.module: str(i) for i, b in enumerate(shallow)}
+        kinds = ("attention", "modulation") if slips.modulation else ("attention",)
+        self.held_blocks = {names[b.module]: b.module for b in shallow if b.kind in kinds}
+        self.gates = {names[b.module]: names[b.gate] for b in shallow if b.gate is not None and slips.gate}
+        self.kept = self.held_blocks | {str(i): b.module for i, b in enumerate(shallow)
+                                        if b.kind == "feedforward" or str(i) in self.gates.values()}
         self.refreshed = {str(i): b for i, b in enumerate(shallow) if b.kind == "feedforward"}
         if self.deep is not None:
-            self.held_blocks["deep"] = self.deep.module
+            self.held_blocks["deep"] = self.kept["deep"] = self.deep.module
         self.places: tuple[Site | Feature, ...] = (*model.sites(), *model.features())
-        self.whole = [settings.whole(i, len(steps)) for i in range(len(steps))]
-        self.lists = self._lists(mask, size, seed)
+        self.draws = {name: self._draws(block, i, region, size, text, seed)
+                      for i, (name, block) in enumerate(self.refreshed.items())}
+        self._drawing = drawn(self.draws, self.whole)
+        self.lists: Lists = {}
+        if not online:  # token index preprocessing
+            self.lists |= preprocessed(self.draws, self.whole)
         self._held: dict[Branch, Held] = {}
-        self._level, self._seen = None, Counter[str]()
+        self._level: float | None = None
+        self._seen = Counter[str]()
 
-    def _lists(self, mask: Tensor | None, size: tuple[int, int], seed: int) -> Lists:
-        return preprocessed({name: draws_of(block, i, self.settings, mask, size, seed)
-                             for i, (name, block) in enumerate(self.refreshed.items())}, self.whole)
+    def _draws(self, block: Block, number: int, region: Tensor | None, size: tuple[int, int], text: int,
+               seed: int) -> Draws:
+        """The draws of a layer's tokens, the `number`-th, which has a generator of its own."""
+        s, (rows, columns) = self.settings, (-(-side // 2**block.level) for side in size)
+        ring = torch.full((1, rows * columns), -1) if region is None else rings(on_grid(region.cpu(), rows, columns),
+                                                                               s.cascade_num)
+        of_text = torch.full((len(ring), text), -1)
+        parts = {"image": ring, "text": of_text}
+        whose = ("image",) if self.slips.offset and len(block.tokens) > 1 else block.tokens
+        score = favour(torch.cat([parts[name] for name in whose], dim=1), self.slips.bonus)
+        generator = torch.Generator().manual_seed((seed * 1000 + number) % 2**63)
+        return Draws(score, s.fresh_ratio, s.soft_fresh_weight, s.fresh_threshold, generator)
 
     @contextmanager
     def around(self, level: Level, branches: Sequence[str]) -> Iterator[None]:
@@ -105,7 +149,7 @@ class Cache:
 
     def _hooks(self) -> tuple[frozenset[str], set[str], bool]:
         """Where hooks change something; where they hear; and whether one has to hear this very pass."""
-        changed, heard, exact = set(), set(), False
+        changed, heard, exact = set[str](), set[str](), False
         for place in self.places:
             for part in (place.projected, place.map, place.out) if isinstance(place, Site) else (place,):
                 if part._forward_hooks:
@@ -138,9 +182,8 @@ class Cache:
         def hear(place: Site | Feature) -> Callable[..., None]:
             return hearing(lambda module, inputs, output: keep("heard", place.path, output))
 
-        modules = self.held_blocks | {name: block.module for name, block in self.refreshed.items()}
         with ExitStack() as stack:
-            for name, module in modules.items():
+            for name, module in self.kept.items():
                 stack.enter_context(detour([module], computed(name)))
             stack.enter_context(hooked(((entrance(p), hear(p)) for p in self.places if p.path in heard), first=True))
             yield
@@ -154,17 +197,23 @@ class Cache:
         self._tell(held)
 
         def recalled(name: str) -> Callable[..., Any]:
-            return lambda plain, module, *inputs: joined([h.given[name] for h in held])
+            def run(plain: Callable[..., Any], module: nn.Module, *inputs: Any) -> Any:
+                given = joined([h.given[name] for h in held])
+                if name in self.gates:
+                    return (joined([h.given[self.gates[name]] for h in held])[2] * given[0], *given[1:])
+                return given
+            return run
 
         def refreshed(name: str) -> Callable[..., Any]:
             def run(plain: Callable[..., Tensor], module: nn.Module, x: Tensor) -> Tensor:
-                places = self.lists[step, name].to(x.device)
+                places = self._places(step, name).to(x.device)
                 if places.shape[1] == x.shape[1]:
                     given = plain(x)
                 else:
-                    rows = places.repeat(len(x) // len(places), 1)[..., None].expand(-1, -1, x.shape[-1])
-                    before = joined([h.given[name] for h in held])
-                    given = before.scatter(1, rows, plain(x.gather(1, rows)).to(before.dtype))
+                    rows = places.repeat(len(x) // len(places), 1)[..., None]
+                    fresh, before = plain(x.gather(1, rows.expand(-1, -1, x.shape[-1]))), joined(
+                        [h.given[name] for h in held])
+                    given = before.scatter(1, rows.expand(-1, -1, before.shape[-1]), fresh.to(before.dtype))
                 for h, part in zip(held, parted(given, len(held)), strict=True):
                     h.given[name] = part
                 return given
@@ -176,6 +225,11 @@ class Cache:
             for name, block in self.refreshed.items():
                 stack.enter_context(detour([block.module], refreshed(name)))
             yield
+
+    def _places(self, step: int, name: str) -> Tensor:
+        while (step, name) not in self.lists:
+            self.lists |= next(self._drawing)
+        return self.lists[step, name]
 
     def _tell(self, held: Sequence[Held]) -> None:
         """Let those who hear have what was held, as if it passed."""
@@ -193,20 +247,6 @@ class Cache:
 def entrance(place: Site | Feature) -> nn.Module:
     """What a pass comes through first there."""
     return place.projected if isinstance(place, Site) else place
-
-
-def draws_of(block: Block, number: int, settings: Cached, mask: Tensor | None, size: tuple[int, int],
-             seed: int) -> Draws:
-    """The draws of a layer's tokens.
-
-    Args:
-        number: of the layer, for a generator of its own.
-    """
-    rows, columns = (-(-side // 2**block.level) for side in size)
-    ring = torch.full((1, rows * columns), -1) if mask is None else rings(on_grid(mask.cpu(), rows, columns),
-                                                                           settings.cascade_num)
-    return Draws(favour(ring), settings.fresh_ratio, settings.soft_fresh_weight, settings.fresh_threshold,
-                 torch.Generator().manual_seed((seed * 1000 + number) % 2**63))
 
 
 def parted(value: Any, parts: int) -> list[Any]:

@@ -7,8 +7,9 @@ The highest scores are computed.  Pictures of a batch share u, so that each is d
 """
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,17 +86,22 @@ class Draws:
 Lists = dict[tuple[int, Hashable], Tensor]
 
 
-def preprocessed(layers: Mapping[Hashable, Draws], whole: Iterable[bool]) -> Lists:
-    """The lists of every step that is not computed whole, by (step, layer): token index preprocessing.
+def drawn(layers: Mapping[Any, Draws], whole: Iterable[bool]) -> Iterator[Lists]:
+    """The lists of each step by (step, layer), drawn as they are asked for; none of a step that is computed whole.
 
     Args:
         whole: for each step whether it is; all is forgotten there.
     """
-    lists: Lists = {}
     for step, all_of_it in enumerate(whole):
+        lists: Lists = {}
         for name, draws in layers.items():
             if all_of_it:
                 draws.forget()
             else:
                 lists[step, name] = draws.next()
-    return lists
+        yield lists
+
+
+def preprocessed(layers: Mapping[Any, Draws], whole: Iterable[bool]) -> Lists:
+    """The lists of all steps, drawn before the first: token index preprocessing."""
+    return {key: places for lists in drawn(layers, whole) for key, places in lists.items()}

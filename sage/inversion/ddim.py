@@ -32,7 +32,7 @@ def ddim_inversion(job: "Job[Any]", text: Text, wants: Sequence[Wanted] = (), *,
     With a cache the network is asked at some of the steps, and what it predicted is continued at the others.
     """
     edges = edges or job.up
-    asked, continued = evaluated(len(edges), job.cached.skip), Continued(job.model.prediction_type == "flow")
+    asked, continued = evaluated(len(edges), job.cached.stride), Continued(job.model.prediction_type == "flow")
     keep, latents = _Recorder(job, wants, asked), [job.z0]
     for k, (here, there) in enumerate(edges):
         z = latents[-1]

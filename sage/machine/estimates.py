@@ -71,9 +71,9 @@ def estimate(family: str, side: int, device: str, dtype: str, rate: float) -> Es
 
 
 def _like(family: str, side: int, device: str, dtype: str) -> Iterator[dict[str, Any] | None]:
-    """What was measured of such an edit, of one on a CPU, of the other family, or in another precision."""
+    """What was measured of such an edit, of one on a CPU, of a family of its size, or in another precision."""
     half = "bfloat16" if dtype == "float16" else dtype
-    for kind in dict.fromkeys((family, "1.x", "2.x")):
+    for kind in dict.fromkeys((family, *(() if family == "XL" else ("1.x", "2.x")))):
         yield _row(kind, side, device, dtype)
         yield _row(kind, side, "cpu", half)
         yield _translated(kind, side, half)

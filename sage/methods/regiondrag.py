@@ -8,11 +8,11 @@ The noises are those that give the picture back: where nothing is moved, nothing
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sage import kit
 from sage.method import Method, Step
-from sage.pictures.regions import matched
+from sage.pictures.regions import cells, matched
 from sage.settings import Guidance, PartWay, Picture, frozen, setting, share_of
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class RegionDrag(Method[Settings]):
         yield from path.latents[-2::-1]
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
-        s, moves = job.settings, Moves(job)
+        s, moves = job.settings, Moves(job, job.settings.margin)
         selfs = kit.Sites(site for site in job.model.sites() if site.kind == "self") if s.keys != "own" else ()
         z = moves.begun(path.noise)
         for i, (here, there) in enumerate(job.down):
@@ -92,27 +92,31 @@ class RegionDrag(Method[Settings]):
 class Moves:
     """What goes where on the latents, picture by picture.
 
+    Args:
+        job: whose settings have `drag_class` and `alpha`.
+        margin: cells around the regions that may change too, where no mask says it.
     Attributes:
         free: (B, 1, h, w) in {0, 1}, where the pictures may change.
     """
 
-    def __init__(self, job: "Job[Settings]"):
+    def __init__(self, job: "Job[Any]", margin: int):
         import torch
         self.s, self.job = job.settings, job
         rows = [self._of(row) for row in range(len(job.z0))]
         self.pairs = [pairs for pairs, _ in rows]
         touched = torch.stack([torch.from_numpy(place) for _, place in rows])[:, None].to(job.z0)
-        free = kit.dilated(touched, self.s.margin)
+        free = kit.dilated(touched, margin)
         free[[i for i, pairs in enumerate(self.pairs) if not pairs]] = 1.0
         self.free = free if job.mask is None else job.mask
 
     def _of(self, row: int) -> "tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]":
         """Places and where they come from, of each move; and all the places of any."""
         import numpy as np
-        size = tuple(self.job.z0.shape[-2:])
+        height, width = self.job.z0.shape[-2:]
+        size = height, width
         pairs, touched = [], np.zeros(size, bool)
         for move in self.job.requests[row].moves:
-            source, target = (_cells(mask, size) for mask in (move.source, move.target))
+            source, target = (cells(mask, size) for mask in (move.source, move.target))
             pairs.append(matched(source, target))
             touched |= source | target
         return pairs, touched
@@ -136,19 +140,28 @@ class Moves:
 
     def begun(self, z: "Tensor") -> "Tensor":
         """The latents from which sampling starts."""
-        a = self.s.alpha
-        return self.put(z, z, (1 - a**2) ** 0.5 * z + a * self.job.noise(0, 0))
+        return self.put(self.vacated(z), z)
+
+    def vacated(self, z: "Tensor") -> "Tensor":
+        """`z` with noise where regions were, as much as alpha says; of regions that change places over what comes."""
+        a, noise, out = self.s.alpha, self.job.noise(0, 1).expand_as(z), z.clone()
+        for row, pairs in enumerate(self.pairs):
+            for to, come in pairs:
+                before = z[row][:, to[:, 0], to[:, 1]] if self.s.drag_class == "cut" else z[row][:, come[:, 0],
+                                                                                                come[:, 1]]
+                out[row][:, come[:, 0], come[:, 1]] = (1 - a**2) ** 0.5 * before + a * noise[row][:, come[:, 0],
+                                                                                                come[:, 1]]
+        return out
+
+    def halved(self) -> "Moves":
+        """The same at half the coordinates."""
+        from copy import copy
+        half = copy(self)
+        half.pairs = [[(to // 2, come // 2) for to, come in pairs] for pairs in self.pairs]
+        return half
 
     def confined(self, z: "Tensor", kept: "Tensor") -> "Tensor":
         """`z` where the pictures may change, elsewhere `kept`."""
         import torch
         return torch.where(self.free > 0, z, kept)
 
-
-def _cells(mask: object, size: "tuple[int, ...]") -> "np.ndarray":
-    """(h, w) bool: the cells of which a mask covers at least half, or those of which it covers most."""
-    import numpy as np
-    from PIL import Image
-    assert isinstance(mask, Image.Image)
-    share = np.asarray(mask.convert("F").resize((size[1], size[0]), Image.Resampling.BOX))
-    return share >= min(127.5, float(share.max()))

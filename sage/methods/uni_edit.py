@@ -5,13 +5,15 @@
            m = |v_t - v_s|, mean over channels, from 0 at its least to 1 at its greatest place
 
 All of it in the last share alpha of the steps.  v is whatever the network gives: the velocity of a flow, or the noise
-that a diffusion predicts, as in the authors' code for those.
+that a diffusion predicts, as in the authors' code for those.  The preset "published" is of that, "flow" of theirs for
+flows.
 """
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sage import kit
+from sage.inversion.uni import uni_inversion
 from sage.method import Method, Step
 from sage.settings import Picture, Solver, Span, frozen, setting, share_of
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 PUBLISHED = dict(steps=15, strength=0.6, guidance_scale=5.0, source_text="empty", mask_sign="kept",
                  conventions="published", quantise="truncate")
+FLOW = dict(steps=15, strength=0.6, guidance_scale=5.0, quantise="truncate")
 
 
 @frozen
@@ -56,7 +59,7 @@ class UniEdit(Method[Settings]):
     name, title, paper = "uni-edit", "UniEdit-Flow", "2504.13109"
     about = "inverts with foresight and edits where predictions differ most; few calls, and little changes elsewhere"
     reads = frozenset({"source", "target", "mask"})
-    presets = {"published": PUBLISHED}
+    presets = {"published": PUBLISHED, "flow": FLOW}
     calls = "3 strength N + 1"
     strength = "strength"
 
@@ -78,20 +81,9 @@ class UniEdit(Method[Settings]):
 
     def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
         text = job.empty if job.settings.source_text == "empty" else job.source
-        z, latents = job.z0, [job.z0]
-        for i, (here, there) in enumerate(job.up):
-            if i == 0:
-                last, seen = here, job.cfg(z, here, text, job.empty, 1.0, "source")
-            ahead = _carried(job, z, seen, last, here, self._foreseen(job, there) if i == 0 else there)
-            last, seen = there, job.cfg(ahead, there, text, job.empty, 1.0, "source")
-            z = _carried(job, z, seen, there, here, there)
-            latents.append(z)
-            job.report("invert", i + 1, len(job.up))
-        return kit.Trajectory(origin=None, latents=tuple(latents))  # type: ignore[arg-type]  # the driver says of what
-
-    def _foreseen(self, job: "Job[Settings]", there: "kit.Level") -> "kit.Level":
-        """Where the first look ahead is taken; in the original code not as far as the first step goes."""
-        return job.down[-1][1] if job.settings.conventions == "published" else there
+        # In the original code the first look ahead is not as far as the first step goes.
+        first = job.down[-1][1] if job.settings.conventions == "published" and job.down else None
+        return uni_inversion(job, lambda z, level: job.cfg(z, level, text, job.empty, 1.0, "source"), first)
 
     # ---- the way back
 
@@ -105,13 +97,6 @@ class UniEdit(Method[Settings]):
             guided = source + (m + s.guidance_scale * (1 + m)) * change
             z = job.confined(kit.renoise(guided, there), path.latents[-2 - i])
             yield Step(i, z, here, source, target, guided, mask=job.mask)
-
-
-def _carried(job: "Job[Settings]", z: "Tensor", p: "kit.Prediction", at: "kit.Level", here: "kit.Level",
-             there: "kit.Level") -> "Tensor":
-    """`z` from one level to another by what the network gave at the level `at`."""
-    kind = job.model.prediction_type
-    return kit.renoise(kit.from_output(z, kit.to_output(p, at, kind), here, kind), there)
 
 
 def _strength(change: "Tensor", signed: bool) -> "Tensor":

@@ -1,6 +1,7 @@
 """What a model on this disk is, told from its configurations and the headers of its weights alone."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,11 @@ from sage.models.flow.loading import SIDE, check_kin, is_flux_folder, open_folde
 from sage.models.flow.singlefile import is_flux
 from sage.models.flow.singlefile import take_apart as take_transformer_apart
 from sage.models.flow.transformer import FluxParams
-from sage.models.folders import weight_files
+from sage.models.folders import Folder
 from sage.models.known import find_model
-from sage.models.sd import configs
-from sage.models.sd.singlefile import guess_prediction, take_apart
+from sage.models.sd import loading as sd
+from sage.models.sd.loading import Opened
 from sage.models.weights import Stored, open_weights
-from sage.prompts.vocabulary import read_words
-
-FAMILIES = {768: "1.x", 1024: "2.x"}
 
 
 def describe(model: str | Path) -> dict[str, Any]:
@@ -34,16 +32,11 @@ def describe(model: str | Path) -> dict[str, Any]:
 
 
 def _folder(folder: Path) -> dict[str, Any]:
-    unet, side = configs.unet_params(folder / "unet" / "config.json")
-    vae = configs.vae_params(folder / "vae" / "config.json")
-    prediction = configs.schedule_params(folder / "scheduler" / "scheduler_config.json")[1]
-    files = {"unet": weight_files(folder / "unet", "diffusion_pytorch_model", half=False),
-             "vae": weight_files(folder / "vae", "diffusion_pytorch_model", half=False),
-             "text": weight_files(folder / "text_encoder", "model", half=False)}
-    return {"layout": "diffusers folder", "family": FAMILIES.get(unet.context_width, "small"),
-            "picture side": side * 2 ** (len(vae.channels) - 1), "prediction_type": prediction,
-            "parameters": {part: _count(open_weights(paths)) for part, paths in files.items()},
-            "bytes": sum(path.stat().st_size for paths in files.values() for path in paths), **_words(folder)}
+    opened = sd.open_folder(folder)
+    files = {stored.path for part in opened.parts.values() for stored in part.tensors.values()}
+    return {"layout": "diffusers folder", **_of_sd(opened), "prediction_type": opened.prediction,
+            "parameters": {name: part.numbers for name, part in opened.parts.items()},
+            "bytes": sum(path.stat().st_size for path in files), **_words(opened.more["taught"])}
 
 
 def _flux_folder(folder: Path) -> dict[str, Any]:
@@ -52,11 +45,11 @@ def _flux_folder(folder: Path) -> dict[str, Any]:
     files = {stored.path for part in opened.parts.values() for stored in part.tensors.values()}
     return {"layout": "diffusers folder", **_of_flux(opened.transformer), "picture side": opened.side,
             "prediction_type": "flow", "parameters": {name: part.numbers for name, part in opened.parts.items()},
-            "bytes": sum(path.stat().st_size for path in files), **_words(folder)}
+            "bytes": sum(path.stat().st_size for path in files), **_words(Folder(folder).words())}
 
 
-def _words(folder: Path) -> dict[str, str]:
-    return {"words": " ".join(sorted(words))} if (words := read_words(folder)) else {}
+def _words(taught: Iterable[str]) -> dict[str, str]:
+    return {"words": " ".join(sorted(taught))} if taught else {}
 
 
 def _flux_file(path: Path, tensors: dict[str, Stored]) -> dict[str, Any]:
@@ -72,12 +65,14 @@ def _of_flux(params: FluxParams) -> dict[str, Any]:
 
 
 def _file(path: Path, tensors: dict[str, Stored]) -> dict[str, Any]:
-    parts = take_apart(path, tensors)
-    prediction, why = guess_prediction(path, parts.family, next(iter(tensors.values())).file.metadata() or {})
-    return {"layout": "single file", "family": parts.family, "picture side": 768 if prediction != "epsilon" else 512,
-            "prediction_type": f"{prediction} ({why})",
-            "parameters": {part: _count(stored) for part, stored in parts.tensors.items()},
-            "bytes": path.stat().st_size}
+    opened = sd.open_file(path, tensors)
+    return {"layout": "single file", **_of_sd(opened), "prediction_type": f"{opened.prediction} ({opened.why})",
+            "parameters": {name: part.numbers for name, part in opened.parts.items()}, "bytes": path.stat().st_size}
+
+
+def _of_sd(opened: Opened) -> dict[str, Any]:
+    few = {"steps": f"{sd.STUDENT['steps']}, it was made for few"} if opened.student else {}
+    return {"family": opened.family, "picture side": opened.side, **few}
 
 
 def _count(tensors: dict[str, Stored]) -> int:

@@ -57,9 +57,13 @@ class Layout:
 CONFIGS = ("model_index.json", "scheduler/scheduler_config.json", "vae/config.json", "text_encoder/config.json",
            "tokenizer/vocab.json", "tokenizer/merges.txt")
 WEIGHTS = ("vae/diffusion_pytorch_model", "text_encoder/model")
-LAYOUTS = {
-    "unet": Layout((*CONFIGS, "unet/config.json"), ("unet/diffusion_pytorch_model", *WEIGHTS)),
-    "transformer": Layout(
+SD = Layout((*CONFIGS, "unet/config.json"), ("unet/diffusion_pytorch_model", *WEIGHTS))
+LAYOUTS = {  # by family, where it is not that of Stable Diffusion 1.x and 2.x
+    "XL": Layout(
+        (*SD.configs, "text_encoder_2/config.json", "tokenizer_2/vocab.json", "tokenizer_2/merges.txt"),
+        (*SD.weights, "text_encoder_2/model"),
+        (*Layout.optional, "tokenizer_2/tokenizer_config.json", "tokenizer_2/special_tokens_map.json")),
+    "flux": Layout(
         (*CONFIGS, "transformer/config.json", "text_encoder_2/config.json", "tokenizer_2/tokenizer.json"),
         ("transformer/diffusion_pytorch_model", *WEIGHTS, "text_encoder_2/model"),
         (*Layout.optional, "tokenizer_2/tokenizer_config.json")),
@@ -165,7 +169,7 @@ def choose_files(listed: dict[str, RepoSibling], model: KnownModel) -> dict[str,
     Raises:
         ModelError: the repository lacks one of them.
     """
-    layout = LAYOUTS[model.network]
+    layout = LAYOUTS.get(model.family, SD)
     needed = [*layout.configs, *(name for base in layout.weights for name in _weights(base, listed))]
     if lacking := [name for name in needed if name not in listed]:
         raise ModelError(f"{model.repo} does not hold {', '.join(lacking[:9])}")

@@ -1,8 +1,13 @@
-"""What diffusers folders of every family have in common: weight files, tokenizers, recommended settings."""
+"""What diffusers folders of every family have in common: weight files, tokenizers, recommended settings.
+
+`Source` is what a model's parts are taken from: a `Folder`, or a pipeline that is loaded (sage.models.pipelines).
+"""
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sage.auto import AUTO, read_auto
 from sage.errors import ModelError
@@ -10,6 +15,82 @@ from sage.models.known import PICKLES, pickled
 from sage.models.sd import configs
 from sage.models.sd.clip import CLIPTextParams
 from sage.models.sd.tokenizer import CLIPTokenizer, read_tokenizer
+from sage.models.weights import Stored, open_weights
+from sage.prompts.vocabulary import read_words
+
+
+class Source(Protocol):
+    """What the parts of a model are taken from.
+
+    Attributes:
+        path: where it is, or what to call it, for errors.
+    """
+
+    @property
+    def path(self) -> Path:
+        """See above."""
+        ...
+
+    def config(self, file: str) -> configs.Config:
+        """The configuration that is called, in a folder, such as "unet/config.json"."""
+        ...
+
+    def holds(self, part: str) -> bool:
+        """Whether there is such a part, as "text_encoder_2"."""
+        ...
+
+    def tensors(self, part: str) -> dict[str, Stored]:
+        """The weights of a part, under the names that they are stored by."""
+        ...
+
+    def tokenizer(self, part: str, text: CLIPTextParams) -> Any:
+        """A tokenizer of CLIP, as "tokenizer_2"."""
+        ...
+
+    def recommends(self) -> Mapping[str, Mapping[str, Any]]:
+        """Settings by the name of a method."""
+        ...
+
+    def words(self) -> tuple[str, ...]:
+        """All words that the model was taught, where they are few."""
+        ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A diffusers folder.
+
+    Attributes:
+        half: the weights in half precision where there are both.
+    """
+
+    path: Path
+    half: bool = False
+
+    def config(self, file: str) -> configs.Config:
+        """One of its configurations."""
+        return configs.Config(self.path / file)
+
+    def holds(self, part: str) -> bool:
+        """Whether there is a folder or file of this name."""
+        return os.path.lexists(self.path / part)
+
+    def tensors(self, part: str) -> dict[str, Stored]:
+        """The weights of a part; only headers are read."""
+        base = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+        return open_weights(weight_files(self.path / part, base, self.half))
+
+    def tokenizer(self, part: str, text: CLIPTextParams) -> CLIPTokenizer:
+        """One of its tokenizers of CLIP."""
+        return load_tokenizer(self.path / part, text)
+
+    def recommends(self) -> dict[str, dict[str, Any]]:
+        """Settings that lie in the folder."""
+        return recommended(self.path)
+
+    def words(self) -> tuple[str, ...]:
+        """Words that lie in the folder."""
+        return tuple(read_words(self.path))
 
 
 def recommended(folder: Path) -> dict[str, dict[str, Any]]:

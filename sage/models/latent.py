@@ -121,10 +121,11 @@ class LatentModel:
         return torch.cat([known[prompt] for prompt in prompts])
 
     def _finite(self, stage: str, module: nn.Module, run: Callable[[], Tensor]) -> Tensor:
-        """`run()` in the model's dtype; if that is not finite, once more in float32; then NumericsError."""
+        """`run()` in the module's dtype; if that is not finite, once more in float32; then NumericsError."""
         with_gradient = torch.is_grad_enabled()  # a listener may have ended it on the way
-        out = self._autocast(run)
-        if not torch.isfinite(out).all() and self.dtype != torch.float32:
+        dtype = self._dtype_of(module)
+        out = self._autocast(run, dtype)
+        if not torch.isfinite(out).all() and dtype != torch.float32:
             with self.full_precision(module), torch.set_grad_enabled(with_gradient):
                 out = self._autocast(run)
         if not torch.isfinite(out).all():
@@ -132,9 +133,14 @@ class LatentModel:
                                 "try smaller guidance and reconstruction scales")
         return out
 
-    def _autocast(self, run: Callable[[], T]) -> T:
-        with torch.autocast(self.device.type, self.dtype if self.dtype != torch.float32 else torch.bfloat16,
-                            enabled=self.dtype != torch.float32):
+    def _dtype_of(self, module: nn.Module) -> torch.dtype:
+        """What a network computes in: the model's dtype, for an autoencoder that overflows in it float32."""
+        return self.vae.params.dtype(self.dtype) if module is self.vae else self.dtype
+
+    def _autocast(self, run: Callable[[], T], dtype: torch.dtype | None = None) -> T:
+        dtype = dtype or self.dtype
+        with torch.autocast(self.device.type, dtype if dtype != torch.float32 else torch.bfloat16,
+                            enabled=dtype != torch.float32):
             return run()
 
     @torch.no_grad()

@@ -30,6 +30,13 @@ class QueriesKeys(NamedTuple):
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1)
 
 
+class KeysValues(NamedTuple):
+    """What places are looked at by and for: (B, H, M, D) keys and values."""
+
+    keys: Tensor
+    values: Tensor
+
+
 class Projection(NamedTuple):
     """(B, H, N, D) queries, (B, H, M, D) keys and values of one attention layer."""
 
@@ -151,15 +158,19 @@ class Block(NamedTuple):
     """A part of a network that can be passed over, with what it gave in an earlier pass in place of its own.
 
     Attributes:
-        kind: "attention"; "feedforward", which works on each token by itself, (B, N, C) -> (B, N, C); or "deep", all
-            that a network does at a level and below it.
+        kind: "attention"; "feedforward", which works on each token by itself, (B, N, C) -> (B, N, C'); "modulation", by
+            which a time scales what others give; or "deep", all that a network does at a level and below it.
         level: as of a `Site`.
         module: what is passed over.
+        tokens: whose they are, in the order of "text" and "image".
+        gate: of attention whose first output is the text's, the modulation whose third part scales it.
     """
 
     kind: str
     level: int
     module: nn.Module
+    tokens: tuple[str, ...] = ("image",)
+    gate: nn.Module | None = None
 
 
 class Sites(tuple[Site, ...]):

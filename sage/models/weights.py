@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from sage.errors import ModelError
 from sage.files import check_safetensors
-from sage.models.sd.renames import Rename, Rows
+from sage.models.memory import free_memory
+from sage.models.sd.renames import Rename, Rows, Turned
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 # Norms stay in float32: they are small, and their sums are where half precision goes wrong.
@@ -33,6 +34,7 @@ class Stored:
     Attributes:
         shape: of what `read` gives.
         rows: from and to, where only some of the stored rows are meant, in this order; () for all.
+        turned: the file has rows and columns the other way round.
     """
 
     path: Path
@@ -41,9 +43,14 @@ class Stored:
     shape: tuple[int, ...]
     dtype: str
     rows: tuple[tuple[int, int], ...] = ()
+    turned: bool = False
 
     def read(self) -> Tensor:
         """The tensor, on the CPU."""
+        value = self._read()
+        return value.T.contiguous() if self.turned else value
+
+    def _read(self) -> Tensor:
         try:
             if not self.rows:
                 return self.file.get_tensor(self.key)
@@ -56,6 +63,25 @@ class Stored:
         """Some of its rows."""
         shape = (sum(end - begin for begin, end in rows), *self.shape[1:])
         return dataclasses.replace(self, shape=shape, rows=rows)
+
+    def turn(self) -> "Stored":
+        """Rows for columns."""
+        return dataclasses.replace(self, shape=self.shape[::-1], turned=not self.turned)
+
+
+KINDS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+class Held(Stored):
+    """One tensor of a network that is loaded: `read` gives it itself, and no copy."""
+
+    @classmethod
+    def of(cls, path: Path, key: str, value: Tensor) -> "Held":
+        """As what it passes, and where it is from, for errors."""
+        return cls(path, value, key, tuple(value.shape), KINDS.get(value.dtype, str(value.dtype)))
+
+    def _read(self) -> Tensor:
+        return torch.cat([self.file[begin:end] for begin, end in self.rows]) if self.rows else self.file
 
 
 def open_weights(paths: Iterable[Path]) -> dict[str, Stored]:
@@ -87,7 +113,10 @@ def renamed(tensors: dict[str, Stored], rename: Rename) -> dict[str, Stored]:
         target = rename(key)
         if target is None:
             continue
-        parts = {target: stored} if isinstance(target, str) else _taken_apart(stored, target)
+        if isinstance(target, str):
+            parts = {target: stored}
+        else:
+            parts = {target.name: stored.turn()} if isinstance(target, Turned) else _taken_apart(stored, target)
         if clash := parts.keys() & result.keys():
             raise ModelError(f"{stored.path}: {key} and {result[min(clash)].key} are the same weight")
         result |= parts
@@ -168,3 +197,45 @@ def _finite(value: Tensor, stored: Stored, target: torch.dtype) -> Tensor:
     if max(-low, high) > torch.finfo(target).max:
         raise ModelError(f"{stored.path}: {stored.key} does not fit {target}; load with dtype float32")
     return value
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network that can be loaded: how to build it, and its weights under our names."""
+
+    make: Callable[[], nn.Module]
+    tensors: dict[str, Stored]
+    what: str
+
+    @property
+    def numbers(self) -> int:
+        """How many there are in its weights."""
+        return sum(math.prod(stored.shape) for stored in self.tensors.values())
+
+    def bytes(self, dtype: torch.dtype) -> int:
+        """What its weights take in memory."""
+        return self.numbers * dtype.itemsize
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """The network, by `fill`."""
+        return fill(self.make, self.tensors, self.what, device, dtype)
+
+
+def check_room(parts: Iterable[Part], name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """ModelError for a model that is larger than the memory that is free, before minutes of reading."""
+    parts = list(parts)
+
+    def need(of: torch.dtype) -> int:
+        return sum(part.bytes(of) for part in parts)
+
+    free = free_memory(device)
+    if free is None or need(dtype) <= free:
+        return
+    half = f"in bfloat16 {_gb(need(torch.bfloat16))}: give dtype bfloat16; " if need(torch.bfloat16) <= free else ""
+    raise ModelError(f"{name} needs {_gb(need(dtype))} of memory in {str(dtype).removeprefix('torch.')}, and "
+                     f"{_gb(free)} are free on {device}; {half}weights are not read piece by piece, which would take "
+                     "minutes a step: use a machine with more memory, or a smaller model")
+
+
+def _gb(amount: int) -> str:
+    return f"{amount / 1e9:.1f} GB"

@@ -96,6 +96,6 @@ def pasted(edit: Image.Image, original: Image.Image, mask: Image.Image) -> Image
         padded = Image.new("L", (mask.width + 2, mask.height + 2), 255)  # a picture's border is no rim of the mask
         padded.paste(inner, (1, 1))
         inner = padded.filter(ImageFilter.MinFilter(3)).crop((1, 1, mask.width + 1, mask.height + 1))
-    weight = weight[..., None] / edge
+    weight = weight[..., None] / np.float32(edge)
     a, b = (np.asarray(image.convert("RGB"), np.float32) for image in (original, edit))
     return Image.fromarray(np.rint(a + weight * (b - a)).astype(np.uint8))

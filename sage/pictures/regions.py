@@ -39,16 +39,19 @@ def read_move(start: str, end: str, size: tuple[int, int], radius: float | None 
         SettingsError, PictureError: what is no region of the picture, said in one line.
     """
     radius = min(size) / RADIUS if radius is None else radius
-    points = [_point(text) for text in (start, end)]
-    masks = [None if point else _region(text, size) for text, point in zip((start, end), points, strict=True)]
-    for i, other in ((0, 1), (1, 0)):
-        if points[i]:
-            masks[i] = (_disc(points[i], radius, size) if masks[other] is None or points[other] else
-                        _shifted(masks[other], points[i]))
-    for text, mask in zip((start, end), masks, strict=True):
+    a, b = _point(start), _point(end)
+    if a and b:
+        source, target = (_disc(point, radius, size) for point in (a, b))
+    elif a:
+        target = _region(end, size)
+        source = _shifted(target, a)
+    else:
+        source = _region(start, size)
+        target = _shifted(source, b) if b else _region(end, size)
+    for text, mask in ((start, source), (end, target)):
         if not mask.getbbox():
             raise SettingsError(f"{text} lies outside the picture, which has {size[0]} x {size[1]} pixels")
-    return Move(*masks)
+    return Move(source, target)
 
 
 def read_box(text: str, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -83,7 +86,7 @@ def _disc(middle: tuple[float, float], radius: float, size: tuple[int, int]) -> 
 
 
 def _shifted(mask: Image.Image, middle: tuple[float, float]) -> Image.Image:
-    left, top, right, bottom = mask.getbbox()
+    left, top, right, bottom = mask.getbbox() or (0, 0, 0, 0)
     moved = Image.new("L", mask.size)
     moved.paste(mask, (round(middle[0] - (left + right) / 2), round(middle[1] - (top + bottom) / 2)))
     return moved
@@ -96,9 +99,16 @@ def box_mask(box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Ima
     return mask
 
 
-def union(moves: Sequence[Move]) -> np.ndarray:
-    """(H, W) bool: whatever any of the moves begins or ends in."""
-    return np.any([np.asarray(mask) > 0 for move in moves for mask in (move.source, move.target)], axis=0)
+def union(moves: Sequence[Move]) -> Image.Image:
+    """0 and 255, white in whatever any of the moves begins or ends in."""
+    masks = [np.asarray(mask) > 0 for move in moves for mask in (move.source, move.target)]
+    return Image.fromarray(np.any(masks, axis=0).astype(np.uint8) * 255)
+
+
+def cells(mask: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """(h, w) bool for `size` (h, w): the cells of which a mask covers at least half, or else those it covers most."""
+    share = np.asarray(mask.convert("F").resize(size[::-1], Image.Resampling.BOX))
+    return share >= min(127.5, float(share.max()))
 
 
 # ---- which place goes where

@@ -29,10 +29,11 @@ class Continued:
 
     Args:
         flow: whether it is a rectified flow.
+        held: what was predicted last stands as it is.
     """
 
-    def __init__(self, flow: bool):
-        self.kind, self._last = "flow" if flow else "epsilon", list[tuple[float, Tensor]]()
+    def __init__(self, flow: bool, held: bool = False):
+        self.kind, self.held, self._last = "flow" if flow else "epsilon", held, list[tuple[float, Tensor]]()
 
     def add(self, seen: Prediction, here: Level) -> None:
         """What was predicted at a level."""
@@ -41,7 +42,7 @@ class Continued:
     def at(self, z: Tensor, here: Level, there: Level) -> Prediction:
         """What latents at `here` are made of, as far as it counts for a step to `there`."""
         (now, output), middle = self._last[-1], (self._at(here) + self._at(there)) / 2
-        if len(self._last) == 2:
+        if len(self._last) == 2 and not self.held:
             before, earlier = self._last[0]
             output = output + (middle - now) / (now - before) * (output - earlier)
         return from_output(z, output, here, self.kind)

@@ -74,6 +74,11 @@ def with_noise(z: Tensor, eps: Tensor, level: Level) -> Prediction:
     return Prediction(clean(z, eps, level), eps)
 
 
+def with_clean(z: Tensor, x0: Tensor, level: Level) -> Prediction:
+    """`z`, at a level of some noise, as made from the clean latents `x0`."""
+    return Prediction(x0, (z - level.signal * x0) / level.noise)
+
+
 def ddim_step(z: Tensor, eps: Tensor, here: Level, there: Level) -> Tensor:
     """Carry `z` from one level to another with one noise estimate; swap the ends for the inverse."""
     return renoise(with_noise(z, eps, here), there)

@@ -14,7 +14,7 @@ from torch import Tensor
 from sage.models.backbone import Text
 from sage.models.memory import on_host
 from sage.models.savings import Savings
-from sage.models.sites import QueriesKeys, Site, Sites, Where
+from sage.models.sites import KeysValues, QueriesKeys, Site, Sites, Where
 from sage.prompts.tokens import Prompt
 from sage.settings import Settings
 
@@ -212,6 +212,20 @@ class Recorded(Trajectory):
 
 
 @dataclass(frozen=True, eq=False)
+class Lent(Recorded):
+    """Of self-attention the keys and values were heard, for a way back that computes some of the places alone."""
+
+    kind: ClassVar[str] = "lent"
+
+    @classmethod
+    def shapes(cls, frame: Frame) -> dict[str, Any]:
+        """With keys and values in place of queries and keys."""
+        found = super().shapes(frame)
+        return found | {"heard": tuple(tuple(of and tuple(KeysValues(*pair) for pair in of) for of in heard)
+                                       for heard in found["heard"])}
+
+
+@dataclass(frozen=True, eq=False)
 class NullText(Trajectory):
     """With an empty prompt fitted to each sampling step, in the order of sampling (Mokady et al. 2023)."""
 
@@ -295,7 +309,7 @@ class Reconstructed(Noises):
 
 
 KINDS: dict[str, type[Trajectory]] = {
-    kind.kind: kind for kind in (Trajectory, Recorded, NullText, Pair, Settled, Noises, Reconstructed)}
+    kind.kind: kind for kind in (Trajectory, Recorded, Lent, NullText, Pair, Settled, Noises, Reconstructed)}
 
 
 # ---- every tensor of a value by its name

@@ -23,7 +23,7 @@ import sage
 from sage import EditConfig, pictures
 from sage.__main__ import main as start
 from sage.commands import main as cli
-from sage.commands.flags import flag
+from sage.commands.flags import flag, given_settings
 from sage.display.progress import Progress
 from sage.errors import PromptError
 from sage.models.known import KNOWN
@@ -54,7 +54,7 @@ class Engine:
         self.checks.append(target)
 
     def edit(self, model, image, source, target, config, progress, trajectory, truncate, watch=None,
-             savings=None, sentences=None):
+             savings=None, sentences=None, mask=None, paste=False):
         self.edits.append(SimpleNamespace(**{k: v for k, v in locals().items() if k != "self"}))
         for done in range(config.steps + 1):
             progress("edit", done, config.steps)
@@ -96,9 +96,10 @@ def test_every_setting_is_a_flag_and_no_other():
     flags = {option: action for action in sub._actions for option in action.option_strings}
     own = {"-h", "--help", "--source", "--target", "--model", "--out", "--sheet", "--config-from", "--published",
            "--explain", "--trajectory", "--truncate", "--json", "--quiet", "--device", "--dtype", "--prediction-type",
-           "--tokenizer", "--method", "--yes"}
-    assert flags.keys() - own == {flag(f.name) for f in fields(EditConfig)}
-    for f in fields(EditConfig):
+           "--tokenizer", "--method", "--yes", "--mask", "--paste", "--instruction", "--llm", "--llm-model"}
+    settings = [f for f in fields(EditConfig) if f.name != "mask"]  # it shares its flag with a file
+    assert flags.keys() - own == {flag(f.name) for f in settings}
+    for f in settings:
         action = flags[flag(f.name)]
         assert f.metadata["help"].replace("%", "%%") in action.help
         assert tuple(action.choices or ()) == f.metadata["choices"]
@@ -145,8 +146,8 @@ configs = st.builds(EditConfig, **{f.name: a_setting(f) for f in fields(EditConf
 @settings(derandomize=True, max_examples=40, deadline=None)
 @given(configs)
 def test_any_settings_come_through_the_flags_and_the_json(config):
-    parsed = vars(cli.make_parser(["edit"]).parse_args(["edit", "p.png", *as_flags(config)]))
-    assert EditConfig(**{f.name: parsed[f.name] for f in fields(EditConfig) if f.name in parsed}) == config
+    parsed = cli.make_parser(["edit"]).parse_args(["edit", "p.png", *as_flags(config)])
+    assert EditConfig(**given_settings(parsed)) == config
     assert EditConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
 
 
@@ -540,11 +541,10 @@ def test_a_reader_that_leaves_early_gets_no_traceback():
     assert done.returncode == 141 and done.stderr == ""
 
 
-def test_a_mask_is_a_file_and_a_word_the_setting_of_that_name(place, monkeypatch):
+def test_a_mask_is_a_file_and_a_word_the_setting_of_that_name(engine):
     Image.new("L", (48, 32), "white").save("where.png")
-    planned = []
-    monkeypatch.setattr(edit, "run", lambda args: planned.append(edit.plan_edit(args)))
-    assert cli.main(["edit", "mug.png", *PROMPTS, "--mask", "sum"]) == 0
-    assert cli.main(["edit", "mug.png", *PROMPTS, "--mask", "where.png"]) == 0
-    assert planned[0].changes == {"mask": "sum"} and not planned[0].asked.get("mask")
-    assert planned[1].changes == {} and planned[1].asked["mask"].size == (48, 32)
+    for mask in ("sum", "where.png"):
+        assert cli.main(["edit", "mug.png", *PROMPTS, "--mask", mask]) == 0
+    word, file = engine.edits
+    assert word.config.mask == "sum" and word.mask is None
+    assert file.config.mask == "union" and file.mask.size == (48, 32)

@@ -29,7 +29,8 @@ def latents(seed: int, batch: int = 1) -> torch.Tensor:
 def cache(model, steps: int = 6, mask=None, **settings) -> tuple[Cache, tuple]:
     down = model.schedule.levels(steps, "leading", (H, W))[::-1]
     edges = tuple(zip(down, down[1:], strict=False))
-    return Cache(model, Cached(cache="eedit", tailing_step=0, **settings), edges, mask, (H, W), 0), edges
+    cached = Cached(cache="eedit", tailing_step=0, **settings)
+    return Cache(model, cached, edges, [cached.whole(i, steps) for i in range(steps)], mask, (H, W)), edges
 
 
 def text(model, prompt: str = SOURCE):

@@ -17,6 +17,7 @@ from sage import EditConfig
 from sage.errors import ModelError, NumericsError, SettingsError
 from sage.models import loading
 from sage.models.describe import describe
+from sage.models.folders import weight_files
 from sage.models.sd import renames
 from sage.models.sd.clip import CLIPText
 from sage.models.weights import fill, open_weights, renamed
@@ -127,7 +128,7 @@ def test_a_hostile_index_opens_nothing_elsewhere(tmp_path_factory, data):
                                                      "a\\b.safetensors", "\0.safetensors", "ok.safetensors")))
     index = {"weight_map": data.draw(st.one_of(files.VALUES, st.dictionaries(st.text(max_size=5), named, max_size=3)))}
     path.write_text(json.dumps(index))
-    found = ends_well("indexes", lambda: loading.weight_files(path.parent, "model", half=False), ModelError)
+    found = ends_well("indexes", lambda: weight_files(path.parent, "model", half=False), ModelError)
     assert found is None or all(p.parent == path.parent for p in found)
     if found:
         ends_well("indexes, opened", lambda: open_weights(found), ModelError)

@@ -21,8 +21,10 @@ from sage.inversion.reconstruction import ddim_reconstruction
 from sage.job import Job
 from sage.method import METHODS, Request, method_of
 from sage.pictures.metadata import make_record, settings_in
+from sage.prompts.plan import Plan
 from sage.settings import Cached, Settings, annotations
 from tests import small
+from tests.models import flux
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
 STEPS = 4
@@ -35,8 +37,8 @@ class Row:
     Attributes:
         base: settings under which it does all that it can.
         plainly: changes of them under which, at guidance scale 1 and with equal prompts, it reconstructs.
-        bound: what it then gives: "inversion" there and back, the "picture" itself, or the "reconstruction" that the
-            trajectory holds, to the last bit.
+        bound: what it then gives: "inversion" there and back, the same by a "solver" of its own, the "picture" itself,
+            or the "reconstruction" that the trajectory holds, to the last bit.
         others: for each setting of its own that is no choice, another value.
         beside: settings without which a change of a setting, or of it to one value ("name=value"), shows nothing.
         silent: changes ("name=value") or settings that show nothing on these networks, and why.
@@ -156,7 +158,29 @@ ROWS = {
         plainly=dict(source_guidance_scale=1.0), bound="picture",
         others=PRESERVED | dict(strength=0.3, source_guidance_scale=2.0, averages=2, sampled_fraction=0.3),
         beside=WITH_PRESERVATION),
+    "eedit": Row(
+        base=dict(stop=2), plainly=dict(eta=1.0, stop=STEPS), bound="picture",
+        others=dict(eta=0.3, gamma=0.2, start=1, stop=3, strength=0.5, source_guidance_scale=3.0),
+        beside={"source_guidance_scale": dict(invert_under="source"),
+                **dict.fromkeys(("count", "reuse"), dict(steps=7, inv_skip=2, fresh_threshold=2))},
+        silent={**dict.fromkeys(("mask_timestep", "drag_class", "t_prime_ratio", "alpha", "paste", "blur", "exact",
+                                 "region_bonus"), "no mask and nothing moved here: tests/methods/test_eedit.py"),
+                **dict.fromkeys(("grid", "text_offset", "twice_gated", "held_modulation"), "of flows: likewise"),
+                "cache_type": "both draw the same", "invert_under=empty": "the default"}),
     "uni-edit": Row(base=dict(strength=0.8), others=dict(strength=0.3)),
+    "rf-inversion": Row(
+        base=dict(stop=0.75, decay=1.0), plainly=dict(gamma=0.0, eta=0.0, source_guidance_scale=1.0),
+        others=dict(strength=0.5, gamma=0.2, eta=0.5, start=0.5, stop=0.5, decay=0.0, source_guidance_scale=2.0),
+        silent={"conventions": "refused: of a flow alone"}),
+    "rf-solver": Row(
+        base=dict(shared_steps=2), plainly=dict(shared_steps=0), bound="solver",
+        others=dict(strength=0.5, shared_steps=1, first_block=0.1)),
+    "fireflow": Row(
+        base=dict(shared_steps=2), plainly=dict(shared_steps=0), bound="solver",
+        others=dict(strength=0.5, shared_steps=1, first_block=0.1)),
+    "kv-edit": Row(
+        others=dict(strength=0.5, source_guidance_scale=2.0, renewed=0.5),
+        silent={"pairing": "shows where there is a mask: tests/methods/test_flows.py"}),
 }
 OTHERS = dict(steps=5, eta=0.7, guidance_scale=3.0, size=96, seed=1, reweight={"dog": 3.0}, cross_level=1,
               blend=("mat", "mat"), blend_fraction=0.25, blend_threshold=0.6, cross_fraction=0.2)
@@ -164,10 +188,21 @@ BESIDE = {"seed": dict(encode="sample"), "blend_match": dict(blend=("on a", "on 
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def diffusion(tmp_path_factory):
     model = small.make(tmp_path_factory.mktemp("every") / "tokenizer").model
     model.inversion = small.inversion(model)
     return model
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory):
+    return flux.make(tmp_path_factory.mktemp("every flow") / "words", guidance=False)[0]
+
+
+@pytest.fixture
+def model(diffusion, flow, name):
+    """A network that the method fits: a flow only where it fits no other (tests/models/test_flux.py has all)."""
+    return flow if sage.method(name).fits(diffusion) else diffusion
 
 
 def names() -> list[str]:
@@ -218,18 +253,22 @@ def test_equal_prompts_and_scale_one_reconstruct(model, name):
         assert torch.equal(result.latents, result.trajectory.reconstructions[-1])
         assert distance(result.latents, clean) > 1e-3
     else:  # to what inversion and sampling alone make of it
-        back = _there_and_back(model, result.trajectory)
+        back = there_and_back(model, result.trajectory, ROWS[name].bound == "solver")
         assert distance(back, clean) > 1e-3
         assert distance(result.latents, back) < 1e-4
         theirs = ddim_reconstruction(model, result.trajectory)
         assert max(abs(a - b) for a, b in zip(result.image.tobytes(), theirs.tobytes(), strict=True)) <= 1
 
 
-def _there_and_back(model, path) -> Tensor:
+def there_and_back(model, path, solver: bool = False) -> Tensor:
     from sage.sampling.steps import walk
-    _, down = sage.method(path.origin.method).edges(model, path.config, tuple(path.noise.shape[-2:]))
-    text = model.embed(path.origin.source)
+    found, source, size = sage.method(path.origin.method), path.origin.source[0], tuple(path.noise.shape[-2:])
     with torch.no_grad():
+        if solver:
+            *_, z = found.back(Job(found, model, path.config, [Plan(source, source)], path.latents[0]), path)
+            return z
+        _, down = found.edges(model, path.config, size)
+        text = model.embed(path.origin.source)
         *_, z = walk(lambda z, level: model.predict(z, level, text), path.noise, down)
     return z
 
@@ -293,9 +332,10 @@ def test_every_setting_changes_something(model, made, name, setting, value):
 
 
 @pytest.fixture(scope="module")
-def made(model):
+def made(diffusion, flow):
     @cache
     def bytes_of(key: str, name: str, target: str) -> tuple:
+        model = flow if sage.method(name).fits(diffusion) else diffusion
         result = sage.edit(model, picture(), SOURCE, target, sage.method(name).Settings.from_dict(json.loads(key)))
         return result.image.tobytes(), result.latents.numpy().tobytes(), result.notes
 
@@ -307,7 +347,7 @@ def made(model):
 
 @every
 def test_a_cache_of_whole_steps_is_none_to_the_bit(model, name):
-    settings = settings_of(name)
+    settings = settings_of(name, cache="none")
     cached = settings.but(cache="eedit", inv_skip=1, fresh_threshold=1)
     dense, ours = (sage.edit(model, picture(), SOURCE, TARGET, s) for s in (settings, cached))
     assert torch.equal(ours.latents, dense.latents) and ours.image.tobytes() == dense.image.tobytes()
@@ -346,7 +386,7 @@ def test_no_hook_is_left_on_any_module(model, name):
     with pytest.raises(KeyboardInterrupt):
         sage.edit(model, picture(), SOURCE, TARGET, settings, watch=stop)
     assert hooks(model) == 0 and torch.is_grad_enabled()
-    assert not any(p.requires_grad or p.grad is not None for p in model.unet.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in model.network.parameters())
 
 
 @every

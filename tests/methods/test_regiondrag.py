@@ -73,7 +73,7 @@ def test_step_by_step_as_the_rule_says(model):
             scale = scale or 1.0
             us[k] = (recorded[k - 1] - mean) / scale
             recorded[k - 1] = mean + scale * us[k] if k > 1 else recorded[0]
-        x = put(recorded[6], recorded[6], 0.6 * recorded[6] + 0.8 * noises[0, 0])
+        x = put(recorded[6], recorded[6], 0.6 * recorded[6] + 0.8 * noises[0, 1])
         free = torch.zeros(1, 1, H, W, dtype=torch.bool)
         free[..., 2:6, 4:8] = free[..., 8:12, 14:18] = True
         for i, k in enumerate(range(6, 0, -1)):

@@ -8,6 +8,7 @@ from torch import Tensor
 RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
           "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
 TOP = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+       "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
        "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
 MIDDLE = {"resnets.0": "0", "attentions.0": "1", "resnets.1": "2"}
 
@@ -46,8 +47,10 @@ def vae_key(key: str, levels: int) -> str:
 
 
 def openclip(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    out = {}
+    out, projection = {}, state.get("text_projection.weight")
     for key, value in state.items():
+        if key == "text_projection.weight":
+            continue
         key = key.removeprefix("text_model.").removeprefix("embeddings.").removeprefix("encoder.")
         if "k_proj" in key or "v_proj" in key:
             continue
@@ -59,6 +62,8 @@ def openclip(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
                              ("fc2", "c_proj"), ("self_attn.", "attn.")):
             key = key.replace(ours, theirs)
         out[key] = value
+    if projection is not None:
+        return out | {"text_projection": projection.T, "logit_scale": torch.zeros(())}
     # The last layer is stored and never used.
     out |= {k.replace(f"resblocks.{layers - 1}.", f"resblocks.{layers}."): v.clone() for k, v in out.items()
             if f"resblocks.{layers - 1}." in k}
@@ -67,7 +72,7 @@ def openclip(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
 
 
 def checkpoint(unet: dict[str, Tensor], vae: dict[str, Tensor], text: dict[str, Tensor], family: str,
-               layers: int) -> dict[str, Tensor]:
+               layers: int, text_2: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """A whole single file, with the buffers that such files carry along."""
     up = {m[1] for key in unet if (m := re.match(r"up_blocks\.(\d+)\.attentions\.", key))}
     levels = 1 + max(int(m[1]) for key in vae if (m := re.match(r"encoder\.down_blocks\.(\d+)", key)))
@@ -75,12 +80,17 @@ def checkpoint(unet: dict[str, Tensor], vae: dict[str, Tensor], text: dict[str, 
     for key, value in vae.items():
         squeezed = ".attentions.0.to_" in key and key.endswith("weight")
         out[f"first_stage_model.{vae_key(key, levels)}"] = value[:, :, None, None] if squeezed else value
-    if family == "1.x":
-        out |= {f"cond_stage_model.transformer.{k}": v for k, v in text.items()}
-        out["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
-    else:
+    if family in ("1.x", "XL"):
+        prefix = "cond_stage_model." if family == "1.x" else "conditioner.embedders.0."
+        out |= {f"{prefix}transformer.{k}": v for k, v in text.items()}
+        out[f"{prefix}transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    if family != "1.x":
+        prefix = "cond_stage_model.model." if family == "2.x" else "conditioner.embedders.1.model."
+        text = text if text_2 is None else text_2
         depth = 1 + max(int(m[1]) for key in text if (m := re.search(r"layers\.(\d+)\.", key)))
-        out |= {f"cond_stage_model.model.{k}": v for k, v in openclip(text, depth).items()}
+        out |= {f"{prefix}{k}": v for k, v in openclip(text, depth).items()}
+    if family == "XL":  # whose files hold nothing else
+        return out
     return out | {"betas": torch.zeros(1000), "alphas_cumprod": torch.zeros(1000),
                   "model_ema.decay": torch.zeros(()), "model_ema.num_updates": torch.zeros(()),
                   "model_ema.diffusion_modelout2weight": torch.zeros(3)}

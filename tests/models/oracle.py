@@ -2,7 +2,7 @@
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from sage.models.flow.t5 import T5Params
 from sage.models.flow.transformer import FluxParams
@@ -16,6 +16,8 @@ UNETS = {
     "2.x": UNetParams(channels=(32, 64, 96, 96), heads=(1, 2, 4, 4), context_width=32, linear_projection=True),
     "2.1": UNetParams(channels=(32, 64), attention=(True, False), heads=(2, 4), context_width=32,
                       linear_projection=True, upcast_attention=True, transformer_depth=2),
+    "XL": UNetParams(channels=(32, 64, 96), attention=(False, True, True), heads=(1, 2, 3), transformer_depth=(1, 2, 3),
+                     context_width=40, linear_projection=True, pooled_width=20, size_width=8),
     "stilllife": UNetParams(channels=(64, 128, 192), attention=(True, True, True), layers_per_block=1, heads=(4, 4, 6),
                             context_width=48),
 }
@@ -36,11 +38,16 @@ T5S = {"one": T5Params(width=24, head_width=8, heads=4, mlp_width=40, layers=3, 
 TEXTS = {
     "1.x": CLIPTextParams(width=24, mlp_width=96, heads=3, layers=3, vocabulary=99, max_length=20),
     "2.x": CLIPTextParams(width=32, mlp_width=64, heads=4, layers=2, vocabulary=99, max_length=20, activation="gelu"),
+    "XL": CLIPTextParams(width=32, mlp_width=64, heads=4, layers=3, vocabulary=99, max_length=20, activation="gelu",
+                         projection=20),
 }
 
 
 def unet(p: UNetParams, **options) -> UNet2DConditionModel:
     down = tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in p.attention)
+    if p.added_width:
+        options |= {"addition_embed_type": "text_time", "addition_time_embed_dim": p.size_width,
+                    "projection_class_embeddings_input_dim": p.added_width}
     return UNet2DConditionModel(
         in_channels=p.in_channels, out_channels=p.out_channels, block_out_channels=p.channels, down_block_types=down,
         up_block_types=tuple(d.replace("Down", "Up") for d in reversed(down)), layers_per_block=p.layers_per_block,
@@ -59,11 +66,19 @@ def vae(p: VAEParams, **options) -> AutoencoderKL:
         **options).eval()
 
 
-def text(p: CLIPTextParams, end: int = 1) -> CLIPTextModel:
-    return CLIPTextModel(CLIPTextConfig(
+def noise(theirs: UNet2DConditionModel, z: torch.Tensor, t: torch.Tensor | float, context: torch.Tensor,
+          told: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+    """What diffusers' UNet gives, told pooled text and sizes or not."""
+    more = {} if told is None else {"added_cond_kwargs": {"text_embeds": told[0], "time_ids": told[1]}}
+    return theirs(z, t, encoder_hidden_states=context, **more).sample
+
+
+def text(p: CLIPTextParams, end: int = 1) -> CLIPTextModel | CLIPTextModelWithProjection:
+    made = CLIPTextModelWithProjection if p.projection else CLIPTextModel
+    return made(CLIPTextConfig(
         hidden_size=p.width, intermediate_size=p.mlp_width, num_attention_heads=p.heads, num_hidden_layers=p.layers,
         vocab_size=p.vocabulary, max_position_embeddings=p.max_length, hidden_act=p.activation,
-        bos_token_id=0, eos_token_id=end, pad_token_id=1)).eval()
+        projection_dim=p.projection or 512, bos_token_id=0, eos_token_id=end, pad_token_id=1)).eval()
 
 
 def shaken(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -77,7 +92,7 @@ def shaken(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 def text_state(module: CLIPTextModel) -> dict[str, torch.Tensor]:
     """Its weights under the names of the published checkpoints, which transformers 5 shortens."""
-    return {key if key.startswith("text_model.") else f"text_model.{key}": value
+    return {key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}": value
             for key, value in module.state_dict().items() if not key.endswith("position_ids")}
 
 

@@ -68,7 +68,7 @@ def test_download_then_load(hub, tmp_path, capsys, monkeypatch):
     folder = fetch("sd-1.5", tmp_path, hub.url, progress=False)
     assert folder == tmp_path / "sd-1.5"
     got = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert got == {*fetching.LAYOUTS["unet"].configs, "tokenizer/tokenizer_config.json", "fetched.json", UNET, VAE,
+    assert got == {*fetching.SD.configs, "tokenizer/tokenizer_config.json", "fetched.json", UNET, VAE,
                    "text_encoder/model.fp16.safetensors"}
     assert all((folder / name).read_bytes() == (hub.folder / name).read_bytes() for name in got - {"fetched.json"})
     error = capsys.readouterr().err

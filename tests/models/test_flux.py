@@ -21,7 +21,7 @@ from sage.prompts.tokens import Prompts
 from sage.sampling.levels import Level, downwards
 from sage.sampling.steps import Prediction, from_output, renoise, to_output, walk
 from tests import small
-from tests.methods.test_every import LENIENT, ROWS, distance, hooks
+from tests.methods.test_every import LENIENT, ROWS, distance, hooks, there_and_back
 from tests.models import flux
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
@@ -231,7 +231,8 @@ def fits(flow, name):
 
 
 def test_methods_that_fit(flow, dev):
-    assert {"plain", "sdedit", "sage", "p2p", "masactrl"} <= set(fitting(flow))
+    assert {"plain", "sdedit", "sage", "p2p", "masactrl", "flowedit", "uni-edit", "rf-inversion", "rf-solver",
+            "fireflow", "kv-edit"} <= set(fitting(flow))
     assert fitting(dev) == fitting(flow) and "pnp" not in fitting(flow)
 
 
@@ -260,10 +261,7 @@ def test_equal_prompts_and_scale_one_reconstruct(flow, name, fits):
     if ROWS[name].bound == "picture":
         assert distance(result.latents, result.trajectory.latents[0]) < 1e-4
         return
-    text = flow.embed([flow.prompts.parse(SOURCE)])
-    _, down = method(name).edges(flow, settings, result.latents.shape[-2:])
-    with torch.no_grad():
-        *_, back = walk(lambda z, level: flow.predict(z, level, text), result.trajectory.noise, down)
+    back = there_and_back(flow, result.trajectory, ROWS[name].bound == "solver")
     assert distance(result.latents, back) < 1e-4 < distance(back, result.trajectory.latents[0])
 
 

@@ -18,7 +18,10 @@ from transformers import CLIPTextModel
 from sage.errors import ModelError, SettingsError
 from sage.models import known, loading
 from sage.models.backbone import Text
+from sage.models.folders import load_tokenizer
 from sage.models.sd.model import StableDiffusion
+from sage.models.sd.singlefile import take_apart
+from sage.models.weights import open_weights
 from sage.sampling.levels import Level, ScheduleParams
 from tests.models import oracle, tiny
 
@@ -148,7 +151,7 @@ def test_single_file(model, tmp_path):
 
 def test_single_file_names_agree_with_the_oracles_converter(model, tmp_path):
     path = model.single_file(tmp_path / "model.safetensors")
-    file = loading.take_apart(path, loading.open_weights([path]))
+    file = take_apart(path, open_weights([path]))
     theirs = single_file_utils.convert_ldm_unet_checkpoint(load_file(path), {**model.unet.config})
     assert theirs.keys() == file.tensors["unet"].keys()
     assert all(torch.equal(theirs[key], stored.read()) for key, stored in file.tensors["unet"].items())
@@ -186,7 +189,7 @@ def test_tokenizer_of_a_single_file_comes_from_a_fetched_model(one, tmp_path, mo
 
 
 def one_tokenizer(one):
-    return loading.load_tokenizer(one.folder, tiny.TEXTS["1.x"])
+    return load_tokenizer(one.folder, tiny.TEXTS["1.x"])
 
 
 # Names
@@ -421,7 +424,8 @@ def test_tokenizer_errors(broken):
     (lambda s: s | {"control_model.x": torch.zeros(1)}, "unexpected (control_model.x)"),
     (lambda s: s | {"model.diffusion_model.label_emb.0.0.weight": torch.zeros(1)},
      "unexpected (model.diffusion_model.label_emb.0.0.weight)"),
-    (lambda s: s | {"conditioner.embedders.0.x": torch.zeros(1)}, "Stable Diffusion XL"),
+    (lambda s: s | {"conditioner.embedders.0.model.x": torch.zeros(1)}, "refiner of Stable Diffusion XL"),
+    (lambda s: s | {"conditioner.embedders.0.transformer.x": torch.zeros(1)}, "holds clip, clip of XL; exactly one"),
     (lambda s: {"lora_unet_x.alpha": torch.zeros(1)}, "no Stable Diffusion checkpoint"),
     (lambda s: {"down_blocks.0.x": torch.zeros(1)}, "give the folder")))
 def test_single_files_that_are_something_else(one, tmp_path, change, said):

@@ -35,25 +35,32 @@ def unets(request):
 
 
 def unet_inputs(unet: UNet, batch: int, seed: int = 0):
-    g = torch.Generator().manual_seed(seed)
+    """Latents, timesteps, text, and where the network is told them pooled text and sizes."""
+    g, p = torch.Generator().manual_seed(seed), unet.params
     z = torch.randn(batch, 4, 2 * unet.side_multiple, 3 * unet.side_multiple, generator=g)
-    context = torch.randn(batch, 7, unet.params.context_width, generator=g)
-    return z, torch.tensor([981, 1, 500])[:batch], context
+    context = torch.randn(batch, 7, p.context_width, generator=g)
+    sizes = torch.tensor([[512, 768, 0, 64, 512, 704]]) + torch.arange(batch)[:, None]
+    told = (torch.randn(batch, p.pooled_width, generator=g), sizes) if p.added_width else None
+    return z, torch.tensor([981, 1, 500])[:batch], context, told
+
+
+def noise(unet: UNet, z, t, context, told) -> torch.Tensor:
+    return unet(z, t, context, None if told is None else unet.added(*told))
 
 
 @pytest.mark.parametrize("batch", BATCHES)
 @torch.no_grad()
 def test_unet(unets, batch):
     ours, theirs = unets
-    z, t, context = unet_inputs(ours, batch)
-    assert_same(ours(z, t, context), theirs(z, t, encoder_hidden_states=context).sample)
+    given = unet_inputs(ours, batch)
+    assert_same(noise(ours, *given), oracle.noise(theirs, *given))
 
 
 @pytest.mark.parametrize("batch", BATCHES)
 @torch.no_grad()
 def test_unet_with_every_map_tapped(unets, batch):
     ours, theirs = unets
-    z, t, context = unet_inputs(ours, batch)
+    given = unet_inputs(ours, batch)
     seen = []
 
     def look(site: Site) -> Callable:
@@ -61,11 +68,11 @@ def test_unet_with_every_map_tapped(unets, batch):
 
     hooks = [site.map.register_forward_hook(look(site)) for site in ours.sites()]
     try:
-        out = ours(z, t, context)
+        out = noise(ours, *given)
     finally:
         for hook in hooks:
             hook.remove()
-    assert_same(out, theirs(z, t, encoder_hidden_states=context).sample)
+    assert_same(out, oracle.noise(theirs, *given))
     assert [path for path, _ in seen] == [site.path for site in ours.sites()]  # visited in this order
     for _, probabilities in seen:
         assert torch.allclose(probabilities.sum(-1), torch.ones(()), atol=1e-5)
@@ -74,22 +81,31 @@ def test_unet_with_every_map_tapped(unets, batch):
 @torch.no_grad()
 def test_unet_takes_one_number_for_the_whole_batch(unets):
     ours, _ = unets
-    z, _, context = unet_inputs(ours, 3)
-    each = ours(z, torch.full((3,), 500), context)
-    assert_same(ours(z, 500, context), each)
-    assert torch.equal(ours(z, ours.time(500), ours.text(context)), ours(z, 500, context))
+    z, _, context, told = unet_inputs(ours, 3)
+    each = noise(ours, z, torch.full((3,), 500), context, told)
+    assert_same(noise(ours, z, 500, context, told), each)
+    time = ours.time(500, None if told is None else ours.added(*told))
+    assert torch.equal(ours(z, time, ours.text(context)), noise(ours, z, 500, context, told))
 
 
 def test_unet_gradient(unets):
     ours, theirs = unets
-    z, t, context = unet_inputs(ours, 1)
+    z, *given = unet_inputs(ours, 1)
 
     def gradient(predict) -> torch.Tensor:
         x = z.clone().requires_grad_()
         return torch.autograd.grad(predict(x).square().mean(), x)[0]
 
-    assert_same(gradient(lambda x: ours(x, t, context)),
-                gradient(lambda x: theirs(x, t, encoder_hidden_states=context).sample))
+    assert_same(gradient(lambda x: noise(ours, x, *given)), gradient(lambda x: oracle.noise(theirs, x, *given)))
+
+
+@torch.no_grad()
+def test_unet_is_told_the_sizes_of_all_pictures_at_once():
+    ours = UNet(oracle.UNETS["XL"])
+    z, t, context, (pooled, sizes) = unet_inputs(ours, 3)
+    one = noise(ours, z, t, context, (pooled, sizes[:1]))
+    assert_same(one, noise(ours, z, t, context, (pooled, sizes[:1].expand(3, -1))))
+    assert (one[1] - noise(ours, z, t, context, (pooled, sizes))[1]).abs().max() > 1e-4
 
 
 @pytest.fixture(scope="module", params=oracle.VAES)
@@ -128,3 +144,17 @@ def test_text(texts, batch, length):
     ours, theirs = texts
     ids = torch.randint(0, ours.params.vocabulary, (batch, length), generator=torch.Generator().manual_seed(0))
     assert_same(ours(ids), theirs(ids).last_hidden_state)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@torch.no_grad()
+def test_what_xl_takes_of_its_text_encoders(texts, batch):
+    """What enters the last layer, and the projected end mark."""
+    ours, theirs = texts
+    ids = torch.randint(2, ours.params.vocabulary, (batch, 20), generator=torch.Generator().manual_seed(0))
+    ids[:, 11], ids[:, 12:] = 1, 0  # the end mark, and the padding of the second tokenizer
+    said = theirs(ids, output_hidden_states=True)
+    before, last = ours.states(ids)
+    assert_same(before, said.hidden_states[-2])
+    if ours.params.projection:
+        assert_same(ours.pooled(last, 11), said.text_embeds)

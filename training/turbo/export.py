@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sage.models.loading import INVERSION
 from sage.models.sd.inversion import InversionNet
+from sage.models.sd.loading import INVERSION
 from sage.models.sd.unet import UNet
 from training.export import machine, unet_config
 from training.turbo.teacher import Teacher

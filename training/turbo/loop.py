@@ -47,7 +47,7 @@ def train(path: Path, network: nn.Module, loss: Loss, samples: int, batch_size: 
         if time.monotonic() - saved > save_every or state.done >= samples:
             state.save()
             saved = time.monotonic()
-            means = {k: float(np.mean([r[k] for r in recent if k in r])) for r in recent for k in r}
+            means = {k: float(np.mean([r[k] for r in recent if k in r])) for k in {k: 0 for r in recent for k in r}}
             run.log(path.with_suffix(".jsonl"), done=state.done, seconds=state.seconds, lr=group["lr"], **means)
             recent.clear()
     bar.close()

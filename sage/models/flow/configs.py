@@ -1,7 +1,6 @@
 """The config.json files of a diffusers folder of FLUX.1 -> parameters; what these networks cannot do is refused."""
 
 import math
-from pathlib import Path
 
 from sage.models.flow.t5 import T5Params
 from sage.models.flow.transformer import FluxParams
@@ -23,9 +22,8 @@ MLP_RATIO = 4  # which the format does not say
 MOST_TOKENS = 2**20
 
 
-def transformer_params(path: Path, latent_channels: int) -> FluxParams:
+def transformer_params(c: Config, latent_channels: int) -> FluxParams:
     """transformer/config.json -> parameters."""
-    c = Config(path)
     c.require(TRANSFORMER_FIXED)
     wide, heads, head = c.get("in_channels", 64, int), c.get("num_attention_heads", 24, int), (
         c.get("attention_head_dim", 128, int))
@@ -49,18 +47,16 @@ def patch_of(c: Config, wide: int, latent_channels: int) -> int:
     return patch
 
 
-def vae_params(path: Path) -> tuple[VAEParams, int]:
+def vae_params(c: Config) -> tuple[VAEParams, int]:
     """vae/config.json -> parameters, and the side of the pictures that the model was trained at."""
-    c = Config(path)
     side = c.several("sample_size", 1024, int)
     if not 1 <= min(side) <= max(side) <= 8 * configs.MAX_SIDE:
         raise c.fail("sample_size", f"where from 1 to {8 * configs.MAX_SIDE} is expected")
-    return configs.vae_params(path, VAE_FIXED), max(side)
+    return configs.vae_params(c, VAE_FIXED), max(side)
 
 
-def t5_params(path: Path) -> T5Params:
+def t5_params(c: Config) -> T5Params:
     """text_encoder_2/config.json -> parameters."""
-    c = Config(path)
     c.require(T5_FIXED)
     params = T5Params(
         width=c.get("d_model", 512, int), head_width=c.get("d_kv", 64, int), heads=c.get("num_heads", 8, int),
@@ -73,9 +69,8 @@ def t5_params(path: Path) -> T5Params:
     return params
 
 
-def flow_params(path: Path, patch: int) -> FlowParams:
+def flow_params(c: Config, patch: int) -> FlowParams:
     """scheduler/scheduler_config.json -> how steps are shifted."""
-    c = Config(path)
     c.require(SCHEDULER_FIXED)
     d = FlowParams()
     params = FlowParams(

@@ -5,12 +5,11 @@
     text_encoder, text_encoder_2, tokenizer, tokenizer_2     beside it, in a folder that is named, or in a fetched model
 """
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -20,18 +19,16 @@ from sage.models.flow import configs, singlefile
 from sage.models.flow.model import Flux
 from sage.models.flow.t5 import T5Params, T5Text
 from sage.models.flow.transformer import FluxParams, FluxTransformer
-from sage.models.folders import load_tokenizer, recommended, weight_files
+from sage.models.folders import Folder
+from sage.models.folders import Source as FolderSource
 from sage.models.known import installed
-from sage.models.memory import free_memory
 from sage.models.sd import renames
 from sage.models.sd.clip import CLIPText, CLIPTextParams
 from sage.models.sd.configs import MAX_LAYERS, MAX_LEVELS, MAX_WIDTH, Config, text_params
 from sage.models.sd.vae import VAE, VAEParams
-from sage.models.weights import Stored, fill, open_weights, renamed
-from sage.prompts.vocabulary import read_words
+from sage.models.weights import Part, check_room, open_weights, renamed
 from sage.sampling.levels import FlowParams
 
-DIFFUSERS = "diffusion_pytorch_model"
 SIDE = 1024  # of the pictures that FLUX.1 was trained at
 MOST = {True: 512, False: 256}  # tokens of a prompt, of dev and of schnell: whether guidance is an input
 AXES_OF = 128  # numbers of a head of FLUX.1
@@ -41,25 +38,22 @@ RECOMMENDS: dict[bool, dict[str, dict[str, Any]]] = {
     False: {"plain": {"guidance_scale": 1.0}, **dict.fromkeys(("sdedit", "generate/plain"),
                                                               {"steps": 4, "guidance_scale": 1.0})}}
 
-N = TypeVar("N", bound=nn.Module)
+
+class Source(FolderSource, Protocol):
+    """What the parts of a FLUX.1 are taken from."""
+
+    def t5_tokenizer(self, part: str, t5: T5Params, most: int) -> tuple[Any, int]:
+        """The tokenizer of T5, and how many tokens a prompt may have, at most `most`."""
+        ...
 
 
 @dataclass(frozen=True)
-class Part:
-    """One network on disk: how to build it, and its weights under our names."""
+class FluxFolder(Folder):
+    """A diffusers folder of a FLUX.1."""
 
-    make: Callable[[], nn.Module]
-    tensors: Mapping[str, Stored]
-    what: str
-
-    def bytes(self, dtype: torch.dtype) -> int:
-        """What its weights take in memory."""
-        return self.numbers * dtype.itemsize
-
-    @property
-    def numbers(self) -> int:
-        """How many there are in its weights."""
-        return sum(math.prod(stored.shape) for stored in self.tensors.values())
+    def t5_tokenizer(self, part: str, t5: T5Params, most: int) -> tuple[Any, int]:
+        """Its tokenizer of T5."""
+        return load_t5_tokenizer(self.path / part, t5, most)
 
 
 @dataclass(frozen=True)
@@ -74,8 +68,8 @@ class Opened:
     schedule: FlowParams
     side: int
     parts: Mapping[str, Part]  # "transformer", "vae", "text", "t5"
-    companions: Path
-    recommends: dict[str, dict[str, Any]]
+    companions: Source
+    recommends: Mapping[str, Mapping[str, Any]]
 
 
 def load_flux(opened: Opened, name: str, device: torch.device, dtype: torch.dtype) -> Flux:
@@ -85,18 +79,18 @@ def load_flux(opened: Opened, name: str, device: torch.device, dtype: torch.dtyp
         ModelError: weights that do not fit together, or into the memory that is free.
     """
     check_kin(opened)
-    _check_room(opened, name, device, dtype)
+    check_room(opened.parts.values(), name, device, dtype)
     t, words = opened.transformer, opened.companions
-    clip_tokenizer = load_tokenizer(words / "tokenizer", opened.text)
+    clip_tokenizer = words.tokenizer("tokenizer", opened.text)
     if opened.t5 is None:
         tokenizer, tokens = clip_tokenizer, opened.text.max_length
     else:
-        tokenizer, tokens = load_t5_tokenizer(words / "tokenizer_2", opened.t5, MOST[t.guidance])
+        tokenizer, tokens = words.t5_tokenizer("tokenizer_2", opened.t5, MOST[t.guidance])
     made: dict[str, Any] = {"t5": None}
-    made |= {part: fill(of.make, dict(of.tensors), of.what, device, dtype) for part, of in opened.parts.items()}
+    made |= {part: of.load(device, dtype) for part, of in opened.parts.items()}
     return Flux(**made, tokenizer=tokenizer, clip_tokenizer=clip_tokenizer, tokens=tokens,
                 schedule=opened.schedule, name=name, sample_size=opened.side, device=device, dtype=dtype,
-                recommends=opened.recommends, taught=read_words(words))
+                recommends=opened.recommends, taught=words.words())
 
 
 def is_flux_folder(folder: Path) -> bool:
@@ -105,21 +99,28 @@ def is_flux_folder(folder: Path) -> bool:
 
 
 def open_folder(folder: Path, half: bool = False) -> Opened:
-    """Read the configurations and headers of a diffusers folder.
+    """`open_source` of a diffusers folder.
 
     Args:
         half: the files in half precision where there are both.
+    """
+    return open_source(FluxFolder(folder, half))
+
+
+def open_source(source: Source) -> Opened:
+    """Read the configurations and headers of a diffusers folder, or take those of a pipeline.
+
     Raises:
         ModelError: not whole, damaged, or not supported.
     """
-    vae, side = configs.vae_params(folder / "vae" / "config.json")
-    transformer = configs.transformer_params(folder / "transformer" / "config.json", vae.latent_channels)
-    schedule = configs.flow_params(folder / "scheduler" / "scheduler_config.json", transformer.patch)
-    text, t5, encoders = _encoders(folder, half)
-    parts = {"transformer": _of_folder(lambda: FluxTransformer(transformer), folder, "transformer", half),
-             "vae": _of_folder(lambda: VAE(vae), folder, "vae", half, renames.folder_vae), **encoders}
-    return Opened(folder, transformer, vae, text, t5, schedule, side, parts, folder,
-                  recommended(folder) or RECOMMENDS[transformer.guidance])
+    vae, side = configs.vae_params(source.config("vae/config.json"))
+    transformer = configs.transformer_params(source.config("transformer/config.json"), vae.latent_channels)
+    schedule = configs.flow_params(source.config("scheduler/scheduler_config.json"), transformer.patch)
+    text, t5, encoders = _encoders(source)
+    parts = {"transformer": _of(lambda: FluxTransformer(transformer), source, "transformer"),
+             "vae": _of(lambda: VAE(vae), source, "vae", renames.folder_vae), **encoders}
+    return Opened(source.path, transformer, vae, text, t5, schedule, side, parts, source,
+                  source.recommends() or RECOMMENDS[transformer.guidance])
 
 
 def open_file(path: Path, companions: Path | None, half: bool = False) -> Opened:
@@ -130,40 +131,37 @@ def open_file(path: Path, companions: Path | None, half: bool = False) -> Opened
     Raises:
         ModelError: not whole, damaged, not supported, or without companions.
     """
-    companions = _companions(path, companions)
+    source = FluxFolder(_companions(path, companions), half)
     side, beside = SIDE, path.with_name("ae.safetensors")
     if beside.is_file():
         vae, tensors = singlefile.autoencoder(beside, open_weights([beside]))
         of_vae = Part(lambda: VAE(vae), tensors, str(beside))
     else:
-        vae, side = configs.vae_params(companions / "vae" / "config.json")
-        of_vae = _of_folder(lambda: VAE(vae), companions, "vae", half, renames.folder_vae)
+        vae, side = configs.vae_params(source.config("vae/config.json"))
+        of_vae = _of(lambda: VAE(vae), source, "vae", renames.folder_vae)
     transformer, tensors = singlefile.take_apart(path, open_weights([path]), vae.latent_channels)
     head = transformer.width // max(transformer.heads, 1)
     if head != AXES_OF:
         warnings.warn(f"{path.name}: its heads are {head} wide, and taken to be turned by axes of "
                       f"{', '.join(map(str, transformer.axes))}: a diffusers folder would say it", stacklevel=3)
-    text, t5, encoders = _encoders(companions, half)
+    text, t5, encoders = _encoders(source)
     parts = {"transformer": Part(lambda: FluxTransformer(transformer), tensors, str(path)), "vae": of_vae, **encoders}
     return Opened(path, transformer, vae, text, t5, FlowParams(dynamic=transformer.guidance, patch=transformer.patch),
-                  side, parts, companions, RECOMMENDS[transformer.guidance])
+                  side, parts, source, RECOMMENDS[transformer.guidance])
 
 
-def _of_folder(make: Callable[[], nn.Module], folder: Path, part: str, half: bool,
-               rename: renames.Rename = renames.folder_unet, base: str = DIFFUSERS) -> Part:
-    tensors = open_weights(weight_files(folder / part, base, half))
-    return Part(make, renamed(tensors, rename), str(folder / part))
+def _of(make: Callable[[], nn.Module], source: Source, part: str, rename: renames.Rename = renames.folder_unet) -> Part:
+    return Part(make, renamed(source.tensors(part), rename), str(source.path / part))
 
 
-def _encoders(folder: Path, half: bool) -> tuple[CLIPTextParams, T5Params | None, dict[str, Part]]:
+def _encoders(source: Source) -> tuple[CLIPTextParams, T5Params | None, dict[str, Part]]:
     """The text encoders of a folder; a smaller model may have one."""
-    text = text_params(folder / "text_encoder" / "config.json")
-    parts = {"text": _of_folder(lambda: CLIPText(text), folder, "text_encoder", half, renames.folder_text,
-                               "model")}
-    if not (folder / "text_encoder_2").exists():
+    text = text_params(source.config("text_encoder/config.json"))
+    parts = {"text": _of(lambda: CLIPText(text), source, "text_encoder", renames.folder_text)}
+    if not source.holds("text_encoder_2"):
         return text, None, parts
-    t5 = configs.t5_params(folder / "text_encoder_2" / "config.json")
-    return text, t5, parts | {"t5": _of_folder(lambda: T5Text(t5), folder, "text_encoder_2", half, folder_t5, "model")}
+    t5 = configs.t5_params(source.config("text_encoder_2/config.json"))
+    return text, t5, parts | {"t5": _of(lambda: T5Text(t5), source, "text_encoder_2", folder_t5)}
 
 
 def folder_t5(key: str) -> str | None:
@@ -233,21 +231,3 @@ def check_kin(o: Opened) -> None:
     if sum(t.axes) != t.width // t.heads or any(n % 2 for n in t.axes):
         raise ModelError(f"{o.path}: axes of {', '.join(map(str, t.axes))} numbers do not make up a head of "
                          f"{t.width // t.heads}")
-
-
-def _check_room(o: Opened, name: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse a model that is larger than the memory that is free, before minutes of reading."""
-    def need(of: torch.dtype) -> int:
-        return sum(part.bytes(of) for part in o.parts.values())
-
-    free = free_memory(device)
-    if free is None or need(dtype) <= free:
-        return
-    half = f"in bfloat16 {_gb(need(torch.bfloat16))}: give dtype bfloat16; " if need(torch.bfloat16) <= free else ""
-    raise ModelError(f"{name} needs {_gb(need(dtype))} of memory in {str(dtype).removeprefix('torch.')}, and "
-                     f"{_gb(free)} are free on {device}; {half}weights are not read piece by piece, which would take "
-                     "minutes a step: use a machine with more memory, or a smaller model")
-
-
-def _gb(amount: int) -> str:
-    return f"{amount / 1e9:.1f} GB"

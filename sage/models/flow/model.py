@@ -1,6 +1,7 @@
 """`Flux`: the backbone of FLUX.1 and of smaller rectified flows of the same build."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,6 +55,7 @@ class Flux(LatentModel):
         self.distilled = transformer.params.guidance
         prompts = Prompts(tokenizer, tokens, taught)
         self._clip_prompts = Prompts(clip_tokenizer, text.params.max_length) if t5 is not None else prompts
+        self._places: Tensor | None = None
         super().__init__(vae=vae, prompts=prompts, prediction_type="flow", **more)
 
     @property
@@ -80,8 +82,8 @@ class Flux(LatentModel):
         return ()
 
     def blocks(self) -> tuple[Block, ...]:
-        """None."""
-        return ()
+        """Attention, MLPs and modulations."""
+        return self.transformer.blocks()
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[Prompt]) -> Text:
@@ -122,10 +124,23 @@ class Flux(LatentModel):
 
         def run() -> Tensor:
             with torch.autocast(self.device.type, enabled=False):  # it casts by itself
-                return self.transformer(z, level.t, words.tokens, words.pooled, given.guidance).float()
+                return self.transformer(z, level.t, words.tokens, words.pooled, given.guidance, self._places).float()
 
         output = self._finite(f"the transformer at time {level.t:g}", self.transformer, run)
         return from_output(z, output, level, self.prediction_type)
+
+    @contextmanager
+    def computing(self, places: Tensor) -> Iterator[None]:
+        """Context in which these tokens of the picture alone are computed: of the others the velocity is 0.
+
+        Args:
+            places: (n,) int64, counted row by row.
+        """
+        before, self._places = self._places, places
+        try:
+            yield
+        finally:
+            self._places = before
 
     def needs(self, width: int, height: int) -> Needs:
         """What a picture of a size in pixels takes beyond the weights."""

@@ -10,6 +10,7 @@ Module names are the key names of the diffusers checkpoints.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from sage.models.flow.attention import JointAttention
 from sage.models.layers import Linear
 from sage.models.sd.unet import TimestepEmbedding, timestep_embedding
-from sage.models.sites import Projection, Sites, find_sites
+from sage.models.sites import Block, Projection, Sites, find_sites
 
 TIME_WIDTH = 256  # of the features of a time
 EPS = 1e-6
@@ -275,8 +276,24 @@ class FluxTransformer(nn.Module):
         """Two for every attention layer, of the picture and of the text, in the order of a forward pass."""
         return self._sites
 
+    def blocks(self) -> tuple[Block, ...]:
+        """Of each block attention and the layers of its MLPs; of double blocks the modulations."""
+        level, both, found = self.params.level, ("text", "image"), list[Block]()
+        double: Any  # of a list of modules mypy knows no more
+        single: Any
+        for double in self.transformer_blocks:
+            found += [Block("modulation", level, double.norm1), Block("modulation", level, double.norm1_context),
+                      Block("attention", level, double.attn, both, double.norm1_context),
+                      Block("feedforward", level, double.ff_context, ("text",)),
+                      Block("feedforward", level, double.ff)]
+        for single in self.single_transformer_blocks:
+            found += [Block("attention", level, single.attn, both),
+                      Block("feedforward", level, single.proj_mlp, both),
+                      Block("feedforward", level, single.proj_out, both)]
+        return tuple(found)
+
     def forward(self, z: Tensor, t: Tensor | float, context: Tensor, pooled: Tensor,
-                guidance: Tensor | float = 1.0) -> Tensor:
+                guidance: Tensor | float = 1.0, places: Tensor | None = None) -> Tensor:
         """Predict eps - x0 in `z`.
 
         Args:
@@ -285,16 +302,21 @@ class FluxTransformer(nn.Module):
             context: (B, T, context_width) text.
             pooled: (B, pooled_width), of the text as a whole.
             guidance: a number or (B,); without effect in networks that do not take it.
+            places: (n,) int64, the tokens of the picture that are computed, counted row by row; default: all.
         Returns:
-            (B, C, h, w), in the dtype of the weights.
+            (B, C, h, w), in the dtype of the weights; 0 where nothing was computed.
         """
         p, dtype = self.params, self.x_embedder.weight.dtype
         rows, columns = z.shape[2] // p.patch, z.shape[3] // p.patch
-        image = self.x_embedder(rearrange(z, "b c (h p) (w q) -> b (h w) (c p q)", p=p.patch, q=p.patch).to(dtype))
+        tokens, rotation = rearrange(z, "b c (h p) (w q) -> b (h w) (c p q)", p=p.patch, q=p.patch), (
+            rotations(p, rows, columns).to(z.device))
+        if places is not None:
+            tokens, rotation = tokens[:, places], rotation[places]
+        image = self.x_embedder(tokens.to(dtype))
         text = self.context_embedder(context.to(dtype))
         t, guidance = (torch.as_tensor(x, dtype=torch.float32, device=z.device).reshape(-1) for x in (t, guidance))
         vector = self.time_text_embed(t, guidance, pooled.to(dtype))
-        rotation, length = rotations(p, rows, columns).to(z.device), text.shape[1]
+        length = text.shape[1]
         for block in self.transformer_blocks:
             text, image = block(text, image, vector, rotation)
         x = torch.cat([text, image], dim=1)
@@ -302,4 +324,6 @@ class FluxTransformer(nn.Module):
             x = block(x, length, vector, rotation)
         scale, shift = self.norm_out(vector)
         tokens = self.proj_out(modulated(x[:, length:], shift, scale))
+        if places is not None:
+            tokens = tokens.new_zeros(len(z), rows * columns, p.token_width).index_copy(1, places, tokens)
         return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=p.patch, q=p.patch)

@@ -1,10 +1,11 @@
 """The text encoder of CLIP: token ids -> one embedding a token (Radford et al. 2021).
 
 Stable Diffusion 1.x uses OpenAI's ViT-L/14 text tower whole; 2.x the first 23 of the 24 layers of OpenCLIP's ViT-H.
+XL uses ViT-L/14 and OpenCLIP's ViT-bigG/14: of both what enters the last layer, of the second the end mark, projected.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ class CLIPTextParams:
 
     Attributes:
         activation: "quick_gelu", x sigmoid(1.702 x), as OpenAI trained; or "gelu", the exact one, as OpenCLIP did.
+        projection: numbers that the end mark is projected to; 0 where it is not.
     """
 
     width: int = 768
@@ -29,6 +31,7 @@ class CLIPTextParams:
     vocabulary: int = 49408
     max_length: int = 77
     activation: str = "quick_gelu"
+    projection: int = field(default=0, metadata={"later": True})
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -96,10 +99,12 @@ class CLIPEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(CLIPLayer(p) for _ in range(p.layers))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What enters the last layer, and what leaves it."""
+        before = x
         for layer in self.layers:
-            x = layer(x)
-        return x
+            before, x = x, layer(x)
+        return before, x
 
 
 class CLIPTextModel(nn.Module):
@@ -109,8 +114,9 @@ class CLIPTextModel(nn.Module):
         self.encoder = CLIPEncoder(p)
         self.final_layer_norm = nn.LayerNorm(p.width)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.final_layer_norm(self.encoder(self.embeddings(ids)))
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        before, last = self.encoder(self.embeddings(ids))
+        return before, self.final_layer_norm(last)
 
 
 class CLIPText(nn.Module):
@@ -120,7 +126,17 @@ class CLIPText(nn.Module):
         super().__init__()
         self.params = params
         self.text_model = CLIPTextModel(params)
+        if params.projection:
+            self.text_projection = Linear(params.width, params.projection, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, N <= max_length) int64 token ids -> (B, N, width): the last hidden state, layer-normalised."""
+        return self.states(ids)[1]
+
+    def states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and before it (B, N, width), what enters the last layer, as it is."""
         return self.text_model(ids)
+
+    def pooled(self, last: Tensor, end: int) -> Tensor:
+        """(B, N, width) of `forward`, and where the end mark stands -> (B, projection): the prompt as a whole."""
+        return self.text_projection(last[:, end])

@@ -1,17 +1,18 @@
-"""The config.json files of a diffusers folder -> parameters, refusing by name what these networks cannot do.
+"""The configurations of a diffusers folder or pipeline -> parameters, refusing by name what these networks cannot do.
 
 A key that is absent has the default of the library that defines the format.
 """
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sage.errors import ModelError
 from sage.files import parse_json, read_plain
 from sage.models.sd.clip import ACTIVATIONS, CLIPTextParams
-from sage.models.sd.unet import UNetParams
+from sage.models.sd.unet import SIZES, UNetParams
 from sage.models.sd.vae import VAEParams
 from sage.sampling.levels import ScheduleParams
 
@@ -22,7 +23,7 @@ UNET_FIXED = {
     "downsample_padding": 1, "mid_block_scale_factor": 1, "resnet_out_scale_factor": 1.0, "conv_in_kernel": 3,
     "conv_out_kernel": 3, "center_input_sample": False, "only_cross_attention": False,
     "mid_block_only_cross_attention": None, "dual_cross_attention": False, "cross_attention_norm": None,
-    "class_embed_type": None, "num_class_embeds": None, "addition_embed_type": None, "encoder_hid_dim": None,
+    "class_embed_type": None, "num_class_embeds": None, "encoder_hid_dim": None,
     "encoder_hid_dim_type": None, "time_embedding_dim": None, "time_embedding_act_fn": None,
     "timestep_post_act": None, "time_cond_proj_dim": None, "resnet_skip_time_act": False,
     "reverse_transformer_layers_per_block": None}
@@ -39,24 +40,30 @@ UNET_UP = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUp
 
 
 class Config:
-    """One JSON file whose values are checked as they are read.
+    """One JSON object whose values are checked as they are read.
 
+    Args:
+        path: the file that it is read from; what to call it where there are values.
+        values: what it would hold.
     Raises:
         ModelError: a file that is missing or no JSON object, or a value that is not of the type asked for.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, values: Mapping[str, Any] | None = None):
         self.path = path
+        if values is not None:
+            self.values = dict(values)
+            return
         raw = read_plain(path, ModelError, MAX_BYTES)
         try:
-            self.values: dict[str, Any] = parse_json(raw.decode())
+            self.values = parse_json(raw.decode())
         except ValueError as error:
             raise ModelError(f"{path} is no readable JSON file ({error})") from error
         if not isinstance(self.values, dict):
             raise ModelError(f"{path} does not hold a JSON object")
 
     def fail(self, key: str, wanted: str) -> ModelError:
-        return ModelError(f"{self.path}: {key} is {json.dumps(self.values.get(key))[:200]}, {wanted}")
+        return ModelError(f"{self.path}: {key} is {json.dumps(self.values.get(key), default=str)[:200]}, {wanted}")
 
     def get(self, key: str, default: Any, kind: type) -> Any:
         value = self.values.get(key)
@@ -104,9 +111,8 @@ class Config:
                 raise self.fail(key, f"which is not supported: only {wanted!r} is")
 
 
-def unet_params(path: Path) -> tuple[UNetParams, int]:
+def unet_params(c: Config) -> tuple[UNetParams, int]:
     """unet/config.json -> parameters, and the side of the latents that the UNet was trained at."""
-    c = Config(path)
     c.require(UNET_FIXED)
     channels = c.several("block_out_channels", (320, 640, 1280, 1280), int)
     down = c.several("down_block_types", UNET_DOWN, str, len(channels))
@@ -120,6 +126,7 @@ def unet_params(path: Path) -> tuple[UNetParams, int]:
     side = c.several("sample_size", 64, int)
     if not 1 <= min(side) <= max(side) <= MAX_SIDE:
         raise c.fail("sample_size", f"where from 1 to {MAX_SIDE} is expected")
+    pooled, features = _added(c)
     return UNetParams(
         in_channels=c.get("in_channels", 4, int),
         out_channels=c.get("out_channels", 4, int),
@@ -127,21 +134,41 @@ def unet_params(path: Path) -> tuple[UNetParams, int]:
         attention=tuple("CrossAttn" in block for block in down),
         layers_per_block=c.uniform("layers_per_block", 2),
         heads=c.several(heads, 8, int, len(channels)),
-        transformer_depth=c.uniform("transformer_layers_per_block", 1),
+        transformer_depth=one_or_all(c.several("transformer_layers_per_block", 1, int, len(channels))),
         context_width=c.uniform("cross_attention_dim", 1280),
         groups=c.get("norm_num_groups", 32, int),
         norm_eps=c.within("norm_eps", 1e-5, 0, 1),
         linear_projection=c.get("use_linear_projection", False, bool),
-        upcast_attention=c.get("upcast_attention", False, bool)), max(side)
+        upcast_attention=c.get("upcast_attention", False, bool),
+        pooled_width=pooled,
+        size_width=features), max(side)
 
 
-def vae_params(path: Path, fixed: dict[str, Any] = VAE_FIXED) -> VAEParams:
+def _added(c: Config) -> tuple[int, int]:
+    """The numbers of pooled text, and the features of each of the numbers that tell sizes, of XL; else 0."""
+    if (kind := c.values.get("addition_embed_type")) is None:
+        return 0, 0
+    if kind != "text_time":
+        raise c.fail("addition_embed_type", "which is not supported: only null and text_time are")
+    features = c.within("addition_time_embed_dim", 256, 2, MAX_WIDTH)
+    pooled = c.within("projection_class_embeddings_input_dim", 0, 0, MAX_WIDTH) - SIZES * features
+    if features % 2 or pooled < 1:
+        raise c.fail("projection_class_embeddings_input_dim", f"which {SIZES} numbers of {features} features each "
+                                                              "leave no pooled text")
+    return pooled, features
+
+
+def one_or_all(values: tuple[int, ...]) -> int | tuple[int, ...]:
+    """A number that is the same at every level, or all of them."""
+    return values[0] if len(set(values)) == 1 else values
+
+
+def vae_params(c: Config, fixed: dict[str, Any] = VAE_FIXED) -> VAEParams:
     """vae/config.json -> parameters.
 
     Args:
         fixed: what the family's autoencoders have in common.
     """
-    c = Config(path)
     c.require(fixed)
     if (quant := c.get("use_quant_conv", True, bool)) != c.get("use_post_quant_conv", True, bool):
         raise c.fail("use_post_quant_conv", "which is not supported: it must be as use_quant_conv")
@@ -159,9 +186,12 @@ def vae_params(path: Path, fixed: dict[str, Any] = VAE_FIXED) -> VAEParams:
         quant_convs=quant)
 
 
-def text_params(path: Path) -> CLIPTextParams:
-    """text_encoder/config.json -> parameters."""
-    c = Config(path)
+def text_params(c: Config, projects: bool = False) -> CLIPTextParams:
+    """text_encoder/config.json -> parameters.
+
+    Args:
+        projects: its end mark is projected; other encoders' files name a width for that too, and have no weights.
+    """
     c.require({"layer_norm_eps": 1e-5})
     activation = c.get("hidden_act", "quick_gelu", str)
     if activation not in ACTIVATIONS:
@@ -173,15 +203,15 @@ def text_params(path: Path) -> CLIPTextParams:
         layers=c.get("num_hidden_layers", 12, int),
         vocabulary=c.get("vocab_size", 49408, int),
         max_length=c.get("max_position_embeddings", 77, int),
-        activation=activation)
+        activation=activation,
+        projection=c.within("projection_dim", 512, 1, MAX_WIDTH) if projects else 0)
 
 
-def schedule_params(path: Path) -> tuple[ScheduleParams, str]:
+def schedule_params(c: Config) -> tuple[ScheduleParams, str]:
     """scheduler/scheduler_config.json -> the noise schedule, and the prediction type (epsilon where none is named).
 
     Which sampler the file names is of no account, nor what that sampler would clip; its noise levels are.
     """
-    c = Config(path)
     c.require(SCHEDULER_FIXED)
     d = ScheduleParams()
     prediction = c.get("prediction_type", "epsilon", str)
@@ -196,5 +226,21 @@ def schedule_params(path: Path) -> tuple[ScheduleParams, str]:
         beta_end=c.within("beta_end", d.beta_end, 0, 1),
         beta_schedule=betas,
         steps_offset=c.within("steps_offset", d.steps_offset, 0, MAX_STEPS),
-        set_alpha_to_one=c.get("set_alpha_to_one", d.set_alpha_to_one, bool),
+        # The samplers of few-step students end without noise, whatever this says.
+        set_alpha_to_one=c.get("set_alpha_to_one", d.set_alpha_to_one, bool) or is_student(c),
         zero_terminal_snr=c.get("rescale_betas_zero_snr", d.zero_terminal_snr, bool)), prediction
+
+
+def is_student(c: Config) -> bool:
+    """Whether a schedule is that of a network for few steps, such as SDXL-Turbo or SD-Turbo.
+
+    Theirs begin at the last timestep ("trailing") and end without noise, by a sampler of Euler's; of other networks
+    only those whose last timestep is pure noise begin there.
+    """
+    return (c.get("timestep_spacing", "leading", str) == "trailing" and not c.get("rescale_betas_zero_snr", False, bool)
+            and c.get("_class_name", "", str).startswith("Euler"))
+
+
+def is_ancestral(c: Config) -> bool:
+    """Whether the sampler that a schedule names draws new noise at every step."""
+    return "Ancestral" in c.get("_class_name", "", str)

@@ -27,10 +27,10 @@ from sage.sampling.steps import Prediction, from_output
 
 @dataclass(frozen=True)
 class Prepared:
-    """Embedded prompts (B, M, width), and what the UNet makes of them in `dtype`, the same at every step."""
+    """Embedded prompts, and what the UNet makes of their tokens in `dtype`, the same at every step."""
 
-    embedding: Tensor
-    text: TextKeysValues
+    text: Text
+    keys_values: TextKeysValues
     dtype: torch.dtype
 
 
@@ -46,6 +46,7 @@ class StableDiffusion(LatentModel):
 
     family = "sd"
     distilled = False
+    pass_takes = 650, 1000  # bytes of a pass and its gradient, a number of the first level: in float32, and below
 
     def __init__(self, *, unet: UNet, vae: VAE, text: CLIPText, tokenizer: Any, schedule: ScheduleParams,
                  prediction_type: str, taught: Sequence[str] = (), inversion: InversionNet | None = None, **more: Any):
@@ -112,20 +113,21 @@ class StableDiffusion(LatentModel):
         """What a picture of a size in pixels takes beyond the weights; measured on Stable Diffusion's networks."""
         size, wide = width * height, self.dtype == torch.float32
         tile = min(size, SIDE**2) if self.savings.tiles else size
-        value, places, channels = 4 if wide else 2, size // self.vae.factor**2, self.unet.params.channels
+        value, places, channels = self.dtype.itemsize, size // self.vae.factor**2, self.unet.params.channels
         attention: Counter[tuple[str, int]] = Counter()
         for site in self.sites():
             if site.place != "mid":  # queries of every place; as many keys, or a text's
                 of_site = (2 if site.kind == "self" else 1) * places // 4**site.level * channels[site.level] * value
                 attention[site.kind, site.level] += of_site
-        return Needs(attention=attention, autoencoder=13 * tile * self.vae.params.channels[0] * value,
+        of_vae = self.vae.params.channels[0] * self._dtype_of(self.vae).itemsize
+        return Needs(attention=attention, autoencoder=13 * tile * of_vae,
                      # Below float32 the norms' inputs are float32 all the same.
-                     network=(650 if wide else 1000) * places * channels[0] * value)
+                     network=self.pass_takes[not wide] * places * channels[0] * value)
 
     @torch.no_grad()
     def prepare(self, text: Text, guidance: float | None = None) -> Prepared:
         """What `predict` needs of embedded prompts, for as often as they are used."""
-        return Prepared(text.tokens, self._autocast(lambda: self.unet.text(text.tokens)), self.dtype)
+        return Prepared(text, self._autocast(lambda: self.unet.text(text.tokens)), self.dtype)
 
     def predict(self, z: Tensor, level: Level, text: Text | Prepared) -> Prediction:
         """Predict what `z`, at `level`, is made of.
@@ -136,25 +138,28 @@ class StableDiffusion(LatentModel):
         Returns:
             x0 and eps, each (B, 4, h, w) float32.
         """
+        words = text.text if isinstance(text, Prepared) else text.expand(len(z))
+
         def run() -> Tensor:
-            if isinstance(text, Prepared):
-                context = text.text if text.dtype == self.dtype else text.embedding
-            else:
-                context = text.expand(len(z)).tokens
-            return self.unet(z, self._time(int(level.t)), context).float()
+            ready = isinstance(text, Prepared) and text.dtype == self.dtype
+            context = text.keys_values if ready else words.tokens  # type: ignore[union-attr]
+            return self.unet(z, self._time(int(level.t), words, z), context).float()
 
         output = self._finite(f"the UNet at timestep {level.t:g}", self.unet, run)
         return from_output(z, output, level, self.prediction_type)
 
     @torch.no_grad()
-    def _time(self, t: int) -> Time:
+    def _time(self, t: int, text: Text, z: Tensor) -> Time:
+        """What the network makes of a timestep, and of whatever else it is told with it."""
         if (t, self.dtype) not in self._times:
             self._times[t, self.dtype] = self.unet.time(t)
         return self._times[t, self.dtype]
 
     def fingerprint(self) -> str:
         """What the model is known by; see `LatentModel`."""
-        facts = {"prediction": self.prediction_type, "side": self.sample_size,
-                 "schedule": asdict(self.schedule.params)}
         parts = {"unet": self.unet, "vae": self.vae, "text": self.text, "inversion": self.inversion}
-        return self._digest(facts, {name: network for name, network in parts.items() if network is not None})
+        return self._digest(self._facts(), {name: network for name, network in parts.items() if network is not None})
+
+    def _facts(self) -> dict[str, Any]:
+        """What a fingerprint is of, beside weights."""
+        return {"prediction": self.prediction_type, "side": self.sample_size, "schedule": asdict(self.schedule.params)}

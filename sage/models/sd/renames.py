@@ -19,7 +19,13 @@ class Rows(NamedTuple):
     of: int
 
 
-Rename = Callable[[str], str | tuple[Rows, ...] | None]
+class Turned(NamedTuple):
+    """One of our weights, stored with rows and columns the other way round."""
+
+    name: str
+
+
+Rename = Callable[[str], str | tuple[Rows, ...] | Turned | None]
 
 # Buffers of the first text encoders' checkpoints; made anew by every version of the library.
 DROP_TEXT = re.compile(r"(text_model\.)?embeddings\.position_ids$")
@@ -37,6 +43,7 @@ DROP_SINGLE_NAMES = {
 DROP_OPENCLIP = {"logit_scale", "text_projection", "attn_mask"}
 
 UNET_TOP = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
+            "label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2",
             "out.0": "conv_norm_out", "out.2": "conv_out"}
 UNET_RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj",
                "out_layers.0": "norm2", "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}
@@ -141,10 +148,16 @@ def single_vae(levels: int) -> Rename:
     return rename
 
 
-def single_openclip(layers: int) -> Rename:
-    """Names of an OpenCLIP text tower of which the first `layers` are used, without `cond_stage_model.model.`."""
-    def rename(key: str) -> str | tuple[Rows, ...] | None:
+def single_openclip(layers: int, projects: bool = False) -> Rename:
+    """Names of an OpenCLIP text tower of which the first `layers` are used, without `cond_stage_model.model.`.
+
+    Args:
+        projects: its projection is used.
+    """
+    def rename(key: str) -> str | tuple[Rows, ...] | Turned | None:
         m = re.match(r"transformer\.resblocks\.(\d+)\.", key)
+        if key == "text_projection" and projects:  # x P, and ours is x W^T
+            return Turned("text_projection.weight")
         if key in DROP_OPENCLIP or (m and int(m[1]) >= layers):
             return None
         name = apply(OPENCLIP, key)

@@ -1,11 +1,11 @@
-"""The UNet of latent diffusion: eps_theta or v_theta (z_t, t, text) of Stable Diffusion 1.x, 2.x and smaller kin.
+"""The UNet of latent diffusion: eps_theta or v_theta (z_t, t, text) of Stable Diffusion 1.x, 2.x, XL and smaller kin.
 
 Module names are the key names of the diffusers checkpoints, so loading needs no converter.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from sage.models.layers import Conv2d, GroupNorm, Linear
 from sage.models.sd.attention import SpatialTransformer, TextKeysValues, TransformerBlock
 from sage.models.sites import Block, Feature, Sites, find_sites
 
+SIZES = 6  # numbers that tell sizes: height and width of the original, top and left of the crop, height and width
+
 
 @dataclass(frozen=True)
 class UNetParams:
@@ -23,7 +25,10 @@ class UNetParams:
     Attributes:
         attention: whether the down block at each level has attention; the up blocks mirror it.
         heads: attention heads at each level (what diffusers calls `attention_head_dim`).
+        transformer_depth: transformer blocks in each place that has attention, the same everywhere or by level.
         upcast_attention: attention scores in float32 (SD 2.1).
+        pooled_width, size_width: numbers of a prompt's pooled text, and features of each of the six numbers that tell
+            sizes, both joined to the timestep (Podell et al. 2307.01952, sec. 2.2); 0 where neither is asked for.
     """
 
     in_channels: int = 4
@@ -32,12 +37,25 @@ class UNetParams:
     attention: tuple[bool, ...] = (True, True, True, False)
     layers_per_block: int = 2
     heads: tuple[int, ...] = (8, 8, 8, 8)
-    transformer_depth: int = 1
+    transformer_depth: int | tuple[int, ...] = 1
     context_width: int = 768
     groups: int = 32
     norm_eps: float = 1e-5
     linear_projection: bool = False
     upcast_attention: bool = False
+    pooled_width: int = field(default=0, metadata={"later": True})
+    size_width: int = field(default=0, metadata={"later": True})
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Transformer blocks at each level."""
+        depth = self.transformer_depth
+        return (depth,) * len(self.channels) if isinstance(depth, int) else depth
+
+    @property
+    def added_width(self) -> int:
+        """Numbers that are joined to the timestep."""
+        return self.pooled_width + SIZES * self.size_width
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -194,11 +212,13 @@ class UNet(nn.Module):
 
         def transformer(path: str, level: int) -> SpatialTransformer:
             return SpatialTransformer(
-                p.channels[level], p.context_width, p.heads[level], p.transformer_depth, p.groups,
+                p.channels[level], p.context_width, p.heads[level], p.depths[level], p.groups,
                 p.linear_projection, path, level, path.partition("_")[0], p.upcast_attention)
 
         self.conv_in = Conv2d(p.in_channels, p.channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(p.channels[0], time_width)
+        if p.added_width:
+            self.add_embedding = TimestepEmbedding(p.added_width, time_width)
 
         self.down_blocks = nn.ModuleList()
         skip_widths = [p.channels[0]]
@@ -224,7 +244,7 @@ class UNet(nn.Module):
 
         below: Scale | MidBlock = self.mid_block
         for down, up in zip(reversed(self.down_blocks), self.up_blocks, strict=True):
-            below = Scale(down, below, up)
+            below = Scale(down, below, up)  # type: ignore[arg-type]  # of a list of modules mypy knows no more
         self._top = (below,)
 
         self.conv_norm_out = GroupNorm(p.groups, p.channels[0], eps=p.norm_eps)
@@ -257,39 +277,48 @@ class UNet(nn.Module):
 
     def blocks(self) -> tuple[Block, ...]:
         """Every attention and feed-forward layer, and what lies below each level."""
-        found, last, below = [], len(self.params.channels) - 1, self._top[0]
+        found, below = list[Block](), self._top[0]
         for m in (m for block in (*self.down_blocks, self.mid_block, *self.up_blocks) for m in block.modules()):
             if isinstance(m, TransformerBlock):
                 level = m.attn1.site.level
                 found += [Block("attention", level, m.attn1), Block("attention", level, m.attn2),
                           Block("feedforward", level, m.ff)]
-        for level in range(1, last + 1):
-            below = below.blocks[1]
+        for level in range(1, len(self.params.channels)):
+            below = below.blocks[1]  # type: ignore[index, assignment]
             found.append(Block("deep", level, below))
         return tuple(found)
 
-    def time(self, t: Tensor | float) -> Time:
-        """What the network makes of timesteps in [0, 1000), a number or (B,)."""
+    def time(self, t: Tensor | float, added: Tensor | None = None) -> Time:
+        """What the network makes of timesteps in [0, 1000), a number or (B,), and of what is `added` to them."""
         weight = self.time_embedding.linear_1.weight
         t = torch.as_tensor(t, device=weight.device).reshape(-1)
-        embedding = F.silu(self.time_embedding(timestep_embedding(t, self.params.channels[0]).to(weight.dtype)))
+        embedding = self.time_embedding(timestep_embedding(t, self.params.channels[0]).to(weight.dtype))
+        embedding = F.silu(embedding if added is None else embedding + added)
         return {m: m.time_emb_proj(embedding)[:, :, None, None] for m in self.modules() if isinstance(m, ResBlock)}
+
+    def added(self, pooled: Tensor, sizes: Tensor) -> Tensor:
+        """What is added to the timestep: of (B, pooled_width) text, and of (B or 1, 6) sizes in pixels."""
+        features = timestep_embedding(sizes.flatten(), self.params.size_width).reshape(len(sizes), -1)
+        joined = torch.cat([pooled, features.expand(len(pooled), -1).to(pooled)], dim=-1)
+        return self.add_embedding(joined.to(self.add_embedding.linear_1.weight.dtype))
 
     def text(self, context: Tensor) -> TextKeysValues:
         """What the network makes of (B, M, context_width) embedded prompts."""
         return {m.attn2: m.attn2.keys_values(context) for m in self.modules() if isinstance(m, TransformerBlock)}
 
-    def forward(self, z: Tensor, t: Tensor | float | Time, context: Tensor | TextKeysValues) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor | float | Time, context: Tensor | TextKeysValues,
+                added: Tensor | None = None) -> Tensor:
         """Predict the noise, or v, in `z`.
 
         Args:
             z: (B, 4, h, w) latents, h and w multiples of `side_multiple`.
             t: timestep in [0, 1000), a number or (B,); or `time` of it, to be used again.
             context: (B, M, context_width) text embedding; or `text` of it, to be used again.
+            added: (B, width) what `added` gives, for networks that are told sizes; not with `time`, which has it.
         Returns:
             (B, 4, h, w), in the dtype the last convolution gives.
         """
-        time = t if isinstance(t, dict) else self.time(t)
+        time = t if isinstance(t, dict) else self.time(t, added)
         text = context if isinstance(context, dict) else self.text(context)
         x = self._top[0](self.conv_in(z), time, text)
         return self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -22,6 +22,7 @@ class VAEParams:
     Attributes:
         scaling, shift: the diffusion's latents are (z - shift) scaling.
         quant_convs: a 1x1 convolution after the encoder and before the decoder.
+        upcast: it overflows in float16, and works in float32 there, as that of XL.
     """
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -31,6 +32,11 @@ class VAEParams:
     scaling: float = 0.18215
     shift: float = field(default=0.0, metadata={"later": True})
     quant_convs: bool = field(default=True, metadata={"later": True})
+    upcast: bool = field(default=False, metadata={"later": True})
+
+    def dtype(self, wanted: torch.dtype) -> torch.dtype:
+        """What it works in where the other networks do so in `wanted`."""
+        return torch.float32 if self.upcast and wanted == torch.float16 else wanted
 
 
 class VAEResBlock(nn.Module):

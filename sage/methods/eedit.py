@@ -1,0 +1,213 @@
+"""EEdit: RF-inversion at a part of its cost, for edits by prompt, by dragging and by a reference (2503.10270).
+
+    up     u <- u + gamma (u_noise - u)    u asked of the network at every inv_skip-th step, else the last one's
+    down   u <- u + eta (u_clean - u)      for steps start <= i < stop; attention held between whole steps
+           z <- M z + (1 - M) (s z0 + n noise)             while i < mask_timestep, exact at the end
+    drag   z[to] <- z*_k[from] before step i while N - i - 1 > t_prime_ratio N;  M is the regions'
+
+u_noise and u_clean are the straight lines through z and a fixed noise, and through z and the picture, so that a
+diffusion follows the same lines.  The released code (@35e95e3) differs in what `published` sets: two time grids that do
+not meet, a paste before the step, blurred places at half their coordinates, and the slips of `Slips`.  A composition is
+an edit of the paste with its box as the mask (sage compose).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from sage import kit
+from sage.errors import SettingsError
+from sage.method import Method, Step
+from sage.methods.regiondrag import Moves
+from sage.settings import Guidance, PartWay, Picture, Span, frozen, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sage.job import Job
+    from sage.models.backbone import Backbone, Text
+    from sage.prompts.tokens import Prompt, Prompts
+
+RELEASED = dict(steps=28, guidance_scale=7.0, source_guidance_scale=7.0, inv_skip=3, fresh_threshold=3, reuse="held",
+                count="steps", paste="before", blur="half", exact=False, held_modulation=True, twice_gated=True,
+                text_offset=False, encode="sample", quantise="truncate", seed=42)
+PROMPT = RELEASED | dict(grid="released", eta=0.7, gamma=0.7, stop=6, mask_timestep=18, invert_under="target",
+                         paste="after")
+DRAG = RELEASED | dict(grid="released, regions", eta=1.0, gamma=1.0, stop=6, invert_under="empty", region_bonus=1.0)
+COMPOSE = RELEASED | dict(grid="released, regions", eta=0.6, gamma=0.6, stop=10, inv_skip=2, cascade_num=5,
+                          invert_under="empty", paste="after")
+
+
+@frozen
+class Inverting(PartWay, Guidance):
+    """Inversion."""
+
+    fixes = frozenset({"gamma", "use_rf_inversion", "invert_under", "source_guidance_scale", "reuse", "count", "grid"})
+
+    gamma: float = setting(0.7, "how far the way to noise is drawn to a fixed noise", low=0, high=1)
+    use_rf_inversion: bool = setting(True, "invert the picture; no: start from plain noise, and draw to nothing")
+    invert_under: str = setting("empty", "what the picture is inverted under: the empty prompt, the source's, or the "
+                                "target's", "empty", "source", "target")
+    source_guidance_scale: float = setting(1.0, "how strongly that is followed, where it is not the empty prompt",
+                                           low=0, high=100)
+    reuse: str = setting("continued", "what stands at skipped steps: the last prediction, or what the last two lead to",
+                         "held", "continued")
+    count: str = setting("calls", "what is counted of the inversion for its whole steps: calls of the network, or "
+                         "steps, which with inv_skip a multiple of fresh_threshold makes every call a whole one",
+                         "calls", "steps")
+    grid: str = setting("consistent", "levels of the inversion: those of the way back; or evenly spread times, as the "
+                        "original code has them for prompts, or for regions", "consistent", "released",
+                        "released, regions")
+
+
+@frozen
+class Regions(PartWay, Guidance):
+    """Regions."""
+
+    mask_timestep: int = setting(1000, "steps, from the first, after which everything outside the mask is put back: "
+                                 "of all of them the background is exact", low=0, high=1000)
+    drag_class: str = setting("copy", "where a region was it is made anew from noise, or with cut what was at its new "
+                              "place is put", "copy", "cut")
+    t_prime_ratio: float = setting(0.5, "drag: share of the steps, at the end, without regions being put anew", low=0,
+                                   high=1)
+    alpha: float = setting(1.0, "drag: share of noise where a region was", low=0, high=1)
+    paste: str = setting("after", "outside is put back after a step, at its level; or before it, a level too clean",
+                         "after", "before")
+    blur: str = setting("cells", "drag: the places that are noised: those of the region, or at half their coordinates",
+                        "cells", "half")
+    exact: bool = setting(True, "after the last step everything outside is the picture's own latents, if it was put "
+                          "back until then")
+
+
+@frozen
+class Slipping(Picture):
+    """Cache, as released."""
+
+    cache: str = setting("eedit", "what of the network is computed at every step: everything, or with eedit the most "
+                         "of it only every few steps", "none", "eedit")
+    use_cache: bool = setting(True, "hold attention between whole steps; no: every step is whole, and steps of the "
+                              "inversion are skipped all the same")
+    cache_type: str = setting("ours_predefine", "places to compute are drawn before the way begins, or step by step, "
+                              "which are the same", "ours_predefine", "ours_cache")
+    region_bonus: float = setting(2.0, "how much more often the region's places are drawn", low=0, high=100)
+    text_offset: bool = setting(True, "places of single blocks are counted behind the text; no: from its start")
+    twice_gated: bool = setting(False, "what attention gave the text is held as gated, and gated once more")
+    held_modulation: bool = setting(False, "between whole steps double blocks have the modulation of the last one")
+
+    def whole(self, step: int, steps: int) -> bool:
+        """As of `Cached`, if it is used."""
+        return not self.use_cache or super().whole(step, steps)
+
+
+@frozen
+class Settings(Inverting, Regions, Slipping):
+    """Control."""
+
+    eta: float = setting(0.7, "how far the way back is drawn to the picture", low=0, high=1, search=Span(0.4, 1.0))
+    start: int = setting(0, "the first step back that is drawn to the picture", low=0, high=1000)
+    stop: int = setting(6, "the first that no longer is: the more, the more is kept", low=0, high=1000)
+
+
+class EEdit(Method[Settings]):
+    """Efficient editing by inversion."""
+
+    name, title, paper = "eedit", "EEdit", "2503.10270"
+    about = "edits by prompt, by dragging and by a reference, asking a flow's network for a third of its work"
+    reads = frozenset({"source", "target", "negative", "mask", "moves"})
+    presets = {"published": PROMPT, "published-drag": DRAG, "published-composition": COMPOSE}
+    calls = "N / inv_skip + 2 N, of which one in fresh_threshold is whole; half of the latter with guidance as an input"
+    strength = "eta"
+
+    def defaults(self, model: "Backbone") -> Settings:
+        return Settings(steps=28, inv_skip=3, fresh_threshold=3, guidance_scale=3.5)
+
+    # ---- the way to noise
+
+    def inversion(self, settings: Settings) -> str:
+        return "eedit"
+
+    def draws(self, settings: Settings) -> bool:
+        return True
+
+    def follows_target(self, settings: Settings) -> bool:
+        return settings.invert_under == "target"
+
+    def inverted_under(self, settings: Settings, source: "Prompt", prompts: "Prompts") -> "Prompt":
+        return source if settings.invert_under == "source" else prompts.parse("")
+
+    def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
+        up, down = kit.part_way(super().edges(model, settings, size), settings.taken)
+        if settings.grid == "consistent" or not down:
+            return up, down
+        if model.prediction_type != "flow":
+            raise SettingsError(f"grid is {settings.grid}: {model.name} is no rectified flow")
+        count = len(down) + (settings.grid != "released")  # the regions' code counts the trailing zero too
+        return kit.upwards(tuple(model.schedule.level(k / count) for k in range(count))), down
+
+    def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
+        s, z, latents, last = job.settings, job.z0, [job.z0], len(job.up) - 1
+        asked = [i for i in range(len(job.up)) if i % s.stride == 0 or i == last] if s.use_rf_inversion else []
+        number = {i: i if s.count == "steps" else n for n, i in enumerate(asked)}
+        begin_cache(job, [job.up[i] for i in asked], [s.whole(number[i], number[asked[-1]] + 1) for i in asked])
+        continued, noise = kit.Continued(job.model.prediction_type == "flow", s.reuse == "held"), job.noise()
+        for i, (here, there) in enumerate(job.up):
+            if not s.use_rf_inversion:
+                p = kit.Prediction(job.z0, noise.expand_as(job.z0))
+            elif i in asked:
+                p = self._followed(job, z, here)
+                continued.add(p, here)
+            else:
+                p = continued.at(z, here, there)
+            if s.gamma and s.use_rf_inversion:
+                p = (1 - s.gamma) * p + s.gamma * kit.with_noise(z, noise, here)
+            z = kit.renoise(p, there)
+            latents.append(z)
+            job.report("invert", i + 1, len(job.up))
+        return kit.Trajectory(origin=None, latents=tuple(latents))  # type: ignore[arg-type]  # the driver says of what
+
+    def _followed(self, job: "Job[Settings]", z: "Tensor", level: "kit.Level") -> "kit.Prediction":
+        s = job.settings
+        text: Text = {"empty": job.empty, "source": job.source, "target": job.target}[s.invert_under]
+        return job.cfg(z, level, text, job.empty, s.source_guidance_scale if text is not job.empty else 1.0, "inverted")
+
+    # ---- the way back
+
+    def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
+        s, clean, noise = job.settings, path.latents[0], job.noise(0, 0)
+        begin_cache(job, job.down, [job.in_full(i) for i in range(len(job.down))])
+        moves = Moves(job, 0)
+        z, confined = self._begun(job, moves, path.noise), bool((moves.free == 0).any())
+        for i, (here, there) in enumerate(job.down):
+            if len(job.down) - i - 1 > int(len(job.down) * s.t_prime_ratio):
+                z = moves.put(z, path.latents[max(-1 - i, -len(path.latents))])
+            target = guided = job.cfg(z, here, job.target, job.empty, s.guidance_scale)
+            outside = confined and i < s.mask_timestep
+            kept = kit.renoise(kit.Prediction(clean, noise), there) if outside else z
+            if outside and s.paste == "before":
+                z = moves.confined(z, kept)
+                guided = kit.from_output(z, kit.to_output(target, here, _kind(job)), here, _kind(job))
+            if s.use_rf_inversion and s.start <= i < s.stop and s.eta:
+                line = kit.Prediction(clean, (z - here.signal * clean) / here.noise)
+                guided = (1 - s.eta) * guided + s.eta * line
+            z = kit.renoise(guided, there)
+            if outside and s.paste == "after":
+                z = moves.confined(z, kept)
+            if outside and s.exact and i == len(job.down) - 1:
+                z = moves.confined(z, clean)
+            yield Step(i, z, here, target=target, guided=guided, mask=moves.free if confined else None)
+
+    def _begun(self, job: "Job[Settings]", moves: Moves, z: "Tensor") -> "Tensor":
+        """The latents from which sampling starts: where regions were, blurred."""
+        if job.settings.blur == "half":
+            moves = moves.halved()
+        return moves.vacated(z)
+
+
+def begin_cache(job: "Job[Settings]", edges: "Sequence[kit.Edge]", whole: "Sequence[bool]") -> None:
+    """A cache for one way, with the slips that the settings ask for."""
+    s = job.settings
+    slips = kit.Slips(s.held_modulation, s.twice_gated, not s.text_offset, s.region_bonus)
+    job.start_cache(tuple(edges), whole, slips, online=s.cache_type == "ours_cache")
+
+
+def _kind(job: "Job[Settings]") -> str:
+    return "flow" if job.model.prediction_type == "flow" else "epsilon"

@@ -1,0 +1,137 @@
+"""`sage drag`, `sage compose`, and masks: what is asked of the engine, what is recorded, and what is refused."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sage
+from sage import EditConfig
+from sage.commands import main as cli
+from sage.models.savings import Savings
+from sage.pictures.files import read_settings
+from sage.pictures.metadata import asked_in, read_record
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ["--source", "a red mug", "--target", "a blue mug"]
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What sage.edit was asked for; the edit is the picture in blue."""
+    calls = []
+
+    def edit(model, image, source, target, config, **more):
+        calls.append(SimpleNamespace(image=image, source=source, target=target, config=config, **more))
+        return SimpleNamespace(image=Image.new("RGB", image.size, "blue"), trajectory=None, masks=(), notes=(),
+                               savings=Savings())
+
+    def load_model(model, **options):
+        return SimpleNamespace(name=str(model), recommends={}, device="cpu", dtype="torch.float32", sample_size=64,
+                               prediction_type="epsilon", sites=tuple)
+
+    monkeypatch.setattr(sage, "edit", edit, raising=False)
+    monkeypatch.setattr(sage, "load_model", load_model, raising=False)
+    monkeypatch.setattr(sage, "check_prompts", lambda *args, **options: None, raising=False)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)).save("in.png")
+    mask = Image.new("L", (40, 30))
+    mask.paste(255, (5, 5, 20, 15))
+    mask.save("mask.png")
+    return calls
+
+
+def run(*words: str) -> int:
+    return cli.main([*words, "--model", "stilllife", "--quiet"])
+
+
+def refused(capsys, *words: str) -> str:
+    assert run(*words) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("sage: ")
+    return said
+
+
+def test_a_mask_reaches_the_method_and_the_record_and_repeats_itself(asked):
+    assert run("edit", "in.png", *WORDS, "--method", "ledits", "--mask", "mask.png", "--paste", "--out", "o.png") == 0
+    [call] = asked
+    assert call.mask.getbbox() == (5, 5, 20, 15) and call.paste is True
+    record = read_record("o.png")
+    assert asked_in(record)["mask"].tobytes() == call.mask.tobytes() and record["paste"] is True
+    assert run("edit", "in.png", "--config-from", "o.png", "--out", "again.png") == 0
+    assert asked[1].mask.tobytes() == call.mask.tobytes() and asked[1].paste is True
+    assert read_settings("again.png")["mask"] == record["mask"]
+    assert run("edit", "in.png", *WORDS, "--method", "ledits", "--out", "plain.png") == 0
+    assert "mask" not in read_settings("plain.png") and not hasattr(asked[2], "mask")
+
+
+def test_methods_that_read_no_mask_say_which_do(asked, capsys):
+    said = refused(capsys, "edit", "in.png", *WORDS, "--method", "p2p", "--mask", "mask.png")
+    assert "p2p reads no mask: these do: ddpm" in said and "ledits" in said
+    assert "--mask FILE" in refused(capsys, "edit", "in.png", *WORDS, "--method", "ledits", "--paste")
+    Image.new("L", (10, 30), 255).save("tall.png")
+    assert "aspect" in refused(capsys, "edit", "in.png", *WORDS, "--method", "ledits", "--mask", "tall.png")
+    Image.new("RGB", (80, 60)).save("other.png")
+    run("edit", "in.png", *WORDS, "--method", "ledits", "--mask", "mask.png", "--out", "o.png")
+    assert "a mask of its own" in refused(capsys, "edit", "other.png", "--config-from", "o.png")
+
+
+def test_a_drag_asks_for_its_moves_and_records_them(asked, capsys):
+    assert run("drag", "in.png", "--from", "5,5,15,15", "--to", "30,20", "--source", "a mug", "--out", "o.png") == 0
+    [call] = asked
+    [move] = call.moves
+    assert move.source.getbbox() == (5, 5, 15, 15) and move.target.getbbox() == (25, 15, 35, 25)
+    assert call.config.steps == 20 and (call.source, call.target) == ("a mug", "a mug")
+    assert run("drag", "in.png", "--config-from", "o.png", "--out", "again.png") == 0
+    assert asked[1].moves[0].target.tobytes() == move.target.tobytes()
+    assert run("drag", "in.png", "--from", "mask.png", "--to", "30,20", "--drag-class", "cut", "--method", "eedit") == 0
+    assert asked[2].config.drag_class == "cut" and asked[2].source == "a photograph"
+    for words, said in ((["--from", "1,1"], "1 --from and 0 --to"), ([], "0 --from and 0 --to"),
+                        (["--from", "1,1", "--to", "900,900"], "outside the picture"),
+                        (["--from", "1,1", "--to", "9,9", "--method", "ddpm"], "reads no moves: these do: regiondrag"),
+                        (["--from", "1,1", "--to", "9,9", "--radius", "-3"], "--radius")):
+        assert said in refused(capsys, "drag", "in.png", *words)
+
+
+def test_plain_pixels_need_no_network(asked, capsys):
+    assert run("drag", "in.png", "--from", "0,0,10,10", "--to", "20,20", "--pixels", "--out", "o.png") == 0
+    before, after = (np.asarray(Image.open(name).convert("RGB")) for name in ("in.png", "o.png"))
+    assert np.array_equal(after[15:25, 15:25], before[:10, :10]) and not asked
+    assert capsys.readouterr().out.strip() == "o.png"
+
+
+def test_a_composition_edits_the_paste_inside_its_box(asked, capsys):
+    words = ["compose", "in.png", "--reference", "in.png", "--reference-mask", "mask.png", "--box", "20,10,35,25"]
+    assert run(*words, "--target", "a mug", "--out", "o.png") == 0
+    [call] = asked
+    before, pasted = np.asarray(Image.open("in.png").convert("RGB")), np.asarray(call.image)
+    outside = np.ones((30, 40), bool)
+    outside[10:25, 20:35] = False
+    assert np.array_equal(pasted[outside], before[outside]) and not np.array_equal(pasted, before)
+    assert call.mask.getbbox() == (20, 10, 35, 25) and call.paste is True
+    record = read_settings("o.png")
+    assert record["composed"]["box"] == [20, 10, 35, 25] and record["composed"]["reference"]["name"] == "in.png"
+    assert "sage compose makes it again" in refused(capsys, "edit", "in.png", "--config-from", "o.png")
+    assert run(*words, "--pixels", "--out", "p.png") == 0 and len(asked) == 1
+    assert "--box is missing" in refused(capsys, *words[:-2])
+    assert "no mask: these do" in refused(capsys, *words, "--method", "p2p", "--guidance-scale", "2")
+
+
+def test_the_settings_of_a_cache_are_flags(asked):
+    assert run("edit", "in.png", *WORDS, "--cache", "eedit", "--inv-skip", "3", "--out", "o.png") == 0
+    assert asked[0].config == EditConfig.from_dict(read_settings("o.png")["settings"])
+    assert (asked[0].config.cache, asked[0].config.inv_skip) == ("eedit", 3)
+
+
+def test_the_bundled_examples_are_those_of_the_rendered_world():
+    from sage import pictures
+    from sage.stilllife import Jitter, Scene, Thing, render, thing_mask
+    table = Scene(Thing("mug", "red", "shiny", "large", "middle"), None, "wooden", "grey wall", "photo", Jitter())
+    drawn = Scene(Thing("bottle", "green", "matte", "large", "middle"), None, "snow", "blue sky", "cartoon", Jitter())
+    examples = ROOT / "examples"
+    for name, pixels in (("table", render(table, 64, shown=())), ("bottle", render(drawn, 128))):
+        assert pictures.open_picture(examples / f"{name}.png").tobytes() == pictures.from_pixels(pixels).tobytes()
+    mask = np.asarray(Image.open(examples / "bottle-mask.png")) > 0
+    assert np.array_equal(mask, thing_mask(drawn, 0, 128))

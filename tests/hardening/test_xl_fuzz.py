@@ -1,0 +1,84 @@
+"""The same of Stable Diffusion XL: configurations and single files that are damaged or lie."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sage
+from sage.errors import ModelError, NumericsError, SettingsError
+from sage.models import loading
+from sage.models.describe import describe
+from tests import small
+from tests.hardening import files
+from tests.hardening.ends import ends_well, tries
+from tests.hardening.test_checkpoints_fuzz import lying
+from tests.models import tiny
+
+CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder_2/config.json", "scheduler/scheduler_config.json",
+           "tokenizer_2/tokenizer_config.json", "model_index.json")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return tiny.make(tmp_path_factory.mktemp("fuzz") / "model", "XL")
+
+
+@pytest.fixture(scope="module")
+def single(made, tmp_path_factory):
+    return made.single_file(tmp_path_factory.mktemp("single") / "model.safetensors").read_bytes()
+
+
+def ends_as_a_model(what: str, path: Path, **options) -> None:
+    """It loads and can be edited with, or it is refused in one line."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = ends_well(what, lambda: loading.load_model(path, device="cpu", **options), ModelError)
+    ends_well(f"{what}, described", lambda: describe(path), ModelError)
+    if model is not None:
+        settings = sage.method("plain").Settings(steps=2, size=16)
+        ends_well(f"{what}, edited", lambda: sage.edit(model, small.picture(16, 16), "a cat", "a dog", settings),
+                  NumericsError, SettingsError)
+
+
+@tries(15, 400)
+@given(st.sampled_from(CONFIGS), st.data())
+def test_a_hostile_configuration_gives_a_model_that_can_edit_or_one_error(made, tmp_path_factory, name, data):
+    honest = (made.folder / name).read_text()
+    text = data.draw(st.one_of(files.hostile_json(json.loads(honest)), files.damaged(honest.encode()).map(
+        lambda raw: raw.decode(errors="replace"))))
+    other = tmp_path_factory.mktemp("c") / "model"
+    shutil.copytree(made.folder, other, copy_function=lambda a, b: Path(b).symlink_to(Path(a).resolve()))
+    (other / name).unlink()
+    (other / name).write_text(text, errors="surrogatepass")
+    ends_as_a_model("configurations of XL", other)
+
+
+@tries(15, 1000)
+@given(st.data())
+def test_a_damaged_single_file_gives_a_model_that_can_edit_or_one_error(made, single, tmp_path_factory, data):
+    length = int.from_bytes(single[:8], "little")
+    broken = data.draw(st.one_of(lying(single), files.damaged(single[:length]).map(
+        lambda head: head + single[length:])))
+    path = tmp_path_factory.mktemp("w") / "model.safetensors"
+    path.write_bytes(broken)
+    ends_as_a_model("single files of XL", path, tokenizer=made.folder)
+
+
+LIARS = {"depths": '{"transformer_layers_per_block": [1, 1, 1000000000]}',
+         "sizes": '{"addition_time_embed_dim": 1e308}',
+         "added": '{"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": 99999999999999}',
+         "kind": '{"addition_embed_type": ["text_time"]}'}
+
+
+@pytest.mark.parametrize("name", LIARS)
+def test_no_configuration_takes_time_or_memory(made, tmp_path, name):
+    other = shutil.copytree(made.folder, tmp_path / "model")
+    honest = json.loads((other / "unet" / "config.json").read_text())
+    (other / "unet" / "config.json").write_text(json.dumps(honest | json.loads(LIARS[name])))
+    assert ends_well("configurations of XL, absurd", lambda: loading.load_model(other, device="cpu"),
+                     ModelError) is None

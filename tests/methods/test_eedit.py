@@ -1,0 +1,211 @@
+"""EEdit on a small FLUX: both ways by hand, what it may not change, and each slip of the released code."""
+
+import pytest
+import torch
+from PIL import Image
+
+import sage
+from sage.errors import SettingsError
+from sage.guidance.caching import Cache, Slips
+from sage.guidance.refresh import preprocessed
+from sage.method import Request
+from sage.methods.eedit import COMPOSE, DRAG, PROMPT, EEdit, Settings
+from sage.pictures.regions import Move, box_mask
+from sage.settings import Cached
+from tests.models import flux
+
+SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
+H, W = 12, 16
+FROM, TO = (2, 2, 6, 6), (8, 4, 12, 8)
+DENSE = dict(steps=6, guidance_scale=2.0, cache="none", eta=0.5, gamma=0.4, stop=3)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return flux.make(tmp_path_factory.mktemp("eedit") / "words")[0]
+
+
+@pytest.fixture(scope="module")
+def z0():
+    return torch.randn(1, 16, H, W, generator=torch.Generator().manual_seed(0))
+
+
+def mask(*box: int) -> Image.Image:
+    """At eight pixels a cell."""
+    return box_mask(tuple(8 * side for side in box), (8 * W, 8 * H))
+
+
+def drawn(tag):
+    return torch.randn(1, 16, H, W, generator=torch.Generator().manual_seed(sum(3 * n + 1 for n in tag)))
+
+
+def run(model, z0, request=None, **changes):
+    settings = Settings(**DENSE | changes)
+    request = request or Request(SOURCE, TARGET)
+    return [step.z for step in sage.run("eedit", model, z0, SOURCE, TARGET, settings, drawn, request=request)]
+
+
+def drag(source=FROM, target=TO) -> Request:
+    return Request(SOURCE, TARGET, moves=(Move(mask(*source), mask(*target)),))
+
+
+def test_both_ways_by_hand(model, z0):
+    """In velocities: Y += (u + gamma (u_c - u)) dt, and back with eta, as the fact of a straight line has them."""
+    times = [level.t for level in model.schedule.levels(6, "leading", (H, W))]
+    empty, target = (model.embed([model.prompts.parse(prompt)]) for prompt in ("", TARGET))
+    y, y1, u, n = z0, drawn(()), None, drawn((0, 0))
+    asked = []
+    with torch.no_grad():
+        for i in range(6):
+            t, dt = times[i], times[i + 1] - times[i]
+            if i % 3 == 0 or i == 5:
+                u = model.predict(y, model.schedule.level(t), model.prepare(empty, 1.0)).velocity
+                asked.append(i)
+            y = y + (u + 0.4 * ((y1 - y) / (1 - t) - u)) * dt
+        x, free = y, torch.zeros(1, 1, H, W, dtype=torch.bool)
+        free[..., 4:8, 4:10] = True
+        for i in range(6):
+            t, s = times[6 - i], times[5 - i]
+            v = model.predict(x, model.schedule.level(t), model.prepare(target, 2.0)).velocity
+            if 1 <= i < 3:
+                v = v + 0.5 * ((x - z0) / t - v)
+            x = x + v * (s - t)
+            x = torch.where(free, x, (1 - s) * z0 + s * n)
+    z = run(model, z0, Request(SOURCE, TARGET, mask=mask(4, 4, 10, 8)), start=1, inv_skip=3, cache="eedit",
+            use_cache=False, reuse="held")
+    assert asked == [0, 3, 5]
+    assert torch.allclose(z[-1], x, atol=1e-4)
+    assert torch.equal(torch.where(free, 0, z[-1]), torch.where(free, 0, z0))
+
+
+def test_outside_the_mask_the_picture_is_the_autoencoders(model, z0):
+    z = run(model, z0, Request(SOURCE, TARGET, mask=mask(0, 0, 2, 2)), cache="eedit", fresh_threshold=3)
+    same = (z[-1] == z0).all(1)[0]
+    assert same.sum() == H * W - 4 and not same[:2, :2].any()
+    with pytest.raises(SettingsError, match="no white place"):  # nothing may change: no edit is made of that
+        run(model, z0, Request(SOURCE, TARGET, mask=Image.new("L", (64, 48))))
+
+
+def test_a_drag_onto_itself_is_the_picture(model, z0):
+    z = run(model, z0, drag(FROM, FROM), alpha=0.0, eta=1.0, stop=6, gamma=0.0, cache="eedit")
+    assert torch.allclose(z[-1], z0, atol=1e-4)
+
+
+def test_what_is_dragged_comes_from_the_trajectory(model, z0):
+    """With regions put anew to the end, the last step starts from what the way to noise had at its first level."""
+    z = run(model, z0, drag(), t_prime_ratio=0.0, eta=0.0, gamma=0.0, alpha=0.5)
+    y = list(_way(model, z0))
+    outside = torch.ones(H, W, dtype=torch.bool)
+    outside[2:6, 2:6] = outside[4:8, 8:12] = False
+    assert torch.equal(z[-1][..., outside], z0[..., outside])
+    near = (z[-1][..., 4:8, 8:12] - z0[..., 2:6, 2:6]).norm() / z0[..., 2:6, 2:6].norm()
+    far = (z[-1][..., 4:8, 8:12] - z0[..., 4:8, 8:12]).norm() / z0[..., 4:8, 8:12].norm()
+    assert len(y) == 7 and near < 0.7 < far
+
+
+def _way(model, z0):
+    settings = Settings(**DENSE | dict(gamma=0.0, eta=0.0))
+    from sage.job import Job
+    from sage.prompts.plan import Plan
+    plan = Plan(model.prompts.parse(SOURCE), model.prompts.parse(TARGET))
+    with torch.no_grad():
+        return EEdit().invert(Job(EEdit(), model, settings, [plan], z0, noises=drawn)).latents
+
+
+@pytest.mark.parametrize("request_, change", [
+    ("mask", dict(mask_timestep=3)), ("mask", dict(paste="before")), ("mask", dict(region_bonus=1.0)),
+    ("mask", dict(cascade_num=0)), ("mask", dict(exact=False, mask_timestep=5)), ("drag", dict(drag_class="cut")),
+    ("drag", dict(t_prime_ratio=0.9)), ("drag", dict(alpha=0.3)), ("drag", dict(blur="half")),
+    ("mask", dict(text_offset=False)), ("mask", dict(twice_gated=True)), ("mask", dict(held_modulation=True)),
+    ("mask", dict(grid="released")), ("mask", dict(grid="released, regions")), ("mask", dict(count="steps"))])
+def test_every_setting_and_slip_changes_the_edit(model, z0, request_, change):
+    request = drag() if request_ == "drag" else Request(SOURCE, TARGET, mask=mask(2, 2, 9, 8))
+    base = dict(steps=8, cache="eedit", fresh_threshold=3, inv_skip=3, fresh_ratio=0.25, tailing_step=0)
+    one, other = run(model, z0, request, **base), run(model, z0, request, **base | change)
+    assert torch.isfinite(other[-1]).all() and not torch.equal(one[-1], other[-1])
+
+
+def test_places_drawn_on_the_way_are_those_drawn_before(model, z0):
+    request = Request(SOURCE, TARGET, mask=mask(2, 2, 9, 8))
+    base = dict(cache="eedit", fresh_threshold=3, fresh_ratio=0.2)
+    before, online = (run(model, z0, request, **base, cache_type=kind) for kind in ("ours_predefine", "ours_cache"))
+    assert all(map(torch.equal, before, online))
+
+
+def test_without_skipping_and_holding_it_is_the_dense_run_to_the_bit(model, z0):
+    dense = run(model, z0)
+    for change in (dict(fresh_threshold=1, inv_skip=1), dict(use_cache=False, inv_skip=1)):
+        assert all(map(torch.equal, dense, run(model, z0, **dict(cache="eedit") | change)))
+
+
+@pytest.mark.parametrize("name, settings", [("published", PROMPT), ("published-drag", DRAG),
+                                            ("published-composition", COMPOSE)])
+def test_the_published_settings_run_and_ask_as_often_as_the_released_code(model, z0, name, settings, monkeypatch):
+    calls, predict = [], type(model).predict
+    monkeypatch.setattr(type(model), "predict", lambda self, z, level, text: calls.append(level.t) or predict(
+        self, z, level, text))
+    request = drag() if name.endswith("drag") else Request(SOURCE, TARGET, mask=mask(2, 2, 9, 8))
+    found = sage.method("eedit").preset(name)
+    steps = list(sage.run("eedit", model, z0, SOURCE, TARGET, found, drawn, request=request))
+    assert len(steps) == 28 and torch.isfinite(steps[-1].z).all()
+    wanted = {"published": (10, 28), "published-drag": (10, 29), "published-composition": (15, 29)}[name]
+    up = calls[:-28]
+    assert len(up) == wanted[0] and up[-1] == pytest.approx((wanted[1] - 2) / wanted[1])
+
+
+# ---- the cache on FLUX's blocks
+
+
+@torch.no_grad()
+def test_with_all_tokens_a_pass_between_is_the_network_with_the_attention_that_was_held(model, z0):
+    """By the blocks' own layers in plain calls."""
+    transformer, words = model.transformer, model.embed([model.prompts.parse(SOURCE)])
+    levels = model.schedule.levels(4, "leading", (H, W))[:0:-1]
+    edges = tuple(zip(levels, (*levels[1:], levels[-1]), strict=True))
+    cache = Cache(model, Cached(cache="eedit", fresh_ratio=1.0), edges, [True, False, False, False], None, (H, W),
+                  words.tokens.shape[1])
+    held = {}
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        block.attn.register_forward_hook(lambda m, i, o: held.setdefault(m, o))
+    prepared = model.prepare(words, 2.0)
+    try:
+        with cache.around(levels[0], ["a"]):
+            first = model.predict(z0, levels[0], prepared).velocity
+        assert torch.equal(first, model.predict(z0, levels[0], prepared).velocity)
+        z = drawn((7,))
+        for block in held:
+            block._forward_hooks.clear()
+        with cache.around(levels[1], ["a"]):
+            ours = model.predict(z, levels[1], prepared).velocity
+        for attention, output in held.items():
+            attention.forward = lambda *inputs, output=output: output
+        theirs = model.predict(z, levels[1], prepared).velocity
+        assert torch.allclose(ours, theirs, atol=1e-6)
+    finally:
+        for attention in held:
+            del attention.forward
+            attention._forward_hooks.clear()
+
+
+def test_places_in_single_blocks_are_counted_behind_the_text_or_by_slip_from_its_start(model):
+    levels = model.schedule.levels(3, "leading", (H, W))
+    edges = tuple(zip(levels, levels[1:], strict=False))
+    places, text = H * W // 4, 24
+
+    def lists(slip: bool):
+        region = torch.zeros(1, 1, H, W)
+        region[..., 8:, :] = 1  # the last third of the places
+        cached = Cached(cache="eedit", fresh_ratio=0.3, cascade_num=1)
+        cache = Cache(model, cached, edges, [True, False, False], region, (H, W), text, slips=Slips(offset=slip))
+        name = next(name for name, block in cache.refreshed.items() if block.module is
+                    model.transformer.single_transformer_blocks[0].proj_mlp)
+        return cache.lists[1, name][0]
+
+    right, slipped = lists(False), lists(True)
+    assert len(right) == int(0.3 * (places + text)) and len(slipped) == int(0.3 * places)
+    assert slipped.max() < places  # of [text; picture] the last are never drawn
+    assert (right >= text + 2 * places // 3).float().mean() > 0.5
+
+
+def test_lists_are_plain_data(model):
+    assert preprocessed({}, [True, False]) == {}
