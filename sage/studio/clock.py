@@ -58,8 +58,9 @@ class Clock:
             self.pace.seconds[phase] = (self._last - self._since) / done
 
     def begin(self) -> None:
-        """Count the time from now on: until now the work has waited."""
+        """Count from now on: until now the work has waited, or was at something else."""
         self.began = self._since = self._last = self.now()
+        self.phase, self.rounds = "", 0
 
     def cancel(self) -> None:
         """Let the work end at its next step."""

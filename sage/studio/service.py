@@ -308,7 +308,11 @@ class Studio:
         picture = [self._edited(who, visit, request) for request in requests][0]
 
         def work(job: Job[list[Entry]]) -> list[Entry]:
-            return [self._edit(who, visit, picture, request, job) for request in requests]
+            made = []
+            for request in requests:
+                clock.begin()
+                made.append(self._edit(who, visit, picture, request, job))
+            return made
 
         return self.jobs.submit(who, "variants", clock, work)
 

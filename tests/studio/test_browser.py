@@ -94,7 +94,7 @@ class Visitor:
 
     def welcomed(self) -> None:
         self.page.wait_for_selector("#caption dd")
-        self.page.wait_for_function("document.querySelector('#source').value !== ''")
+        self.page.wait_for_function("() => document.querySelector('#source').value !== ''")
 
     def sees(self, selector: str, whole: bool = True) -> bool:
         """Whether it is within the view: all of it, or with `whole` False at least not beside it."""
@@ -213,7 +213,7 @@ def test_from_a_dropped_picture_to_a_file_that_repeats_the_edit(visitor, tmp_pat
     me.page.focus("#words .weight input")
     for _ in range(5):
         me.page.keyboard.press("ArrowRight")
-    me.page.wait_for_function("document.querySelector('#set-reweight')?.value === 'yellow:1.5'")
+    me.page.wait_for_function("() => document.querySelector('#set-reweight')?.value === 'yellow:1.5'")
     assert "the inversion was at hand" in me.edit()
     second = me.download(tmp_path / "second.png")
     assert read_settings(second)["settings"]["reweight"] == {"yellow": 1.5}
@@ -347,7 +347,7 @@ def test_methods_sliders_presets_and_variants(visitor):
     me.page.locator("#grid").scroll_into_view_if_needed()
     me.shot("variants")
     me.page.select_option("#method", "sage")
-    me.page.wait_for_function("document.querySelector('#set-steps')?.value === '2'")  # as it was left
+    me.page.wait_for_function("() => document.querySelector('#set-steps')?.value === '2'")  # as it was left
     assert me.errors == []
 
 

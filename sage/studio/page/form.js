@@ -10,8 +10,8 @@ const plain = name => (name[0].toUpperCase() + name.slice(1)).replaceAll("_", " 
 
 export class Form {
   /** `changed` is called when a value was changed by hand. */
-  constructor({prefix, sliders, often, rest, restPart}, changed) {
-    Object.assign(this, {prefix, sliders, often, rest, restPart, changed, shown: null, values: {}, recommended: {}, boxes: {}});
+  constructor({prefix, sliders, often, rest}, changed) {
+    Object.assign(this, {prefix, sliders, often, rest, changed, shown: null, values: {}, recommended: {}, boxes: {}});
   }
 
   /** Show the form of a method; `values` in place of those that are recommended. */
@@ -25,7 +25,6 @@ export class Form {
       [heading, fields.filter(f => f.often === often)]).filter(([, fields]) => fields.length));
     this.often.replaceChildren(...tiers[0].map(([heading, fields]) => this.section(heading, fields)));
     this.rest.replaceChildren(...tiers[1].map(([heading, fields]) => this.section(heading, fields)));
-    this.restPart.hidden = !tiers[1].length;
     this.write();
   }
 

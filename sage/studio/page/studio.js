@@ -15,11 +15,11 @@ const TASKS = {
 };
 
 const page = {task: "edit", model: "", picture: null, mask: null, result: null, job: null, following: 0, results: [],
-              past: [], left: {edit: {}, generate: {}}, methods: {edit: [], generate: []}, status: null};
+              past: [], left: {edit: {}, generate: {}}, methods: {edit: [], generate: []}, settled: false};
 const compare = new Compare($("compare"));
 const forms = Object.fromEntries(Object.entries(TASKS).map(([task, {sliders}]) => [task, new Form(
   {prefix: task === "edit" ? "set" : "make-set", sliders: $(sliders), often: make("div", {className: "settings"}),
-   rest: make("div", {className: "settings"}), restPart: $("rest-part")}, () => changed())]));
+   rest: make("div", {className: "settings"})}, () => changed())]));
 const words = new Words($("words"), values => forms.edit.set(values));
 const brush = new Brush(mask => { page.mask = mask.picture; showMask(); keep(); }, error => fail(error));
 
@@ -43,6 +43,7 @@ const told = work => async (...given) => { try { return await work(...given); } 
 // ---- what is kept over a reload
 
 function keep() {
+  if (!page.settled) return;  // what was kept is not yet taken up
   const held = {task: page.task, left: page.left, past: page.past, source: $("source").value, target: $("target").value,
                 prompt: $("prompt").value, negative: $("negative").value, truncate: $("truncate").checked,
                 paste: $("paste").checked,
@@ -90,6 +91,7 @@ async function showMethod(task, name, values = {}) {
 function showTier() {
   $("often").replaceChildren(form().often);
   $("rest").replaceChildren(form().rest);
+  $("rest-part").hidden = !form().rest.childElementCount;
 }
 
 /** Another method: its settings as they were left, else as recommended; what is said of words goes along. */
@@ -610,6 +612,8 @@ async function begin() {
   await loadExamples();
   const found = await loadResults();
   if (then) await again(then).catch(fail);
+  page.settled = true;
+  keep();
   document.body.dataset.ready = "yes";
   const job = then?.job && found.jobs.includes(then.job) ? then.job : null;
   if (job) return finish(await ask("GET", `api/jobs/${job}`));
