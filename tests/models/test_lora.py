@@ -15,6 +15,7 @@ from sage.models.loras import read_lora
 from sage.pictures.metadata import read_record
 from tests import small
 from tests.models import compvis, tiny
+from tests.models.test_xl import pipeline
 
 RANK = 3
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
@@ -25,8 +26,13 @@ LAYERS = {"unet": (f"{ATTENTION}.to_q", f"{ATTENTION}.to_out.0", "mid_block.atte
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.make(tmp_path_factory.mktemp("lora") / "tiny", "XL").folder
+def made(tmp_path_factory):
+    return tiny.make(tmp_path_factory.mktemp("lora") / "tiny", "XL")
+
+
+@pytest.fixture(scope="module")
+def folder(made):
+    return made.folder
 
 
 @pytest.fixture(scope="module")
@@ -180,12 +186,10 @@ def test_an_edit_is_made_again_with_the_same_files(folder, plain, tmp_path, caps
     assert "files of the same name, and others" in capsys.readouterr().out
 
 
-def test_diffusers_and_peft_merge_the_same(folder, plain, tmp_path):
+def test_diffusers_and_peft_merge_the_same(made, folder, plain, tmp_path):
     pytest.importorskip("peft")
-    from diffusers import StableDiffusionXLPipeline
-    made = factors(plain)
-    path = written(tmp_path / "x.safetensors", peft({key: made[key] for key in made if key[0] == "unet"}))
-    pipe = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    path = written(tmp_path / "x.safetensors", peft({k: pair for k, pair in factors(plain).items() if k[0] == "unet"}))
+    pipe = pipeline(made)
     pipe.load_lora_weights(str(tmp_path), weight_name="x.safetensors")
     pipe.fuse_lora(lora_scale=0.7)
     pipe.unload_lora_weights()

@@ -69,14 +69,16 @@ class Opened:
 
 
 def load_parts(o: Opened, device: torch.device, dtype: torch.dtype, prediction_type: str | None = None,
-               tokenizer: Path | None = None) -> dict[str, Any]:
+               tokenizer: Path | None = None, shared: bool = False) -> dict[str, Any]:
     """Read the weights: the arguments of `Opened.backbone`, by name.
 
+    Args:
+        shared: the weights are in memory already.
     Raises:
         ModelError: weights that do not fit, or no tokenizer.
     """
     words = dict(zip(("tokenizer", "tokenizer_2"), o.tokenizers(tokenizer), strict=False))
-    if len(o.texts) == 2:
+    if len(o.texts) == 2 and not shared:
         check_room(o.parts.values(), o.where.name, device, dtype)
     networks = {name: part.load(device, o.vae.dtype(dtype) if name == "vae" else dtype)
                 for name, part in o.parts.items()}
