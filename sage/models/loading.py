@@ -25,6 +25,7 @@ from sage.models.lora import merge
 from sage.models.loras import read_loras
 from sage.models.sd import loading as sd
 from sage.models.sd.loading import Opened
+from sage.models.sd.model import StableDiffusion
 from sage.models.weights import open_weights
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -60,7 +61,7 @@ def load_model(model: str | Path, device: str | torch.device | None = None, dtyp
     path = find_model(model)[1]
     flow = is_flux_folder(path) if path.is_dir() else is_flux(open_weights([path]))
     if flow:
-        loaded: LatentModel = _load_flux(model, device, dtype, prediction_type, tokenizer)
+        loaded: Flux | StableDiffusion = _load_flux(model, device, dtype, prediction_type, tokenizer)
     else:
         opened, parts = _opened_parts(model, device, dtype, prediction_type, tokenizer)
         loaded = opened.backbone(**parts)

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def open_source(source: Source) -> Opened:
     parts = {"unet": part(lambda: UNet(unet), "unet", renames.folder_unet),
              "vae": part(lambda: VAE(vae), "vae", renames.folder_vae)}
     for name, place, text in zip(("text", "text_2"), ("text_encoder", "text_encoder_2"), texts, strict=False):
-        parts[name] = part(lambda text=text: CLIPText(text), place, renames.folder_text)
+        parts[name] = part(partial(CLIPText, text), place, renames.folder_text)
     return Opened(source.path, family_of(unet, texts), unet, vae, tuple(texts), schedule, prediction, "", pixels,
                   student, parts, tokenizers, {**of_student, **source.recommends()}, more)
 
@@ -162,8 +163,7 @@ def open_file(path: Path, tensors: dict[str, Stored] | None = None) -> Opened:
 
     made: dict[str, Callable[[], Any]] = {
         "unet": lambda: UNet(file.unet), "vae": lambda: VAE(file.vae),
-        **{name: lambda text=text: CLIPText(text)
-           for name, text in zip(("text", "text_2"), file.texts, strict=False)}}
+        **{name: partial(CLIPText, text) for name, text in zip(("text", "text_2"), file.texts, strict=False)}}
     parts = {name: Part(make, file.tensors[name], f"{path} ({name})") for name, make in made.items()}
     return Opened(path, file.family, file.unet, file.vae, file.texts, ScheduleParams(set_alpha_to_one=student),
                   prediction, why, side * 2 ** (len(file.vae.channels) - 1) // 8, student, parts,

@@ -78,9 +78,9 @@ def take_apart(path: Path, tensors: dict[str, Stored]) -> SingleFile:
             words.append(renamed(parts["clip of XL" if family == "XL" else "clip"], renames.folder_text))
             texts.append(_clip(words[0]))
         if family != "1.x":
-            stored = parts["openclip of XL" if family == "XL" else "openclip"]
-            text, rename = _openclip(stored, family)
-            words.append(renamed(stored, rename))
+            tower = parts["openclip of XL" if family == "XL" else "openclip"]
+            text, rename = _openclip(tower, family)
+            words.append(renamed(tower, rename))
             texts.append(text)
     except KeyError as error:
         raise ModelError(f"{path} is not all of a Stable Diffusion checkpoint: {error} is missing") from error
