@@ -177,7 +177,7 @@ def counted(config: Any) -> dict[str, int]:
 
 def evaluated_of(config: Any) -> list[int]:
     from sage.sampling.skipping import evaluated
-    return list(evaluated(config.steps, config.skip))
+    return list(evaluated(config.steps, config.stride))
 
 
 # ---- the table

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sage.methods.sage import EditConfig
     from sage.models.fetch import fetch
     from sage.models.loading import load_model
+    from sage.models.pipelines import from_pipeline
     from sage.trajectory.disk import load_trajectory, save_trajectory
     from sage.trajectory.kinds import Trajectory
 
@@ -34,6 +35,7 @@ _LAZY = {
     "sage.methods.sage": "EditConfig",
     "sage.models.fetch": "fetch",
     "sage.models.loading": "load_model",
+    "sage.models.pipelines": "from_pipeline",
     "sage.trajectory.disk": "load_trajectory save_trajectory",
     "sage.trajectory.kinds": "Trajectory",
 }
@@ -41,8 +43,8 @@ _WHERE = {name: module for module, names in _LAZY.items() for name in names.spli
 
 __all__ = ["EditConfig", "EditResult", "Generated", "METHODS", "Method", "ModelError", "Moment", "NumericsError",
            "PictureError", "PromptError", "Request", "SageError", "Settings", "SettingsError", "Step", "Trajectory",
-           "check_prompts", "ddim_reconstruction", "edit", "fetch", "generate", "generate_batch", "invert",
-           "load_model", "load_trajectory", "method", "run", "save_trajectory", "vae_reconstruction"]
+           "check_prompts", "ddim_reconstruction", "edit", "fetch", "from_pipeline", "generate", "generate_batch",
+           "invert", "load_model", "load_trajectory", "method", "run", "save_trajectory", "vae_reconstruction"]
 
 
 def __getattr__(name: str) -> Any:

@@ -39,6 +39,7 @@ from sage.explain import FILES as EXPLAINED
 from sage.files import named_after, same_file
 from sage.method import Method, able, check_task, method
 from sage.models.known import known_model
+from sage.models.loras import check_same, read_loras
 from sage.models.savings import Savings
 from sage.pictures.masks import open_mask
 from sage.pictures.metadata import (
@@ -250,6 +251,9 @@ def plan_edit(args: argparse.Namespace) -> Job:
     elif old and old["picture"]["sha256"] != picture["sha256"]:
         notes.append(f"{path} is not the picture that {args.config_from} was made from ({old['picture']['name']})")
 
+    loras = read_loras(args.lora)
+    if args.config_from:
+        notes += check_same(old, loras, args.config_from)
     model = args.model or model_of(old, args.config_from or args.trajectory)
     fetch, known = must_fetch(model), known_model(model)
     if known and known.repo:

@@ -44,6 +44,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one]")
     add("--dtype", choices=DTYPES, help="precision [float16 on cuda, else float32]")
     add("--prediction-type", choices=PREDICTIONS, help="where the checkpoint's own word is missing or wrong")
+    add("--lora", metavar="FILE[:SCALE]", action="append", help="merge a LoRA into the model; can be repeated")
     add("--tokenizer", metavar="FOLDER", help="for a single-file model: what has vocab.json and merges.txt, or the "
                                                  "text encoders of FLUX.1")
 
@@ -227,5 +228,5 @@ def load(model: str, prediction_type: str | None, args: argparse.Namespace) -> t
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         loaded = sage.load_model(model, device=args.device, dtype=args.dtype, prediction_type=prediction_type,
-                                 tokenizer=args.tokenizer)
+                                 tokenizer=args.tokenizer, lora=args.lora)
     return loaded, [str(w.message) for w in caught if w.category is UserWarning]

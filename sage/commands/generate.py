@@ -35,6 +35,7 @@ from sage.errors import PictureError, PromptError, SettingsError
 from sage.files import named_after
 from sage.method import Method, check_task, method
 from sage.models.known import known_model
+from sage.models.loras import check_same, read_loras
 from sage.models.savings import Savings
 from sage.pictures.metadata import differences, made_by, make_generation_record, read_record, settings_in, versions
 from sage.prompts.tokens import check_text
@@ -146,6 +147,7 @@ def plan_generation(args: argparse.Namespace) -> Job:
     (base or chosen.Settings()).but(**changes)
 
     size = args.width or old.get("size", (None, None))[0], args.height or old.get("size", (None, None))[1]
+    loras = read_loras(args.lora)
     model = args.model or model_of(old, args.config_from)
     fetch, known = must_fetch(model), known_model(model)
     if known and known.repo:
@@ -163,7 +165,7 @@ def plan_generation(args: argparse.Namespace) -> Job:
         raise PictureError(f"{sheet} cannot hold both a picture and the sheet")
     for out in (*outs, *([sheet] if sheet else [])):
         pictures.check_writable(out)
-    notes = []
+    notes = [*check_same(old, loras, args.config_from)] if old else []
     if old and old["batch"] != args.batch:
         notes.append(f"the picture was made in a batch of {old['batch']}: this one may differ in its last bits")
     return Job(of_pictures, outs, sheet, negative, size, args.count, args.batch, model,

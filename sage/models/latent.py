@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sage.errors import NumericsError
+from sage.models.loras import Lora
 from sage.models.savings import Savings
 from sage.models.sd.vae import VAE
 from sage.models.weights import CAST
@@ -32,6 +33,8 @@ class LatentModel:
         prediction_type: what the network gives.
         sample_size: side in pixels of the pictures it was trained on.
         recommends: settings by the name of a method, plain values that came with the model.
+    Attributes:
+        loras: what is merged into the weights (`sage.models.lora`).
     """
 
     family: str
@@ -45,6 +48,7 @@ class LatentModel:
         self.name, self.sample_size, self.device, self.dtype = name, sample_size, torch.device(device), dtype
         self.recommends = recommends or {}
         self.savings = Savings()
+        self.loras: tuple[Lora, ...] = ()
 
     @property
     def network(self) -> nn.Module:
@@ -150,7 +154,8 @@ class LatentModel:
         The numbers count as float16: a checkpoint has one fingerprint on every device, loaded in float32 or float16.
         In bfloat16, which keeps fewer digits, it has another.
         """
-        said = {**facts, **{name: told(network.params) for name, network in networks.items()}}
+        merged = {"lora": [(lora.sha256, lora.scale) for lora in self.loras]} if self.loras else {}
+        said = {**facts, **merged, **{name: told(network.params) for name, network in networks.items()}}
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
         for network in networks.values():
             weights = sorted(network.named_parameters(), key=lambda pair: pair[0])

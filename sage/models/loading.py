@@ -5,6 +5,7 @@ others by `sage.models.sd.loading`.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from sage.models.flow.singlefile import is_flux
 from sage.models.known import find_model
 from sage.models.latent import LatentModel
 from sage.models.layers import pack
+from sage.models.lora import merge
+from sage.models.loras import read_loras
 from sage.models.sd import loading as sd
 from sage.models.sd.loading import Opened
 from sage.models.sd.model import StableDiffusion
@@ -33,7 +36,8 @@ SMALL = 2**28
 
 
 def load_model(model: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
-               prediction_type: str | None = None, tokenizer: str | Path | None = None) -> Backbone:
+               prediction_type: str | None = None, tokenizer: str | Path | None = None,
+               lora: str | Path | Iterable[str | Path] | None = None) -> Backbone:
     """Load a model from this disk; nothing is ever downloaded.
 
     Args:
@@ -44,11 +48,15 @@ def load_model(model: str | Path, device: str | torch.device | None = None, dtyp
         prediction_type: "epsilon" or "v_prediction", where the checkpoint's own word is missing or wrong.
         tokenizer: folder with the tokenizer's files, or with the text encoders of FLUX.1; needed for a single file
             unless a known model is in weights/.
+        lora: LoRA files to merge into the weights, each FILE or FILE:SCALE (`sage.models.lora`).
     Raises:
         ModelError: nothing there, not whole, not supported, damaged, or a pickle.
         SettingsError: a device or dtype that cannot be had.
     """
+    loras = read_loras(lora)
     if ".py:" in str(model):
+        if loras:
+            raise ModelError(f"{loras[0].name} cannot be merged into a model of your own: do it in {model}")
         return _own(str(model), choose_device(device), dtype)
     path = find_model(model)[1]
     flow = is_flux_folder(path) if path.is_dir() else is_flux(open_weights([path]))
@@ -57,6 +65,8 @@ def load_model(model: str | Path, device: str | torch.device | None = None, dtyp
     else:
         opened, parts = _opened_parts(model, device, dtype, prediction_type, tokenizer)
         loaded = opened.backbone(**parts)
+    for each in loras:
+        merge(loaded, each)
     make_fast(loaded)
     return loaded
 

@@ -2,6 +2,7 @@
 
     {"version": 2, "method": "p2p", "settings": {...}, "savings": {...}, "source": ..., "target": ..., ...}
 
+"lora" is there where files were merged into the model, each by its name, the hash of its bytes and its scale.
 A picture made from nothing has "task": "generate", its prompt as "target", and "negative", "size" and "batch" in place
 of "source" and "picture".  The command line and the studio write the same record, so that either repeats what the other
 made.  Version 1, of when there was one method, has "config" in place of "method" and "settings", and is read as
@@ -18,6 +19,7 @@ from sage import __version__, pictures
 from sage.errors import PictureError, PromptError, SettingsError
 from sage.files import open_plain
 from sage.method import method, method_of
+from sage.models.loras import are_loras
 from sage.models.savings import Savings
 from sage.pictures.masks import mask_of_text, mask_text
 from sage.pictures.regions import Move
@@ -72,7 +74,9 @@ def make_generation_record(model: "Backbone", prompt: str, negative: str, settin
 
 def _record(model: "Backbone", settings: Settings, truncate: bool, prediction_type: str | None, savings: Savings,
             **asked: Any) -> dict[str, Any]:
+    loras = [lora.as_dict() for lora in getattr(model, "loras", ())]
     return {"version": VERSION, "method": method_of(settings).where, "settings": settings.as_dict(), **asked,
+            **({"lora": loras} if loras else {}),
             "model": model.name, "prediction_type": prediction_type, "truncate": truncate, "savings": savings.as_dict(),
             "made": made_by(model)}
 
@@ -178,6 +182,7 @@ def read_record(path: str | Path, task: str | None = None, trusted: str = "") ->
                            f"{path} was made from nothing: sage generate repeats it")
     wrong = [name for name, kind in TYPES[own].items() if not isinstance(record.get(name), kind)]
     wrong += [] if wrong else [name for name, fine in CHECKS.items() if name in TYPES[own] and not fine(record[name])]
+    wrong += [] if are_loras(record.get("lora", [])) else ["lora"]
     wrong += ["prediction_type"] if record.get("prediction_type") not in (None, *PREDICTIONS) else []
     if wrong:
         raise PictureError(f"{path}: the settings in it are damaged ({', '.join(wrong)})")

@@ -6,8 +6,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save
 
 import sage
 from sage.errors import ModelError, NumericsError, SettingsError
@@ -31,6 +33,18 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def single(made, tmp_path_factory):
     return made.single_file(tmp_path_factory.mktemp("single") / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def lora(made):
+    """A file of kohya's for one layer of the UNet and one of a text encoder."""
+    g, state = torch.Generator().manual_seed(0), {}
+    for name, module in (("lora_unet_mid_block_attentions_0_proj_in", made.unet.mid_block.attentions[0].proj_in),
+                         ("lora_te1_text_model_encoder_layers_0_mlp_fc1", torch.nn.Linear(64, 128))):
+        out, into = module.weight.shape
+        state |= {f"{name}.lora_down.weight": torch.randn(2, into, generator=g), f"{name}.alpha": torch.tensor(1.0),
+                  f"{name}.lora_up.weight": torch.randn(out, 2, generator=g)}
+    return save(state)
 
 
 def ends_as_a_model(what: str, path: Path, **options) -> None:
@@ -82,3 +96,15 @@ def test_no_configuration_takes_time_or_memory(made, tmp_path, name):
     (other / "unet" / "config.json").write_text(json.dumps(honest | json.loads(LIARS[name])))
     assert ends_well("configurations of XL, absurd", lambda: loading.load_model(other, device="cpu"),
                      ModelError) is None
+
+
+@tries(15, 1000)
+@given(st.data())
+def test_a_damaged_lora_is_merged_or_refused_in_one_line(made, lora, tmp_path_factory, data):
+    length = int.from_bytes(lora[:8], "little")
+    broken = data.draw(st.one_of(lying(lora), files.damaged(lora), files.damaged(lora[:length]).map(
+        lambda head: head + lora[length:])))
+    path = tmp_path_factory.mktemp("l") / "style.safetensors"
+    path.write_bytes(broken)
+    model = ends_well("LoRA files", lambda: loading.load_model(made.folder, device="cpu", lora=path), ModelError)
+    assert model is None or all(p.isfinite().all() for network in model.networks() for p in network.parameters())

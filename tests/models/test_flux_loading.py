@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from sage.commands import main as cli
 from sage.errors import ModelError, SettingsError
 from sage.models import known
-from sage.models import weights as weight_files
+from sage.models import weights as reading
 from sage.models.describe import describe
 from sage.models.flow import loading as flow
 from sage.models.flow.model import Flux
@@ -330,11 +330,11 @@ def test_a_model_larger_than_memory_is_refused_before_it_is_read(one, monkeypatc
     opened = flow.open_folder(one.folder)
     need = sum(part.bytes(torch.float32) for part in opened.parts.values())
     assert need == sum(p.numel() * 4 for n in loaded(one.folder).networks() for p in n.parameters())
-    monkeypatch.setattr(weight_files, "fill", lambda *args: pytest.fail("weights were read"))
-    monkeypatch.setattr(weight_files, "free_memory", lambda device: need - 1)
+    monkeypatch.setattr(reading, "fill", lambda *args: pytest.fail("weights were read"))
+    monkeypatch.setattr(reading, "free_memory", lambda device: need - 1)
     message = refusal(one.folder)
     assert "give dtype bfloat16" in message and "0.0 GB are free on cpu" in message
-    monkeypatch.setattr(weight_files, "free_memory", lambda device: need // 2 - 1)
+    monkeypatch.setattr(reading, "free_memory", lambda device: need // 2 - 1)
     message = refusal(one.folder)
     assert "bfloat16" not in message and "more memory" in message
 

@@ -72,14 +72,17 @@ class Opened:
     recommends: Mapping[str, Mapping[str, Any]]
 
 
-def load_flux(opened: Opened, name: str, device: torch.device, dtype: torch.dtype) -> Flux:
+def load_flux(opened: Opened, name: str, device: torch.device, dtype: torch.dtype, shared: bool = False) -> Flux:
     """Read the weights of an opened checkpoint.
 
+    Args:
+        shared: they are in memory already.
     Raises:
         ModelError: weights that do not fit together, or into the memory that is free.
     """
     check_kin(opened)
-    check_room(opened.parts.values(), name, device, dtype)
+    if not shared:
+        check_room(opened.parts.values(), name, device, dtype)
     t, words = opened.transformer, opened.companions
     clip_tokenizer = words.tokenizer("tokenizer", opened.text)
     if opened.t5 is None:

@@ -72,14 +72,16 @@ class Opened:
 
 
 def load_parts(o: Opened, device: torch.device, dtype: torch.dtype, prediction_type: str | None = None,
-               tokenizer: Path | None = None) -> dict[str, Any]:
+               tokenizer: Path | None = None, shared: bool = False) -> dict[str, Any]:
     """Read the weights: the arguments of `Opened.backbone`, by name.
 
+    Args:
+        shared: the weights are in memory already.
     Raises:
         ModelError: weights that do not fit, or no tokenizer.
     """
     words = dict(zip(("tokenizer", "tokenizer_2"), o.tokenizers(tokenizer), strict=False))
-    if len(o.texts) == 2:
+    if len(o.texts) == 2 and not shared:
         check_room(o.parts.values(), o.where.name, device, dtype)
     own = {"vae": o.vae.dtype(dtype), "inversion": torch.float32}
     networks = {name: part.load(device, own.get(name, dtype)) for name, part in o.parts.items()}
@@ -168,8 +170,7 @@ def open_file(path: Path, tensors: dict[str, Stored] | None = None) -> Opened:
 
     made: dict[str, Callable[[], Any]] = {
         "unet": lambda: UNet(file.unet), "vae": lambda: VAE(file.vae),
-        **{name: partial(CLIPText, text)
-           for name, text in zip(("text", "text_2"), file.texts, strict=False)}}
+        **{name: partial(CLIPText, text) for name, text in zip(("text", "text_2"), file.texts, strict=False)}}
     parts = {name: Part(make, file.tensors[name], f"{path} ({name})") for name, make in made.items()}
     return Opened(path, file.family, file.unet, file.vae, file.texts, ScheduleParams(set_alpha_to_one=student),
                   prediction, why, side * 2 ** (len(file.vae.channels) - 1) // 8, student, parts,

@@ -141,8 +141,7 @@ class StableDiffusion(LatentModel):
         words = text.text if isinstance(text, Prepared) else text.expand(len(z))
 
         def run() -> Tensor:
-            ready = isinstance(text, Prepared) and text.dtype == self.dtype
-            context = text.keys_values if ready else words.tokens  # type: ignore[union-attr]
+            context = text.keys_values if isinstance(text, Prepared) and text.dtype == self.dtype else words.tokens
             return self.unet(z, self._time(int(level.t), words, z), context).float()
 
         output = self._finite(f"the UNet at timestep {level.t:g}", self.unet, run)
