@@ -254,10 +254,10 @@ def test_sage_on_a_flow_inverted_with_a_look_ahead_retraces_it(made):
     model, net = made
     s = sage.method("sage").Settings(steps=N, inversion="uni", guidance_scale=1.0, reconstruction="none", replace=None,
                                      blend=None, self_level=1, cross_level=1)
-    up, down = ours(model, "sage", s, target=SOURCE)
-    held([up], [original.uni_inversion(net, picture(), times(model))])
-    euler = ours(model, "sage", s.but(inversion="ddim"), target=SOURCE)[1]
-    assert off(down[-1], picture()) < 0.5 * off(euler[-1], picture())
+    held([ours(model, "sage", s, target=SOURCE)[0]], [original.uni_inversion(net, picture(), times(model))])
+    ahead, euler = (off(ours(model, "sage", s.but(steps=20, inversion=name), target=SOURCE)[1][-1], picture())
+                    for name in ("uni", "ddim"))
+    assert ahead < 0.5 * euler
 
 
 def test_the_maps_of_a_look_ahead_are_those_of_its_own_latents(flow):
