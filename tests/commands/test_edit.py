@@ -96,7 +96,8 @@ def test_every_setting_is_a_flag_and_no_other():
     flags = {option: action for action in sub._actions for option in action.option_strings}
     own = {"-h", "--help", "--source", "--target", "--model", "--out", "--sheet", "--config-from", "--published",
            "--explain", "--trajectory", "--truncate", "--json", "--quiet", "--device", "--dtype", "--prediction-type",
-           "--tokenizer", "--method", "--yes", "--mask", "--paste", "--instruction", "--llm", "--llm-model"}
+           "--tokenizer", "--method", "--yes", "--mask", "--paste", "--instruction", "--llm", "--llm-model",
+           "--lora"}
     settings = [f for f in fields(EditConfig) if f.name != "mask"]  # it shares its flag with a file
     assert flags.keys() - own == {flag(f.name) for f in settings}
     for f in settings:
@@ -108,7 +109,7 @@ def test_every_setting_is_a_flag_and_no_other():
 def test_no_flag_means_the_models_own_settings(engine):
     assert cli.main(["edit", "mug.png", *PROMPTS]) == 0
     assert engine.edits[0].config == RECOMMENDED
-    assert engine.loads == [("sd-1.4", {"device": None, "dtype": None, "prediction_type": None, "tokenizer": None})]
+    assert engine.loads == [("sd-1.4", {"device": None, "dtype": None, "prediction_type": None, "tokenizer": None, "lora": None})]
 
 
 def as_flags(config: EditConfig) -> list[str]:
