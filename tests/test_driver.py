@@ -12,6 +12,7 @@ from sage.editing import check_prompts, edit, edit_batch, invert
 from sage.errors import PictureError, SettingsError
 from sage.explain import Explanation
 from sage.machine import memory
+from sage.method import method
 from sage.models.savings import Savings
 from sage.settings import share_of
 from tests import small
@@ -128,8 +129,8 @@ def test_what_is_no_picture_and_what_is_no_setting_are_one_line(model):
         EditConfig.published(nonsense=1)
     with pytest.raises(SettingsError, match="settings of sage, and the method is plain"):
         edit(model, small.picture(), SOURCE, TARGET, CONFIG, method="plain")
-    with pytest.raises(SettingsError, match="sage does not read mask"):
-        edit(model, small.picture(), SOURCE, TARGET, CONFIG, mask=small.picture())
+    with pytest.raises(SettingsError, match="plain does not read mask"):
+        edit(model, small.picture(), SOURCE, TARGET, method("plain").Settings(steps=2), mask=small.picture())
 
 
 # ---- which result is kept

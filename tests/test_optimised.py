@@ -58,7 +58,7 @@ def plainly(monkeypatch):
     monkeypatch.setattr(layers, "PRODUCT", None)
     monkeypatch.setattr(Site, "tapped", property(lambda site: True))
     monkeypatch.setattr(StableDiffusion, "prepare", lambda model, text, guidance=None: text)
-    monkeypatch.setattr(StableDiffusion, "_time", lambda model, t: torch.tensor(float(t)))
+    monkeypatch.setattr(StableDiffusion, "_time", lambda model, t, *_: torch.tensor(float(t)))
     monkeypatch.setattr(kit, "listen", lambda sites, last=False: hooks.listen(sites))
     monkeypatch.setattr(kit, "BlendingMask", OneByOne)
     monkeypatch.setattr(Job, "together", lambda job, level, **branches: {

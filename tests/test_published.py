@@ -12,8 +12,9 @@ from tests.released import Options, Released
 
 STEPS = 5
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
-# Measured: at most 2.2e-5, of float32 rounding carried through 15 passes of a random network.
-TOLERANCE = 6e-5
+# Measured: at most 2.2e-5, of float32 rounding carried through 15 passes of a random network; 2e-4 on a processor
+# with other instructions, where a sign of |A - A_ref| falls otherwise.
+TOLERANCE, CHANGED = 5e-4, 6e-4
 
 MASKED = dict(blend=("cat", "dog"), blend_fraction=0.0, cross_level=0)
 ALL = dict(replace=("cat", "dog"), replace_fraction=0.5, blend=("cat", "dog"), blend_fraction=0.8, cross_level=0,
@@ -128,7 +129,7 @@ def test_published(one, plain, name):
     result, judge = both(one, *CASES[name])
     assert_same(result, judge)
     if name != "self":
-        assert distance(result.latents, plain) > 10 * TOLERANCE  # the setting does something
+        assert distance(result.latents, plain) > CHANGED  # the setting does something
     if result.masks and "both" not in name:
         assert any(0 < m.mean() < 1 for m in result.masks)
 
@@ -152,7 +153,7 @@ def test_published_squashes_pictures(one):
 def test_each_option_of_published_matters(one, everything, change):
     """One setting away from the released code, and the judge tells."""
     ours = CASES["everything"][0] | dict(reconstruction_scale=100.0)
-    assert distance(run(one, ours | change).latents, everything.latents) > 10 * TOLERANCE
+    assert distance(run(one, ours | change).latents, everything.latents) > CHANGED
 
 
 def test_truncated_and_rounded_pictures_differ(one):

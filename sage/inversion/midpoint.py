@@ -144,13 +144,13 @@ def _sites(model: "Backbone", first: float) -> "kit.Sites":
 
 def _heard(job: "Job[Any]", z: "Tensor", level: "kit.Level", sites: "kit.Sites") -> "tuple[Tensor, Values]":
     """The velocity under the source prompt, and the values at `sites`."""
+    from sage.guidance.hooks import EXACT, hearing, hooked
     found: dict[str, Tensor] = {}
 
-    def hear(projection: "kit.Projection", site: "kit.Site") -> "kit.Projection":
-        found[site.path] = projection.values
-        return projection
+    def hear(site: "kit.Site") -> Any:
+        return hearing(lambda module, inputs, output: found.update({site.path: output.values}), EXACT)
 
-    with kit.swap(sites, hear):
+    with hooked((site.projected, hear(site)) for site in sites):
         velocity = job.predict(z, level, job.source).velocity
     return velocity, [found[site.path] for site in sites]
 

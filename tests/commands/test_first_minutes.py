@@ -171,7 +171,7 @@ def test_doctor_tells_what_there_is_and_what_an_edit_takes(engine, monkeypatch, 
     assert cli.main(["doctor", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     for words in ("float32 unless --dtype", "7.0 GiB free", "sage fetch sd-1.5 (2.1 GB)", "estimates",
-                  "sd-1.4, sd-1.5, sd-2.1-base --size 256", "--dtype bfloat16"):
+                  "sd-1.4, sd-1.5, sd-2.1-base, sd-turbo --size 256", "--dtype bfloat16"):
         assert words in said
     rates["bfloat16"] = 1e8  # as where a processor only imitates it
     assert cli.main(["doctor", "--device", "cpu"]) == 0

@@ -15,9 +15,10 @@ from sage.commands.generate import plan_generation
 from sage.editing import invert
 from sage.errors import PictureError, SageError, SettingsError
 from sage.method import METHODS, able, method
+from sage.models.sites import KeysValues
 from sage.pictures.metadata import read_record, settings_in
 from sage.trajectory.disk import load_trajectory, save_trajectory
-from sage.trajectory.kinds import KINDS, Noises, NullText, Pair, Settled, Trajectory, named
+from sage.trajectory.kinds import KINDS, Lent, Noises, NullText, Pair, Reconstructed, Settled, Trajectory, named
 from sage.trajectory.label import read_label
 from tests import small
 from tests.hardening import files
@@ -157,7 +158,11 @@ def stored(model, tmp_path_factory):
     of = {"origin": made.origin, "latents": made.latents}
     for trajectory in (Trajectory(**of), heard, NullText(**of, empties=(text, text.mix(text, 0.5))),
                        Pair(**of, states=(noise.double(), noise.double())), Noises(**of, noises=(noise, 2 * noise)),
-                       Settled(**of, residuals=(torch.zeros(1), torch.ones(1)))):
+                       Settled(**of, residuals=(torch.zeros(1), torch.ones(1))),
+                       Reconstructed(**of, noises=(noise, 2 * noise), reconstructions=(noise, 3 * noise)),
+                       Lent(**of, wanted=heard.wanted, heard=tuple(tuple(
+                           pairs and tuple(KeysValues(pair.queries, pair.keys) for pair in pairs) for pairs in part)
+                           for part in heard.heard))):
         path = save_trajectory(trajectory, folder / f"{trajectory.kind}.safetensors", model)
         found[trajectory.kind] = path.read_bytes()
     assert found.keys() == KINDS.keys()

@@ -71,6 +71,7 @@ LENIENT = {"most_spread": 1e9, "most_drift": 1e9}
 PRESERVED = dict(preserve_scale=1e5, preserve_limit=0.001, preserve_level=0, preserve_fraction=0.4)
 WITH_PRESERVATION = dict.fromkeys(("preserve_limit", "preserve_level", "preserve_fraction"),
                                   dict(preserve_scale=1e5))
+OWN_SPACING = {"spacing": "refused: the steps of a flow have a spacing of their own"}
 ROWS = {
     "sage": Row(
         base=dict(cross_level=0, reconstruction_scale=10.0, replace_fraction=0.5, blend_fraction=0.5,
@@ -174,13 +175,13 @@ ROWS = {
         silent={"conventions": "refused: of a flow alone"}),
     "rf-solver": Row(
         base=dict(shared_steps=2), plainly=dict(shared_steps=0), bound="solver",
-        others=dict(strength=0.5, shared_steps=1, first_block=0.1)),
+        others=dict(strength=0.5, shared_steps=1, first_block=0.1), silent=OWN_SPACING),
     "fireflow": Row(
         base=dict(shared_steps=2), plainly=dict(shared_steps=0), bound="solver",
-        others=dict(strength=0.5, shared_steps=1, first_block=0.1)),
+        others=dict(strength=0.5, shared_steps=1, first_block=0.1), silent=OWN_SPACING),
     "kv-edit": Row(
         others=dict(strength=0.5, source_guidance_scale=2.0, renewed=0.5),
-        silent={"pairing": "shows where there is a mask: tests/methods/test_flows.py"}),
+        silent=OWN_SPACING | {"pairing": "shows where there is a mask: tests/methods/test_flows.py"}),
 }
 OTHERS = dict(steps=5, eta=0.7, guidance_scale=3.0, size=96, seed=1, reweight={"dog": 3.0}, cross_level=1,
               blend=("mat", "mat"), blend_fraction=0.25, blend_threshold=0.6, cross_fraction=0.2)

@@ -32,7 +32,7 @@ CHUNK = 1 << 16
 def repository(tmp_path_factory):
     """A repository as they are: the networks twice, and much that nobody needs here."""
     folder = tiny.make(tmp_path_factory.mktemp("repository") / "files").folder
-    for part in tiny.BASES:
+    for part in tiny.parts(folder):
         state = {key: value.half() for key, value in load_file(tiny.weights(folder, part)).items()}
         save_file(state, tiny.weights(folder, part, ".fp16"))
     for junk in ("v1-5-pruned.ckpt", "README.md", "safety_checker/model.safetensors", "unet/notes.json"):
@@ -85,7 +85,7 @@ def test_download_then_load(hub, tmp_path, capsys, monkeypatch):
 
 def test_full_precision_where_there_is_no_half(hub, repository, tmp_path):
     bare = shutil.copytree(repository, tmp_path / "bare")
-    for part in tiny.BASES:
+    for part in tiny.parts(bare):
         tiny.weights(bare, part, ".fp16").unlink()
     hub.folder = bare
     folder = fetch("sd-1.5", tmp_path, hub.url, progress=False)

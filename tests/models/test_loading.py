@@ -123,7 +123,7 @@ def test_shards(one, broken):
 
 
 def test_half_precision_files_are_taken_for_half_precision_only(one, broken):
-    for part in tiny.BASES:
+    for part in tiny.parts(broken):
         state = {key: value.half() for key, value in load_file(tiny.weights(broken, part)).items()}
         save_file(state, tiny.weights(broken, part, FP16))
     tiny.rewrite(tiny.weights(broken, "unet", FP16), lambda s: s["conv_out.bias"].fill_(7))
@@ -134,7 +134,7 @@ def test_half_precision_files_are_taken_for_half_precision_only(one, broken):
     norms = [m.weight.dtype for n in (half.unet, half.vae, half.text) for m in n.modules()
              if isinstance(m, (torch.nn.GroupNorm, torch.nn.LayerNorm))]
     assert set(norms) == {torch.float32}
-    for part in tiny.BASES:  # and where only one kind is there, it is used
+    for part in tiny.parts(broken):  # and where only one kind is there, it is used
         tiny.weights(broken, part).unlink()
     assert load(broken, dtype=torch.float32).unet.conv_out.bias[0] == 7
 
@@ -358,7 +358,7 @@ def test_missing_shard(broken):
 
 @pytest.mark.parametrize(("part", "values", "named"), (
     ("unet", {"class_embed_type": "timestep"}, "class_embed_type"),
-    ("unet", {"addition_embed_type": "text_time"}, "addition_embed_type"),
+    ("unet", {"addition_embed_type": "text_time"}, "projection_class_embeddings_input_dim"),
     ("unet", {"dual_cross_attention": True}, "dual_cross_attention"),
     ("unet", {"act_fn": "gelu"}, "act_fn"),
     ("unet", {"only_cross_attention": [True, False]}, "only_cross_attention"),

@@ -30,6 +30,11 @@ BASES = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "t
          "text_encoder_2": "model"}
 
 
+def parts(folder):
+    """The folders of weights that a checkpoint has: there is one text encoder more in XL."""
+    return [part for part in BASES if (folder / part).is_dir()]
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A model on disk, and the oracle's modules that hold its weights."""

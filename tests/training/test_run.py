@@ -198,7 +198,9 @@ def test_a_flow_is_trained_on_a_finished_text_encoder_and_read_by_name(tmp_path,
 
     state = out / "flow.safetensors"
     state.unlink()
-    same(flow.train(out, outer, 1000, samples=96, text_of=tmp_path / "weights" / "stilllife-flow"), parts)
+    again = flow.train(out, outer, 1000, samples=96, text_of=tmp_path / "weights" / "stilllife-flow")
+    for key, value in parts.averages["text"].shadow.items():
+        assert torch.equal(again.averages["text"].shadow[key], value.half().float())
 
 
 def test_the_times_of_a_flow_are_stratified_and_most_near_noise():

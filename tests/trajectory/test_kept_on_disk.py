@@ -17,9 +17,10 @@ from sage import EditConfig, pictures
 from sage.editing import check_prompts, edit, edit_batch, invert, invert_batch
 from sage.errors import SettingsError
 from sage.inversion.reconstruction import vae_reconstruction
+from sage.models.sites import KeysValues
 from sage.trajectory import disk
 from sage.trajectory.disk import load_trajectory, save_trajectory
-from sage.trajectory.kinds import KINDS, Noises, NullText, Pair, Settled, Trajectory, named
+from sage.trajectory.kinds import KINDS, Lent, Noises, NullText, Pair, Reconstructed, Settled, Trajectory, named
 from sage.trajectory.label import KEY, read_label
 from tests import small
 
@@ -260,7 +261,11 @@ def test_every_kind_comes_back(model, inverted, path):
     kinds = (Trajectory(**made), inverted, NullText(**made, empties=tuple(text.mix(text, 0.5) for _ in more)),
              Pair(**made, states=tuple(z.double() / 3 for z in more[:2])),
              Settled(**made, residuals=tuple(torch.rand(len(z)) for z in more)),
-             Noises(**made, noises=tuple(more)))
+             Noises(**made, noises=tuple(more)),
+             Reconstructed(**made, noises=tuple(more), reconstructions=tuple(2 * z for z in more)),
+             Lent(**made, wanted=inverted.wanted, heard=tuple(tuple(
+                 pairs and tuple(KeysValues(pair.queries, pair.keys + 1) for pair in pairs) for pairs in heard)
+                 for heard in inverted.heard)))
     assert {type(trajectory) for trajectory in kinds} == set(KINDS.values())
     for trajectory in kinds:
         assert_same(trajectory, load_trajectory(save_trajectory(trajectory, path, model), model))

@@ -192,7 +192,7 @@ def hub(tmp_path, monkeypatch):
     for name in ("HF_ENDPOINT", "HF_TOKEN", "SAGE_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
     folder = tiny.make(tmp_path / "hub").folder
-    for part in tiny.BASES:
+    for part in tiny.parts(folder):
         save_file({k: v.half() for k, v in load_file(tiny.weights(folder, part)).items()},
                   tiny.weights(folder, part, ".fp16"))
     model = known.KNOWN["sd-1.5"]
