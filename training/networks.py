@@ -45,7 +45,8 @@ def text_params(vocabulary: int) -> CLIPTextParams:
 
 @torch.no_grad()
 def inherit(text: CLIPText, words: CLIPTokenizer, unet: UNet, start: Path) -> None:
-    """Start from a model whose latents are a quarter of ours in number: four of our channels hold one of its cells.
+    """Start from a model of this kind, or from one whose latents are a quarter of ours in number: four of our channels
+    then hold one of its cells.
 
     What the text encoder knows of a token moves with the token's string; the UNet's first layer sees the mean of the
     four, its last one says the same for each, and everything between is kept.
@@ -65,7 +66,9 @@ def inherit(text: CLIPText, words: CLIPTokenizer, unet: UNet, start: Path) -> No
             own[name].copy_(value)
     own, old = unet.state_dict(), given.unet.state_dict()
     for name, value in old.items():
-        if name == "conv_in.weight":
+        if value.shape == own[name].shape:
+            pass
+        elif name == "conv_in.weight":
             value = value.repeat_interleave(4, dim=1) * (1.5 / 4)
         elif name.startswith("conv_out."):
             value = value.repeat_interleave(4, dim=0)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -231,3 +232,30 @@ def test_the_loss_of_a_flow_is_that_of_its_velocity_and_the_end_mark_is_the_pool
     z, given, tokens, pooled = seen[0]
     torch.testing.assert_close(z, (1 - t)[:, None, None, None] * z0 + t[:, None, None, None] * eps)
     assert torch.equal(given, t) and torch.equal(pooled[:, 0], torch.tensor([9.2, 9.1, 9.3, 9.2]))
+
+
+def test_the_networks_of_a_smaller_model_are_inherited(tmp_path, words, small, monkeypatch):
+    """Each cell of its latents is in four of our channels: what it says of their mean, the larger one says of each."""
+    start, words = tmp_path / "start", tokenizer.train(words)
+    few = replace(networks.UNET, in_channels=4, out_channels=4)
+    torch.manual_seed(1)
+    given = {"text": networks.CLIPText(networks.text_params(len(words))), "unet": networks.UNet(few)}
+    (start / "tokenizer").mkdir(parents=True)
+    (start / "tokenizer" / "vocab.json").write_text(json.dumps(words.get_vocab()))
+    monkeypatch.setattr(sage, "load_model", lambda *_, **__: SimpleNamespace(**given))
+    text, unet = networks.CLIPText(networks.text_params(len(words))), networks.UNet(networks.UNET)
+    networks.inherit(text, words, unet, start)
+    assert all(torch.equal(text.state_dict()[k], v) for k, v in given["text"].state_dict().items())
+    assert torch.equal(unet.state_dict()["mid_block.resnets.0.conv1.weight"],
+                       given["unet"].state_dict()["mid_block.resnets.0.conv1.weight"])
+    z, context = torch.randn(1, 4, 8, 8), torch.randn(1, 5, networks.UNET.context_width)
+    with torch.no_grad():
+        ours = unet(z.repeat_interleave(4, dim=1), 500, context)
+        theirs = given["unet"](1.5 * z, 500, context)
+    assert torch.allclose(ours.unflatten(1, (4, 4)).std(dim=2), torch.zeros(1, 4, 8, 8), atol=1e-5)
+    assert (ours[:, ::4] - theirs).abs().max() < 1e-4
+
+    again = networks.UNet(networks.UNET)
+    given["unet"] = unet
+    networks.inherit(text, words, again, start)
+    assert all(torch.equal(again.state_dict()[k], v) for k, v in unet.state_dict().items())
