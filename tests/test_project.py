@@ -229,3 +229,9 @@ def test_files_that_the_documents_name_are_there():
             assert found or theirs, f"{document.name} names {name}"
             for word in re.findall(r"\w+", contents):
                 assert any(word in (ROOT / file).read_text() for file in found), f"{document.name}: {name}: {word}"
+
+
+def test_no_two_files_of_tests_have_the_same_name():
+    """They are imported by it, and the second one would not run."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted({*names})
