@@ -116,13 +116,21 @@ def _way(model, z0):
     ("mask", dict(mask_timestep=3)), ("mask", dict(put_back="before")), ("mask", dict(region_bonus=1.0)),
     ("mask", dict(cascade_num=0)), ("mask", dict(exact=False, mask_timestep=5)), ("drag", dict(drag_class="cut")),
     ("drag", dict(t_prime_ratio=0.9)), ("drag", dict(alpha=0.3)), ("drag", dict(blur="half")),
-    ("mask", dict(text_offset=False)), ("mask", dict(twice_gated=True)), ("mask", dict(held_modulation=True)),
+    ("mask", dict(text_offset=False)), ("mask", dict(held_modulation=True)),
     ("mask", dict(grid="released")), ("mask", dict(grid="released, regions")), ("mask", dict(whole_by="steps"))])
 def test_every_setting_and_slip_changes_the_edit(model, z0, request_, change):
     request = drag() if request_ == "drag" else Request(SOURCE, TARGET, mask=mask(2, 2, 9, 8))
     base = dict(steps=8, cache="eedit", fresh_threshold=3, inv_skip=3, fresh_ratio=0.25, tailing_step=0)
     one, other = run(model, z0, request, **base), run(model, z0, request, **base | change)
     assert torch.isfinite(other[-1]).all() and not torch.equal(one[-1], other[-1])
+
+
+def test_a_gate_too_many_reaches_no_picture(model, z0):
+    """Between whole steps the text reaches the picture through attention alone, and that is held."""
+    request = Request(SOURCE, TARGET, mask=mask(2, 2, 9, 8))
+    base = dict(steps=8, cache="eedit", fresh_threshold=3, inv_skip=3, fresh_ratio=0.25, tailing_step=0)
+    one, other = run(model, z0, request, **base), run(model, z0, request, **base, twice_gated=True)
+    assert torch.equal(one[-1], other[-1])
 
 
 def test_places_drawn_on_the_way_are_those_drawn_before(model, z0):
