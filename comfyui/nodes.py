@@ -29,6 +29,7 @@ NAMES = "..."  # in the list of models: the one whose place is written beside it
 DTYPES = ("as usual", "float32", "float16", "bfloat16")
 MOST = 2**53  # a whole number that ComfyUI's pages can hold
 STEP = 0.001
+MASK = "may_change"  # a method may have a setting that is called mask
 
 
 class LoadModel:
@@ -68,14 +69,14 @@ class Edit:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """What it is given: the method's settings, and a mask where it reads one."""
         method = sage.method(cls.METHOD)
-        masks = {"mask": ("MASK", {"tooltip": "white where the picture may change"})} if "mask" in method.reads else {}
+        masks = {MASK: ("MASK", {"tooltip": "white where the picture may change"})} if "mask" in method.reads else {}
         return {"required": {"model": ("SAGE_MODEL",), "image": ("IMAGE",),
                              "source": ("STRING", {"multiline": True, "tooltip": "what the picture shows"}),
                              "target": ("STRING", {"multiline": True, "tooltip": "what it shall show"})},
                 "optional": masks | {f.name: given_as(method.Settings, f) for f in method.Settings.fields()},
                 "hidden": {"extra_pnginfo": "EXTRA_PNGINFO"}}
 
-    def edit(self, model: Any, image: Tensor, source: str, target: str, mask: Tensor | None = None,
+    def edit(self, model: Any, image: Tensor, source: str, target: str, may_change: Tensor | None = None,
              extra_pnginfo: dict[str, Any] | None = None, **values: Any) -> tuple[Tensor, str]:
         """As `sage.edit`, image by image.
 
@@ -87,7 +88,7 @@ class Edit:
         settings = method.recommended(model).but(**changed(method.Settings, values))
         results, record = [], dict[str, Any]()
         for i, one in enumerate(image):
-            request = {} if mask is None else {"mask": mask_of(mask[i % len(mask)])}
+            request = {} if may_change is None else {"mask": mask_of(may_change[i % len(may_change)])}
             result = sage.edit(model, picture_of(one), source, target, settings, **request)
             results.append(tensor_of(result.image))
             known = {"name": "ComfyUI", "sha256": hashlib.sha256(one.cpu().numpy().tobytes()).hexdigest()}

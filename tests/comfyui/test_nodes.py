@@ -62,7 +62,7 @@ def test_the_contract(name):
 def test_untouched_widgets_change_nothing(name):
     node = comfyui.NODE_CLASS_MAPPINGS[name]
     assert nodes.changed(sage.method(node.METHOD).Settings, defaults(node)) == {}
-    assert ("mask" in node.INPUT_TYPES()["optional"]) == ("mask" in sage.method(node.METHOD).reads)
+    assert (nodes.MASK in node.INPUT_TYPES()["optional"]) == ("mask" in sage.method(node.METHOD).reads)
 
 
 def test_a_model_is_loaded_by_its_place(monkeypatch):
@@ -97,7 +97,7 @@ def test_a_mask_is_where_the_picture_may_change(model, image):
     mask = torch.zeros(1, 64, 64)
     mask[:, :32] = 1
     values = defaults(node) | {"steps": 3}
-    out = node().edit(model, image[:1], SOURCE, TARGET, mask=mask, **values)[0]
+    out = node().edit(model, image[:1], SOURCE, TARGET, may_change=mask, **values)[0]
     config = sage.method("flowedit").recommended(model).but(steps=3)
     half = Image.fromarray((mask[0] * 255).byte().numpy())
     theirs = sage.edit(model, small.picture(), SOURCE, TARGET, config, mask=half).image
