@@ -9,7 +9,6 @@ does not depend on the weights, which are random; what the cache costs in qualit
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.speed.__main__ import available, fingerprint, read
+from benchmarks.speed.__main__ import available, fingerprint, measured_apart, read
 from benchmarks.speed.cells import GUIDED, WHOLE
-from benchmarks.speed.models import MODELS, ROOT
+from benchmarks.speed.models import MODELS
 from sage.bench.files import write_text
 from sage.bench.machine import machine, today, versions
 from sage.machine.threads import sleep_while_waiting
@@ -109,12 +108,7 @@ def in_a_process(cell: Cell, implementation: str, run: Path) -> dict[str, Any]:
     """What a process of its own measures, or {"failed": why}."""
     if available() < (cell.needs if implementation == BASELINE else cell.needs / 3):
         return {"failed": f"not tried: it needs about {cell.needs:g} GiB of memory"}
-    ran = subprocess.run([sys.executable, "-m", "benchmarks.eedit", "--one", cell.name, implementation, "--run",
-                          str(run.resolve())], cwd=ROOT, capture_output=True, text=True)
-    if ran.returncode == 0:
-        return json.loads(ran.stdout.splitlines()[-1])
-    print(ran.stderr[-3000:], file=sys.stderr)
-    return {"failed": (ran.stderr.strip().splitlines() or ["killed, as when memory runs out"])[-1][:120]}
+    return measured_apart("benchmarks.eedit", "--one", cell.name, implementation, "--run", str(run.resolve()))
 
 
 # ---- one measurement

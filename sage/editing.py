@@ -22,7 +22,7 @@ from sage.auto import AUTO, recorded
 from sage.errors import NumericsError, SettingsError
 from sage.job import Job, Noises, Progress
 from sage.machine.memory import Task, own_savings, settle, stepping_down
-from sage.method import DEFAULTS, METHODS, Method, Request, Step, check_task, method_of
+from sage.method import DEFAULTS, Method, Request, Step, check_task, method_of, readers
 from sage.method import method as find_method
 from sage.models.backbone import Backbone, Text
 from sage.models.savings import Savings
@@ -166,8 +166,8 @@ def check_request(method: Method[Any], request: Request) -> None:
     """SettingsError for what was given and the method does not look at, so that nothing is left out in silence."""
     given = [name for name in ("mask", "reference", "points", "moves", "edits", "sentences") if getattr(request, name)]
     if unread := [name for name in given if name not in method.reads]:
-        able = [name for name in METHODS if unread[0] in find_method(name).reads and find_method(name).edits]
-        other = f"; these do: {', '.join(able)}" if able else ""
+        others = readers(unread[0])
+        other = f"; these do: {', '.join(others)}" if others else ""
         raise SettingsError(f"{method.name} does not read {unread[0]}: it reads {', '.join(sorted(method.reads))}"
                             + other)
 

@@ -4,9 +4,10 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -64,7 +65,7 @@ class Job(Generic[S]):
         self._prepared: OrderedDict[tuple[float | None, ...], tuple[tuple[Text, ...], Any]] = OrderedDict()
         self._watched = _looked_at(model, settings) if watched else Sites()
         self._looks: dict[str, Tensor] = {}
-        self._cache: Cache | None = None
+        self._begin: Callable[[], Cache] | None = None
 
     # ---- what is not computed at every step
 
@@ -75,7 +76,7 @@ class Job(Generic[S]):
 
     def start_cache(self, edges: Edges | None = None, whole: Sequence[bool] = (), slips: Slips = NONE,
                     online: bool = False) -> None:
-        """Take what the settings allow from earlier passes, from now on: a way begins.
+        """Take what the settings allow from earlier passes, from the next one on: a way begins.
 
         Args:
             edges, whole: its steps, and which are computed whole; default: the way back, as the settings have it.
@@ -86,12 +87,22 @@ class Job(Generic[S]):
             return
         if edges is None:
             edges, whole = self.down, [self.in_full(i) for i in range(len(self.down))]
+        self._begin = partial(self._begun, edges, whole, slips, online)
+        vars(self).pop("_cache", None)
+
+    @cached_property
+    def _cache(self) -> Cache | None:
+        """That of the way that is gone, made by its first pass."""
+        return self._begin() if self._begin else None
+
+    def _begun(self, edges: Edges, whole: Sequence[bool], slips: Slips, online: bool) -> Cache:
         height, width = self.z0.shape[-2:]
-        self._cache = Cache(self.model, self.cached, edges, whole, self.region, (height, width),
-                            self.target.tokens.shape[1], getattr(self.settings, "seed", 0), slips, online)
-        if not self._cache.held_blocks:
+        made = Cache(self.model, self.cached, edges, whole, self.region, (height, width), self.target.tokens.shape[1],
+                     getattr(self.settings, "seed", 0), slips, online)
+        if not made.held_blocks:
             for row in range(len(self.z0)):
                 self.note(row, f"{self.model.name} has no blocks that a cache may pass over: every step back is whole")
+        return made
 
     def in_full(self, step: int) -> bool:
         """Whether a step of the way back is computed whole: always without a cache."""
@@ -158,7 +169,7 @@ class Job(Generic[S]):
         if self.mask is not None or not any(request.moves for request in self.requests):
             return self.mask
         height, width = self.z0.shape[-2:]
-        rows = [cells(union(request.moves), (height, width)) if request.moves else torch.ones(height, width).numpy() > 0
+        rows = [cells(union(request.moves), (height, width)) if request.moves else np.ones((height, width), bool)
                 for request in self.requests]
         return torch.stack([torch.from_numpy(row) for row in rows])[:, None].to(self.z0)
 

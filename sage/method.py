@@ -360,6 +360,11 @@ def able(task: str) -> tuple[str, ...]:
     return tuple(name for name in METHODS if method(name).does(task))
 
 
+def readers(what: str) -> tuple[str, ...]:
+    """The names of the methods that edit and look at a member of a `Request`."""
+    return tuple(name for name in able("edit") if what in method(name).reads)
+
+
 def check_task(found: Method[Any], task: str) -> None:
     """SettingsError for a method that edits no pictures, or makes none, naming those that do."""
     if not found.does(task):

@@ -21,9 +21,14 @@ def _chunk(job: tuple[Path, int, bool, int]) -> None:
     path, start, held_out, side = job
     pictures = np.stack([(render(varied_scene(seed, held_out), side) * 255 + 0.5).astype(np.uint8)
                          for seed in range(start, start + CHUNK)])
+    save_array(path, pictures)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file whole."""
     temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, pictures)
-    os.replace(temporary, path)
+    np.save(temporary, array)
+    temporary.replace(path)
 
 
 def render_cache(folder: Path, count: int, held_out: bool = False, workers: int | None = None,

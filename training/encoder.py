@@ -33,7 +33,7 @@ from sage.stilllife.prompts import draw_wording, phrases
 from sage.stilllife.scenes import VALUES
 from training import run
 from training.captions import IGNORE, Captioner, scene_of
-from training.data import CHUNK, SIDE, batch, render_cache
+from training.data import CHUNK, SIDE, batch, render_cache, save_array
 from training.export import machine
 
 CONTRAST, CAPTIONS, SMOOTHING = 0.3, 0.3, 0.02
@@ -72,9 +72,7 @@ def round_trips(vae: VAE, pictures: list[np.ndarray], folder: Path, count: int, 
                     sigma = noise * torch.rand(len(x), 1, 1, 1, generator=generator)
                     y = vae.decode(z + (sigma * torch.randn(z.shape, generator=generator)).to(z)).float()
                 parts.append(((y.clamp(-1, 1) + 1) * 127.5 + 0.5).byte().permute(0, 2, 3, 1).cpu().numpy())
-            temporary = path.with_suffix(".tmp.npy")
-            np.save(temporary, np.concatenate(parts))
-            temporary.replace(path)
+            save_array(path, np.concatenate(parts))
         maps.append(np.load(path, mmap_mode="r", allow_pickle=False))
     return maps
 

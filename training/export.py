@@ -94,8 +94,7 @@ def export_flow(out: Path, weights: Path) -> None:
                 "text_encoder": (model.text, text_config(model.text.params))}
     _write(out, weights, networks, flow_config(FLOW_SCHEDULE), FLOWING)
     if not (weights / "settings.json").exists():
-        (weights / "settings.json").write_text(json.dumps(
-            {"generate/plain": {"steps": 25, "guidance_scale": 3.0}}, indent=2) + "\n")
+        write_json(weights / "settings.json", {"generate/plain": {"steps": 25, "guidance_scale": 3.0}})
 
 
 def _write(out: Path, weights: Path, networks: Mapping[str, tuple[nn.Module, dict]], scheduler: dict,
@@ -107,18 +106,31 @@ def _write(out: Path, weights: Path, networks: Mapping[str, tuple[nn.Module, dic
     (weights / vocabulary.FILE).write_text("".join(f"{word}\n" for word in tokenizer.taught()))
     history = {name: json.loads((out / f"{name}.jsonl").read_text().splitlines()[-1])
                for name in ("autoencoder", course)}
-    (weights / "scheduler").mkdir(exist_ok=True)
-    (weights / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
+    write_json(weights / "scheduler" / "scheduler_config.json", scheduler)
     for part, (module, config) in networks.items():
-        (weights / part).mkdir(exist_ok=True)
-        (weights / part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        base = "model" if part == "text_encoder" else "diffusion_pytorch_model"
-        temporary = weights / part / ".partial"
-        save_file({k: v.half().contiguous() for k, v in module.state_dict().items()}, temporary, {"format": "pt"})
-        temporary.chmod(0o644)  # readable to all, whatever the library thinks
-        temporary.replace(weights / part / f"{base}.fp16.safetensors")
-    history |= {"torch": torch.__version__, "python": platform.python_version(), "machine": machine()}
-    (weights / "training.json").write_text(json.dumps(history, indent=2) + "\n")
+        write_network(weights / part, module, config, "model" if part == "text_encoder" else "diffusion_pytorch_model")
+    write_history(weights, history)
+
+
+def write_network(folder: Path, module: nn.Module, config: dict, base: str = "diffusion_pytorch_model") -> None:
+    """Its configuration, and its weights in float16."""
+    write_json(folder / "config.json", config)
+    temporary = folder / ".partial"
+    save_file({k: v.half().contiguous() for k, v in module.state_dict().items()}, temporary, {"format": "pt"})
+    temporary.chmod(0o644)  # readable to all, whatever the library thinks
+    temporary.replace(folder / f"{base}.fp16.safetensors")
+
+
+def write_history(weights: Path, history: Mapping[str, object]) -> None:
+    """training.json: how the networks were made, and on what."""
+    write_json(weights / "training.json", {**history, "torch": torch.__version__, "python": platform.python_version(),
+                                           "machine": machine()})
+
+
+def write_json(path: Path, values: Mapping[str, object]) -> None:
+    """In a folder that is made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def machine() -> str:

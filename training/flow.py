@@ -98,10 +98,10 @@ def train(out: Path, outer: VAE, pictures: int, samples: int, batch_size: int = 
         state.restart_averages()
     scale = state.numbers["scale"]
 
-    def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+    def loss(rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         seeds = rng.integers(len(z), size=batch_size)
         z0 = torch.from_numpy(z[seeds]).float().to(device) * scale
-        return flow_loss(transformer, text, z0, captioner.ids(seeds, rng), words.eos_token_id, generator)
+        return flow_loss(transformer, text, z0, captioner.ids(seeds, rng), words.eos_token_id, generator), {}
 
     run.learn(state, loss, PEAK, samples, batch_size, lambda path: sheets.samples(networks.assemble_flow(out), path),
               warmup=WARMUP, seed=seed, save_every=save_every)

@@ -15,6 +15,9 @@ from tqdm import tqdm
 
 SHEET_EVERY = 2400.0  # seconds between sample sheets
 
+# (numpy's generator, torch's) -> the loss of a batch drawn from them, and what else is worth a line
+Loss = Callable[[np.random.Generator, torch.Generator], tuple[Tensor, dict[str, float]]]
+
 
 def learning_rate(peak: float, done: int, total: int, warmup: int = 3000, decay: float = 0.35) -> float:
     """Linear warm-up, flat, then half a cosine to 1 % of `peak` over the last `decay` of `total` pictures."""
@@ -115,20 +118,19 @@ class State:
         self.modules[name].load_state_dict(self._trained)
 
 
-def learn(state: State, loss: Callable[[np.random.Generator, torch.Generator], Tensor], peak: float, samples: int,
-          batch_size: int, sheet: Callable[[Path], None], warmup: int = 3000, seed: int = 0,
+def learn(state: State, loss: Loss, peak: float, samples: int, batch_size: int,
+          sheet: Callable[[Path], None] | None = None, warmup: int = 3000, seed: int = 0,
           save_every: float = 180.0) -> None:
     """Train until `samples` were seen: step k draws all that it needs from (seed, k).
 
     Args:
-        loss: of a batch, drawn from the two generators.
         sheet: writes a picture of how far it has come.
         save_every: seconds.
     """
     name, folder = state.path.stem, state.path.parent
     parameters = [p for group in state.optimiser.param_groups for p in group["params"]]
     bar = tqdm(total=samples, initial=state.done, desc=name, unit="sample", mininterval=10)
-    recent: list[float] = []
+    recent: list[dict[str, float]] = []
     saved = shown = time.monotonic()
     while state.done < samples:
         rng = np.random.default_rng([seed, 2, state.done])
@@ -136,7 +138,7 @@ def learn(state: State, loss: Callable[[np.random.Generator, torch.Generator], T
         rate = learning_rate(peak, state.done, samples, warmup)
         for group in state.optimiser.param_groups:
             group["lr"] = rate
-        value = loss(rng, generator)
+        value, told = loss(rng, generator)
         value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         state.optimiser.step()
@@ -144,15 +146,16 @@ def learn(state: State, loss: Callable[[np.random.Generator, torch.Generator], T
         for average in state.averages.values():
             average.update()
         state.done += batch_size
-        recent.append(value.item())
+        recent.append({"loss": value.item(), **told})
         bar.update(batch_size)
         if time.monotonic() - saved > save_every or state.done >= samples:
             state.save()
             saved = time.monotonic()
-            log(folder / f"{name}.jsonl", done=state.done, seconds=state.seconds, lr=rate, loss=float(np.mean(recent)))
-            bar.set_postfix(loss=f"{np.mean(recent):.4f}")
+            means = {k: float(np.mean([r[k] for r in recent if k in r])) for k in {k: 0 for r in recent for k in r}}
+            log(folder / f"{name}.jsonl", done=state.done, seconds=state.seconds, lr=rate, **means)
+            bar.set_postfix(loss=f"{means['loss']:.4f}")
             recent.clear()
-            if saved - shown > SHEET_EVERY or state.done >= samples:
+            if sheet and (saved - shown > SHEET_EVERY or state.done >= samples):
                 sheet(folder / f"samples-{name}-{state.done:07d}.png")
                 shown = time.monotonic()
     bar.close()

@@ -158,8 +158,12 @@ def result_of(job: Job, cache: Path) -> dict[str, Any]:
                  "MODELS[sys.argv[1]].folder(Path(sys.argv[2]))")
         if subprocess.run([sys.executable, "-c", write, about.name, cache.resolve()], cwd=ROOT).returncode:
             return {"failed": "its weights could not be written"}
-    ran = subprocess.run([sys.executable, "-m", "benchmarks.speed.jobs",
-                          json.dumps(job | {"cache": str(cache.resolve())})], cwd=ROOT, capture_output=True, text=True)
+    return measured_apart("benchmarks.speed.jobs", json.dumps(job | {"cache": str(cache.resolve())}))
+
+
+def measured_apart(module: str, *given: str) -> dict[str, Any]:
+    """What a module that is run as a process of its own prints in its last line, JSON; {"failed": why} if it fails."""
+    ran = subprocess.run([sys.executable, "-m", module, *given], cwd=ROOT, capture_output=True, text=True)
     if ran.returncode == 0:
         return json.loads(ran.stdout.splitlines()[-1])
     print(ran.stderr[-3000:], file=sys.stderr)

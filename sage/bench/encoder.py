@@ -219,7 +219,7 @@ class Encoder:
 
     def attributes(self, picture: Array) -> dict[str, str]:
         """What the picture shows, each attribute by its most probable value."""
-        return {name: VALUES[name][int(logits.argmax())] for name, logits in self._see(picture)[2].items()}
+        return {name: value for name, (value, _) in self.read(picture).items()}
 
     def read(self, picture: Array) -> dict[str, tuple[str, float]]:
         """What the picture shows: of each attribute the most probable value, and how probable it is."""

@@ -10,7 +10,9 @@ goes on.
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ import numpy as np
 from PIL import Image
 
 from sage import pictures
-from sage.bench.files import write_text
-from sage.bench.metrics import Metric
+from sage.bench.files import BenchmarkError, write_text
+from sage.bench.metrics import Metric, mse, psnr
 from sage.bench.tables import interval
+from sage.files import Journal
 from sage.pictures.masks import pasted
 from sage.pictures.regions import Move, composite, pixels_filled, pixels_moved
 from sage.stilllife.edits import THRESHOLD
@@ -158,10 +161,11 @@ def figures(edit: Image.Image, case: Task) -> dict[str, float]:
     """What an edit is worth against the truth; what a case has nothing of is left out."""
     x, truth, source = (np.asarray(p.convert("RGB"), np.float64) / 255 for p in (edit, case.truth, case.source))
     changed: Array = np.asarray(case.mask) > 0
-    found = {"changed_psnr": _psnr(x, truth, changed), "kept_psnr": _psnr(x, truth, ~changed)}
+    found = {key: psnr(mse(x[where], truth[where])) for key, where in (("changed_psnr", changed),
+                                                                       ("kept_psnr", ~changed))}
     revealed: Array = np.asarray(case.old.any(0) & ~case.new.any(0) if len(case.old) else np.zeros_like(changed))
     if revealed.any():
-        found["revealed_psnr"] = _psnr(x, truth, revealed)
+        found["revealed_psnr"] = psnr(mse(x[revealed], truth[revealed]))
     if len(case.new):
         found["place_error"] = float(np.mean([place_error(x, truth, mask) for mask in case.new]))
         there, wanted = (np.abs(p - case.empty).max(-1) > THRESHOLD for p in (x, truth))
@@ -170,10 +174,6 @@ def figures(edit: Image.Image, case: Task) -> dict[str, float]:
         found["ghost"] = float(np.mean([abs(correlation(x[m], source[m]) - correlation(truth[m], source[m]))
                                         for m in gone]))
     return found
-
-
-def _psnr(x: Array, truth: Array, where: Array) -> float:
-    return float(-10 * np.log10(max(np.square(x - truth)[where].mean(), 1e-10)))
 
 
 def correlation(a: Array, b: Array) -> float:
@@ -227,42 +227,45 @@ def edited(model: Any, way: Way, case: Task) -> Image.Image:
 
 
 def run_places(model: Any, out: Path, each: int, side: int, progress: Progress, ways: Sequence[Way] = WAYS) -> Path:
-    """Make what is missing, and write the page; returns its path."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Make what is missing, and write the page; returns its path.
+
+    Raises:
+        SageError: another process is at work there, or nothing can be written.
+    """
     jobs = [(way, kind, number) for number in range(each) for kind in range(len(KINDS)) for way in ways
             if KINDS[kind] in way.kinds]
-    rows, done = _kept(out / ROWS), []
-    cases: dict[tuple[int, int], Task] = {}
-    for i, (way, kind, number) in enumerate(jobs):
-        progress("places", i, len(jobs))
-        key = f"{way.name}|{dict(way.settings)}|{KINDS[kind]}-{number:03d}|{side}|{model.fingerprint()}"
-        if key not in rows:
-            case = cases.setdefault((kind, number), task(kind, number, side))
-            began = time.process_time()
-            picture = edited(model, way, case)
-            row = {"way": way.name, "kind": KINDS[kind], "case": case.name, "key": key,
-                   "seconds": round(time.process_time() - began, 3), **figures(picture, case)}
-            pictures.save_picture(picture, out / "edits" / way.name.replace(", ", "-").replace(" ", "-")
-                                  / f"{case.name}.png")
-            with (out / ROWS).open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            rows[key] = row
-        done.append(rows[key])
+    done, fingerprint = [], model.fingerprint()
+    case_of = lru_cache(1)(task)  # the ways of a case come one after another
+    with closing(Journal(out / ROWS, out / f".{ROWS}.lock", BenchmarkError,
+                         f"another process is at work on {out / ROWS}: let it finish")) as log:
+        rows = dict(_kept(log.text))
+        for i, (way, kind, number) in enumerate(jobs):
+            progress("places", i, len(jobs))
+            key = f"{way.name}|{dict(way.settings)}|{KINDS[kind]}-{number:03d}|{side}|{fingerprint}"
+            if key not in rows:
+                case = case_of(kind, number, side)
+                began = time.process_time()
+                picture = edited(model, way, case)
+                row = {"way": way.name, "kind": KINDS[kind], "case": case.name, "key": key,
+                       "seconds": round(time.process_time() - began, 3), **figures(picture, case)}
+                pictures.save_picture(picture, out / "edits" / way.name.replace(", ", "-").replace(" ", "-")
+                                      / f"{case.name}.png")
+                log.append(row)
+                rows[key] = row
+            done.append(rows[key])
     progress("places", len(jobs), len(jobs))
     write_text(out / PAGE, page(done, ways))
     return out / PAGE
 
 
-def _kept(path: Path) -> dict[str, dict[str, Any]]:
-    """The whole lines of a file that a kill may have cut short, by their keys."""
-    found = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
+def _kept(text: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a journal by their keys; damaged lines are left out."""
+    for line in text.split(b"\n"):
         try:
             row = json.loads(line)
-            found[row["key"]] = row
-        except (ValueError, KeyError, TypeError):
+            yield row["key"], row
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
-    return found
 
 
 def page(rows: Sequence[Mapping[str, Any]], ways: Sequence[Way] = WAYS) -> str:

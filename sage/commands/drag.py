@@ -13,7 +13,6 @@ from sage.commands.checks import outputs
 from sage.errors import SettingsError
 from sage.files import named_after
 from sage.method import Method
-from sage.pictures.masks import open_mask
 from sage.pictures.metadata import asked_as_text
 from sage.pictures.regions import pixels_moved, read_move
 
@@ -67,10 +66,7 @@ def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: d
     if not (args.regions_from or args.regions_to) and old.get("moves"):
         return edit.prepare(args, image, chosen, old)
     asked: dict[str, Any] = {"moves": moves_of(args, image)}
-    if args.mask_file:
-        asked["mask"] = open_mask(args.mask_file, image.size)
-    if args.paste:
-        asked["paste"] = True
+    edit.add_flagged(asked, args, image)
     edit.check_asked(chosen, asked)
     return image, asked, asked_as_text(**asked)
 

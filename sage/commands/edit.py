@@ -37,7 +37,7 @@ from sage.display.progress import Progress
 from sage.errors import PictureError, SettingsError
 from sage.explain import FILES as EXPLAINED
 from sage.files import named_after, same_file
-from sage.method import Method, able, check_task, method
+from sage.method import Method, check_task, method, readers
 from sage.models.known import known_model
 from sage.models.loras import check_same, read_loras
 from sage.models.savings import Savings
@@ -50,6 +50,7 @@ from sage.pictures.metadata import (
     identity,
     made_by,
     make_record,
+    masks_in,
     read_record,
     settings_in,
     versions,
@@ -138,24 +139,28 @@ def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: d
     if "composed" in old:
         raise SettingsError(f"{args.config_from} was composed of two pictures: sage compose makes it again of them")
     asked = asked_in(old)
-    if args.mask_file:
-        asked["mask"] = open_mask(args.mask_file, image.size)
-    if args.paste:
-        asked["paste"] = True
-    for mask in (asked.get("mask"), *(m for move in asked.get("moves", ()) for m in (move.source, move.target))):
-        if mask is not None and mask.size != image.size:
+    add_flagged(asked, args, image)
+    for mask in masks_in(asked):
+        if mask.size != image.size:
             raise SettingsError(f"{args.config_from} was made from a picture of {mask.width} x {mask.height} pixels, "
                                 f"and {args.picture} has {image.width} x {image.height}: give a mask of its own")
     check_asked(chosen, asked)
     return image, asked, asked_as_text(**asked)
 
 
+def add_flagged(asked: dict[str, Any], args: argparse.Namespace, image: Image.Image) -> None:
+    """Add what the flags of `add_mask` ask for; a mask of theirs comes before another."""
+    if args.mask_file:
+        asked["mask"] = open_mask(args.mask_file, image.size)
+    if args.paste:
+        asked["paste"] = True
+
+
 def check_asked(chosen: Method, asked: dict[str, Any]) -> None:
     """SettingsError for what a method does not read, with the methods that do; and for a paste around no mask."""
     for what in ("mask", "moves"):
         if what in asked and what not in chosen.reads:
-            others = [name for name in able("edit") if what in method(name).reads]
-            raise SettingsError(f"{chosen.name} reads no {what}: these do: {', '.join(others)}")
+            raise SettingsError(f"{chosen.name} reads no {what}: these do: {', '.join(readers(what))}")
     if asked.get("paste") and "mask" not in asked:
         raise SettingsError("--paste needs a mask to paste around: give --mask FILE, white where it may change")
 
@@ -252,6 +257,7 @@ def plan_edit(args: argparse.Namespace) -> Job:
         notes.append(f"{path} is not the picture that {args.config_from} was made from ({old['picture']['name']})")
 
     loras = read_loras(args.lora)
+    args.lora = loras or None  # what is read is not read again
     if args.config_from:
         notes += check_same(old, loras, args.config_from)
     model = args.model or model_of(old, args.config_from or args.trajectory)

@@ -148,6 +148,7 @@ def plan_generation(args: argparse.Namespace) -> Job:
 
     size = args.width or old.get("size", (None, None))[0], args.height or old.get("size", (None, None))[1]
     loras = read_loras(args.lora)
+    args.lora = loras or None  # what is read is not read again
     model = args.model or model_of(old, args.config_from)
     fetch, known = must_fetch(model), known_model(model)
     if known and known.repo:

@@ -57,8 +57,9 @@ class Tap:
 
 
 @contextmanager
-def listen(sites: Sequence[Site], last: bool = False) -> Iterator[Tap]:
-    """Keep the queries and keys at `sites` inside the context; no map is formed.
+def listen(sites: Sequence[Site], last: bool = False,
+           keep: Callable[[Projection], Any] = lambda p: QueriesKeys(p.queries, p.keys)) -> Iterator[Tap]:
+    """Keep the queries and keys at `sites` inside the context, or what else `keep` takes there; no map is formed.
 
     Args:
         last: nothing after the last of the sites needs a gradient: from there to the end of the context there is none,
@@ -68,7 +69,7 @@ def listen(sites: Sequence[Site], last: bool = False) -> Iterator[Tap]:
 
     def hear(site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Projection) -> None:
-            tap.hear(site, QueriesKeys(output.queries, output.keys))
+            tap.hear(site, keep(output))
             if last and site is sites[-1]:
                 torch.set_grad_enabled(False)
         return hearing(hook, EXACT)

@@ -144,15 +144,9 @@ def _sites(model: "Backbone", first: float) -> "kit.Sites":
 
 def _heard(job: "Job[Any]", z: "Tensor", level: "kit.Level", sites: "kit.Sites") -> "tuple[Tensor, Values]":
     """The velocity under the source prompt, and the values at `sites`."""
-    from sage.guidance.hooks import EXACT, hearing, hooked
-    found: dict[str, Tensor] = {}
-
-    def hear(site: "kit.Site") -> Any:
-        return hearing(lambda module, inputs, output: found.update({site.path: output.values}), EXACT)
-
-    with hooked((site.projected, hear(site)) for site in sites):
+    with kit.listen(sites, keep=lambda p: p.values) as tap:
         velocity = job.predict(z, level, job.source).velocity
-    return velocity, [found[site.path] for site in sites]
+    return velocity, tap.pop()
 
 
 def _given(sites: "kit.Sites", values: "Sequence[Tensor] | None") -> AbstractContextManager[None]:

@@ -99,16 +99,14 @@ class KVEdit(Method[Settings]):
 def _kept(job: "Job[Settings]", z: "Tensor", level: "kit.Level") -> "tuple[kit.Prediction, Kept]":
     """What latents are made of under the source prompt, and the keys and values of every layer in that pass."""
     from sage.models.memory import on_host
-    sites, found = job.model.sites().at(kit.Where("self")), list[kit.KeysValues]()
 
-    def keep(p: "kit.Projection", site: "kit.Site") -> "kit.Projection":
+    def keep(p: "kit.Projection") -> "kit.KeysValues":
         pair = kit.KeysValues(p.keys[-len(z):], p.values[-len(z):])  # what is guided away from comes first
-        found.append(kit.KeysValues(*map(on_host, pair)) if job.model.savings.references else pair)
-        return p
+        return kit.KeysValues(*map(on_host, pair)) if job.model.savings.references else pair
 
-    with kit.swap(sites, keep):
+    with kit.listen(job.model.sites().at(kit.Where("self")), keep=keep) as tap:
         seen = job.cfg(z, level, job.source, job.empty, job.settings.source_guidance_scale, "source")
-    return seen, tuple(found)
+    return seen, tuple(tap.pop())
 
 
 class _Region:

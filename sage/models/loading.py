@@ -22,7 +22,7 @@ from sage.models.known import find_model
 from sage.models.latent import LatentModel
 from sage.models.layers import pack
 from sage.models.lora import merge
-from sage.models.loras import read_loras
+from sage.models.loras import Lora, read_loras
 from sage.models.sd import loading as sd
 from sage.models.sd.loading import Opened
 from sage.models.sd.model import StableDiffusion
@@ -37,7 +37,7 @@ SMALL = 2**28
 
 def load_model(model: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
                prediction_type: str | None = None, tokenizer: str | Path | None = None,
-               lora: str | Path | Iterable[str | Path] | None = None) -> Backbone:
+               lora: str | Path | Iterable[str | Path | Lora] | None = None) -> Backbone:
     """Load a model from this disk; nothing is ever downloaded.
 
     Args:

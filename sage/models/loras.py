@@ -59,11 +59,12 @@ def read_lora(named: str | Path) -> Lora:
         return Lora(path.name, hashlib.file_digest(file, "sha256").hexdigest(), factor, path)
 
 
-def read_loras(named: "str | Path | Iterable[str | Path] | None") -> tuple[Lora, ...]:
-    """Several, in their order; one; or none.  As `read_lora`."""
+def read_loras(named: "str | Path | Iterable[str | Path | Lora] | None") -> tuple[Lora, ...]:
+    """Several, in their order; one; or none.  As `read_lora`; those that are read already are taken as they are."""
     if named is None:
         return ()
-    return tuple(map(read_lora, [named] if isinstance(named, str | Path) else named))
+    return tuple(one if isinstance(one, Lora) else read_lora(one)
+                 for one in ([named] if isinstance(named, str | Path) else named))
 
 
 def are_loras(value: Any) -> bool:

@@ -10,7 +10,7 @@ version 2.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,11 +107,15 @@ def asked_in(record: dict[str, Any]) -> dict[str, Any]:
                 isinstance(pair, list) and len(pair) == 2 for pair in pairs):
             raise PictureError("the moves in the settings are damaged")
         asked["moves"] = tuple(Move(*map(mask_of_text, pair)) for pair in pairs)
-    sizes = {mask.size for mask in (asked.get("mask"), *(m for move in asked.get("moves", ())
-                                                         for m in (move.source, move.target))) if mask is not None}
-    if len(sizes) > 1 or (record.get("paste") and "mask" not in asked):
+    if len({mask.size for mask in masks_in(asked)}) > 1 or (record.get("paste") and "mask" not in asked):
         raise PictureError("the masks in the settings are damaged")
     return asked | {"paste": True} if record.get("paste") is True else asked
+
+
+def masks_in(asked: Mapping[str, Any]) -> "list[Image.Image]":
+    """All masks of what is asked for beside prompts, those of the moves too."""
+    own = [asked["mask"]] if "mask" in asked else []
+    return own + [mask for move in asked.get("moves", ()) for mask in (move.source, move.target)]
 
 
 def settings_in(record: dict[str, Any]) -> Settings:

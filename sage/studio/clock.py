@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
 
-WORDS = {"load": "Loading the model", "encode": "Reading the picture", "invert": "Inverting", "edit": "Editing",
-         "generate": "Making", "decode": "Painting", "reconstruct": "Reconstructing", "explain": "Drawing"}
 TIMED = ("invert", "edit", "generate")
 GUIDED = 2.0  # an editing step over an inversion step, about, before one was measured
 
@@ -108,18 +106,3 @@ class Clock:
         if not steps or self.phase not in names:
             return 0.0
         return (sum(n for _, n in self.plan[:names.index(self.phase)]) + self.done) / steps
-
-    def __str__(self) -> str:
-        text = WORDS.get(self.phase, self.phase.capitalize()) or "Starting"
-        if self.rounds > 1:
-            text += " again, more gently"
-        if self.total > 1:
-            text += f", step {self.done} of {self.total}"
-        return text + (f", {seconds(self.left)} left" if self.left is not None and self.phase != "decode" else "")
-
-
-def seconds(value: float) -> str:
-    """A time for people."""
-    if value < 59.5:
-        return f"{value:.1f} s" if value < 9.95 else f"{value:.0f} s"
-    return f"{value // 60:.0f} min {value % 60:.0f} s"

@@ -54,12 +54,6 @@ def refused(capsys, *words: str) -> str:
     return said
 
 
-def _line(capsys, *words: str) -> str:
-    with pytest.raises(SystemExit):
-        run(*words)
-    return capsys.readouterr().err
-
-
 def test_a_mask_reaches_the_method_and_the_record_and_repeats_itself(asked):
     assert run("edit", "in.png", *WORDS, "--method", "ddpm", "--mask", "mask.png", "--paste", "--out", "o.png") == 0
     [call] = asked

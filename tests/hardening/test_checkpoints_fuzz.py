@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -23,13 +22,12 @@ from sage.models.sd.clip import CLIPText
 from sage.models.weights import fill, open_weights, renamed
 from tests import small
 from tests.hardening import files
+from tests.hardening.checkpoints import damaged_head, joined, lying, with_hostile_configuration
 from tests.hardening.ends import ends_well, tries
 from tests.models import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
-DTYPES = ("F32", "F16", "BF16", "F64", "F8_E4M3", "I64", "I8", "BOOL", "U8", "C64", "F4", "")
-DIMENSIONS = st.one_of(st.integers(0, 99), st.sampled_from((0, 1, 2**31, 2**32, 2**63, 2**64, -1)))
 
 
 @pytest.fixture(scope="module")
@@ -42,56 +40,10 @@ def raw(folder):
     return (folder / "text_encoder" / "model.safetensors").read_bytes()
 
 
-def parts(raw: bytes) -> tuple[dict, bytes]:
-    length = int.from_bytes(raw[:8], "little")
-    return json.loads(raw[8:8 + length]), raw[8 + length:]
-
-
-def joined(header: str, data: bytes, length: int | None = None) -> bytes:
-    text = header.encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + data
-
-
-@st.composite
-def lying(draw, raw: bytes) -> bytes:
-    """A file whose header says what is not so."""
-    header, data = parts(raw)
-    names = sorted(header.keys() - {"__metadata__"})
-    length, doubled = None, ""
-    for _ in range(draw(st.integers(1, 3))):
-        name, other = draw(st.sampled_from(names)), draw(st.sampled_from(names))
-        if name not in header or other not in header:
-            continue
-        lie = draw(st.sampled_from(("dtype", "shape", "offsets", "overlap", "drop", "more", "type", "length", "twice")))
-        if lie == "dtype":
-            header[name]["dtype"] = draw(st.sampled_from(DTYPES))
-        elif lie == "shape":
-            header[name]["shape"] = draw(st.lists(DIMENSIONS, max_size=5))
-        elif lie == "offsets":
-            header[name]["data_offsets"] = draw(st.lists(DIMENSIONS, min_size=1, max_size=3))
-        elif lie == "overlap":
-            header[name]["data_offsets"] = header[other]["data_offsets"]
-        elif lie == "drop":
-            del header[name]
-        elif lie == "more":
-            header[draw(st.text(max_size=20))] = header[name]
-        elif lie == "type":
-            header[name] = draw(files.VALUES)
-            if not isinstance(header[name], dict) or not {"dtype", "shape", "data_offsets"} <= header[name].keys():
-                break
-        elif lie == "twice":
-            doubled = f"{json.dumps(name)}:{json.dumps(header[other])},"
-        else:
-            length = draw(st.sampled_from((0, 1, 2, 7, 2**31, 2**32, 2**62, 2**63, 2**64 - 1, 100_000_001)))
-    return joined("{" + doubled + json.dumps(header)[1:], data, length)
-
-
 @tries(80, 3000)
 @given(st.data())
 def test_a_damaged_file_gives_finite_weights_or_one_error(folder, raw, tmp_path_factory, data):
-    length = int.from_bytes(raw[:8], "little")
-    broken = data.draw(st.one_of(lying(raw), files.damaged(raw), files.damaged(raw[:length]).map(
-        lambda head: head + raw[length:])))
+    broken = data.draw(st.one_of(lying(raw), files.damaged(raw), damaged_head(raw)))
     path = tmp_path_factory.mktemp("w") / "model.safetensors"
     path.write_bytes(broken)
     network = ends_well("safetensors", lambda: fill(
@@ -105,13 +57,7 @@ def test_a_damaged_file_gives_finite_weights_or_one_error(folder, raw, tmp_path_
 @tries(30, 400)
 @given(st.sampled_from(CONFIGS), st.data())
 def test_a_hostile_configuration_gives_a_model_that_can_edit_or_one_error(folder, tmp_path_factory, name, data):
-    honest = (folder / name).read_text()
-    text = data.draw(st.one_of(files.hostile_json(json.loads(honest)), files.damaged(honest.encode()).map(
-        lambda raw: raw.decode(errors="replace"))))
-    other = tmp_path_factory.mktemp("c") / "model"
-    shutil.copytree(folder, other, copy_function=lambda a, b: Path(b).symlink_to(Path(a).resolve()))
-    (other / name).unlink()
-    (other / name).write_text(text, errors="surrogatepass")
+    other = with_hostile_configuration(folder, name, data, tmp_path_factory.mktemp("c"))
     model = ends_well("configurations", lambda: loading.load_model(other, device="cpu"), ModelError)
     ends_well("configurations, described", lambda: describe(other), ModelError)
     if model is not None:

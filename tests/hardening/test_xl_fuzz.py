@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,14 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-import sage
-from sage.errors import ModelError, NumericsError, SettingsError
+from sage.errors import ModelError
 from sage.models import loading
-from sage.models.describe import describe
-from tests import small
 from tests.hardening import files
+from tests.hardening.checkpoints import damaged_head, ends_as_a_model, lying, with_hostile_configuration
 from tests.hardening.ends import ends_well, tries
-from tests.hardening.test_checkpoints_fuzz import lying
 from tests.models import tiny
 
 CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder_2/config.json", "scheduler/scheduler_config.json",
@@ -47,37 +42,17 @@ def lora(made):
     return save(state)
 
 
-def ends_as_a_model(what: str, path: Path, **options) -> None:
-    """It loads and can be edited with, or it is refused in one line."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = ends_well(what, lambda: loading.load_model(path, device="cpu", **options), ModelError)
-    ends_well(f"{what}, described", lambda: describe(path), ModelError)
-    if model is not None:
-        settings = sage.method("plain").Settings(steps=2, size=16)
-        ends_well(f"{what}, edited", lambda: sage.edit(model, small.picture(16, 16), "a cat", "a dog", settings),
-                  NumericsError, SettingsError)
-
-
 @tries(15, 400)
 @given(st.sampled_from(CONFIGS), st.data())
 def test_a_hostile_configuration_gives_a_model_that_can_edit_or_one_error(made, tmp_path_factory, name, data):
-    honest = (made.folder / name).read_text()
-    text = data.draw(st.one_of(files.hostile_json(json.loads(honest)), files.damaged(honest.encode()).map(
-        lambda raw: raw.decode(errors="replace"))))
-    other = tmp_path_factory.mktemp("c") / "model"
-    shutil.copytree(made.folder, other, copy_function=lambda a, b: Path(b).symlink_to(Path(a).resolve()))
-    (other / name).unlink()
-    (other / name).write_text(text, errors="surrogatepass")
+    other = with_hostile_configuration(made.folder, name, data, tmp_path_factory.mktemp("c"))
     ends_as_a_model("configurations of XL", other)
 
 
 @tries(15, 1000)
 @given(st.data())
 def test_a_damaged_single_file_gives_a_model_that_can_edit_or_one_error(made, single, tmp_path_factory, data):
-    length = int.from_bytes(single[:8], "little")
-    broken = data.draw(st.one_of(lying(single), files.damaged(single[:length]).map(
-        lambda head: head + single[length:])))
+    broken = data.draw(st.one_of(lying(single), damaged_head(single)))
     path = tmp_path_factory.mktemp("w") / "model.safetensors"
     path.write_bytes(broken)
     ends_as_a_model("single files of XL", path, tokenizer=made.folder)
@@ -101,9 +76,7 @@ def test_no_configuration_takes_time_or_memory(made, tmp_path, name):
 @tries(15, 1000)
 @given(st.data())
 def test_a_damaged_lora_is_merged_or_refused_in_one_line(made, lora, tmp_path_factory, data):
-    length = int.from_bytes(lora[:8], "little")
-    broken = data.draw(st.one_of(lying(lora), files.damaged(lora), files.damaged(lora[:length]).map(
-        lambda head: head + lora[length:])))
+    broken = data.draw(st.one_of(lying(lora), files.damaged(lora), damaged_head(lora)))
     path = tmp_path_factory.mktemp("l") / "style.safetensors"
     path.write_bytes(broken)
     model = ends_well("LoRA files", lambda: loading.load_model(made.folder, device="cpu", lora=path), ModelError)

@@ -1,13 +1,11 @@
-"""The loop of every training here: it goes on where it stopped, and then ends with the same bits."""
+"""What every training here shares: it goes on where it stopped, and then ends with the same bits."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from training import run
 
@@ -27,30 +25,8 @@ def train(path: Path, network: nn.Module, loss: Loss, samples: int, batch_size: 
     state = run.State(path, {"network": network}, optimiser)
     state.load()
     network.requires_grad_(True).train()
-    bar = tqdm(total=samples, initial=state.done, desc=path.stem, unit="sample", mininterval=10)
-    recent: list[dict[str, float]] = []
-    saved = time.monotonic()
-    while state.done < samples:
-        rng = np.random.default_rng([seed, 3, state.done])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        for group in optimiser.param_groups:
-            group["lr"] = run.learning_rate(peak, state.done, samples)
-        value, told = loss(rng, generator, state.done / samples)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        state.averages["network"].update()
-        state.done += batch_size
-        recent.append({"loss": value.item(), **told})
-        bar.update(batch_size)
-        if time.monotonic() - saved > save_every or state.done >= samples:
-            state.save()
-            saved = time.monotonic()
-            means = {k: float(np.mean([r[k] for r in recent if k in r])) for k in {k: 0 for r in recent for k in r}}
-            run.log(path.with_suffix(".jsonl"), done=state.done, seconds=state.seconds, lr=group["lr"], **means)
-            recent.clear()
-    bar.close()
+    run.learn(state, lambda rng, generator: loss(rng, generator, state.done / samples), peak, samples, batch_size,
+              seed=seed, save_every=save_every)
     return state
 
 

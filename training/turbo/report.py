@@ -80,9 +80,9 @@ def sharpness(found: Pictures) -> np.ndarray:
 def endpoints(teacher: Teacher, student: StableDiffusion, count: int, w: float) -> dict[int, np.ndarray]:
     """By anchor the PSNR of the decoded student to where the guided teacher's way leads, (count,) each."""
     found: dict[int, list[float]] = {anchor: [] for anchor in ANCHORS}
-    side = student.sample_size
+    side, held = student.sample_size, scenes(count)
     for start in tqdm(range(0, count, AT_ONCE), desc="endpoints"):
-        texts = [prompt(scene) for scene in scenes(count)[start:start + AT_ONCE]]
+        texts = [prompt(scene) for scene in held[start:start + AT_ONCE]]
         request = teacher.model.embed([teacher.model.prompts.parse(t) for t in texts])
         empty = teacher.model.embed([teacher.model.prompts.parse("")] * len(texts))
         generator = torch.Generator().manual_seed(start)
@@ -113,7 +113,7 @@ def changed(count: int) -> list[tuple[str, str, str, str]]:
     rng = np.random.default_rng(7)
     for number, scene in enumerate(scenes(4 * count)):
         attribute = ATTRIBUTES[number % len(ATTRIBUTES)]
-        options = [v for v in variants(scene, attribute)] if scene.attributes()[attribute] != "none" else []
+        options = list(variants(scene, attribute)) if scene.attributes()[attribute] != "none" else []
         if options and len(found) < count:
             target = options[int(rng.integers(len(options)))]
             pair = asked(scene, target, CANONICAL, frozenset(ATTRIBUTES))
@@ -135,9 +135,9 @@ def reconstructions(model: StableDiffusion, count: int) -> tuple[dict[str, np.nd
     turbo, plain = method("turbo"), method("plain")
     few = replace(turbo.recommended(model), noise="drawn")
     ddim = plain.Settings(steps=len(ANCHORS), spacing="trailing", guidance_scale=1.0)
-    side, rows, noises = model.sample_size, {}, []
+    side, held, rows, noises = model.sample_size, scenes(count), {}, []
     for start in tqdm(range(0, count, AT_ONCE), desc="reconstructions"):
-        part = scenes(count)[start:start + AT_ONCE]
+        part = held[start:start + AT_ONCE]
         images = [pictures.from_pixels(render(scene, side)) for scene in part]
 
         def note(name: str, z: Tensor, images=images) -> None:

@@ -21,9 +21,9 @@ from sage.models.sd.unet import UNet
 from sage.sampling.levels import Level
 from sage.sampling.steps import Prediction, from_output, renoise, second_order
 from training import run
-from training.data import CHUNK
+from training.data import CHUNK, save_array
 from training.turbo import loop
-from training.turbo.teacher import ANCHORS, Teacher, clean, gaussian, noised, rows, save
+from training.turbo.teacher import ANCHORS, Teacher, clean, gaussian, noised, rows
 
 SOLVE = 12  # steps of the way from the first anchor; a quarter of them lies between two anchors
 TUPLES = 1000  # ways, or tuples, in a file
@@ -146,7 +146,7 @@ def tuples(out: Path, kind: str, files: int, teacher: Teacher, guided: UNet, lat
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{kind}-{number:04d}.npy" for number in range(files)]
     for number in tqdm([i for i, path in enumerate(paths) if not path.exists()], desc=f"tuples {kind}", unit="file"):
-        save(paths[number], made(kind, number, teacher, guided, latents, count, student))
+        save_array(paths[number], made(kind, number, teacher, guided, latents, count, student))
     return [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
 
 

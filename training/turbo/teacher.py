@@ -13,13 +13,13 @@ import sage
 from sage.models.sd.model import StableDiffusion
 from sage.models.sd.unet import UNet
 from sage.sampling.levels import Level, alphas_cumprod
-from sage.sampling.steps import Prediction, from_output, to_output
+from sage.sampling.steps import Prediction, from_output, renoise, to_output
 from sage.stilllife import varied_scene
 from sage.stilllife.captions import join
 from sage.stilllife.prompts import draw_wording, everything, phrases
 from training import run
 from training.captions import EMPTY_SHARE, scene_of
-from training.data import CHUNK, batch, render_cache
+from training.data import CHUNK, batch, render_cache, save_array
 
 ANCHORS = (999, 749, 499, 249)  # the student's timesteps, noisy to clean
 FULL_SHARE = 0.5  # of captions that name everything: where a word changes, little else of the embedding does
@@ -91,7 +91,7 @@ class Teacher:
         for chunk in tqdm([i for i, path in enumerate(paths) if not path.exists()], desc="encode", unit="k"):
             parts = [self.model.encode(batch(cache, np.arange(start, start + 50))).half().cpu().numpy()
                      for start in range(chunk * CHUNK, (chunk + 1) * CHUNK, 50)]
-            save(paths[chunk], np.concatenate(parts))
+            save_array(paths[chunk], np.concatenate(parts))
         return [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
 
 
@@ -101,13 +101,6 @@ def rows(chunks: Sequence[np.ndarray], indices: np.ndarray) -> Tensor:
     return torch.from_numpy(picked).float().to(run.device())
 
 
-def save(path: Path, array: np.ndarray) -> None:
-    """Write a .npy file whole."""
-    temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, array)
-    temporary.replace(path)
-
-
 def clean(unet: UNet, z: Tensor, level: Level, text: Tensor) -> Tensor:
     """G: the clean latents that a network of v sees in `z`; differentiable."""
     return from_output(z, unet(z, level.t, text).float(), level, "v_prediction").x0
@@ -115,8 +108,7 @@ def clean(unet: UNet, z: Tensor, level: Level, text: Tensor) -> Tensor:
 
 def noised(x0: Tensor, eps: Tensor, level: Level) -> Tensor:
     """Clean latents at a level."""
-    p = Prediction(x0, eps)
-    return level.signal * p.x0 + level.noise * p.eps
+    return renoise(Prediction(x0, eps), level)
 
 
 def gaussian(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

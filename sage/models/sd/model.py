@@ -156,8 +156,11 @@ class StableDiffusion(LatentModel):
 
     def fingerprint(self) -> str:
         """What the model is known by; see `LatentModel`."""
-        parts = {"unet": self.unet, "vae": self.vae, "text": self.text, "inversion": self.inversion}
-        return self._digest(self._facts(), {name: network for name, network in parts.items() if network is not None})
+        return self._digest(self._facts(), {name: part for name, part in self._parts().items() if part is not None})
+
+    def _parts(self) -> dict[str, nn.Module | None]:
+        """The networks that a fingerprint is of."""
+        return {"unet": self.unet, "vae": self.vae, "text": self.text, "inversion": self.inversion}
 
     def _facts(self) -> dict[str, Any]:
         """What a fingerprint is of, beside weights."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sage.errors import SettingsError
 from sage.models.backbone import Text
@@ -81,7 +81,8 @@ class StableDiffusionXL(StableDiffusion):
         sizes = torch.tensor([[height, width, 0, 0, height, width]], device=z.device)
         return self.unet.time(t, self.unet.added(text.pooled, sizes))
 
-    def fingerprint(self) -> str:
-        """What the model is known by; see `LatentModel`."""
-        facts = self._facts() | {"empty is zero": self.empty_is_zero}
-        return self._digest(facts, {"unet": self.unet, "vae": self.vae, "text": self.text, "text_2": self.text_2})
+    def _facts(self) -> dict[str, Any]:
+        return super()._facts() | {"empty is zero": self.empty_is_zero}
+
+    def _parts(self) -> dict[str, nn.Module | None]:
+        return super()._parts() | {"text_2": self.text_2}
