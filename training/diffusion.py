@@ -2,10 +2,13 @@
 
 The network predicts v; the error of x0 weighs min(SNR + 1, 16) at every level:
 
-    loss = E |v_theta - v|^2 min(SNR + 1, 16) / (SNR + 1),   v = sqrt(a) eps - sqrt(1 - a) x0
+    loss = E (|e|^2 + 4 |mean of four of e|^2) min(SNR + 1, 16) / (SNR + 1),
+    e = v_theta - v,   v = sqrt(a) eps - sqrt(1 - a) x0
 
 so that the noisiest levels, where place and form are decided, count as much as they are seen.  (With the error of eps
-weighted as min-SNR does, they weigh next to nothing, and positions stay at chance.)
+weighted as min-SNR does, they weigh next to nothing, and positions stay at chance.)  Four channels of ours are one of
+the outer levels' at four places: their mean tells the form, which is else a third of the loss where it is decided
+(a loss of several scales: arXiv 2301.11093).
 """
 
 from dataclasses import dataclass
@@ -23,10 +26,11 @@ from sage.models.sd.vae import VAE
 from sage.sampling.levels import alphas_cumprod
 from training import autoencoder, networks, run, sheets, tokenizer
 from training.captions import IGNORE, READOUTS, VALUES, Captioner, Noise
-from training.data import CHUNK, batch, render_cache
+from training.data import CHUNK, batch, render_cache, save_array
 from training.networks import SCHEDULE
 
 SNR_CAP = 16.0
+FORMING, FORMING_SHARE = (0.15, 0.7), 0.5  # the levels that decide on forms, and how many samples are theirs alone
 
 
 @torch.no_grad()
@@ -44,9 +48,7 @@ def latents(out: Path, outer: VAE, pictures: int) -> tuple[np.ndarray, float]:
             x = batch(cache, np.arange(chunk * CHUNK + start, chunk * CHUNK + start + 50)).to(run.device())
             with run.autocast(x.device):
                 parts.append(autoencoder.posterior_of(outer, x)[0].half().cpu().numpy())
-        temporary = path.with_suffix(".tmp.npy")
-        np.save(temporary, np.concatenate(parts))
-        temporary.replace(path)
+        save_array(path, np.concatenate(parts))
     z = np.concatenate([np.load(folder / f"{c:04d}.npy", allow_pickle=False) for c in range(len(cache))])
     return z, 1 / float(z[:4000].astype(np.float32).std())
 
@@ -89,11 +91,18 @@ def warm_up_text(text: CLIPText, captioner: Captioner, pictures: int, steps: int
     return loss.item()
 
 
+def levels(count: int, generator: torch.Generator) -> Tensor:
+    """(count,) int64 timesteps, stratified to lower the loss's variance: one part of all, one of those of forms."""
+    u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    (low, high), even = FORMING, 1 - FORMING_SHARE
+    return (torch.where(u < even, u / even, low + (high - low) * (u - even) / FORMING_SHARE)
+            * SCHEDULE.train_steps).long()
+
+
 def v_loss(unet: UNet, text: CLIPText, z0: Tensor, ids: Tensor, alphas: Tensor, generator: torch.Generator) -> Tensor:
-    """The loss above; timesteps are stratified over the batch to lower its variance."""
-    b, device = len(z0), z0.device
-    u = torch.rand(b, generator=generator)
-    t = ((torch.arange(b) + u) / b * SCHEDULE.train_steps).long()
+    """The loss above, of z0 (B, 16, 16, 16) scaled latents and ids (B, N) int64 of their captions."""
+    device = z0.device
+    t = levels(len(z0), generator)
     a = alphas[t].float()[:, None, None, None].to(device)
     eps = torch.randn(z0.shape, generator=generator).to(device)
     z = a.sqrt() * z0 + (1 - a).sqrt() * eps
@@ -102,7 +111,9 @@ def v_loss(unet: UNet, text: CLIPText, z0: Tensor, ids: Tensor, alphas: Tensor, 
         predicted = unet(z, t.to(device), text(ids.to(device)))
     snr_plus_1 = 1 / (1 - a)
     weight = snr_plus_1.clamp(max=SNR_CAP) / snr_plus_1
-    return (weight * (predicted.float() - v).square()).mean()
+    error = predicted.float() - v
+    form = error.unflatten(1, (-1, 4)).mean(dim=2)
+    return (weight * error.square()).mean() + 4 * (weight * form.square()).mean()
 
 
 @dataclass(frozen=True)
@@ -162,10 +173,10 @@ def train(out: Path, outer: VAE, pictures: int, samples: int, course: Course = C
     scale = state.numbers["scale"]
     alphas = alphas_cumprod(SCHEDULE)
 
-    def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+    def loss(rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         seeds = rng.integers(len(z), size=batch_size)
         z0 = torch.from_numpy(z[seeds]).float().to(device) * scale
-        return v_loss(modules["unet"], modules["text"], z0, captioner.ids(seeds, rng), alphas, generator)
+        return v_loss(modules["unet"], modules["text"], z0, captioner.ids(seeds, rng), alphas, generator), {}
 
     def sheet(path: Path) -> None:
         sheets.samples(networks.assemble(out, course.name), path)
