@@ -2,13 +2,11 @@
 
 The network predicts v; the error of x0 weighs min(SNR + 1, 16) at every level:
 
-    loss = E (|e|^2 + 4 |mean of four of e|^2) min(SNR + 1, 16) / (SNR + 1),
-    e = v_theta - v,   v = sqrt(a) eps - sqrt(1 - a) x0
+    loss = E |W (v_theta - v)|^2 min(SNR + 1, 16) / (SNR + 1),   v = sqrt(a) eps - sqrt(1 - a) x0
 
 so that the noisiest levels, where place and form are decided, count as much as they are seen.  (With the error of eps
-weighted as min-SNR does, they weigh next to nothing, and positions stay at chance.)  Four channels of ours are one of
-the outer levels' at four places: their mean tells the form, which is else a third of the loss where it is decided
-(a loss of several scales: arXiv 2301.11093).
+weighted as min-SNR does, they weigh next to nothing, and positions stay at chance.)  W lets the four channels of form
+(`training.basis`) count as much as the twelve of detail.
 """
 
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from sage.models.sd.unet import UNet
 from sage.models.sd.vae import VAE
 from sage.sampling.levels import alphas_cumprod
 from training import autoencoder, networks, run, sheets, tokenizer
+from training.basis import FORM, basis
 from training.captions import IGNORE, READOUTS, VALUES, Captioner, Noise
 from training.data import CHUNK, batch, render_cache, save_array
 from training.networks import SCHEDULE
@@ -35,7 +34,10 @@ FORMING, FORMING_SHARE = (0.15, 0.7), 0.5  # the levels that decide on forms, an
 
 @torch.no_grad()
 def latents(out: Path, outer: VAE, pictures: int) -> tuple[np.ndarray, float]:
-    """(pictures, 16, 16, 16) float16 unscaled posterior means, cached by chunk, and the scale to unit variance."""
+    """(pictures, 16, 16, 16) float16 unscaled posterior means in `training.basis`, cached by chunk, and their scale.
+
+    At that scale a form is as noisy as it is in a model of the outer levels alone.
+    """
     cache = render_cache(out / "data", pictures)
     folder = out / "latents"
     folder.mkdir(exist_ok=True)
@@ -49,8 +51,9 @@ def latents(out: Path, outer: VAE, pictures: int) -> tuple[np.ndarray, float]:
             with run.autocast(x.device):
                 parts.append(autoencoder.posterior_of(outer, x)[0].half().cpu().numpy())
         save_array(path, np.concatenate(parts))
-    z = np.concatenate([np.load(folder / f"{c:04d}.npy", allow_pickle=False) for c in range(len(cache))])
-    return z, 1 / float(z[:4000].astype(np.float32).std())
+    turn = basis(out, outer)
+    chunks = (torch.from_numpy(np.load(folder / f"{c:04d}.npy", allow_pickle=False)) for c in range(len(cache)))
+    return np.concatenate([turn(z.float()).half().numpy() for z in chunks]), float(turn.scale)
 
 
 def readout_loss(heads: nn.ModuleDict, hidden: Tensor, places: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
@@ -111,9 +114,8 @@ def v_loss(unet: UNet, text: CLIPText, z0: Tensor, ids: Tensor, alphas: Tensor, 
         predicted = unet(z, t.to(device), text(ids.to(device)))
     snr_plus_1 = 1 / (1 - a)
     weight = snr_plus_1.clamp(max=SNR_CAP) / snr_plus_1
-    error = predicted.float() - v
-    form = error.unflatten(1, (-1, 4)).mean(dim=2)
-    return (weight * error.square()).mean() + 4 * (weight * form.square()).mean()
+    form, detail = (predicted.float() - v).square().split((FORM, z0.shape[1] - FORM), dim=1)
+    return (weight * form).mean() + (weight * detail).mean()
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Course:
     noise: Noise | None = None
 
 
-CLEAN = Course(networks.CLEAN, 1e-3)
+CLEAN = Course(networks.CLEAN, 8e-4)
 NOISY = Course("noisy", 4e-4, Noise())
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from transformers import CLIPTokenizer
 
 import sage
@@ -17,14 +18,13 @@ from sage.models.sd.model import StableDiffusion
 from sage.models.sd.unet import UNet, UNetParams
 from sage.models.sd.vae import VAE, VAEParams
 from sage.sampling.levels import FlowParams, ScheduleParams
-from training import autoencoder, run, tokenizer
+from training import autoencoder, basis, run, tokenizer
 from training.data import SIDE
 
 UNET = UNetParams(in_channels=autoencoder.PARAMS.latent_channels, out_channels=autoencoder.PARAMS.latent_channels,
                   channels=(64, 128, 224), attention=(True, True, True), layers_per_block=1, heads=(2, 4, 7),
                   context_width=192)
-# Noisier at its end than Stable Diffusion's: what lies in 32 x 32 places shows through noise that hides it in 16 x 16.
-SCHEDULE = ScheduleParams(beta_end=0.0225)
+SCHEDULE = ScheduleParams()
 # Tokens of one latent, so that a mask or a move is as fine as the latents are: 16 x 16 of them.
 FLOW = FluxParams(channels=autoencoder.PARAMS.latent_channels, patch=1, width=192, heads=6, mlp_width=768, depth=3,
                   depth_single=6, context_width=192, pooled_width=192, axes=(8, 12, 12), guidance=False)
@@ -45,11 +45,10 @@ def text_params(vocabulary: int) -> CLIPTextParams:
 
 @torch.no_grad()
 def inherit(text: CLIPText, words: CLIPTokenizer, unet: UNet, start: Path) -> None:
-    """Start from a model of this kind, or from one whose latents are a quarter of ours in number: four of our channels
-    then hold one of its cells.
+    """Start from a model of this kind, or from one of pictures of half the side: its latents are our channels of form.
 
-    What the text encoder knows of a token moves with the token's string; the UNet's first layer sees the mean of the
-    four, its last one says the same for each, and everything between is kept.
+    What the text encoder knows of a token moves with the token's string; the UNet neither sees detail nor says any at
+    first, and everything between is kept.
     """
     given = sage.load_model(start, device=run.device(), dtype="float32")
     known = json.loads((start / "tokenizer" / "vocab.json").read_text())
@@ -69,9 +68,9 @@ def inherit(text: CLIPText, words: CLIPTokenizer, unet: UNet, start: Path) -> No
         if value.shape == own[name].shape:
             pass
         elif name == "conv_in.weight":
-            value = value.repeat_interleave(4, dim=1) * (1.5 / 4)
+            value = F.pad(value, (0, 0, 0, 0, 0, own[name].shape[1] - value.shape[1]))
         elif name.startswith("conv_out."):
-            value = value.repeat_interleave(4, dim=0)
+            value = torch.cat([value, value.new_zeros(len(own[name]) - len(value), *value.shape[1:])])
         own[name].copy_(value)
 
 
@@ -82,10 +81,10 @@ def _averages(out: Path, course: str, modules: dict[str, torch.nn.Module]) -> di
 
 
 def _autoencoder(out: Path, scale: float) -> VAE:
-    """The trained autoencoder, its latents scaled."""
+    """The trained autoencoder, its latents in our basis and scaled."""
     trained = VAE(scaled(autoencoder.PARAMS, scale)).requires_grad_(False)
     _averages(out, "autoencoder", {"vae": trained})
-    return trained.to(run.device())
+    return basis.kept(out).taken_into(trained).to(run.device())
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import sage
@@ -15,7 +16,7 @@ from sage import EditConfig
 from sage.models.sd.unet import UNetParams
 from sage.models.sd.vae import VAEParams
 from sage.pictures import from_pixels
-from training import autoencoder, diffusion, export, flow, networks, run, sheets, tokenizer
+from training import autoencoder, basis, diffusion, export, flow, networks, run, sheets, tokenizer
 
 
 def make(path):
@@ -147,6 +148,47 @@ def test_the_latents_are_those_of_the_outer_levels_in_squares(small):
     assert torch.equal(mean[0, 1::4, 2, 3], outer.posterior(x)[0][0, :, 4, 7])
 
 
+def test_latents_are_form_and_what_it_leaves(tmp_path, small):
+    torch.manual_seed(2)
+    outer, vae = autoencoder.VAE(autoencoder.FIRST.params), autoencoder.VAE(autoencoder.PARAMS)
+    x = torch.rand(40, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        turn = basis.fit(outer, x)
+        z = turn(autoencoder.posterior_of(outer, x)[0]).transpose(0, 1).flatten(1)
+        half = outer.posterior(F.avg_pool2d(x, 2))[0].transpose(0, 1).flatten(1)
+        assert (z[:4] - half).square().mean() < half.var(dim=1).mean()  # better than no guess
+        assert float(half.std() * turn.scale) == pytest.approx(1, abs=1e-4)
+        apart = z.cov()[:4, 4:] / (z[:4].std(dim=1)[:, None] * z[4:].std(dim=1))
+        assert apart.abs().max() < 1e-3 and (z[4:].var(dim=1).diff() <= 1e-6).all()
+
+        mean, picture = vae.posterior(x)[0], vae.decode(vae.posterior(x)[0])
+        turned = turn.taken_into(vae)
+        torch.testing.assert_close(turned.posterior(x)[0], turn(mean), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(turned.decode(turned.posterior(x)[0]), picture, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(turned.posterior(x)[1], turn.logvar[None, :, None, None].expand_as(mean))
+
+
+def test_half_of_the_samples_are_at_levels_where_forms_are_decided():
+    t = diffusion.levels(1000, torch.Generator().manual_seed(0))
+    inside = ((t >= 150) & (t < 700)).float().mean()
+    assert inside == pytest.approx(0.5 + 0.5 * 0.55, abs=0.01) and t.min() < 5 and t.max() > 994
+
+
+def test_form_counts_as_much_as_detail():
+    class Nothing(nn.Module):
+        def forward(self, z, t, context):
+            return torch.zeros_like(z)
+
+    z0 = torch.zeros(8, 16, 4, 4)
+    alphas = torch.full((1000,), 0.5)
+    ids = torch.zeros(8, 3, dtype=torch.long)
+    loss = diffusion.v_loss(Nothing(), lambda ids: None, z0, ids, alphas, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    diffusion.levels(8, generator)
+    v = 0.5**0.5 * torch.randn(z0.shape, generator=generator)
+    torch.testing.assert_close(loss, v[:, :4].square().mean() + v[:, 4:].square().mean())
+
+
 def test_from_pictures_to_an_edit(tmp_path, words, small):
     out = folder(tmp_path / "out", words)
     outer = autoencoder.train_outer(out, 1000, 8)
@@ -235,7 +277,7 @@ def test_the_loss_of_a_flow_is_that_of_its_velocity_and_the_end_mark_is_the_pool
 
 
 def test_the_networks_of_a_smaller_model_are_inherited(tmp_path, words, small, monkeypatch):
-    """Each cell of its latents is in four of our channels: what it says of their mean, the larger one says of each."""
+    """Its latents are our channels of form: of them the larger one says the same, and of detail nothing."""
     start, words = tmp_path / "start", tokenizer.train(words)
     few = replace(networks.UNET, in_channels=4, out_channels=4)
     torch.manual_seed(1)
@@ -248,12 +290,11 @@ def test_the_networks_of_a_smaller_model_are_inherited(tmp_path, words, small, m
     assert all(torch.equal(text.state_dict()[k], v) for k, v in given["text"].state_dict().items())
     assert torch.equal(unet.state_dict()["mid_block.resnets.0.conv1.weight"],
                        given["unet"].state_dict()["mid_block.resnets.0.conv1.weight"])
-    z, context = torch.randn(1, 4, 8, 8), torch.randn(1, 5, networks.UNET.context_width)
+    z, context = torch.randn(1, 16, 8, 8), torch.randn(1, 5, networks.UNET.context_width)
     with torch.no_grad():
-        ours = unet(z.repeat_interleave(4, dim=1), 500, context)
-        theirs = given["unet"](1.5 * z, 500, context)
-    assert torch.allclose(ours.unflatten(1, (4, 4)).std(dim=2), torch.zeros(1, 4, 8, 8), atol=1e-5)
-    assert (ours[:, ::4] - theirs).abs().max() < 1e-4
+        ours, theirs = unet(z, 500, context), given["unet"](z[:, :4], 500, context)
+    torch.testing.assert_close(ours[:, :4], theirs)
+    assert not ours[:, 4:].any()
 
     again = networks.UNet(networks.UNET)
     given["unet"] = unet
