@@ -84,7 +84,7 @@ class Way:
     Attributes:
         makes: "source", "autoencoder", "pixels", or "edit".
         kinds: of cases that it is for.
-        words: whether the target prompt is given; else the source's is both.
+        words: whether a drag is given the target prompt; else the source's is both.
     """
 
     name: str
@@ -95,6 +95,7 @@ class Way:
     words: bool = True
 
 
+DENSE = {"use_cache": False, "inv_skip": 1}
 WAYS = (
     Way("untouched", "source"), Way("truth, through the autoencoder", "autoencoder"), Way("plain pixels", "pixels"),
     Way("regiondrag", method="regiondrag", kinds=DRAGS, words=False),
@@ -102,7 +103,15 @@ WAYS = (
     Way("regiondrag, its own attention", method="regiondrag", settings={"keys": "own"}, kinds=DRAGS, words=False),
     Way("regiondrag, from half and to the end", method="regiondrag", settings={"until": 0.0}, kinds=DRAGS, words=False),
     Way("pixels, then ddpm", method="ddpm", settings={"strength": 0.4}, kinds=KINDS),
-    Way("pixels, then sdedit", method="sdedit", settings={"strength": 0.4}, kinds=KINDS))
+    Way("pixels, then sdedit", method="sdedit", settings={"strength": 0.4}, kinds=KINDS),
+    Way("eedit", method="eedit", words=False),
+    Way("eedit, skipping alone", method="eedit", settings={"use_cache": False}, words=False),
+    Way("eedit, holding alone", method="eedit", settings={"inv_skip": 1}, words=False),
+    Way("eedit, neither", method="eedit", settings=DENSE, words=False),
+    Way("eedit, eta 0", method="eedit", settings={"eta": 0.0}, words=False),
+    Way("eedit, eta 0, neither", method="eedit", settings={"eta": 0.0, **DENSE}, words=False),
+    Way("eedit, drawn outside", method="eedit", settings={"put_back": "drawn"}, words=False),
+    Way("eedit, drawn outside, neither", method="eedit", settings={"put_back": "drawn", **DENSE}, words=False))
 
 
 # ---- cases
@@ -220,7 +229,7 @@ def edited(model: Any, way: Way, case: Task) -> Image.Image:
     method = sage.method(way.method)
     settings = method.recommended(model).but(**way.settings)
     source, target = case.prompts[0], case.prompts[1 if way.words else 0]
-    if "moves" in method.reads:
+    if case.moves and "moves" in method.reads:
         return sage.edit(model, case.source, source, target, settings, moves=case.moves, mask=case.mask).image
     asked: dict[str, Any] = {"mask": case.mask} if "mask" in method.reads else {}
     return pasted(sage.edit(model, case.naive, target, target, settings, **asked).image, case.source, case.mask)

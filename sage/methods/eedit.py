@@ -71,8 +71,9 @@ class Regions(PartWay, Guidance):
     t_prime_ratio: float = setting(0.5, "drag: share of the steps, at the end, without regions being put anew", low=0,
                                    high=1)
     alpha: float = setting(1.0, "drag: share of noise where a region was", low=0, high=1)
-    put_back: str = setting("after", "outside is put back after a step, at its level; or before it, a level too clean",
-                            "after", "before")
+    put_back: str = setting("after", "outside is put back after a step, at its level; before it, a level too clean; or "
+                            "drawn straight to the picture by every step, as if eta were 1 there (arXiv 2512.22323)",
+                            "after", "before", "drawn")
     blur: str = setting("cells", "drag: the places that are noised: those of the region, or at half their coordinates",
                         "cells", "half")
     exact: bool = setting(True, "after the last step everything outside is the picture's own latents, if it was put "
@@ -188,6 +189,9 @@ class EEdit(Method[Settings]):
                 guided = kit.from_output(z, kit.to_output(target, here, _kind(job)), here, _kind(job))
             if s.use_rf_inversion and s.start <= i < s.stop and s.eta:
                 guided = (1 - s.eta) * guided + s.eta * _through(z, here, clean, job.down[-1][1])
+            if outside and s.put_back == "drawn":
+                inside = moves.free > 0
+                guided = guided * inside + _through(z, here, clean, job.down[-1][1]) * ~inside
             z = kit.renoise(guided, there)
             if outside and s.put_back == "after":
                 z = moves.confined(z, kept)

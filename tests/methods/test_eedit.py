@@ -86,6 +86,16 @@ def test_outside_the_mask_the_picture_is_the_autoencoders(model, z0):
         run(model, z0, Request(SOURCE, TARGET, mask=Image.new("L", (64, 48))))
 
 
+def test_drawn_outside_every_step_leads_straight_to_the_picture(model, z0):
+    free = torch.zeros(H, W, dtype=torch.bool)
+    free[2:8, 2:9] = True
+    z = run(model, z0, Request(SOURCE, TARGET, mask=mask(2, 2, 9, 8)), put_back="drawn", exact=False, eta=0.0)
+    far = [(x - z0)[..., ~free].norm() for x in z]
+    assert all(a > b for a, b in zip(far, far[1:], strict=False))
+    assert torch.allclose(z[-1][..., ~free], z0[..., ~free], atol=1e-5)
+    assert not torch.allclose(z[-1][..., free], z0[..., free], atol=1e-1)
+
+
 def test_a_drag_onto_itself_is_the_picture(model, z0):
     z = run(model, z0, drag(FROM, FROM), alpha=0.0, eta=1.0, stop=6, gamma=0.0, cache="eedit")
     assert torch.allclose(z[-1], z0, atol=1e-4)
@@ -113,7 +123,8 @@ def _way(model, z0):
 
 
 @pytest.mark.parametrize("request_, change", [
-    ("mask", dict(mask_timestep=3)), ("mask", dict(put_back="before")), ("mask", dict(region_bonus=1.0)),
+    ("mask", dict(mask_timestep=3)), ("mask", dict(put_back="before")),
+    ("mask", dict(put_back="drawn")), ("mask", dict(region_bonus=1.0)),
     ("mask", dict(cascade_num=0)), ("mask", dict(exact=False, mask_timestep=5)), ("drag", dict(drag_class="cut")),
     ("drag", dict(t_prime_ratio=0.9)), ("drag", dict(alpha=0.3)), ("drag", dict(blur="half")),
     ("mask", dict(text_offset=False)), ("mask", dict(held_modulation=True)),
