@@ -147,7 +147,10 @@ def place_case(kind: int, seed: int, held_out: bool = True) -> PlaceCase:
     rng = np.random.default_rng((8, kind, int(held_out), seed))
     wordings = prompts.draw_wording(rng), prompts.draw_wording(rng)
     while True:
-        source, target, thing = _propose(kind, rng)
+        try:
+            source, target, thing = _propose(kind, rng)
+        except ValueError:  # farther or larger than a `Place` can be
+            continue
         scenes = source, target
         if any(is_held_out(scene) != held_out for scene in scenes):
             continue

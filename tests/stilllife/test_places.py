@@ -119,6 +119,12 @@ def test_names_follow_the_thing():
     assert moves > 10
 
 
+@pytest.mark.parametrize("seed", (63, 151))
+def test_what_no_place_can_hold_is_drawn_again(seed):
+    case = place_case(KINDS.index("scale"), seed)
+    assert case.source != case.target
+
+
 @pytest.mark.parametrize("kind", [-1, 5])
 def test_unknown_kinds_are_refused(kind):
     with pytest.raises(ValueError, match=f"kind {kind}"):
