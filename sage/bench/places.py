@@ -101,7 +101,7 @@ WAYS = (
     Way("regiondrag", method="regiondrag", kinds=DRAGS, words=False),
     Way("regiondrag, target prompt", method="regiondrag", kinds=DRAGS),
     Way("regiondrag, its own attention", method="regiondrag", settings={"keys": "own"}, kinds=DRAGS, words=False),
-    Way("regiondrag, from half and to the end", method="regiondrag", settings={"until": 0.0}, kinds=DRAGS, words=False),
+    Way("regiondrag, free at the end", method="regiondrag", settings={"until": 0.2}, kinds=DRAGS, words=False),
     Way("pixels, then ddpm", method="ddpm", settings={"strength": 0.4}, kinds=KINDS),
     Way("pixels, then sdedit", method="sdedit", settings={"strength": 0.4}, kinds=KINDS),
     Way("eedit", method="eedit", words=False),
