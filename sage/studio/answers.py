@@ -59,7 +59,7 @@ def record_as(studio: Studio, who: str, record: dict[str, Any]) -> dict[str, Any
             "negative": record.get("negative", ""), "model": record["model"], "truncate": record["truncate"],
             "here": record["model"] in studio.places, "prediction": record.get("prediction_type") or "",
             "picture": record.get("picture"), "size": record.get("size"),
-            "mask": studio.mask_in(who, record), "paste": "paste" in record, "more": "moves" in record,
+            "mask": studio.mask_in(who, record), "paste": "paste" in record, "moves": studio.moves_in(who, record),
             "form": form.shown(settings_in(record), task)}
 
 

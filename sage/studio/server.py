@@ -15,10 +15,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from sage.errors import ModelError, SageError, SettingsError
 from sage.models.known import KNOWN, installed
-from sage.studio.requests import Limits
+from sage.studio.requests import UPLOAD, Limits
 from sage.studio.service import Studio
 
-UPLOAD = 64_000_000  # bytes of a picture file
 MESSAGE = 1_000_000  # bytes of any other request
 TOKEN = "sage-token"
 PAGE = Path(__file__).parent / "page"
@@ -190,7 +189,7 @@ class Guard:
         most = UPLOAD if scope["path"] in ("/api/pictures", "/api/masks") else MESSAGE
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > most:
-            return await answer(send, 413, f"at most {most} bytes")
+            return await answer(send, 413, f"that is too large: at most {most // 10**6} MB")
         read, began = 0, False
 
         async def counted() -> Any:
