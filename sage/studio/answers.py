@@ -33,7 +33,8 @@ def job_as(studio: Studio, job: Job[Any]) -> dict[str, Any]:
     """A job as JSON values."""
     found: dict[str, Any] = {"job": job.id, "kind": job.kind, "state": job.state, "error": job.error,
                              "ahead": studio.jobs.ahead(job) if job.state == "waiting" else 0,
-                             "glimpses": job.glimpses, "results": [], **job.clock.as_dict()}
+                             "glimpses": job.glimpses, "part": job.part, "parts": job.parts,
+                             "results": [], **job.clock.as_dict()}
     if job.state == "done" and job.kind in ("edit", "generate", "variants"):
         came = job.result()
         found["results"] = [result_as(entry) for entry in (came if isinstance(came, list) else [came])]

@@ -381,7 +381,8 @@ class Studio:
 
         def work(job: Job[list[Entry]]) -> list[Entry]:
             made = []
-            for request in requests:
+            job.parts = len(requests)
+            for job.part, request in enumerate(requests, 1):
                 clock.begin()
                 made.append(self._edit(who, visit, picture, request, job))
             return made

@@ -474,8 +474,10 @@ def test_methods_sliders_presets_and_variants(visitor):
     me.page.click("#variants-part > summary")
     me.page.select_option("#axis", "seed")
     me.page.click("#vary")
+    me.page.wait_for_selector("#progress-words:has-text('2 of 4: ')")
     me.page.wait_for_selector("#grid .variants button:nth-child(4)")
     assert me.page.locator("#grid").inner_text().count("seed") >= 4
+    assert "inversion" not in me.page.inner_text("#status")  # which FlowEdit has none of
     me.page.locator("#grid button").nth(2).click()
     assert me.page.locator("#grid button").nth(2).get_attribute("aria-pressed") == "true"
     me.page.locator("#grid").scroll_into_view_if_needed()

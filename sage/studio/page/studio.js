@@ -8,6 +8,7 @@ import {Form} from "./form.js";
 import {Words} from "./words.js";
 
 const POLL = 250, LOST = 2000, SOON = 400;  // milliseconds
+const LITTLE = 0.05;  // seconds: a method without an inversion spares none
 const KEPT = ["model", "picture", "mask", "moves", "result", "job", "asked", "filled"];
 const TASKS = {
   edit: {pane: "pane-edit", menu: "method", about: "method-about", go: "edit", cancel: "cancel", sliders: "sliders"},
@@ -379,6 +380,7 @@ function progress(state) {
   let text = t(state.phase ? `phase.${state.phase}` : "phase");
   if (state.again) text = t("again", {phase: text});
   if (state.total > 1) text = t("step", {phase: text, done: state.done, total: state.total});
+  if (state.parts > 1) text = t("part", {text, part: state.part, parts: state.parts});
   if (state.left !== null && state.phase !== "decode") text = t("left", {text, left: seconds(state.left)});
   if (state.state === "waiting") text = state.ahead > 1 ? t("waiting", {ahead: state.ahead}) : t("waiting.next");
   $("progress").hidden = false;
@@ -436,7 +438,7 @@ async function follow(state) {
 
 function story(result) {
   const took = seconds(result.took);
-  const text = result.saved === null ? t("done", {took}) : t("spared", {took, saved: seconds(result.saved)});
+  const text = (result.saved ?? 0) < LITTLE ? t("done", {took}) : t("spared", {took, saved: seconds(result.saved)});
   return [text, result.notes.length ? "note" : "done", result.notes.map(sentence)];
 }
 
@@ -648,7 +650,7 @@ async function welcome(found) {
 
 function wire() {
   for (const task of Object.keys(TASKS)) {
-    $(`tab-${task}`).addEventListener("click", () => select(task));
+    $(`tab-${task}`).addEventListener("click", () => { select(task); if (!page.job) say(""); });
     $(`tab-${task}`).addEventListener("keydown", event => {
       if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
       const other = Object.keys(TASKS).find(name => name !== page.task);
