@@ -349,7 +349,9 @@ def test_a_part_is_moved(visitor, tmp_path, width, height):
     me.page.click("#move")
     assert me.sees("#boxes-dialog") and me.page.locator("#boxes-done").is_disabled()
     assert not AXE.exists() or me.faults() == []
+    before = me.page.locator("#boxes").bounding_box()
     dragged(me, "#boxes", (0.74, 0.62), (0.8, 0.8), (0.98, 0.96))
+    assert me.page.locator("#boxes").bounding_box() == before  # not pulled away from under the pointer
     dragged(me, "#boxes", (0.15, 0.79))
     me.shot(f"move-{width}")
     me.page.click("#boxes-done")

@@ -299,6 +299,12 @@ def test_arguments_are_checked(capsys, arguments, words):
     assert ended.value.code == 2 and words in capsys.readouterr().err
 
 
+def test_all_models_of_this_disk_can_be_chosen(monkeypatch):
+    monkeypatch.setattr(server, "own_names", lambda: ["mine"])
+    monkeypatch.setattr(server, "installed", lambda name: name == "stilllife")
+    assert server.choose_models(None) == ["stilllife", "mine"] and server.choose_models(["other"]) == ["other"]
+
+
 def test_a_model_that_is_not_there_is_one_line(capsys):
     assert cli.main(["ui", "--port", "0", "--model", "no such model"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("sage: error: no model is called 'no such model'")
