@@ -8,6 +8,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])+)\]\((?!https?://|#|mailto:)([^)\s]+)\)")
+NUMBERED = re.compile(r"\(#([\w-]+)-(\d+)\)")
 PICTURE = re.compile(r"!\[([^\]]*)\]\(((?:\.\./)[^)\s]+)\)")
 
 
@@ -30,6 +31,8 @@ def on_page_markdown(text: str, page: Any, config: Any, files: Files) -> str:
         there = (docs / target.partition("#")[0]).resolve()
         return link[0] if there.is_relative_to(docs) and there.is_file() and there.suffix != ".py" else words
 
+    # A second heading of one name is `name-1` on GitHub, and `name_1` on the site.
+    text = NUMBERED.sub(lambda at: f"(#{at[1]}_{at[2]})" if f"(#{at[1]})" in text else at[0], text)
     return PICTURE.sub(lambda shown: f"![{shown[1]}]({_beside(shown[2])})", LINK.sub(kept, text))
 
 

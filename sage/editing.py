@@ -78,6 +78,9 @@ class EditResult:
                                                                (self.drift, settings.most_drift)))
 
 
+SAME = "both prompts say the same to the model: nothing is asked to change"
+
+
 def check_prompts(model: Backbone, source: str, target: str, config: Settings, truncate: bool = False) -> Plan:
     """Turn prompts and phrases into token positions.
 
@@ -88,7 +91,7 @@ def check_prompts(model: Backbone, source: str, target: str, config: Settings, t
     plan = method.plan(model.prompts, *parse_pair(model.prompts, source, target, truncate), config)
     said = about_unknown(model.name, model.prompts.taught, (source, target))
     if plan.source.ids == plan.target.ids and not plan.factors:
-        said += ("both prompts say the same to the model: nothing is asked to change",)
+        said += (SAME,)
     return replace(plan, notes=(*said, *method.notes(config, plan)))
 
 
@@ -307,15 +310,15 @@ class _Batch:
         report("decode", 0, 1)
         x = stepping_down(self.task, "decoding the picture", lambda: model.decode(done.z), self.notes)
         report("decode", 1, 1)
-        source = self.trajectory.latents[0]
+        source, requests = self.trajectory.latents[0], self.requests or (Request(),) * len(self.plans)
         spread = quality.spread(done.z, source).tolist()
         drift = ([0.0] * len(source) if done.difference is None
                  else quality.drift(done.z, source, done.difference).tolist())
         return [EditResult(pictures.to_picture(x[i:i + 1], image.size, getattr(config, "quantise", "round")),
                            done.z[i:i + 1].cpu(), self.trajectory, config, tuple(m[i:i + 1] for m in done.masks),
-                           tuple(row[i] for row in done.losses), (*plan.notes, *done.notes[i]), spread[i], drift[i],
-                           model.savings)
-                for i, (image, plan) in enumerate(zip(self.images, self.plans, strict=True))]
+                           tuple(row[i] for row in done.losses), (*_noted(plan, request), *done.notes[i]), spread[i],
+                           drift[i], model.savings)
+                for i, (image, plan, request) in enumerate(zip(self.images, self.plans, requests, strict=True))]
 
     def only(self, rows: Sequence[int]) -> "_Batch":
         """Some of the pictures."""
@@ -494,6 +497,11 @@ def check_trajectory(trajectory: Trajectory, wanted: Origin, wants: Sequence[Wan
             missing = sorted(want.steps - frozenset().union(*(o.steps for o in trajectory.wants if o.where == where)))
             raise SettingsError(f"the trajectory has no {where.kind}-attention maps at level {where.level} for step "
                                 f"{len(trajectory.latents) - 1 - missing[-1]}: invert again with this configuration")
+
+
+def _noted(plan: Plan, request: Request) -> tuple[str, ...]:
+    """The notes of a plan; what is moved is a change that no prompt says."""
+    return tuple(note for note in plan.notes if note != SAME or not request.moves)
 
 
 def _words(origin: Origin) -> Any:

@@ -27,8 +27,9 @@ class Move:
     target: Image.Image
 
 
-def read_move(start: str, end: str, size: tuple[int, int], radius: float | None = None) -> Move:
-    """A move of two regions, each "x,y", "left,top,right,bottom" in pixels, or a mask file.
+def read_move(start: Image.Image | str, end: Image.Image | str, size: tuple[int, int],
+              radius: float | None = None) -> Move:
+    """A move of two regions, each "x,y", "left,top,right,bottom" in pixels, a mask file, or a mask of that size.
 
     A point stands for a disc; beside a box or a mask, for that region moved so that its middle is there.
 
@@ -50,7 +51,8 @@ def read_move(start: str, end: str, size: tuple[int, int], radius: float | None 
         target = _shifted(source, b) if b else _region(end, size)
     for text, mask in ((start, source), (end, target)):
         if not mask.getbbox():
-            raise SettingsError(f"{text} lies outside the picture, which has {size[0]} x {size[1]} pixels")
+            named = text if isinstance(text, str) else "a region"
+            raise SettingsError(f"{named} lies outside the picture, which has {size[0]} x {size[1]} pixels")
     return Move(source, target)
 
 
@@ -66,12 +68,14 @@ def read_box(text: str, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return box
 
 
-def _point(text: str) -> tuple[float, float] | None:
-    numbers = text.split(",") if NUMBERS.fullmatch(text) else []
+def _point(region: Image.Image | str) -> tuple[float, float] | None:
+    numbers = region.split(",") if isinstance(region, str) and NUMBERS.fullmatch(region) else []
     return (float(numbers[0]), float(numbers[1])) if len(numbers) == 2 else None
 
 
-def _region(text: str, size: tuple[int, int]) -> Image.Image:
+def _region(text: Image.Image | str, size: tuple[int, int]) -> Image.Image:
+    if not isinstance(text, str):
+        return text
     if NUMBERS.fullmatch(text):
         return box_mask(read_box(text, size), size)
     if not Path(text).exists():

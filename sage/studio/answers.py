@@ -33,7 +33,8 @@ def job_as(studio: Studio, job: Job[Any]) -> dict[str, Any]:
     """A job as JSON values."""
     found: dict[str, Any] = {"job": job.id, "kind": job.kind, "state": job.state, "error": job.error,
                              "ahead": studio.jobs.ahead(job) if job.state == "waiting" else 0,
-                             "glimpses": job.glimpses, "results": [], **job.clock.as_dict()}
+                             "glimpses": job.glimpses, "part": job.part, "parts": job.parts,
+                             "results": [], **job.clock.as_dict()}
     if job.state == "done" and job.kind in ("edit", "generate", "variants"):
         came = job.result()
         found["results"] = [result_as(entry) for entry in (came if isinstance(came, list) else [came])]
@@ -59,7 +60,7 @@ def record_as(studio: Studio, who: str, record: dict[str, Any]) -> dict[str, Any
             "negative": record.get("negative", ""), "model": record["model"], "truncate": record["truncate"],
             "here": record["model"] in studio.places, "prediction": record.get("prediction_type") or "",
             "picture": record.get("picture"), "size": record.get("size"),
-            "mask": studio.mask_in(who, record), "paste": "paste" in record, "more": "moves" in record,
+            "mask": studio.mask_in(who, record), "paste": "paste" in record, "moves": studio.moves_in(who, record),
             "form": form.shown(settings_in(record), task)}
 
 

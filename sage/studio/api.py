@@ -19,13 +19,14 @@ from pydantic import BaseModel, Field
 from sage import __version__, pictures
 from sage.errors import SageError, SettingsError
 from sage.method import DEFAULTS, method_of
+from sage.pictures.metadata import MAX_MOVES
 from sage.settings import Settings, Span
 from sage.studio import form, recipe
 from sage.studio.answers import job_as, method_as, picture_as, png_of, record_as, result_as
 from sage.studio.examples import MODEL, examples
 from sage.studio.jobs import Full, Job
-from sage.studio.requests import EditRequest, MakeRequest
-from sage.studio.service import TASKS, Studio
+from sage.studio.requests import UPLOAD, EditRequest, MakeRequest
+from sage.studio.service import Studio
 from sage.studio.visit import for_eyes
 from sage.studio.words import carried
 
@@ -37,6 +38,8 @@ ALONE = ("sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'u
 Task = Literal["edit", "generate"]
 Texts = Annotated[str, Field(max_length=4096)]
 Values = dict[str, bool | int | float | str | list[str] | dict[str, float] | None]
+Pixels = Annotated[float, Field(ge=-1e6, le=1e6)]
+Where = Annotated[list[Pixels], Field(min_length=2, max_length=4)] | str
 Given = Annotated[bytes, Body(media_type="application/octet-stream")]
 
 
@@ -58,6 +61,8 @@ class Edit(Asked):
 
     Attributes:
         paste: whether outside the mask the picture's own pixels are put back.
+        moves: from where to where a part of the picture is put: x, y, or left, top, right, bottom in its pixels, or the
+            key of a mask.
     """
 
     picture: str
@@ -65,6 +70,21 @@ class Edit(Asked):
     target: Texts
     mask: str = ""
     paste: bool = False
+    moves: Annotated[list[tuple[Where, Where]], Field(max_length=MAX_MOVES)] = []
+
+
+class Compose(BaseModel):
+    """Something of one picture, to be put into another.
+
+    Attributes:
+        mask: the key of a picture that is white where the thing is in `reference`.
+        box: left, top, right, bottom in pixels of `picture`: what the thing shall fill.
+    """
+
+    picture: str
+    reference: str
+    mask: str
+    box: Annotated[list[Pixels], Field(min_length=4, max_length=4)]
 
 
 class Make(Asked):
@@ -151,17 +171,18 @@ class _Asks:
         base = self.studio.recommended(task, asked.method or DEFAULTS[task])
         return changed(base, asked.settings)
 
-    def edit(self, asked: Edit) -> EditRequest:
+    def edit(self, who: str, asked: Edit) -> EditRequest:
         return EditRequest(asked.model or self.studio.name, asked.source, asked.target, self.config("edit", asked),
-                           asked.truncate, asked.picture, asked.mask, asked.paste)
+                           asked.truncate, asked.picture, asked.mask, asked.paste,
+                           self.studio.moved(who, asked.picture, asked.moves) if asked.moves else ())
 
     def make(self, asked: Make) -> MakeRequest:
         return MakeRequest(asked.model or self.studio.name, asked.prompt, asked.negative, asked.width, asked.height,
                            self.config("generate", asked), asked.truncate)
 
-    def variants(self, asked: Variants) -> list[EditRequest]:
+    def variants(self, who: str, asked: Variants) -> list[EditRequest]:
         """As many edits as there are values of the axis."""
-        one = self.edit(asked)
+        one = self.edit(who, asked)
         if asked.axis == "method":
             found = [self.studio.found(str(name)) for name in asked.values or self._methods(one.config)]
             return [replace(one, config=carried(self.studio.recommended("edit", m.name), one.config)) for m in found]
@@ -229,10 +250,26 @@ def _add_pictures(app: FastAPI, studio: Studio) -> None:
         """Take a result as the picture to edit next."""
         return picture_as(studio.use_result(who, result)) | {"record": None}
 
+    @app.post("/api/compose", tags=["pictures"])
+    def compose(who: Who, asked: Compose) -> dict[str, Any]:
+        """Paste something of one picture into another: the paste as a picture, and the mask of the box it fills."""
+        mask = studio.compose(who, asked.picture, asked.reference, asked.mask, asked.box)
+        return picture_as(studio.visit(who).picture) | {"mask": mask}
+
+    @app.get("/api/pictures/{key}/file", tags=["pictures"], response_class=Response)
+    def picture_file(who: Who, key: str) -> Response:
+        """A picture, whole, as a PNG."""
+        return png_of(studio.picture(who, key).image)
+
     @app.get("/api/pictures/{key}", tags=["pictures"], response_class=Response)
     def picture(who: Who, key: str) -> Response:
         """A picture as it is shown, a PNG: neither too small nor too large for a page."""
         return png_of(for_eyes(studio.picture(who, key).image))
+
+    @app.get("/api/pictures/{key}/seen", tags=["pictures"])
+    def seen(who: Who, key: str) -> dict[str, str]:
+        """What the model in memory makes of a picture: a description, and a note where it is none of its world."""
+        return studio.seen(who, key)
 
     @app.get("/api/examples", tags=["pictures"])
     def list_examples() -> list[dict[str, Any]]:
@@ -263,7 +300,7 @@ def _add_work(app: FastAPI, studio: Studio, asks: _Asks) -> None:
     @app.post("/api/edit", status_code=202, tags=["work"])
     def edit(who: Who, asked: Edit) -> dict[str, Any]:
         """Ask for an edit: a job."""
-        return job_as(studio, studio.edit(who, asks.edit(asked)))
+        return job_as(studio, studio.edit(who, asks.edit(who, asked)))
 
     @app.post("/api/generate", status_code=202, tags=["work"])
     def generate(who: Who, asked: Make) -> dict[str, Any]:
@@ -273,7 +310,7 @@ def _add_work(app: FastAPI, studio: Studio, asks: _Asks) -> None:
     @app.post("/api/variants", status_code=202, tags=["work"])
     def variants(who: Who, asked: Variants) -> dict[str, Any]:
         """Ask for several edits that differ in one thing: a job with as many results."""
-        return job_as(studio, studio.variants(who, asks.variants(asked)))
+        return job_as(studio, studio.variants(who, asks.variants(who, asked)))
 
     @app.post("/api/results/{key}/inside", status_code=202, tags=["work"])
     def look(who: Who, key: str) -> dict[str, Any]:
@@ -391,8 +428,8 @@ def _add_knowledge(app: FastAPI, studio: Studio, asks: _Asks) -> None:
                 "loaded": model is not None, "size": model.sample_size if model else 0,
                 "words": list(model.prompts.taught) if model else [], "queue": studio.jobs.counts,
                 "limits": {"steps": limits.steps, "retries": limits.retries, "pixels": limits.pixels,
-                           "variants": VARIANTS},
-                "defaults": {task: DEFAULTS[task] for task in TASKS}}
+                           "upload": UPLOAD, "variants": VARIANTS},
+                "defaults": dict(DEFAULTS)}
 
     @app.get("/api/methods", tags=["about"])
     def methods(task: Task = "edit") -> list[dict[str, Any]]:

@@ -30,12 +30,13 @@ class Job(Generic[T]):
         clock: how far it is.
         glimpse: what the picture looks like so far, the bytes of a PNG; b"" before the first.
         glimpses: how many there were.
+        part, parts: which of how many pieces is made, for work of several.
     """
 
     def __init__(self, who: str, kind: str, clock: Clock, future: Future[T]):
         self.id, self.who, self.kind, self.clock, self._future = secrets.token_hex(8), who, kind, clock, future
         self.glimpse, self.glimpses, self.asked = b"", 0, time.monotonic()
-        self.began = False
+        self.began, self.part, self.parts = False, 1, 1
 
     def show(self, png: bytes) -> None:
         """Let `png` be what is seen of it now."""

@@ -31,10 +31,10 @@ def as_command(record: dict[str, Any], model: Backbone | None, name: str = "edit
     """The command line that makes the same picture.
 
     Args:
-        name: the result's file, in which a mask is.
+        name: the result's file, in which masks and moves are.
     """
     edited = "picture" in record
-    if "mask" in record:  # which no flag can say
+    if "mask" in record or "moves" in record:  # which no flag can say
         return shlex.join(["sage", "edit", record["picture"]["name"], "--config-from", name])
     words = ["sage", TASKS[edited][0]]
     words += [record["picture"]["name"], "--source", record["source"], "--target", record["target"]] if edited else []
@@ -55,7 +55,7 @@ def as_python(record: dict[str, Any], model: Backbone | None, name: str = "edit.
     """Python that makes the same picture.
 
     Args:
-        name: the result's file, in which a mask is.
+        name: the result's file, in which masks and moves are.
     """
     edited = "picture" in record
     given = ", ".join(f"{name}={value!r}" for name, value in changed(record, model).items())
@@ -64,12 +64,12 @@ def as_python(record: dict[str, Any], model: Backbone | None, name: str = "edit.
              + ("" if edited else ", 'generate'") + ")" + (f".but({given})" if given else "")]
     more = ", truncate=True" if record["truncate"] else ""
     if edited:
-        mask = ", **asked" if "mask" in record else ""
-        if mask:
+        asked = ", **asked" if "mask" in record or "moves" in record else ""
+        if asked:
             lines[:1] = ["import sage", "from sage.pictures.metadata import asked_in, read_record"]
-            lines.append(f"asked = asked_in(read_record({name!r}))  # the mask")
+            lines.append(f"asked = asked_in(read_record({name!r}))  # the mask and the moves")
         lines += [f"result = sage.edit(model, {record['picture']['name']!r}, {record['source']!r},",
-                  f"                   {record['target']!r}, settings{mask}{more})"]
+                  f"                   {record['target']!r}, settings{asked}{more})"]
     else:
         lines += [f"[result] = sage.generate(model, {record['target']!r}, settings, negative={record['negative']!r},",
                   f"                         width={record['size'][0]}, height={record['size'][1]}{more})"]

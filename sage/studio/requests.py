@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sage.method import method_of
+from sage.pictures.regions import Move
 from sage.settings import Settings
+
+UPLOAD = 64_000_000  # bytes of a picture file
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class EditRequest:
         picture: the key of one of the visitor's pictures; "" for the one they brought last.
         mask: the key of the picture that says where the edit may be; "" for everywhere.
         paste: whether outside the mask the picture's own pixels are put back.
+        moves: what is to be put elsewhere in it.
     """
 
     model: str
@@ -51,6 +55,7 @@ class EditRequest:
     picture: str = ""
     mask: str = ""
     paste: bool = False
+    moves: tuple[Move, ...] = ()
 
     def is_of(self, record: dict[str, Any]) -> bool:
         """Whether a record is of just this edit, of whatever picture."""

@@ -14,11 +14,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from sage.errors import ModelError, SageError, SettingsError
-from sage.models.known import KNOWN, installed
-from sage.studio.requests import Limits
+from sage.models.known import KNOWN, installed, own_names
+from sage.studio.requests import UPLOAD, Limits
 from sage.studio.service import Studio
 
-UPLOAD = 64_000_000  # bytes of a picture file
 MESSAGE = 1_000_000  # bytes of any other request
 TOKEN = "sage-token"
 PAGE = Path(__file__).parent / "page"
@@ -29,8 +28,8 @@ POLICY = ("default-src 'self'; img-src 'self' blob: data:; object-src 'none'; ba
 
 
 def choose_models(wanted: Sequence[str] | None) -> list[str]:
-    """The models that were named, or all known ones that are on this disk."""
-    found = list(wanted or [name for name in KNOWN if installed(name)])
+    """The models that were named, or all that are on this disk: known ones, then those in the folder of weights."""
+    found = list(wanted or [*(name for name in KNOWN if installed(name)), *own_names()])
     if not found:
         raise ModelError("no model is on this disk: sage fetch sd-1.4, or name one with --model")
     return found
@@ -190,7 +189,7 @@ class Guard:
         most = UPLOAD if scope["path"] in ("/api/pictures", "/api/masks") else MESSAGE
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > most:
-            return await answer(send, 413, f"at most {most} bytes")
+            return await answer(send, 413, f"that is too large: at most {most // 10**6} MB")
         read, began = 0, False
 
         async def counted() -> Any:

@@ -13,10 +13,22 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 
 from sage import pictures
-from sage.editing import EditResult, check_prompts, check_request, edit_batch, settings_for, sharing_key, task_of
+from sage.bench.encoder import bundled, load_encoder
+from sage.editing import (
+    EditResult,
+    check_prompts,
+    check_request,
+    edit_batch,
+    settings_for,
+    sharing_key,
+    strange,
+    task_of,
+)
 from sage.errors import ModelError, PictureError, SettingsError, out_of_memory
 from sage.explain import Explanation
 from sage.files import numbered, written_whole
@@ -36,8 +48,10 @@ from sage.pictures.metadata import (
     read_record,
     settings_in,
 )
+from sage.pictures.regions import Move, box_mask, composite, read_box, read_move
 from sage.prompts.plan import Plan
 from sage.settings import Settings
+from sage.stilllife.describe import described
 from sage.studio.cache import Cache
 from sage.studio.clock import Clock, Pace
 from sage.studio.examples import MODEL, examples
@@ -45,11 +59,12 @@ from sage.studio.glimpse import Glimpses
 from sage.studio.jobs import Job, Jobs
 from sage.studio.requests import EditRequest, Limits, MakeRequest
 from sage.studio.visit import Entry, Picture, Visit, first_change, for_eyes
-from sage.studio.words import carried, compare, fitting
+from sage.studio.words import carried, compare, fitting, instructed
 from sage.trajectory.kinds import Trajectory
 
 TASKS = ("edit", "generate")
 HOUSE = ""  # the visitor that is the studio itself
+Place = Sequence[float] | str  # x, y; left, top, right, bottom; or the key of a mask
 LONGEST_NAME = 80
 SHOWN = 200  # results of the gallery
 LONGEST_PROMPT = 4096
@@ -198,15 +213,72 @@ class Studio:
         """
         with self._opening:
             picture = self._opened(path, "mask.png")
-        self.pictures.put((who, picture.identity["sha256"]), picture)
+        key = who, picture.identity["sha256"]
+        if (known := self.pictures.get(key)) is not None:  # it may be the visitor's picture too, by its own name
+            return known
+        self.pictures.put(key, picture)
         return picture
 
     def mask_in(self, who: str, record: dict[str, Any]) -> str:
         """The key of the mask in a record, which is then one of the visitor's pictures; "" without one."""
-        if "mask" not in record:
-            return ""
-        image = mask_of_text(record["mask"])
-        picture = Picture(image, {"name": "mask.png", "sha256": pictures.digest(image)})
+        return self._remembered(who, mask_of_text(record["mask"])) if "mask" in record else ""
+
+    def region(self, who: str, place: Place, size: tuple[int, int]) -> str | Image.Image:
+        """A region as `read_move` takes it: numbers as text, or the mask that a key stands for; never a file."""
+        if isinstance(place, str):
+            return black_and_white(self.picture(who, place).image, size)
+        return ",".join(f"{number:.2f}" for number in place)
+
+    def moved(self, who: str, picture: str, moves: Sequence[tuple[Place, Place]]) -> tuple[Move, ...]:
+        """What is to be put elsewhere in a picture.
+
+        Raises:
+            SettingsError: a place that is none of the picture's.
+        """
+        size = self.picture(who, picture).image.size
+        return tuple(read_move(self.region(who, start, size), self.region(who, end, size), size)
+                     for start, end in moves)
+
+    def moves_in(self, who: str, record: dict[str, Any]) -> list[tuple[str, str]]:
+        """The keys of the masks of a record's moves, which are then among the visitor's pictures."""
+        return [tuple(self._remembered(who, mask_of_text(text)) for text in pair)  # type: ignore[misc]
+                for pair in record.get("moves", ())]
+
+    def compose(self, who: str, picture: str, reference: str, mask: str, box: Sequence[float]) -> str:
+        """Paste what a mask marks of one picture into a box of another, which becomes the visitor's picture.
+
+        Returns:
+            The key of the mask that is white in the box.
+        """
+        below, thing = self.picture(who, picture), self.picture(who, reference).image
+        place = read_box(",".join(f"{number:.2f}" for number in box), below.image.size)
+        where = black_and_white(self.picture(who, mask).image, thing.size)
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            path = Path(folder) / f"{Path(below.identity['name']).stem}-composed.png"
+            pictures.save_picture(composite(pictures.normalise(below.image), thing, where, place), path)
+            self.take(who, path, path.name)
+        return self._remembered(who, box_mask(place, below.image.size))
+
+    def seen(self, who: str, key: str) -> dict[str, str]:
+        """What a model of a small world makes of a picture.
+
+        Returns:
+            source: what the picture shows, "" where nobody can tell; note: what is to be said of a picture that is none
+            of that world, or "".
+        """
+        picture, model = self.picture(who, key), self.model
+        if model is None or not model.prompts.taught:
+            return {"source": "", "note": ""}
+        image = pictures.normalise(picture.image)
+        size = task_of(model, [image], self.recommended("edit", DEFAULTS["edit"])).size
+        with torch.no_grad():
+            [notes] = strange(model, [image], model.encode(pictures.to_tensor(image, size)), size)
+        if notes or model.name != MODEL or bundled() is None:
+            return {"source": "", "note": " ".join(notes)}
+        return {"source": described(load_encoder().read(np.asarray(image)))[0], "note": ""}
+
+    def _remembered(self, who: str, mask: Image.Image) -> str:
+        picture = Picture(mask, {"name": "mask.png", "sha256": pictures.digest(mask)})
         self.pictures.put((who, picture.identity["sha256"]), picture)
         return picture.identity["sha256"]
 
@@ -309,7 +381,8 @@ class Studio:
 
         def work(job: Job[list[Entry]]) -> list[Entry]:
             made = []
-            for request in requests:
+            job.parts = len(requests)
+            for job.part, request in enumerate(requests, 1):
                 clock.begin()
                 made.append(self._edit(who, visit, picture, request, job))
             return made
@@ -326,7 +399,8 @@ class Studio:
             raise SettingsError("a picture from text has no inside to look into: take an edit")
         picture, clock = self.picture(who, record["picture"]["sha256"]), Clock()
         request = EditRequest(record["model"], record["source"], record["target"], settings_in(record),
-                              record["truncate"], mask=self.mask_in(who, record), paste="paste" in record)
+                              record["truncate"], mask=self.mask_in(who, record), paste="paste" in record,
+                              moves=self.moved(who, picture.identity["sha256"], self.moves_in(who, record)))
         return self.jobs.submit(who, "look", clock, lambda job: self._look(who, entry, picture, request, clock))
 
     def choose(self, who: str, name: str) -> Job[None]:
@@ -369,7 +443,8 @@ class Studio:
         with self._words:
             if self.model is None:  # one could not be loaded
                 return {"problem": "there is no model: choose one"}
-            return compare(self.model.prompts, source[:LONGEST_PROMPT], target[:LONGEST_PROMPT], config)
+            source, target = source[:LONGEST_PROMPT], target[:LONGEST_PROMPT]
+            return compare(self.model.prompts, source, target, config) | {"instructed": instructed(source, target)}
 
     def _edited(self, who: str, visit: Visit, request: EditRequest) -> Picture:
         """The picture to edit; SageError for whatever can be told without the model."""
@@ -380,9 +455,9 @@ class Studio:
         for name in ("source", "target"):
             check_prompt(name, getattr(request, name))
         self._check(request, "edit")
-        if request.mask:
-            check_request(method_of(request.config), Request(mask=self.picture(who, request.mask).image))
-        elif request.paste:
+        mask = self.picture(who, request.mask).image if request.mask else None
+        check_request(method_of(request.config), Request(mask=mask, moves=request.moves))
+        if request.paste and mask is None:
             raise SettingsError("there is no mask to paste around: mark where the picture may change")
         return visit.picture
 
@@ -417,7 +492,8 @@ class Studio:
         if seen.cost:
             clock.pace.seconds["glimpse"] = seen.cost
         record = make_record(self.model, request.source, request.target, request.config, picture.identity,
-                             request.truncate, savings=result.savings, **asked_as_text(mask, paste=request.paste))
+                             request.truncate, savings=result.savings,
+                             **asked_as_text(mask, request.moves, request.paste))
         saved = None if trajectory is None else clock.pace.seconds.get("invert", 0.0) * (len(trajectory.latents) - 1)
         with visit.lasting():  # of who has left nothing is kept
             self.trajectories.put(key, result.trajectory)
@@ -445,7 +521,7 @@ class Studio:
 
     def _made(self, picture: Picture, plan: Plan, request: EditRequest, clock: Clock, trajectory: Trajectory | None,
               mask: Image.Image | None, **more: Any) -> EditResult:
-        asked = Request(request.source, request.target, mask=mask)
+        asked = Request(request.source, request.target, mask=mask, moves=request.moves)
         result = edit_batch(self.model, [picture.image], [plan], request.config, clock, trajectory, requests=[asked],
                             **more)[0]
         if not request.paste:

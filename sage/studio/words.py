@@ -1,9 +1,11 @@
 """What differs between two prompts, for people to see and to correct."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from sage.errors import PromptError, SageError
+from sage.prompts.instructions import follow
 from sage.prompts.tokens import Prompt, Prompts, Span
 from sage.settings import AUTO, Factors, Phrases, Reweighting, Settings, annotations
 
@@ -62,6 +64,25 @@ def carried(settings: Settings, words: Settings) -> Settings:
     """`settings` with what `words`, of whatever method, says of the words of the prompts."""
     return settings.but(**{name: getattr(words, name) for kind in (Phrases, Factors)
                            for name in names_of(settings, kind) if name in names_of(words, kind)})
+
+
+# How an instruction begins, where a description was asked for.
+COMMANDS = re.compile(r"(please |can you |could you )*(make|turn|change|add|remove|delete|replace|put|move|tilt|take|"
+                      r"give|set|colou?r|paint)\b", re.IGNORECASE)
+
+
+def instructed(source: str, target: str) -> dict[str, str]:
+    """What is to be made of a target prompt that is an instruction, such as "make it red".
+
+    Returns:
+        target: the prompt that it asks for, or problem: that it is not understood; both "" for a description.
+    """
+    if not COMMANDS.match(target.strip()):
+        return {"target": "", "problem": ""}
+    try:
+        return {"target": follow(target, source), "problem": ""}
+    except PromptError as error:
+        return {"target": "", "problem": str(error).partition(":")[0]}
 
 
 def fitting(check: Callable[[Settings], Any], settings: Settings) -> tuple[Settings, tuple[str, ...]]:

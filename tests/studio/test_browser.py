@@ -190,7 +190,7 @@ def test_from_a_dropped_picture_to_a_file_that_repeats_the_edit(visitor, tmp_pat
     me = visitor()
     me.welcomed()
     me.drop(MUG)
-    me.page.wait_for_selector("#picture-name:has-text('mug.png')")
+    me.page.wait_for_selector("#status:has-text('taken to show')")
     me.describe(SOURCE, TARGET)
     me.page.wait_for_selector("#words .prompt span.differs:has-text('blue')")
     me.page.focus("#target")
@@ -245,7 +245,7 @@ def test_two_visitors_wait_see_it_and_can_cancel(visitor, tmp_path):
     for me in (first, second):
         me.welcomed()
         me.drop(MUG)
-        me.page.wait_for_selector("#picture-name:has-text('mug.png')")
+        me.page.wait_for_selector("#status:has-text('taken to show')")
         me.describe(SOURCE, TARGET)
         me.steps(60)
     first.page.click("#edit")
@@ -288,6 +288,142 @@ def test_a_second_example_while_one_runs_is_edited_too(visitor):
     assert me.sees("#inside-dialog") and inside.get_by_text("inversion and back").first.is_visible()
     me.shot("inside")
     assert me.errors == []
+
+
+def test_a_picture_of_ones_own_is_not_described_by_another(visitor, tmp_path):
+    """What stands in the prompts goes with the picture that it is of, unless the visitor wrote it."""
+    me = visitor(390, 844)
+    me.welcomed()
+    me.drop(MUG)
+    me.page.wait_for_selector("#status:has-text('taken to show')")
+    assert "blue" in me.page.input_value("#source") and me.page.input_value("#target") == ""
+    me.page.fill("#target", "a thing of my own")
+    photo = tmp_path / "photo.png"
+    Image.effect_noise((300, 200), 90).convert("RGB").save(photo)
+    me.drop(photo)
+    me.page.wait_for_selector("#status:has-text('mush')")
+    assert me.sees("#status", whole=False) and me.page.input_value("#target") == "a thing of my own"
+    me.page.click("#undo")
+    me.page.wait_for_selector("#picture-name:has-text('mug.png')")
+    me.shot("own-390")
+    assert me.errors == []
+
+
+def test_an_instruction_is_taken_for_what_it_asks(visitor):
+    me = visitor()
+    me.welcomed()
+    me.drop(MUG)
+    me.page.wait_for_selector("#status:has-text('taken to show')")
+    me.describe(SOURCE, "make it red")
+    me.page.wait_for_selector("#words .meant:has-text('shiny red mug')")
+    me.steps(2)
+    assert "Your instruction was taken as" in me.edit()
+    assert me.page.input_value("#target") == SOURCE.replace("blue", "red")
+    assert SOURCE.replace("blue", "red") in me.page.inner_text("#caption")
+    me.page.fill("#target", "make the dog sing")
+    me.page.wait_for_selector("#words .meant:has-text('not understood')")
+    assert "not understood" in me.edit() and me.page.input_value("#target") == "make the dog sing"
+    me.page.fill("#target", "make it green")
+    me.page.click("#words .meant button")
+    me.page.wait_for_function("target => document.querySelector('#target').value === target",
+                              arg=SOURCE.replace("blue", "green"))
+    assert me.errors == []
+
+
+def dragged(me: Visitor, canvas: str, *places: tuple[float, float]) -> None:
+    """Press at the first of some places, shares of a canvas, and let go at the last."""
+    box = me.page.locator(canvas).bounding_box()
+    for i, (x, y) in enumerate(places):
+        me.page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        if i == 0:
+            me.page.mouse.down()
+    me.page.mouse.up()
+
+
+@pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])
+def test_a_part_is_moved(visitor, tmp_path, width, height):
+    me = visitor(width, height)
+    me.welcomed()
+    me.drop(MUG)
+    me.page.wait_for_selector("#status:has-text('taken to show')")
+    me.page.click("#move")
+    assert me.sees("#boxes-dialog") and me.page.locator("#boxes-done").is_disabled()
+    assert not AXE.exists() or me.faults() == []
+    before = me.page.locator("#boxes").bounding_box()
+    dragged(me, "#boxes", (0.74, 0.62), (0.8, 0.8), (0.98, 0.96))
+    assert me.page.locator("#boxes").bounding_box() == before  # not pulled away from under the pointer
+    dragged(me, "#boxes", (0.15, 0.79))
+    me.shot(f"move-{width}")
+    me.page.click("#boxes-done")
+    me.page.wait_for_selector("#status:has-text('Press Edit')")
+    assert me.page.input_value("#method") == "regiondrag"
+    assert me.page.inner_text("#picture-name") == "A part of it is moved."
+    assert me.edit().startswith("Done in") and "nothing is asked" not in me.page.inner_text("#status")
+    me.shot(f"moved-{width}")
+    result = me.download(tmp_path / "moved.png")
+    now, before = (Image.open(path).convert("RGB").getpixel((9, 52)) for path in (result, MUG))
+    assert now[1] - now[0] > 60 > before[1] - before[0]  # the green cone is on the left now
+    assert repeated(result, MUG, tmp_path / "again.png")
+    me.page.reload()
+    me.ready()
+    assert me.page.inner_text("#picture-name") == "A part of it is moved."
+    me.page.click("#unmask")
+    assert me.page.inner_text("#picture-name") == "mug.png, 64 × 64"
+    me.page.click("#move")  # with the keys alone
+    for key in (" ", "ArrowLeft", "Shift+ArrowDown", " ", "ArrowRight"):
+        me.page.keyboard.press(key)
+    me.page.click("#boxes-done")
+    assert me.page.inner_text("#picture-name") == "A part of it is moved." and me.errors == []
+
+
+def test_something_of_another_picture_is_put_in(visitor, tmp_path):
+    me = visitor()
+    me.welcomed()
+    me.drop(MUG)
+    me.page.wait_for_selector("#status:has-text('taken to show')")
+    other = tmp_path / "other.png"
+    Image.new("RGB", (90, 60), "yellow").save(other)
+    me.page.set_input_files("#put-file", str(other))
+    me.page.wait_for_selector("#brush-dialog[open]")
+    dragged(me, "#canvas", (0.4, 0.5), (0.6, 0.5))
+    me.page.click("#brush-done")
+    me.page.wait_for_selector("#boxes-dialog[open]")
+    dragged(me, "#boxes", (0.05, 0.05), (0.2, 0.2), (0.4, 0.3))
+    me.page.click("#boxes-done")
+    me.page.wait_for_selector("#status:has-text('The paste is the picture now')")
+    assert me.page.locator("#paste").is_checked() and me.sees("#download")
+    paste = me.download(tmp_path / "mug-composed.png")
+    assert Image.open(paste).getpixel((14, 11))[:3] == (255, 255, 0)
+    me.page.fill("#target", me.page.input_value("#source") + " and a yellow ball")
+    me.steps(4)
+    assert me.edit().startswith("Done in")
+    result = me.download(tmp_path / "result.png")
+    assert Image.open(result).getpixel((50, 20)) == Image.open(MUG).convert("RGB").getpixel((50, 20))
+    assert repeated(result, paste, tmp_path / "again.png")
+    me.shot("composed")
+    assert me.errors == []
+
+
+def test_what_a_camera_makes_is_taken(visitor, tmp_path):
+    """A HEIC file where the extra is there, else a line that names it; a file that is too large is told at once."""
+    me = visitor()
+    me.welcomed()
+    photo = tmp_path / "IMG_1.HEIC"
+    try:
+        import pillow_heif
+    except ImportError:
+        photo.write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+        me.drop(photo)
+        me.page.wait_for_selector("#status.error:has-text('heif')")
+    else:
+        pillow_heif.from_pillow(Image.open(MUG).convert("RGB").resize((640, 480))).save(photo)
+        me.drop(photo)
+        me.page.wait_for_selector("#picture-name:has-text('IMG_1.HEIC, 640 × 480')")
+    large = tmp_path / "large.tif"
+    with large.open("wb") as file:
+        file.truncate(64_000_001)
+    me.drop(large)
+    me.page.wait_for_selector("#status.error:has-text('large.tif is too large: at most 64 MB')")
 
 
 def test_mistakes_are_one_line_that_is_seen(visitor, tmp_path):
@@ -340,8 +476,10 @@ def test_methods_sliders_presets_and_variants(visitor):
     me.page.click("#variants-part > summary")
     me.page.select_option("#axis", "seed")
     me.page.click("#vary")
+    me.page.wait_for_selector("#progress-words:has-text('2 of 4: ')")
     me.page.wait_for_selector("#grid .variants button:nth-child(4)")
     assert me.page.locator("#grid").inner_text().count("seed") >= 4
+    assert "inversion" not in me.page.inner_text("#status")  # which FlowEdit has none of
     me.page.locator("#grid button").nth(2).click()
     assert me.page.locator("#grid button").nth(2).get_attribute("aria-pressed") == "true"
     me.page.locator("#grid").scroll_into_view_if_needed()

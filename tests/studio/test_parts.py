@@ -10,7 +10,7 @@ from sage.method import METHODS, method
 from sage.studio import form
 from sage.studio.cache import Cache
 from sage.studio.clock import Cancelled, Clock, Pace
-from sage.studio.words import carried, compare
+from sage.studio.words import carried, compare, instructed
 
 
 def test_the_cache_keeps_what_was_used_last():
@@ -143,6 +143,15 @@ def test_what_is_said_of_words_goes_along_to_another_method():
     assert carried(method("plain").Settings(), words) == method("plain").Settings()
     there = carried(EditConfig(), words)
     assert there.reweight == {"dog": 2.0} and there.blend == ("cat", "dog") and there.steps == EditConfig().steps
+
+
+@pytest.mark.parametrize("target, meant, problem", [
+    ("make it red", "a red mug on grass", ""), ("Please make the mug green", "a green mug on grass", ""),
+    ("make the cone red", "", "names no 'cone'"), ("take a look", "", "not understood"),
+    ("a red mug on grass", "", ""), ("painting of a mug", "", ""), ("", "", "")])
+def test_an_instruction_is_told_from_a_description(target, meant, problem):
+    found = instructed("a blue mug on grass", target)
+    assert found["target"] == meant and problem in found["problem"] and bool(found["problem"]) == bool(problem)
 
 
 def test_nothing_to_compare_yet():

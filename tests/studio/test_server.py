@@ -1,5 +1,6 @@
 """How the studio is reached: what it serves, what it refuses, and what could open it up and does not."""
 
+import io
 import re
 import socket
 import subprocess
@@ -51,7 +52,8 @@ def http(address):
 
 
 def bring(http, path=MUG, name="mug.png"):
-    return http.post("/api/pictures", params={"name": name}, content=Path(path).read_bytes(), headers=FILE)
+    return http.post("/api/pictures", params={"name": name}, headers=FILE,
+                     content=path.getvalue() if isinstance(path, io.BytesIO) else Path(path).read_bytes())
 
 
 def asked(picture, **more):
@@ -150,6 +152,34 @@ def test_bad_pictures_are_one_line_without_a_path(http):
     for data in (b"", b"no picture", MUG.read_bytes()[:900]):
         answer = http.post("/api/pictures", params={"name": "../../mine.png"}, content=data, headers=FILE)
         assert answer.status_code == 422 and "mine.png" in answer.text and "/tmp" not in answer.text
+
+
+def test_parts_are_moved_and_put_in(http):
+    mug = bring(http).json()
+    still = asked(mug["picture"], target=SOURCE, method="regiondrag", settings={"steps": 2})
+    moved = ended(http, http.post("/api/edit", json=still | {"moves": [[[46, 40, 62, 62], [10, 50]]]}))
+    [result] = moved["results"]
+    restored = http.post(f"/api/results/{result['result']}/restore").json()["record"]
+    again = ended(http, http.post("/api/edit", json=still | {"moves": restored["moves"]}))
+    first, second = (http.get(r["url"]).content for r in (result, again["results"][0]))
+    assert first == second
+    for bad in ([[[1], [2, 3]]], [[[1, 2]]], [[["x", 2], [3, 4]]], [[[1e9, 2], [3, 4]]], [[[1, 2], [3, 4]]] * 17,
+                [["/etc/passwd", [3, 4]]]):
+        refused = http.post("/api/edit", json=still | {"moves": bad})
+        assert refused.status_code == 422 and "\n" not in refused.json()["error"], bad
+    mask = http.post("/api/masks", content=MUG.read_bytes(), headers=FILE).json()["picture"]
+    paste = http.post("/api/compose", json={"picture": mug["picture"], "reference": mug["picture"], "mask": mask,
+                                            "box": [0, 0, 16, 16]}).json()
+    assert paste["name"] == "mug-composed.png" and http.get(f"/api/pictures/{paste['mask']}").status_code == 200
+    file = http.get(f"{paste['url']}/file")
+    assert file.headers["content-type"] == "image/png"
+    assert bring(http, io.BytesIO(file.content), "mug-composed.png").json()["picture"] == paste["picture"]
+
+
+def test_what_is_seen_of_a_picture(http):
+    mug = bring(http).json()
+    assert "mug" in http.get(f"{mug['url']}/seen").json()["source"]
+    assert http.get("/api/pictures/none/seen").status_code == 422
 
 
 def test_methods_tell_their_forms(http):
@@ -269,6 +299,12 @@ def test_arguments_are_checked(capsys, arguments, words):
     assert ended.value.code == 2 and words in capsys.readouterr().err
 
 
+def test_all_models_of_this_disk_can_be_chosen(monkeypatch):
+    monkeypatch.setattr(server, "own_names", lambda: ["mine"])
+    monkeypatch.setattr(server, "installed", lambda name: name == "stilllife")
+    assert server.choose_models(None) == ["stilllife", "mine"] and server.choose_models(["other"]) == ["other"]
+
+
 def test_a_model_that_is_not_there_is_one_line(capsys):
     assert cli.main(["ui", "--port", "0", "--model", "no such model"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("sage: error: no model is called 'no such model'")
@@ -294,5 +330,5 @@ def test_texts_are_whole_in_every_language():
             braces, own = (set(re.findall(r"\{\w+\}", t)) for t in (texts["en"][key], text))
             assert text and braces == own, (language, key)
     code = "".join(path.read_text() for path in server.PAGE.iterdir() if path.suffix in (".js", ".html"))
-    for key in re.findall(r'(?:\bt\("|data-(?:text|label|title)=")([\w. ]+)"', code):
+    for key in re.findall(r'(?:\bt\("|data-(?:text|label|title|hint)=")([\w. ]+)"', code):
         assert key in texts["en"], key

@@ -222,6 +222,77 @@ def test_a_mask_says_where_an_edit_may_be(studio, who, tmp_path):
         studio.edit(who, replace(masked, mask="0" * 64))
 
 
+def test_a_part_is_moved_as_sage_drag_moves_it(studio, who, tmp_path):
+    key = (studio.take(who, MUG, "mug.png"), studio.visit(who).picture.identity["sha256"])[1]
+    config = studio.recommended("edit", "regiondrag").but(steps=6)
+    cone, there = (46, 40, 62, 62), (2, 40, 18, 62)
+    still = EditRequest("stilllife", SOURCE, SOURCE, config)
+    moved = replace(still, moves=studio.moved(who, key, [(cone, there)]))
+    entry = ended(studio.edit(who, moved))
+    assert cli.main(["drag", str(MUG), "--from", "46,40,62,62", "--to", "2,40,18,62", "--source", SOURCE, "--model",
+                     "stilllife", "--steps", "6", "--out", str(tmp_path / "dragged.png"), "--quiet"]) == 0
+    dragged = tmp_path / "dragged.png"
+    assert (np.asarray(Image.open(dragged)) == np.asarray(Image.open(entry.path))).all()
+    assert cli.main(["edit", str(MUG), "--config-from", str(entry.path), "--out", str(tmp_path / "again.png"),
+                     "--quiet"]) == 0
+    assert (tmp_path / "again.png").read_bytes() == entry.path.read_bytes()
+    assert "--config-from" in recipe.as_command(entry.record, studio.model)
+    assert "asked_in" in recipe.as_python(entry.record, studio.model)
+    assert not any("nothing is asked to change" in note for note in entry.notes)
+    assert any("nothing is asked to change" in note for note in ended(studio.edit(who, still)).notes)
+    again = replace(still, moves=studio.moved(who, key, studio.moves_in(who, entry.record)))  # as a page restores it
+    assert ended(studio.edit(who, again)).path.read_bytes() == entry.path.read_bytes()
+    assert ended(studio.look_inside(who, entry)).startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("place, words", [((70, 70, 90, 90), "has nothing of the picture in it"),
+                                          ((5, 5, 9), "is no box"), ((300, 300), "lies outside")])
+def test_a_place_that_is_none_is_one_line(studio, who, place, words):
+    studio.take(who, MUG, "mug.png")
+    with pytest.raises(SettingsError, match=words):
+        studio.moved(who, studio.visit(who).picture.identity["sha256"], [(place, (9, 9))])
+
+
+def test_no_visitor_names_a_file_as_a_region(studio, who):
+    studio.take(who, MUG, "mug.png")
+    with pytest.raises(PictureError, match="not remembered"):
+        studio.moved(who, studio.visit(who).picture.identity["sha256"], [(str(MUG), (9, 9))])
+
+
+def test_something_of_another_picture_is_put_in(studio, who, tmp_path):
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "red.png")
+    mask = Image.new("L", (40, 20))
+    mask.paste(255, (10, 5, 30, 15))
+    mask.save(tmp_path / "mask.png")
+    studio.take(who, MUG, "mug.png")
+    below = studio.visit(who).picture
+    reference, marked = (studio.take_mask(who, tmp_path / name).identity["sha256"] for name in ("red.png", "mask.png"))
+    box = studio.compose(who, below.identity["sha256"], reference, marked, (4.2, 8, 24, 18))
+    picture, before = studio.visit(who).picture, np.asarray(Image.open(MUG).convert("RGB"))
+    assert picture.identity["name"] == "mug-composed.png"
+    shown, where = np.asarray(picture.image), np.asarray(studio.picture(who, box).image) > 0
+    assert where[8:18, 4:24].all() and where.sum() == 10 * 20
+    assert (shown[where] == (255, 0, 0)).all() and (shown[~where] == before[~where]).all()
+    config = studio.recommended("edit", "ddpm").but(steps=4)
+    entry = ended(studio.edit(who, EditRequest("stilllife", SOURCE, TARGET, config, mask=box, paste=True)))
+    assert (np.asarray(Image.open(entry.path))[~where] == before[~where]).all()
+    Image.new("L", (40, 20)).save(tmp_path / "none.png")
+    nothing = studio.take_mask(who, tmp_path / "none.png").identity["sha256"]
+    with pytest.raises(SageError, match="has no white place"):
+        studio.compose(who, below.identity["sha256"], reference, nothing, (4, 8, 24, 18))
+
+
+def test_a_picture_is_described_or_said_to_be_strange(studio, who, tmp_path):
+    studio.take(who, MUG, "mug.png")
+    seen = studio.seen(who, studio.visit(who).picture.identity["sha256"])
+    assert "blue" in seen["source"] and "mug" in seen["source"] and seen["note"] == ""
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    studio.take(who, tmp_path / "noise.png", "noise.png")
+    seen = studio.seen(who, studio.visit(who).picture.identity["sha256"])
+    assert seen["source"] == "" and "mush" in seen["note"]
+
+
 def test_a_result_becomes_the_picture(studio, wanted, who):
     studio.take(who, MUG, "mug.png")
     entry = ended(studio.edit(who, wanted))

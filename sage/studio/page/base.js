@@ -30,6 +30,7 @@ export function speak(wanted, kept = false) {
   if (kept) try { localStorage.setItem("sage-language", language); } catch { /* until the page is left */ }
   document.documentElement.lang = language;
   for (const at of document.querySelectorAll("[data-text]")) at.textContent = t(at.dataset.text);
+  for (const at of document.querySelectorAll("[data-hint]")) at.placeholder = t(at.dataset.hint);
   for (const at of document.querySelectorAll("[data-label]")) at.setAttribute("aria-label", t(at.dataset.label));
   for (const at of document.querySelectorAll("[data-title]")) at.title = t(at.dataset.title);
 }

@@ -5,9 +5,9 @@ import {$, ask, make, t} from "./base.js";
 const STEP = 8;  // canvas pixels that an arrow key moves
 
 export class Brush {
-  /** `done` is given the picture of the mask as the server knows it, and what of it is shown. */
-  constructor(done, failed) {
-    Object.assign(this, {done, failed, canvas: $("canvas"), at: null, here: null});
+  /** `failed` is given what goes wrong. */
+  constructor(failed) {
+    Object.assign(this, {failed, done: null, canvas: $("canvas"), at: null, here: null});
     this.pen = this.canvas.getContext("2d", {willReadFrequently: true});
     this.canvas.addEventListener("pointerdown", event => {
       this.canvas.setPointerCapture(event.pointerId);
@@ -21,7 +21,11 @@ export class Brush {
     $("mask-file").addEventListener("change", event => this.load(event.target.files[0]));
   }
 
-  open(picture) {
+  /** Paint over a picture under a title; `done` is given the picture of the mask as the server knows it. */
+  open(picture, done, title = "brush") {
+    this.done = done;
+    $("brush-title").textContent = t(title);
+    $("brush-hint").textContent = t(`${title}.hint`);
     const scale = Math.min(1, 1024 / Math.max(picture.width, picture.height));
     const width = Math.max(1, Math.round(picture.width * scale)), height = Math.max(1, Math.round(picture.height * scale));
     const grow = Math.max(1, Math.ceil(384 / Math.max(width, height)));

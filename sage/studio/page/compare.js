@@ -2,6 +2,8 @@
 
 import {make, t} from "./base.js";
 
+const KNOB = 16;  // pixels: half of what is taken hold of
+
 export class Compare {
   constructor(at) {
     this.at = at;
@@ -16,6 +18,8 @@ export class Compare {
   move(share) {
     this.range.value = share;
     this.at.style.setProperty("--at", `${share}%`);
+    const x = share / 100 * this.at.clientWidth, most = this.at.clientWidth - KNOB;
+    this.at.style.setProperty("--in", `${Math.min(Math.max(x, KNOB), Math.max(most, KNOB)) - x}px`);  // it stays whole
     this.tags[0].hidden = share < 14;
     this.tags[1].hidden = share > 86;
   }
@@ -55,5 +59,6 @@ export class Compare {
     this.at.style.setProperty("--aspect", w / h);
     this.at.classList.toggle("wide", w > h);
     this.at.classList.toggle("small", Math.max(w, h) < 600);
+    this.move(Number(this.range.value));
   }
 }

@@ -1,35 +1,40 @@
 // What happens on the page.
 
 import {$, Lost, Refused, ask, later, languages, loadTexts, make, seconds, speak, spoken, t} from "./base.js";
+import {Boxes} from "./boxes.js";
 import {Brush} from "./brush.js";
 import {Compare} from "./compare.js";
 import {Form} from "./form.js";
 import {Words} from "./words.js";
 
-const POLL = 250, LOST = 2000;  // milliseconds
-const KEPT = ["model", "picture", "mask", "result", "job"];
+const POLL = 250, LOST = 2000, SOON = 400;  // milliseconds
+const LITTLE = 0.05;  // seconds: a method without an inversion spares none
+const KEPT = ["model", "picture", "mask", "moves", "result", "job", "asked", "filled"];
 const TASKS = {
   edit: {pane: "pane-edit", menu: "method", about: "method-about", go: "edit", cancel: "cancel", sliders: "sliders"},
   generate: {pane: "pane-generate", menu: "make-method", about: "make-about", go: "make", cancel: "make-cancel",
              sliders: "make-sliders"},
 };
 
-const page = {task: "edit", model: "", picture: null, mask: null, result: null, job: null, following: 0, results: [],
+// `filled`: the prompts are of an example or an earlier edit; `asked`: what is being made, as under a result.
+const page = {task: "edit", model: "", picture: null, mask: null, moves: [], result: null, job: null, asked: null, filled: false, following: 0, results: [],
               past: [], left: {edit: {}, generate: {}}, methods: {edit: [], generate: []}, settled: false};
 const compare = new Compare($("compare"));
 const forms = Object.fromEntries(Object.entries(TASKS).map(([task, {sliders}]) => [task, new Form(
   {prefix: task === "edit" ? "set" : "make-set", sliders: $(sliders), often: make("div", {className: "settings"}),
    rest: make("div", {className: "settings"})}, () => changed())]));
-const words = new Words($("words"), values => forms.edit.set(values));
-const brush = new Brush(mask => { page.mask = mask.picture; showMask(); keep(); }, error => fail(error));
+const words = new Words($("words"), values => forms.edit.set(values), target => { $("target").value = target; changed(); });
+const brush = new Brush(error => fail(error)), boxes = new Boxes();
 
 // ---- what is said
 
-function say(text, kind = "done") {
+/** Say something, and under it further lines; what is out of sight is brought into it. */
+function say(text, kind = "done", more = []) {
   $("status").hidden = !text;
   $("status").className = `status ${kind}`;
   $("status").setAttribute("role", kind === "error" ? "alert" : "status");
-  $("status").textContent = text;
+  $("status").replaceChildren(text, ...more.length ? [make("ul", {}, ...more.map(line => make("li", {textContent: line})))] : []);
+  if (text) $("status").scrollIntoView({block: "nearest"});
 }
 
 function fail(error) {
@@ -76,8 +81,6 @@ async function showMethod(task, name, values = {}) {
   $(TASKS[task].menu).value = name;
   $(TASKS[task].about).textContent = known ? known.about : "";
   if (task === "edit") {
-    const reads = shown.reads.includes("mask");
-    $("brush").hidden = !reads || !page.picture;
     showMask();
     const axes = ["strength", "keep"].filter(role => shown[role]).map(role => [role, shown[role].name]);
     axes.push(["method", "method"]);
@@ -127,42 +130,126 @@ function changed() {
 function showPicture(picture) {
   const other = picture?.picture !== page.picture?.picture;
   page.picture = picture;
-  if (other) page.mask = null;
+  if (other) { page.mask = null; page.moves = []; }
   $("thumb").hidden = !picture;
   $("drop-words").hidden = !!picture;
   $("thumb").classList.toggle("small", true);
   if (picture) $("thumb").src = picture.url;
   $("thumb").alt = picture ? t("alt.picture", {name: picture.name}) : "";
   $("picture-name").textContent = picture ? `${picture.name}, ${picture.width} × ${picture.height}` : t("no picture");
-  $("brush").hidden = !picture || !forms.edit.shown?.reads.includes("mask");
   showMask();
   keep();
 }
 
+const reads = what => !!forms.edit.shown?.reads.includes(what);
+const moving = () => reads("moves") ? page.moves : [];
+
+/** What is said of places: where the picture may change, what is moved. */
 function showMask() {
-  const used = page.mask && forms.edit.shown?.reads.includes("mask");
-  $("unmask").hidden = $("paste-part").hidden = !used;
-  if (!page.picture) return;
-  $("picture-name").textContent = used ? t("masked") : `${page.picture.name}, ${page.picture.width} × ${page.picture.height}`;
-  $("thumb").alt = t(used ? "alt.masked" : "alt.picture", {name: page.picture.name});
+  const used = page.mask && reads("mask"), moved = moving().length > 0, {picture} = page;
+  $("unmask").hidden = !used && !moved;
+  $("paste-part").hidden = !used;
+  $("brush").hidden = !picture || !reads("mask");
+  $("move").hidden = !picture || !canDo("moves");
+  $("put-part").hidden = !picture || !canDo("mask");
+  if (!picture) return;
+  $("picture-name").textContent = [...moved ? [t("moved")] : [], ...used ? [t("masked")] : []].join(" ") || `${picture.name}, ${picture.width} × ${picture.height}`;
+  $("thumb").alt = t(used ? "alt.masked" : "alt.picture", {name: picture.name});
+}
+
+const canDo = what => page.methods.edit.some(m => m.reads.includes(what));
+
+/** Go on with a method that reads what was given: the one that is there, else the usual one, else the first. */
+async function withReader(what, usual) {
+  if (reads(what)) return;
+  const able = page.methods.edit.filter(m => m.reads.includes(what)).map(m => m.name);
+  page.left.edit[forms.edit.shown.method] = forms.edit.values;
+  await showMethod("edit", able.includes(usual) ? usual : able[0]);
+}
+
+/** A box, and where it shall be: the prompts are one and the same, unless something else is to change too. */
+const movePart = told(async () => boxes.open(page.picture, "move", ["move.from", "move.to"], told(async ([from, to]) => {
+  remember();
+  page.moves = [[from, to]];
+  await withReader("moves", page.usual.drag);
+  if (!$("source").value.trim()) $("source").value = "a photograph";
+  $("target").value = $("source").value;
+  showMask();
+  changed();
+  say(t("move.done"));
+})));
+
+/** Something of another picture: painted over there, and put into a box of this one. */
+const putIn = told(async file => {
+  if (!file || !page.picture) return;
+  const other = await brought(file, "api/masks");
+  say("");
+  brush.open(other, mask => boxes.open(page.picture, "put", ["put.where"], told(async ([box]) => {
+    remember();
+    const got = await ask("POST", "api/compose", {picture: page.picture.picture, reference: other.picture, mask: mask.picture, box});
+    await withReader("mask", page.usual.compose);
+    showPicture(got);
+    page.mask = got.mask;
+    $("paste").checked = true;
+    showMask();
+    showAlone(got);
+    $("download").hidden = false;
+    $("download").href = `${got.url}/file`;
+    $("download").download = got.name;
+    if (!$("source").value.trim()) $("source").value = "a photograph";
+    changed();
+    say(t("put.done"));
+  })), "put");
+});
+
+/** A file to the server; what takes a while is said. */
+async function brought(file, path) {
+  if (file.size > page.limits.upload)
+    throw new Refused(t("large", {name: file.name, most: Math.floor(page.limits.upload / 1e6)}));
+  const soon = setTimeout(() => say(t("bringing", {name: file.name})), SOON);
+  try { return await ask("POST", path, file); } finally { clearTimeout(soon); }
+}
+
+/** A picture alone, before anything is made of it. */
+function showAlone(picture) {
+  page.result = null;
+  compare.show({before: "", after: picture.url, begins: 0, source: "", target: picture.name});
+  $("caption").replaceChildren();
+  actions(null);
 }
 
 const bring = told(async file => {
   if (!file) return;
-  const got = await ask("POST", `api/pictures?name=${encodeURIComponent(file.name)}`, file);
+  const got = await brought(file, `api/pictures?name=${encodeURIComponent(file.name)}`);
   remember();
   const {record} = got;
-  if (record && record.task === "edit") return restore(record, got, "name");
+  if (record && record.task === "edit") return say(...await restore(record, got, "name"));
   showPicture(got);
-  page.result = null;
-  compare.show({before: "", after: got.url, begins: 0, source: "", target: got.name});
-  $("caption").replaceChildren();
-  actions(null);
-  if (record) { $("source").value = record.target; changed(); }
-  say(record ? t("made of text") : got.scaled ? t("scaled", {size: got.scaled}) : "", record ? "done" : "note");
+  showAlone(got);
+  const scaled = got.scaled ? [t("scaled", {size: got.scaled})] : [];
+  if (record) {
+    describe(record.target, "");
+    return say(t("made of text"), "done", scaled);
+  }
+  if (page.filled) describe("", "");  // they were of another picture
+  const {source, note} = await ask("GET", `${got.url}/seen`);
+  if (page.job || page.picture !== got) return;  // something else was asked for meanwhile
+  if (source && !$("source").value) describe(source, "");
+  const [first, ...more] = [...scaled, ...note ? [`${sentence(note)} ${t("brought")}`] : [t(source && page.filled ? "described" : "brought")]];
+  say(first, note || got.scaled ? "note" : "done", more);
 });
 
-/** The prompts, method and settings of a record again. */
+const sentence = text => `${text[0].toUpperCase()}${text.slice(1)}.`;
+
+/** Prompts that the visitor did not write. */
+function describe(source, target) {
+  $("source").value = source;
+  $("target").value = target;
+  page.filled = true;
+  changed();
+}
+
+/** The prompts, method and settings of a record again; what is to be said of that. */
 async function restore(record, picture, how) {
   if (record.task === "generate") {
     select("generate");
@@ -170,23 +257,22 @@ async function restore(record, picture, how) {
     $("negative").value = record.negative;
     [$("width").value, $("height").value] = record.size;
     await showMethod("generate", record.form.method, record.form.values);
-    return say(t("restored"));
+    return [t("restored")];
   }
   select("edit");
-  $("source").value = record.source;
-  $("target").value = record.target;
+  describe(record.source, record.target);
   $("truncate").checked = record.truncate;
   if (picture) showPicture(picture);
   page.mask = record.mask || null;
+  page.moves = record.moves;
   $("paste").checked = record.paste;
   await showMethod("edit", record.form.method, record.form.values);
   let note = how === "name" ? t("restored.name", {name: record.picture.name}) : t("restored"), kind = "done";
   if (picture && picture.picture !== record.picture.sha256)
     note += ` ${t(how === "name" ? "restored.drop" : "restored.gone", {name: record.picture.name})}`;
   if (!record.here) { kind = "note"; note += ` ${t("restored.model", {model: record.model})}`; }
-  if (record.more) { kind = "note"; note += ` ${t("restored.more")}`; }
   if (record.prediction) { kind = "note"; note += ` ${t("restored.prediction", {prediction: record.prediction})}`; }
-  say(note, kind);
+  return [note, kind];
 }
 
 // ---- results
@@ -195,13 +281,18 @@ async function restore(record, picture, how) {
 function showResult(result) {
   page.result = result.result;
   compare.show(result);
-  const rows = result.task === "edit" ? [["words.source", result.source], ["words.target", result.target]] : [["words.target", result.target]];
-  $("caption").replaceChildren(make("dl", {}, ...[...rows, ["method", `${result.method}, ${result.model}`]].flatMap(([key, text]) =>
-    [make("dt", {textContent: t(key)}), make("dd", {textContent: text})])));
+  showCaption(result);
   actions(result);
   for (const button of document.querySelectorAll("[data-result]"))
     button.setAttribute("aria-pressed", button.dataset.result === result.result);
   keep();
+}
+
+/** The prompts that make what is seen. */
+function showCaption({task, source, target, method, model}) {
+  const rows = task === "edit" ? [["words.source", source], ["words.target", target]] : [["words.target", target]];
+  $("caption").replaceChildren(make("dl", {}, ...[...rows, ["method", `${method}, ${model}`]].flatMap(([key, text]) =>
+    [make("dt", {textContent: t(key)}), make("dd", {textContent: text})])));
 }
 
 function actions(result) {
@@ -230,7 +321,7 @@ async function loadResults() {
     remember();
     const {record, picture} = await ask("POST", `api/results/${r.result}/restore`);
     showResult(r);
-    await restore(record, picture, "");
+    say(...await restore(record, picture, ""));
   }))));
   const kept = await ask("GET", "api/gallery");
   $("gallery-part").hidden = !kept.length;
@@ -239,7 +330,7 @@ async function loadResults() {
     button.addEventListener("click", told(async () => {
       remember();
       const got = await ask("POST", url);
-      if (got.record) await restore(got.record, got, "name"); else showPicture(got);
+      if (got.record) say(...await restore(got.record, got, "name")); else showPicture(got);
       compare.show({before: "", after: url, begins: 0, source: "", target: name});
       actions(null);
     }));
@@ -250,7 +341,7 @@ async function loadResults() {
 
 // ---- undo
 
-const snapshot = () => ({picture: page.picture, mask: page.mask, source: $("source").value, target: $("target").value,
+const snapshot = () => ({picture: page.picture, mask: page.mask, moves: page.moves, filled: page.filled, source: $("source").value, target: $("target").value,
   method: forms.edit.shown?.method, values: forms.edit.values, result: page.result});
 
 /** What Undo will come back to. */
@@ -264,18 +355,15 @@ const undo = told(async () => {
   const then = page.past.pop();
   $("undo").disabled = !page.past.length;
   if (!then) return;
-  $("source").value = then.source;
-  $("target").value = then.target;
+  describe(then.source, then.target);
+  page.filled = then.filled;
   if (then.method) await showMethod("edit", then.method, then.values);
   showPicture(then.picture);
   page.mask = then.mask;
+  page.moves = then.moves;
   showMask();
   const result = page.results.find(r => r.result === then.result);
-  if (result) showResult(result); else if (then.picture) {
-    compare.show({before: "", after: then.picture.url, begins: 0, source: "", target: then.picture.name});
-    $("caption").replaceChildren();
-    actions(null);
-  }
+  if (result) showResult(result); else if (then.picture) showAlone(then.picture);
   $("grid").hidden = true;
   say(t("undone"));
 });
@@ -292,6 +380,7 @@ function progress(state) {
   let text = t(state.phase ? `phase.${state.phase}` : "phase");
   if (state.again) text = t("again", {phase: text});
   if (state.total > 1) text = t("step", {phase: text, done: state.done, total: state.total});
+  if (state.parts > 1) text = t("part", {text, part: state.part, parts: state.parts});
   if (state.left !== null && state.phase !== "decode") text = t("left", {text, left: seconds(state.left)});
   if (state.state === "waiting") text = state.ahead > 1 ? t("waiting", {ahead: state.ahead}) : t("waiting.next");
   $("progress").hidden = false;
@@ -312,11 +401,11 @@ async function follow(state) {
   for (;;) {
     if (mine !== page.following) return null;
     if (["done", "failed", "cancelled"].includes(state.state)) break;
-    progress(state);
+    if (!lost) progress(state);
     if (state.glimpses > seen && state.kind !== "look") {
       seen = state.glimpses;
       compare.emerge(page.task === "edit" ? page.picture?.url : "", `api/jobs/${state.job}/glimpse?${seen}`);
-      $("caption").replaceChildren();
+      if (page.asked) showCaption(page.asked); else $("caption").replaceChildren();
       actions(null);
     }
     await later(lost ? LOST : POLL);
@@ -349,12 +438,12 @@ async function follow(state) {
 
 function story(result) {
   const took = seconds(result.took);
-  const text = result.saved === null ? t("done", {took}) : t("spared", {took, saved: seconds(result.saved)});
-  return [text, ...result.notes.map(note => `${note[0].toUpperCase()}${note.slice(1)}.`)].join(" ");
+  const text = (result.saved ?? 0) < LITTLE ? t("done", {took}) : t("spared", {took, saved: seconds(result.saved)});
+  return [text, result.notes.length ? "note" : "done", result.notes.map(sentence)];
 }
 
 /** Follow a job to its results, and show them. */
-async function finish(state, axis) {
+async function finish(state, axis, told = []) {
   const done = await follow(state);
   if (!done) return;
   if (done.kind === "look") return showInside(done);
@@ -363,9 +452,13 @@ async function finish(state, axis) {
   if (!done.results.length) return;
   showGrid(done.kind === "variants" ? done.results : [], axis);
   showResult(done.results[0]);
-  say(story(done.results[0]), done.results[0].notes.length ? "note" : "done");
-  if (matchMedia("(max-width: 860px)").matches) $("compare").scrollIntoView({block: "nearest"});
+  const [text, kind, notes] = story(done.results[0]);
+  say(text, kind, [...told, ...notes]);
+  $("compare").scrollIntoView({block: "nearest"});
 }
+
+/** What the caption says while it is made. */
+const named = (task, source, target) => ({task, source, target, method: forms[task].shown.method, model: page.model});
 
 const asked = task => ({model: page.model, method: forms[task].shown.method, settings: forms[task].changes,
   truncate: $("truncate").checked});
@@ -373,29 +466,51 @@ const asked = task => ({model: page.model, method: forms[task].shown.method, set
 function editAsked() {
   const mask = page.mask && forms.edit.shown.reads.includes("mask") ? page.mask : "";
   return {...asked("edit"), picture: page.picture?.picture ?? "", source: $("source").value, target: $("target").value,
-          mask, paste: mask !== "" && $("paste").checked};
+          mask, paste: mask !== "" && $("paste").checked, moves: moving()};
+}
+
+/** Take an instruction in the place of the target prompt for what it asks for, and say so. */
+async function understood() {
+  const source = $("source").value, {instructed} = await ask("POST", "api/words",
+    {source, target: $("target").value, method: forms.edit.shown.method, settings: forms.edit.changes});
+  if (instructed?.target) { $("target").value = instructed.target; changed(); }
+  page.asked = named("edit", source, $("target").value);
+  if (instructed?.problem) return [t("instruction.not", {why: instructed.problem})];
+  return instructed?.target ? [t("instructed", {target: instructed.target})] : [];
+}
+
+/** From the first moment on nothing else can be asked for. */
+async function submit(work) {
+  busy(true);
+  say("");
+  try { return await work(); } catch (error) { busy(false); throw error; }
 }
 
 const edit = told(async () => {
   if ($("edit").disabled) return;
   remember();
   $("grid").hidden = true;
-  await finish(await ask("POST", "api/edit", editAsked()));
+  let lines = [];
+  const job = await submit(async () => { lines = await understood(); return ask("POST", "api/edit", editAsked()); });
+  await finish(job, undefined, lines);
 });
 
 const makeFromText = told(async () => {
   if ($("make").disabled) return;
   const side = name => $(name).value.trim() === "" ? null : Number($(name).value);
   $("grid").hidden = true;
-  await finish(await ask("POST", "api/generate", {...asked("generate"), prompt: $("prompt").value,
-    negative: $("negative").value, width: side("width"), height: side("height")}));
+  page.asked = named("generate", "", $("prompt").value);
+  await finish(await submit(() => ask("POST", "api/generate", {...asked("generate"), prompt: $("prompt").value,
+    negative: $("negative").value, width: side("width"), height: side("height")})));
 });
 
 const vary = told(async () => {
   if ($("vary").disabled) return;
   remember();
   const axis = $("axis").value;
-  await finish(await ask("POST", "api/variants", {...editAsked(), axis}), axis);
+  let lines = [];
+  const job = await submit(async () => { lines = await understood(); return ask("POST", "api/variants", {...editAsked(), axis}); });
+  await finish(job, axis, lines);
 });
 
 function showGrid(results, axis) {
@@ -426,16 +541,14 @@ const example = told(async index => {
   const got = await ask("POST", `api/examples/${index}`);
   select("edit");
   showPicture({...got});
-  $("source").value = got.source;
-  $("target").value = got.target;
+  describe(got.source, got.target);
   const status = await ask("GET", "api/status");
   await showMethod("edit", status.defaults.edit);
   $("grid").hidden = true;
-  compare.show({before: "", after: got.url, begins: 0, source: "", target: got.source});
-  $("caption").replaceChildren();
-  actions(null);
-  if (matchMedia("(max-width: 860px)").matches) $("compare").scrollIntoView({block: "nearest"});
-  await finish(await ask("POST", "api/edit", editAsked()));
+  showAlone(got);
+  $("compare").scrollIntoView({block: "nearest"});
+  page.asked = named("edit", got.source, got.target);
+  await finish(await submit(() => ask("POST", "api/edit", editAsked())));
 });
 
 async function showInside(done) {
@@ -461,6 +574,8 @@ async function modelLoaded() {
 async function showStatus() {
   const status = await ask("GET", "api/status");
   page.model = status.model;
+  page.limits = status.limits;
+  page.usual = status.defaults;
   $("model").replaceChildren(...status.models.map(name => make("option", {value: name, textContent: name, selected: name === status.model})));
   $("known-part").hidden = !status.words.length;
   $("known").textContent = status.words.join(", ");
@@ -504,10 +619,12 @@ async function again(then) {
   $("paste").checked = !!then.paste;
   page.left = then.left;
   page.past = then.past;
+  page.filled = then.filled;
+  page.asked = then.asked;
   $("undo").disabled = !page.past.length;
   for (const [task, held] of Object.entries(then.forms))
     if (held && page.methods[task].some(m => m.name === held.method)) await showMethod(task, held.method, held.values);
-  if (then.picture && (await fetch(then.picture.url)).ok) { showPicture(then.picture); page.mask = then.mask; showMask(); }
+  if (then.picture && (await fetch(then.picture.url)).ok) { showPicture(then.picture); page.mask = then.mask; page.moves = then.moves ?? []; showMask(); }
   select(then.task);
   const result = page.results.find(r => r.result === then.result);
   if (result) showResult(result); else if (page.picture)
@@ -529,12 +646,11 @@ async function welcome(found) {
   const {record, picture} = await ask("POST", `api/results/${first.result}/restore`);
   showResult(first);
   await restore(record, picture, "");
-  say("");
 }
 
 function wire() {
   for (const task of Object.keys(TASKS)) {
-    $(`tab-${task}`).addEventListener("click", () => select(task));
+    $(`tab-${task}`).addEventListener("click", () => { select(task); if (!page.job) say(""); });
     $(`tab-${task}`).addEventListener("keydown", event => {
       if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
       const other = Object.keys(TASKS).find(name => name !== page.task);
@@ -546,6 +662,7 @@ function wire() {
   }
   $("pane-edit").addEventListener("submit", event => { event.preventDefault(); edit(); });
   $("pane-generate").addEventListener("submit", event => { event.preventDefault(); makeFromText(); });
+  for (const name of ["source", "target"]) $(name).addEventListener("input", () => { page.filled = false; });
   for (const name of ["source", "target", "prompt", "negative"]) $(name).addEventListener("input", changed);
   document.addEventListener("keydown", event => {
     if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || document.querySelector("dialog[open]")) return;
@@ -566,8 +683,10 @@ function wire() {
   });
   $("undo").addEventListener("click", undo);
   $("vary").addEventListener("click", vary);
-  $("brush").addEventListener("click", () => brush.open(page.picture));
-  $("unmask").addEventListener("click", () => { page.mask = null; showMask(); keep(); });
+  $("brush").addEventListener("click", () => brush.open(page.picture, mask => { page.mask = mask.picture; showMask(); keep(); }));
+  $("unmask").addEventListener("click", () => { page.mask = null; page.moves = []; showMask(); keep(); });
+  $("move").addEventListener("click", movePart);
+  $("put-file").addEventListener("change", event => { putIn(event.target.files[0]); event.target.value = ""; });
   $("recommended").addEventListener("click", () => { form().set(form().recommended); say(t("recommends")); });
   $("use").addEventListener("click", told(async () => {
     remember();
@@ -607,7 +726,7 @@ async function begin() {
   const status = await showStatus();
   await loadMethods();
   const then = kept();
-  for (const [task, name] of Object.entries(status.defaults)) await showMethod(task, name);
+  for (const task of Object.keys(TASKS)) await showMethod(task, status.defaults[task]);
   select("edit");
   await loadExamples();
   const found = await loadResults();

@@ -5,9 +5,9 @@ import {make, t} from "./base.js";
 const bare = word => word.replace(/^[,.;:!?"'()]+|[,.;:!?"'()]+$/g, "") || word;
 
 export class Words {
-  /** `write` is called with settings as text, by name. */
-  constructor(at, write) {
-    Object.assign(this, {at, write, value: null, opened: new Set()});
+  /** `write` is called with settings as text, by name; `take` with a target prompt. */
+  constructor(at, write, take) {
+    Object.assign(this, {at, write, take, value: null, opened: new Set()});
   }
 
   show(value) {
@@ -16,6 +16,7 @@ export class Words {
     this.at.replaceChildren();
     if (value.problem) return this.at.append(make("p", {className: "hint", textContent: value.problem}));
     if (!value.target?.length) return this.at.append(make("p", {className: "hint", textContent: t("words.none")}));
+    this.meant(value.instructed);
     this.at.append(this.prompt("source", value.source), this.prompt("target", value.target));
     const seen = new Set();
     for (const [word, differs, factor] of value.factors ? value.target : []) {
@@ -56,6 +57,17 @@ export class Words {
       next.focus();
     });
     return line;
+  }
+
+  /** What an instruction in the place of a description is taken for. */
+  meant(instructed) {
+    if (instructed?.problem)
+      this.at.append(make("p", {className: "meant", textContent: t("instruction.not", {why: instructed.problem})}));
+    if (!instructed?.target) return;
+    const take = make("button", {type: "button", textContent: t("instruction.take")});
+    take.addEventListener("click", () => this.take(instructed.target));
+    this.at.append(make("div", {className: "meant"}, make("span", {textContent: t("instruction")}),
+      make("b", {textContent: instructed.target}), take));
   }
 
   weight(word, factor) {

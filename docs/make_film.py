@@ -1,0 +1,104 @@
+"""Films docs/first_minutes.md, a stranger at the studio: docs/first_minutes/*.webp, and docs/studio.png.
+
+    python docs/make_film.py            # with the extras ui and browser, and Chromium; minutes
+"""
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+DOCS = Path(__file__).resolve().parent
+MUG = DOCS.parent / "examples" / "mug.png"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+WIDTH = 900  # pixels of a picture in the document
+
+
+class Film:
+    """A page and what is left of it."""
+
+    def __init__(self, page: Any, address: str):
+        self.page = page
+        page.set_default_timeout(600_000)
+        page.goto(address)
+        page.wait_for_selector("#caption dd")
+        page.wait_for_function("() => document.querySelector('#source').value !== ''")
+
+    def shot(self, name: str) -> Image.Image:
+        self.page.wait_for_function("() => document.querySelector('.compare .after').complete")
+        self.page.wait_for_timeout(400)
+        image = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
+        small = image.resize((min(WIDTH, image.width), round(image.height * min(1, WIDTH / image.width))),
+                             Image.Resampling.LANCZOS)
+        small.save(DOCS / "first_minutes" / f"{name}.webp", quality=72, method=6)
+        return image
+
+    def bring(self, path: Path, said: str) -> None:
+        self.page.set_input_files("#file", str(path))
+        self.page.wait_for_selector(f"#status:has-text('{said}')")
+
+    def edit(self) -> None:
+        self.page.click("#edit")
+        self.page.wait_for_selector("#status:has-text('Done in')")
+
+    def drag(self, *places: tuple[float, float]) -> None:
+        box = self.page.locator("#boxes").bounding_box()
+        for i, (x, y) in enumerate(places):
+            self.page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+            if i == 0:
+                self.page.mouse.down()
+        self.page.mouse.up()
+
+
+def wide(film: Film, other: Path) -> None:
+    """What is seen at a desk."""
+    page = film.page
+    film.shot("opens")
+    film.bring(other, "mush")
+    film.shot("other")
+    film.bring(MUG, "taken to show")
+    page.fill("#target", "make it red")
+    page.wait_for_selector("#words .meant")
+    film.shot("instruction")
+    page.click("#edit")
+    page.wait_for_selector("#compare.working")
+    film.shot("emerges")
+    page.wait_for_selector("#status:has-text('Done in')")
+    film.shot("done").quantize(128).save(DOCS / "studio.png", optimize=True)
+    page.click("#move")
+    film.drag((0.74, 0.62), (0.8, 0.8), (0.98, 0.96))
+    film.drag((0.15, 0.79))
+    film.shot("move")
+    page.click("#boxes-done")
+    film.edit()
+    film.shot("moved")
+
+
+def main() -> None:
+    (DOCS / "first_minutes").mkdir(exist_ok=True)
+    server = subprocess.Popen([sys.executable, "-m", "sage", "ui", "--model", "stilllife", "--port", "0"],
+                              stdout=subprocess.PIPE, text=True)
+    try:
+        address = re.search(r"http://\S+", server.stdout.readline())[0]
+        with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+            chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+            other = Path(folder) / "fractal.jpg"
+            Image.effect_mandelbrot((640, 480), (-2, -1.2, 0.8, 1.2), 60).convert("RGB").save(other)
+            wide(Film(chromium.new_page(viewport={"width": 1280, "height": 860}), address), other)
+            phone = Film(chromium.new_page(viewport={"width": 390, "height": 844}), address)
+            phone.shot("phone")
+            chromium.close()
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+// Boxes on a picture, drawn and moved with a pointer or with the keys: what is moved, and where things are put.
+
+import {$, t} from "./base.js";
+
+const STEP = 0.02, LEAST = 0.03;  // shares of a side: what a key moves, and the smallest box
+const LINES = ["#f59e0b", "#14b8a6"];
+const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+
+export class Boxes {
+  constructor() {
+    Object.assign(this, {canvas: $("boxes"), titles: [], boxes: [], pressed: null});
+    this.pen = this.canvas.getContext("2d");
+    this.canvas.addEventListener("pointerdown", event => this.press(event));
+    this.canvas.addEventListener("pointermove", event => { if (this.pressed) this.pull(this.place(event)); });
+    this.canvas.addEventListener("pointerup", () => this.release());
+    this.canvas.addEventListener("pointercancel", () => this.release());
+    this.canvas.addEventListener("keydown", event => this.key(event));
+    $("boxes-again").addEventListener("click", () => this.again());
+    $("boxes-done").addEventListener("click", () => this.finish());
+  }
+
+  /** Ask for a box of each title in turn; a second one has the size of the first. `done` is given them in pixels. */
+  open(picture, title, titles, done) {
+    Object.assign(this, {picture, titles, done, image: $("boxes-picture")});
+    const grow = 640 / Math.max(picture.width, picture.height);
+    this.canvas.width = Math.round(picture.width * grow);
+    this.canvas.height = Math.round(picture.height * grow);
+    this.canvas.parentElement.style.setProperty("--aspect", picture.width / picture.height);
+    this.image.src = picture.url;
+    this.image.onload = () => this.draw();
+    $("boxes-title").textContent = t(title);
+    this.again();
+    $("boxes-dialog").showModal();
+    this.canvas.focus();
+  }
+
+  again() {
+    this.boxes = [];
+    this.draw();
+  }
+
+  place(event) {
+    const box = this.canvas.getBoundingClientRect();
+    return [clamp((event.clientX - box.left) / box.width, 0, 1), clamp((event.clientY - box.top) / box.height, 0, 1)];
+  }
+
+  get second() { return this.titles.length > 1 && this.boxes.length > 0; }
+
+  press(event) {
+    this.canvas.setPointerCapture(event.pointerId);
+    const here = this.place(event);
+    if (this.second && !this.drawn) { this.pressed = here; return this.pull(here); }
+    if (this.boxes.length === this.titles.length) this.boxes = [];
+    this.pressed = here;
+    this.drawn = true;
+  }
+
+  pull(to) {
+    if (this.second && !this.drawn) this.boxes[1] = this.centred(this.boxes[0], to);
+    else {
+      const [x, y] = this.pressed;
+      this.boxes = [[Math.min(x, to[0]), Math.min(y, to[1]), Math.max(x, to[0]), Math.max(y, to[1])]];
+    }
+    this.draw();
+  }
+
+  release() {
+    const [first] = this.boxes;
+    if (this.drawn && first && Math.min(first[2] - first[0], first[3] - first[1]) < LEAST) this.boxes = [];
+    Object.assign(this, {pressed: null, drawn: false});
+    this.draw();
+  }
+
+  centred([left, top, right, bottom], [x, y]) {
+    const w = right - left, h = bottom - top;
+    const a = clamp(x - w / 2, 0, 1 - w), b = clamp(y - h / 2, 0, 1 - h);
+    return [a, b, a + w, b + h];
+  }
+
+  /** Arrows move the box, with shift they size the first one; space goes on to the next. */
+  key(event) {
+    const move = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
+    if (!move && event.key !== " ") return;
+    event.preventDefault();
+    if (!this.boxes.length) this.boxes = [[0.35, 0.35, 0.65, 0.65]];
+    else if (!move && this.boxes.length < this.titles.length) this.boxes.push([...this.boxes[0]]);
+    else if (move) {
+      const box = this.boxes.at(-1), [dx, dy] = move.map(m => m * STEP);
+      if (event.shiftKey && this.boxes.length === 1) {
+        box[2] = clamp(box[2] + dx, box[0] + LEAST, 1);
+        box[3] = clamp(box[3] + dy, box[1] + LEAST, 1);
+      } else {
+        const [x, y] = [clamp(dx, -box[0], 1 - box[2]), clamp(dy, -box[1], 1 - box[3])];
+        box.splice(0, 4, box[0] + x, box[1] + y, box[2] + x, box[3] + y);
+      }
+    }
+    this.draw();
+  }
+
+  draw() {
+    const {width: w, height: h} = this.canvas, [first, second] = this.boxes;
+    this.pen.clearRect(0, 0, w, h);
+    if (first && second && this.image.complete)
+      this.pen.drawImage(this.image, ...this.of(first, this.image.naturalWidth, this.image.naturalHeight), ...this.of(second, w, h));
+    this.boxes.forEach((box, i) => {
+      for (const [style, width] of [["#000", 7], [LINES[i], 4]]) {
+        Object.assign(this.pen, {strokeStyle: style, lineWidth: width});
+        this.pen.strokeRect(...this.of(box, w, h));
+      }
+    });
+    const at = Math.min(this.boxes.length, this.titles.length - 1), all = this.boxes.length === this.titles.length;
+    $("boxes-hint").textContent = all ? t("boxes.ready") : `${t(this.titles[at])} ${t("boxes.keys")}`;
+    $("boxes-done").disabled = !all;
+  }
+
+  of([left, top, right, bottom], w, h) { return [left * w, top * h, (right - left) * w, (bottom - top) * h]; }
+
+  finish() {
+    const {width: w, height: h} = this.picture;
+    $("boxes-dialog").close();
+    this.done(this.boxes.map(([left, top, right, bottom]) => [left * w, top * h, right * w, bottom * h]));
+  }
+}
