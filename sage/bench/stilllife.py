@@ -39,7 +39,7 @@ FULL, QUICK = 28, 4  # edits of each kind
 SIDE = KNOWN["stilllife"].size  # the bundled model's own
 MAKE = "stilllife.json"  # what the folder was made with
 MAX_MAKE = 2**20  # bytes of it
-VERSION = 2
+VERSION = 3
 FULLY = WORDINGS[:1]
 
 FOLDERS = ("0_random", "1_change_object", "2_add_object", "3_delete_object", "4_change_attribute_content",
@@ -51,7 +51,7 @@ Progress = Callable[[str, int, int], None]
 
 def draw(kind: int, number: int, first_seed: int = FIRST_SEED) -> EditCase:
     """Edit `number`, from 0, of a kind."""
-    return edit_case(kind, first_seed + number)
+    return edit_case(kind, first_seed + number, varied=True)
 
 
 def write_stilllife(folder: str | Path, per_kind: int = FULL, side: int = SIDE, workers: int = 1,

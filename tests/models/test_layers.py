@@ -83,7 +83,8 @@ def test_the_bundled_model_is_packed_and_the_same_without(monkeypatch):
     monkeypatch.setattr("sage.models.loading.SMALL", 0)
     plain = load_model("stilllife", device="cpu")
     assert not any(m.packs for m in plain.unet.modules() if isinstance(m, Conv2d))
-    z, text = draw((2, 4, 16, 24)), torch.randn(2, 64, plain.unet.params.context_width)
+    z = draw((2, plain.unet.params.in_channels, 16, 24))
+    text = torch.randn(2, 64, plain.unet.params.context_width)
     with torch.no_grad():
         assert close(packed.unet(z, 500, text), plain.unet(z, 500, text), 1e-5)
         assert close(packed.decode(z), plain.decode(z), 1e-5)

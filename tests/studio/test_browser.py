@@ -368,7 +368,7 @@ def test_a_part_is_moved(visitor, tmp_path, width, height):
     me.ready()
     assert me.page.inner_text("#picture-name") == "A part of it is moved."
     me.page.click("#unmask")
-    assert me.page.inner_text("#picture-name") == "mug.png, 64 × 64"
+    assert me.page.inner_text("#picture-name") == "mug.png, 128 × 128"
     me.page.click("#move")  # with the keys alone
     for key in (" ", "ArrowLeft", "Shift+ArrowDown", " ", "ArrowRight"):
         me.page.keyboard.press(key)
@@ -500,7 +500,7 @@ def test_another_language_and_a_picture_from_text(visitor, tmp_path):
     me.page.click("#make")
     me.page.wait_for_selector("#status:has-text('Fertig')")
     record = read_settings(me.download(tmp_path / "made.png"))
-    assert record["task"] == "generate" and record["size"] == [64, 64]
+    assert record["task"] == "generate" and record["size"] == [128, 128]
     me.page.click("#use")
     me.page.wait_for_selector("#picture-name:has-text('a-red-mug-on-grass.png')")
     assert me.page.input_value("#source") == "a red mug on grass" and me.page.locator("#pane-edit").is_visible()

@@ -73,7 +73,7 @@ def ended(http, answer):
 
 def test_from_a_picture_to_a_file_that_repeats_the_edit(http, tmp_path):
     picture = bring(http).json()
-    assert (picture["width"], picture["height"], picture["name"], picture["record"]) == (64, 64, "mug.png", None)
+    assert (picture["width"], picture["height"], picture["name"], picture["record"]) == (128, 128, "mug.png", None)
     done = ended(http, http.post("/api/edit", json=asked(picture["picture"])))
     assert done["state"] == "done" and done["error"] == ""
     [result] = done["results"]

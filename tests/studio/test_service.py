@@ -195,9 +195,9 @@ def test_variants_share_one_inversion(studio, wanted, who):
 
 def test_a_mask_says_where_an_edit_may_be(studio, who, tmp_path):
     studio.take(who, MUG, "mug.png")
-    Image.new("L", (64, 64), 0).save(tmp_path / "none.png")
-    half = Image.new("L", (64, 64), 0)
-    half.paste(255, (32, 0, 64, 64))
+    Image.new("L", (128, 128), 0).save(tmp_path / "none.png")
+    half = Image.new("L", (128, 128), 0)
+    half.paste(255, (64, 0, 128, 128))
     half.save(tmp_path / "half.png")
     config = studio.recommended("edit", "flowedit").but(steps=4)
     everywhere = EditRequest("stilllife", SOURCE, TARGET, config)
@@ -205,11 +205,11 @@ def test_a_mask_says_where_an_edit_may_be(studio, who, tmp_path):
     assert studio.visit(who).picture.identity["name"] == "mug.png"
     free, held = (np.asarray(Image.open(ended(studio.edit(who, r)).path), dtype=int) for r in (everywhere, masked))
     before = np.asarray(Image.open(MUG).convert("RGB"), dtype=int)
-    left = np.s_[:, :24]
+    left = np.s_[:, :48]
     assert np.abs(held[left] - before[left]).mean() < np.abs(free[left] - before[left]).mean()
     pasted = ended(studio.edit(who, replace(masked, paste=True)))
     shown = np.asarray(Image.open(pasted.path), dtype=int)
-    assert (shown[left] == before[left]).all() and (shown[:, 48:] == held[:, 48:]).all()
+    assert (shown[left] == before[left]).all() and (shown[:, 80:] == held[:, 80:]).all()
     assert cli.main(["edit", str(MUG), "--config-from", str(pasted.path), "--out", str(tmp_path / "again.png"),
                      "--quiet"]) == 0
     assert (tmp_path / "again.png").read_bytes() == pasted.path.read_bytes()
@@ -245,7 +245,7 @@ def test_a_part_is_moved_as_sage_drag_moves_it(studio, who, tmp_path):
     assert ended(studio.look_inside(who, entry)).startswith("<!doctype html>")
 
 
-@pytest.mark.parametrize("place, words", [((70, 70, 90, 90), "has nothing of the picture in it"),
+@pytest.mark.parametrize("place, words", [((140, 140, 180, 180), "has nothing of the picture in it"),
                                           ((5, 5, 9), "is no box"), ((300, 300), "lies outside")])
 def test_a_place_that_is_none_is_one_line(studio, who, place, words):
     studio.take(who, MUG, "mug.png")
@@ -443,7 +443,7 @@ def test_damaged_settings_in_a_picture_are_refused(studio, who, tmp_path):
     ({"model": "/etc/passwd"}, ModelError, "this studio has no model"),
     ({"model": "sd-1.4"}, ModelError, "this studio has no model"),
     ({"config": {"steps": 21}}, SettingsError, "steps is 21: this studio allows at most 20"),
-    ({"config": {"size": 136}}, SettingsError, "size is 136: this studio allows at most 128"),
+    ({"config": {"size": 288}}, SettingsError, "size is 288: this studio allows at most 256"),
     ({"config": {"retries": 9}}, SettingsError, "retries is 9: this studio allows at most 3"),
 ])
 def test_limits_and_mistakes_are_told(studio, wanted, who, change, error, words):
@@ -613,17 +613,17 @@ def test_savings_of_a_record_are_passed_when_it_is_repeated_and_only_then(studio
 def test_a_picture_from_text_is_that_of_sage_generate(studio, who, name, tmp_path):
     fitting(studio, name)
     config = studio.recommended("generate", name).but(steps=2)
-    entry = ended(studio.make(who, MakeRequest("stilllife", TARGET, "a cone", 64, 80, config)))
-    assert Image.open(entry.path).size == (64, 80) and entry.record["task"] == "generate"
+    entry = ended(studio.make(who, MakeRequest("stilllife", TARGET, "a cone", 64, 96, config)))
+    assert Image.open(entry.path).size == (64, 96) and entry.record["task"] == "generate"
     assert cli.main(["generate", "--config-from", str(entry.path), "--out", str(tmp_path / "again.png"),
                      "--quiet"]) == 0
     assert (tmp_path / "again.png").read_bytes() == entry.path.read_bytes()
     assert studio.take(who, entry.path, "mine.png")["target"] == TARGET  # a picture to edit
-    assert studio.visit(who).picture.image.size == (64, 80) and studio.visit(who).restored is None
+    assert studio.visit(who).picture.image.size == (64, 96) and studio.visit(who).restored is None
 
 
 @pytest.mark.parametrize("change, words", [({"prompt": " "}, "prompt is empty"), ({"width": 63}, "width"),
-                                           ({"height": 4096}, "at most 128"), ({"model": "x"}, "no model")])
+                                           ({"height": 4096}, "at most 256"), ({"model": "x"}, "no model")])
 def test_mistakes_in_making_are_told(studio, who, change, words):
     given = {"model": "stilllife", "prompt": TARGET, "negative": "", "width": 64, "height": 64} | change
     with pytest.raises(SageError, match=words):
