@@ -68,7 +68,7 @@ def plainly(monkeypatch):
 @pytest.fixture(scope="module")
 def fast():
     """The bundled model, with large products from small ones on, so that they are tried too."""
-    model, kept = load_model("stilllife", device="cpu"), layers.LARGE
+    model, kept = load_model("stilllife-64", device="cpu"), layers.LARGE
     layers.LARGE = 2**20
     configs = {name: sage.method("sage").recommended(model).but(**dict(steps=5, guided_steps=3, retries=0) | change)
                for name, change in SETTINGS.items()}
@@ -80,7 +80,7 @@ def fast():
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_bundled_model_s_edit(fast, plainly, name):
     config, result = fast[name]
-    plain = edit(load_model("stilllife", device="cpu"), open_picture("examples/mug.png"), SOURCE, TARGET, config)
+    plain = edit(load_model("stilllife-64", device="cpu"), open_picture("examples/mug.png"), SOURCE, TARGET, config)
     assert not torch.equal(result.latents, plain.latents)  # they did go different ways
     assert ((result.latents - plain.latents).norm() / plain.latents.norm()).item() < 1e-4
     assert result.losses == pytest.approx(plain.losses, rel=1e-3)

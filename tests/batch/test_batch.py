@@ -210,7 +210,7 @@ def test_what_is_done_is_kept_and_what_has_changed_is_made_again(engine, capsys)
     capsys.readouterr()
     assert batch() == 0 and len(engine) == 2 and Path("out/y.png").stat().st_mtime_ns == before
     assert capsys.readouterr().out.splitlines() == ["out/r.png", "out/y.png", "out/contact-sheet.png"]
-    write({"target": RED, "name": "r"}, {"target": YELLOW, "name": "y", "guidance_scale": 2})
+    write({"target": RED, "name": "r"}, {"target": YELLOW, "name": "y", "guidance_scale": 3})
     assert batch() == 0 and [e.target for e in engine[2:]] == [YELLOW]
     assert batch("--steps=2") == 0 and len(engine) == 5
     Path("out/r.png").unlink()

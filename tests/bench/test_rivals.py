@@ -120,6 +120,7 @@ def lines_of(folder: Path):
     return [json.loads(text) for path in folder.glob("manifest*.jsonl") for text in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_comes_to_the_same(folder, known, tmp_path):
     whole = compete(place(tmp_path / "whole", known), maker(folder))
     made = []

@@ -139,7 +139,7 @@ def test_the_bundled_examples_are_those_of_the_rendered_world():
     table = Scene(Thing("mug", "red", "shiny", "large", "middle"), None, "wooden", "grey wall", "photo", Jitter())
     drawn = Scene(Thing("bottle", "green", "matte", "large", "middle"), None, "snow", "blue sky", "cartoon", Jitter())
     examples = ROOT / "examples"
-    for name, pixels in (("table", render(table, 64, shown=())), ("bottle", render(drawn, 128))):
+    for name, pixels in (("table", render(table, 128, shown=())), ("bottle", render(drawn, 128))):
         assert pictures.open_picture(examples / f"{name}.png").tobytes() == pictures.from_pixels(pixels).tobytes()
     mask = np.asarray(Image.open(examples / "bottle-mask.png")) > 0
     assert np.array_equal(mask, thing_mask(drawn, 0, 128))

@@ -37,11 +37,11 @@ def test_pictures_their_sheet_and_their_repetition_to_the_byte(here, capsys):
     out = capsys.readouterr().out.split()
     assert out == [f"out/a-small-red-mug-on-grass{end}.png" for end in ("", "-2", "-sheet")]
     first, second = (Image.open(path) for path in out[:2])
-    assert first.size == (96, 64) and np.abs(np.asarray(first).astype(int) - np.asarray(second)).mean() > 3
-    assert Image.open(out[2]).width > 2 * 256
+    assert first.size == (96, 128) and np.abs(np.asarray(first).astype(int) - np.asarray(second)).mean() > 3
+    assert Image.open(out[2]).width > 2 * 192
     record = read_record(out[1], "generate")
     assert {k: record[k] for k in ("version", "task", "method", "target", "negative", "size", "batch", "model")} == {
-        "version": 2, "task": "generate", "method": "sag", "target": PROMPT, "negative": "night", "size": [96, 64],
+        "version": 2, "task": "generate", "method": "sag", "target": PROMPT, "negative": "night", "size": [96, 128],
         "batch": 1, "model": "stilllife"}
     assert record["settings"] | {"seed": 5, "sag_scale": 0.5, "steps": 2, "eta": 0.5, "guidance_scale": 3.0} == record[
         "settings"] and not {"source", "picture"} & record.keys()
