@@ -93,6 +93,7 @@ def place(out, benchmark, **protocol):
     return Place(out, tuning, test, Protocol(0, **{"trials": 2, "points": 2, "batch": 2, **protocol}))
 
 
+@pytest.mark.slow
 def test_the_whole_on_the_real_benchmarks_format_with_random_weights(folder, networks, benchmark, tmp_path, capsys):
     command = ["bench", "piebench", "--experiment", "rivals", "--data", str(benchmark.folder), "--extractors",
                str(networks), "--model", str(folder), "--trials", "2", "--workers", "1", "--threads", "1", "--out",
