@@ -75,7 +75,7 @@ def fit(outer: VAE, x: Tensor) -> Basis:
 
 
 @torch.no_grad()
-def basis(out: Path, outer: VAE) -> Basis:
+def fitted(out: Path, outer: VAE) -> Basis:
     """The one that is kept under `out`, fitted where there is none."""
     path = out / "basis.safetensors"
     if not path.exists():

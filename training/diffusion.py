@@ -23,7 +23,7 @@ from sage.models.sd.unet import UNet
 from sage.models.sd.vae import VAE
 from sage.sampling.levels import alphas_cumprod
 from training import autoencoder, networks, run, sheets, tokenizer
-from training.basis import FORM, basis
+from training.basis import FORM, fitted
 from training.captions import IGNORE, READOUTS, VALUES, Captioner, Noise
 from training.data import CHUNK, batch, render_cache, save_array
 from training.networks import SCHEDULE
@@ -51,7 +51,7 @@ def latents(out: Path, outer: VAE, pictures: int) -> tuple[np.ndarray, float]:
             with run.autocast(x.device):
                 parts.append(autoencoder.posterior_of(outer, x)[0].half().cpu().numpy())
         save_array(path, np.concatenate(parts))
-    turn = basis(out, outer)
+    turn = fitted(out, outer)
     chunks = (torch.from_numpy(np.load(folder / f"{c:04d}.npy", allow_pickle=False)) for c in range(len(cache)))
     return np.concatenate([turn(z.float()).half().numpy() for z in chunks]), float(turn.scale)
 
@@ -94,7 +94,7 @@ def warm_up_text(text: CLIPText, captioner: Captioner, pictures: int, steps: int
     return loss.item()
 
 
-def levels(count: int, generator: torch.Generator) -> Tensor:
+def timesteps(count: int, generator: torch.Generator) -> Tensor:
     """(count,) int64 timesteps, stratified to lower the loss's variance: one part of all, one of those of forms."""
     u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     (low, high), even = FORMING, 1 - FORMING_SHARE
@@ -105,7 +105,7 @@ def levels(count: int, generator: torch.Generator) -> Tensor:
 def v_loss(unet: UNet, text: CLIPText, z0: Tensor, ids: Tensor, alphas: Tensor, generator: torch.Generator) -> Tensor:
     """The loss above, of z0 (B, 16, 16, 16) scaled latents and ids (B, N) int64 of their captions."""
     device = z0.device
-    t = levels(len(z0), generator)
+    t = timesteps(len(z0), generator)
     a = alphas[t].float()[:, None, None, None].to(device)
     eps = torch.randn(z0.shape, generator=generator).to(device)
     z = a.sqrt() * z0 + (1 - a).sqrt() * eps

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 
 from sage import pictures
-from sage.bench.encoder import bundled, load_encoder
+from sage.bench.encoder import Encoder, bundled, load_encoder
 from sage.editing import (
     EditResult,
     check_prompts,
@@ -41,6 +42,7 @@ from sage.models.savings import Savings
 from sage.pictures.masks import black_and_white, mask_of_text, pasted
 from sage.pictures.metadata import (
     asked_as_text,
+    asked_in,
     check_prompt,
     identity,
     make_generation_record,
@@ -227,7 +229,7 @@ class Studio:
         """A region as `read_move` takes it: numbers as text, or the mask that a key stands for; never a file."""
         if isinstance(place, str):
             return black_and_white(self.picture(who, place).image, size)
-        return ",".join(f"{number:.2f}" for number in place)
+        return _as_text(place)
 
     def moved(self, who: str, picture: str, moves: Sequence[tuple[Place, Place]]) -> tuple[Move, ...]:
         """What is to be put elsewhere in a picture.
@@ -251,7 +253,7 @@ class Studio:
             The key of the mask that is white in the box.
         """
         below, thing = self.picture(who, picture), self.picture(who, reference).image
-        place = read_box(",".join(f"{number:.2f}" for number in box), below.image.size)
+        place = read_box(_as_text(box), below.image.size)
         where = black_and_white(self.picture(who, mask).image, thing.size)
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             path = Path(folder) / f"{Path(below.identity['name']).stem}-composed.png"
@@ -275,7 +277,7 @@ class Studio:
             [notes] = strange(model, [image], model.encode(pictures.to_tensor(image, size)), size)
         if notes or model.name != MODEL or bundled() is None:
             return {"source": "", "note": " ".join(notes)}
-        return {"source": described(load_encoder().read(np.asarray(image)))[0], "note": ""}
+        return {"source": described(_encoder().read(np.asarray(image)))[0], "note": ""}
 
     def _remembered(self, who: str, mask: Image.Image) -> str:
         picture = Picture(mask, {"name": "mask.png", "sha256": pictures.digest(mask)})
@@ -400,7 +402,7 @@ class Studio:
         picture, clock = self.picture(who, record["picture"]["sha256"]), Clock()
         request = EditRequest(record["model"], record["source"], record["target"], settings_in(record),
                               record["truncate"], mask=self.mask_in(who, record), paste="paste" in record,
-                              moves=self.moved(who, picture.identity["sha256"], self.moves_in(who, record)))
+                              moves=asked_in(record).get("moves", ()))
         return self.jobs.submit(who, "look", clock, lambda job: self._look(who, entry, picture, request, clock))
 
     def choose(self, who: str, name: str) -> Job[None]:
@@ -618,6 +620,16 @@ class Studio:
                 raise
         # Outside the handler, which would keep alive what was loaded.
         raise ModelError(f"{name} does not fit into memory: choose another model")
+
+
+@lru_cache(1)
+def _encoder() -> Encoder:
+    return load_encoder()
+
+
+def _as_text(numbers: Sequence[float]) -> str:
+    """Coordinates as `read_move` and `read_box` take them."""
+    return ",".join(f"{number:.2f}" for number in numbers)
 
 
 def _name_of(prompt: str) -> str:

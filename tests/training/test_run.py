@@ -169,7 +169,7 @@ def test_latents_are_form_and_what_it_leaves(tmp_path, small):
 
 
 def test_half_of_the_samples_are_at_levels_where_forms_are_decided():
-    t = diffusion.levels(1000, torch.Generator().manual_seed(0))
+    t = diffusion.timesteps(1000, torch.Generator().manual_seed(0))
     inside = ((t >= 150) & (t < 700)).float().mean()
     assert inside == pytest.approx(0.5 + 0.5 * 0.55, abs=0.01) and t.min() < 5 and t.max() > 994
 
@@ -184,7 +184,7 @@ def test_form_counts_as_much_as_detail():
     ids = torch.zeros(8, 3, dtype=torch.long)
     loss = diffusion.v_loss(Nothing(), lambda ids: None, z0, ids, alphas, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
-    diffusion.levels(8, generator)
+    diffusion.timesteps(8, generator)
     v = 0.5**0.5 * torch.randn(z0.shape, generator=generator)
     torch.testing.assert_close(loss, v[:, :4].square().mean() + v[:, 4:].square().mean())
 
