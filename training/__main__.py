@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from training import autoencoder, diffusion, flow, tokenizer
+from training import autoencoder, diffusion, flow, networks, tokenizer
 from training.export import export, export_flow
 
 PARTS = ("autoencoder", "diffusion", "flow")
@@ -17,6 +17,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", type=Path, help="where the model is written (default: weights/stilllife, with "
                         "--noisy-captions the folder noisy under --out, with --only flow weights/stilllife-flow)")
     parser.add_argument("--pictures", type=int, default=50_000, help="distinct pictures rendered (a multiple of 1000)")
+    parser.add_argument("--of", type=Path, metavar="MODEL", help="where nothing is trained yet, go on from a model of "
+                        "this kind: its words, its autoencoder as it is, its UNet and text encoder")
     parser.add_argument("--outer", type=int, default=44_000, help="crops the autoencoder's outer levels are shown")
     parser.add_argument("--outer-of", type=Path, metavar="MODEL", help="take the outer levels from a model instead")
     parser.add_argument("--unet-of", type=Path, metavar="MODEL", help="start from a model's UNet and text encoder")
@@ -41,12 +43,16 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     course = diffusion.NOISY if args.noisy_captions else diffusion.CLEAN
     if not args.export_only:
-        tokenizer.train(args.out / "tokenizer")
-        outer = autoencoder.train_outer(args.out, args.pictures, args.outer, args.outer_of)
-        if args.only in (None, "autoencoder"):
-            autoencoder.train(args.out, outer, args.pictures, args.autoencoder)
+        if args.of:
+            outer, seen = networks.take(args.out, args.of)
+        else:
+            tokenizer.train(args.out / "tokenizer")
+            seen, outer = 0, autoencoder.train_outer(args.out, args.pictures, args.outer, args.outer_of)
+            if args.only in (None, "autoencoder"):
+                autoencoder.train(args.out, outer, args.pictures, args.autoencoder)
         if args.only in (None, "diffusion"):
-            diffusion.train(args.out, outer, args.pictures, args.diffusion, start=args.unet_of)
+            diffusion.train(args.out, outer, args.pictures, args.diffusion, start=args.unet_of or args.of,
+                            seen=seen)
             if args.noisy_captions:
                 diffusion.train(args.out, outer, args.pictures, args.noisy, course)
         if args.only == "flow":

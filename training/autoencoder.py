@@ -57,8 +57,12 @@ def outer_loss(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def posterior_of(outer: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What the second stage is to encode: (B, 3, H, W) -> mean and log-variance, each (B, 16, H / 8, W / 8)."""
-    mean, logvar = (F.pixel_unshuffle(m.float(), 2) for m in outer.posterior(x))
+    """What the second stage is to encode: (B, 3, H, W) -> mean and log-variance, each (B, 16, H / 8, W / 8).
+
+    Of a whole autoencoder in the place of the outer levels: what it encodes.
+    """
+    square = 2 ** (len(PARAMS.channels) - len(outer.params.channels))
+    mean, logvar = (F.pixel_unshuffle(m.float(), square) for m in outer.posterior(x))
     return mean, logvar
 
 
@@ -195,6 +199,18 @@ def train_outer(out: Path, pictures: int, samples: int, start: Path | None = Non
     if start:
         return sage.load_model(start, device=run.device(), dtype="float32").vae
     return train_stage(out, FIRST, pictures, samples).averaged("vae").requires_grad_(False)
+
+
+def take(out: Path, vae: VAE, history: dict) -> None:
+    """Put an autoencoder that is trained where `train` leaves its own.
+
+    Args:
+        history: what is known of its training, for the log.
+    """
+    state = run.State(out / f"{SECOND.name}.safetensors", {"vae": vae}, torch.optim.SGD([torch.zeros(1)]))
+    state.done = history.get("done", 0)
+    state.save()
+    run.log(out / f"{SECOND.name}.jsonl", **history)
 
 
 def train(out: Path, outer: VAE, pictures: int, samples: int) -> run.State:

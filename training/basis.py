@@ -24,6 +24,7 @@ from training.data import batch, render_cache
 
 FORM = autoencoder.OUTER.latent_channels  # channels that say what a picture of half the side is
 FITTED = 1000  # pictures
+FILE = "basis.safetensors"
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,25 @@ def fit(outer: VAE, x: Tensor) -> Basis:
 @torch.no_grad()
 def fitted(out: Path, outer: VAE) -> Basis:
     """The one that is kept under `out`, fitted where there is none."""
-    path = out / "basis.safetensors"
-    if not path.exists():
-        x = batch(render_cache(out / "data", FITTED), np.arange(FITTED)).to(run.device())
-        temporary = path.with_suffix(".tmp")
-        save_file({k: v.cpu().contiguous() for k, v in vars(fit(outer, x)).items()}, temporary)
-        temporary.replace(path)
+    if not (out / FILE).exists():
+        keep(out, fit(outer, batch(render_cache(out / "data", FITTED), np.arange(FITTED)).to(run.device())))
     return kept(out)
+
+
+def of(vae: VAE) -> Basis:
+    """That of a trained autoencoder's own latents: nothing is turned."""
+    channels = vae.params.latent_channels
+    return Basis(torch.eye(channels), torch.zeros(channels), vae.quant_conv.bias.detach()[channels:],
+                 torch.tensor(vae.params.scaling))
+
+
+def keep(out: Path, basis: Basis) -> None:
+    """Under `out`, where `kept` finds it."""
+    temporary = (out / FILE).with_suffix(".tmp")
+    save_file({k: v.cpu().contiguous() for k, v in vars(basis).items()}, temporary)
+    temporary.replace(out / FILE)
 
 
 def kept(out: Path) -> Basis:
     """The one that is kept under `out`, on the CPU."""
-    return Basis(**load_file(out / "basis.safetensors"))
+    return Basis(**load_file(out / FILE))

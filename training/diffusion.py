@@ -139,7 +139,7 @@ def _networks(vocabulary: int) -> dict[str, nn.Module]:
 
 
 def _begin(state: run.State, out: Path, course: Course, captioner: Captioner, pictures: int, seed: int,
-           start: Path | None) -> None:
+           start: Path | None, seen: int) -> None:
     """The weights of the last checkpoint, or those that the course starts from."""
     if state.load():
         return
@@ -148,17 +148,20 @@ def _begin(state: run.State, out: Path, course: Course, captioner: Captioner, pi
         state.numbers["scale"] = clean.load_averages()["scale"]
     elif start:
         networks.inherit(state.modules["text"], captioner.tokenizer, state.modules["unet"], start)
+        state.done = state.numbers["begun"] = seen
     else:
         warm_up_text(state.modules["text"], captioner, pictures, seed=seed)
     state.restart_averages()
+    state.save()  # a start may be all that is asked for
 
 
 def train(out: Path, outer: VAE, pictures: int, samples: int, course: Course = CLEAN, batch_size: int = 32,
-          seed: int = 0, save_every: float = 180.0, start: Path | None = None) -> run.State:
+          seed: int = 0, save_every: float = 180.0, start: Path | None = None, seen: int = 0) -> run.State:
     """Train until `samples` captioned latents were seen, continuing from out/{course.name}.safetensors if it is there.
 
     Args:
         start: the model whose text encoder and UNet a new training starts from, instead of from nothing.
+        seen: samples that it has seen, which count.
 
     A course with noisy captions starts from the finished training with clean ones.
     """
@@ -171,7 +174,7 @@ def train(out: Path, outer: VAE, pictures: int, samples: int, course: Course = C
     optimiser = torch.optim.AdamW(parameters, course.peak, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     state = run.State(out / f"{course.name}.safetensors", modules, optimiser, rate=0.9995)
     state.numbers["scale"] = scale
-    _begin(state, out, course, captioner, pictures, seed, start)
+    _begin(state, out, course, captioner, pictures, seed, start, seen)
     scale = state.numbers["scale"]
     alphas = alphas_cumprod(SCHEDULE)
 

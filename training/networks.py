@@ -1,6 +1,7 @@
 """The networks that are trained, and the model that they make."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +73,21 @@ def inherit(text: CLIPText, words: CLIPTokenizer, unet: UNet, start: Path) -> No
         elif name.startswith("conv_out."):
             value = torch.cat([value, value.new_zeros(len(own[name]) - len(value), *value.shape[1:])])
         own[name].copy_(value)
+
+
+def take(out: Path, start: Path) -> tuple[VAE, int]:
+    """Put a model's words and autoencoder where a training under `out` looks for its own.
+
+    Returns:
+        the autoencoder, whose latents are learnt as they are; and the samples that its UNet has seen.
+    """
+    given, folder = sage.load_model(start, device=run.device(), dtype="float32"), find_model(start)[1]
+    history = json.loads((folder / "training.json").read_text())
+    if not (out / basis.FILE).exists():
+        shutil.copytree(folder / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+        autoencoder.take(out, given.vae, history["autoencoder"])
+        basis.keep(out, basis.of(given.vae))
+    return given.vae, history[CLEAN]["done"]
 
 
 def _averages(out: Path, course: str, modules: dict[str, torch.nn.Module]) -> dict:

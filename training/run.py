@@ -19,11 +19,16 @@ SHEET_EVERY = 2400.0  # seconds between sample sheets
 Loss = Callable[[np.random.Generator, torch.Generator], tuple[Tensor, dict[str, float]]]
 
 
-def learning_rate(peak: float, done: int, total: int, warmup: int = 3000, decay: float = 0.35) -> float:
-    """Linear warm-up, flat, then half a cosine to 1 % of `peak` over the last `decay` of `total` pictures."""
+def learning_rate(peak: float, done: int, total: int, warmup: int = 3000, decay: float = 0.35,
+                  begun: float = 0) -> float:
+    """Linear warm-up, flat, then half a cosine to 1 % of `peak` over the last `decay` of `total` pictures.
+
+    Args:
+        begun: pictures done where the optimiser began.
+    """
     left = max(total - done, 0) / (decay * total)
     fall = 1.0 if left >= 1 else 0.01 + 0.99 * 0.5 * (1 - torch.cos(torch.tensor(left * torch.pi)).item())
-    return peak * min(1.0, (done + 1) / warmup) * fall
+    return peak * min(1.0, (done - begun + 1) / warmup) * fall
 
 
 class Average:
@@ -135,7 +140,7 @@ def learn(state: State, loss: Loss, peak: float, samples: int, batch_size: int,
     while state.done < samples:
         rng = np.random.default_rng([seed, 2, state.done])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        rate = learning_rate(peak, state.done, samples, warmup)
+        rate = learning_rate(peak, state.done, samples, warmup, begun=state.numbers.get("begun", 0))
         for group in state.optimiser.param_groups:
             group["lr"] = rate
         value, told = loss(rng, generator)

@@ -27,6 +27,8 @@ from sage.trajectory.kinds import Trajectory
 
 FAILURES = (SageError, RuntimeError, MemoryError)  # what one case may suffer; anything else is a mistake of ours
 
+KEPT = 2**30  # bytes of ways to noise that are kept for what follows
+
 Job = tuple[Case, Image.Image, Plan]
 
 
@@ -74,13 +76,13 @@ class Inversion:
 class ModelEngine:
     """Edits with one model.
 
-    Configurations that follow each other on the same batch, and whose way to noise is the same, share its inversion;
-    each is said to have taken what it would have taken alone.
+    Configurations of the same batch whose way to noise is the same share its inversion, as long as `KEPT` has room for
+    it beside later ones; each is said to have taken what it would have taken alone.
     """
 
     def __init__(self, model: Backbone):
         self.model: Any = Counted(model)
-        self._inversion: Inversion | None = None
+        self._inversions: list[Inversion] = []  # the last one used at the end
 
     def describe(self) -> dict[str, Any]:
         # On a CPU the number of threads changes the last bits of sums.
@@ -165,12 +167,19 @@ class ModelEngine:
                   requests: Sequence[Request]) -> Inversion:
         """The inversion, from memory if it is just the same."""
         key = sharing_key(settings, plans), [image.tobytes() for image in images]
-        if self._inversion is None or self._inversion.key != key:
-            self._inversion = None  # the maps of two would be a lot
+        found = next((known for known in self._inversions if known.key == key), None)
+        if found is None:
+            self._make_room()
             counted, began = self.model.counted, time.monotonic()
             trajectory = invert_batch(self.model, images, plans, settings, requests=requests)
-            self._inversion = Inversion(key, trajectory, self.model.counted - counted, time.monotonic() - began)
-        return self._inversion
+            found = Inversion(key, trajectory, self.model.counted - counted, time.monotonic() - began)
+        self._inversions = [*(known for known in self._inversions if known is not found), found]
+        return found
+
+    def _make_room(self) -> None:
+        """Forget what was used longest ago, until what is left is small beside `KEPT`, and a new one fits."""
+        while sum(known.trajectory.nbytes for known in self._inversions) > KEPT // 2:
+            self._inversions.pop(0)
 
     def _record(self, configuration: Configuration, case: Case, result: EditResult) -> dict[str, Any]:
         """What `sage edit` stores, but for the picture, which the runner adds; and which case this is."""

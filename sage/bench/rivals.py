@@ -17,7 +17,7 @@ Killed at any moment and started again it goes on.
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -35,7 +35,7 @@ from sage.bench.machine import machine, peak_memory
 from sage.bench.metrics import Extractors, Metric
 from sage.bench.runner import Engine, Progress, claim, read_manifests, run
 from sage.bench.scoring import DONE, Line
-from sage.bench.search import Trial, Values, best, search, space, start, strengths, whole_numbers
+from sage.bench.search import Trial, Values, best, race, search, space, start, strengths, whole_numbers
 from sage.bench.tables import Comparison, Results
 from sage.errors import SageError, SettingsError
 from sage.files import parse_json
@@ -44,8 +44,10 @@ from sage.method import method as find_method
 
 RIVALS = "rivals"
 TITLE = "Every method, its settings found by the same search"
-TRIALS, POINTS, BATCH = 8, 3, 8  # of a search; strengths on a curve; cases that are edited together
+TRIALS, BATCH = 8, 8  # of a search; cases that are edited together
+POINTS, FEW_POINTS = 3, 2  # strengths on a curve beside the chosen one; with few cases its ends
 TUNED = 2  # cases of each kind that settings are chosen on
+PARTS = 2  # of them, at least, so that a trial can be given up
 OURS, RECOMMENDED, PLAIN = "sage", "recommended", "plain"
 CHOSEN, COST, TUNING, TEST, EVERYONE = "chosen.json", "cost.json", "tuning", "test", "bounds"
 REFERENCES = (*BOUNDS, RECOMMENDED)
@@ -194,7 +196,7 @@ def read_chosen(path: Path) -> Chosen:
     try:
         found = parse_json(path.read_text(encoding="utf-8"))
         found.pop("score")
-        trials = tuple(Trial(**trial) for trial in found.pop("trials"))
+        trials = tuple(Trial(**{**trial, "each": tuple(trial["each"])}) for trial in found.pop("trials"))
         return Chosen(**{**found, "strengths": tuple(found["strengths"]), "trials": trials})
     except OSError as error:
         raise BenchmarkError(f"{path} cannot be read ({error.strerror or error})") from error
@@ -218,7 +220,8 @@ class Desk:
         method, protocol = find_method(rival), self.place.protocol
         first, kinds = start(method, self.engine.model, protocol.steps), space(method)
         trials = search(kinds, {name: getattr(first, name) for name in kinds}, protocol.trials,
-                        lambda values: self._trial(rival, first, values), whole_numbers(method.Settings))
+                        lambda values, leader: self._trial(rival, first, values, leader),
+                        whole_numbers(method.Settings))
         if all(trial.score is None for trial in trials):
             raise SettingsError(f"{rival}: none of its {len(trials)} trials could be made")
         won, strength = best(trials).values, method.strength if method.strength in kinds else ""
@@ -228,17 +231,23 @@ class Desk:
                         "published" in method.presets, tuple(trials))
         write_text(self.place.out / rival / CHOSEN, json.dumps(chosen.as_dict(), indent=1) + "\n")
 
-    def _trial(self, rival: str, first: Any, values: Values) -> Trial:
-        protocol = self.place.protocol
+    def _trial(self, rival: str, first: Any, values: Values, leader: Trial | None) -> Trial:
         name = ",".join(f"{key}={value}" for key, value in values.items())
         try:
             settings = first.but(**values).as_dict()
         except SettingsError:  # each is possible, and both together are not
             return Trial(values, None)
-        lines = run(self.place.tuning, [_configuration(f"{rival}:{name}", rival, settings)], self.engine,
-                    self.place.out / rival / TUNING, batch=protocol.batch, extractors=self.extractors)
-        return Trial(values, float(np.mean([score(line, protocol.aim) for line in lines])),
-                     sum(line.status != DONE for line in lines))
+        return race(values, self._scores(rival, _configuration(f"{rival}:{name}", rival, settings)), leader)
+
+    def _scores(self, rival: str, configuration: Configuration) -> Iterator[list[float | None]]:
+        """What a configuration makes of the tuning cases, part by part."""
+        protocol, cases = self.place.protocol, len(self.place.tuning.cases)
+        batch = min(protocol.batch, -(-cases // PARTS))
+        parts = -(-cases // batch)
+        for part in range(1, parts + 1):
+            lines = run(self.place.tuning, [configuration], self.engine, self.place.out / rival / TUNING,
+                        batch=batch, shard=(part, parts), extractors=self.extractors)
+            yield [score(line, protocol.aim) if line.status == DONE else None for line in lines]
 
     def test(self, rival: str, shard: tuple[int, int]) -> None:
         """A part of a rival's test, or of that of the bounds."""

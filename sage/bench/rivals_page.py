@@ -16,7 +16,7 @@ from sage.bench.metrics import METRICS, Metric
 from sage.bench.report import BOUND_NOTES, data_uri, embedded, kind_name, marked, named, number, ranged
 from sage.bench.rivals import COSTS, PLAIN, RECOMMENDED, REFERENCES, TITLE, Experiment
 from sage.bench.scoring import DONE, Line
-from sage.bench.search import best
+from sage.bench.search import Trial, best
 from sage.bench.tables import Results
 from sage.display.html import page
 from sage.errors import SageError
@@ -318,14 +318,20 @@ def _melted(experiment: Experiment) -> str:
             f'every true thing of that form, times 1000; the worst first.</p><div class="strip">{cells}</div>')
 
 
+def _given_up(trial: Trial, first: Trial) -> str:
+    return f"given up after {len(trial.each)} cases" if 0 < len(trial.each) < len(first.each) else ""
+
+
 def _searches(experiment: Experiment) -> str:
     out = ['<h2 id="search">The search</h2><p>Every trial: its settings, and the mean score of the tuning cases. The '
-           "first is the published numbers; the one that was chosen is marked.</p>"]
+           "first is the published numbers; the one that was chosen is marked. One that was far behind on the first "
+           "cases was given up, and is said to be as far behind on all.</p>"]
     for name, chosen in experiment.chosen.items():
         won = best(chosen.trials)
         rows = "".join(f'<tr><th scope="row">{i}</th><td{" class=best" if trial is won else ""}>'
                        f'{_score(trial.score) or "not possible"}</td>'
                        f'<td>{escape(shown(trial.values)) or "nothing to search"}</td>'
+                       f'<td class="quiet">{_given_up(trial, chosen.trials[0])}</td>'
                        f'<td class="fails">{f"{trial.failed} failed" if trial.failed else ""}</td></tr>'
                        for i, trial in enumerate(chosen.trials, start=1))
         strength = f"; its strength is {chosen.strength}" if chosen.strength else ""

@@ -4,13 +4,15 @@
     the first half      points spread evenly over what the method says is worth trying (Halton 1960)
     the second half     points about the best so far, in a box that shrinks from a half to a fifth of the whole
 
-What is tried is declared beside each setting: `setting(..., search=Span(1, 8))`.  Nothing is drawn at random, so a
-search that was broken off goes on as it would have.
+What is tried is declared beside each setting: `setting(..., search=Span(1, 8))`.  A trial is given up where it is
+`BEHIND` the best one on the cases that it has done, in parts.  Nothing is drawn at random, so a search that was broken
+off goes on as it would have.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sage.bench.configs import MODELS
@@ -20,6 +22,7 @@ from sage.settings import Searched, Settings, Span, annotations
 if TYPE_CHECKING:
     from sage.models.backbone import Backbone
 
+BEHIND = 1.0  # of a trial's score, in decibels: some standard error of a difference on five cases
 WIDEST, NARROWEST = 0.5, 0.2  # of the box about the best, by its sides
 MOST_POINTS = 10  # for each trial: of few choices many points are the same
 BASES = (2, 3, 5, 7, 11, 13, 17, 19)  # as many settings can be searched at once
@@ -33,13 +36,16 @@ class Trial:
 
     Attributes:
         values: of the settings that are searched.
-        score: more is better; None where they are not possible.
+        score: more is better; None where they are not possible.  Of a trial that was given up as far below that of the
+            best one before it as it was on the cases that it has done.
         failed: cases without a result, each of which counts as nothing.
+        each: the score of each case, of fewer than there are where it was given up.
     """
 
     values: Values
     score: float | None
     failed: int = 0
+    each: tuple[float, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,7 +69,23 @@ def start(method: Method[Any], model: "Backbone", steps: int) -> Settings:
     return method.defaults(model).but(**{**told, **numbers, **length, **method.variant})
 
 
-def search(kinds: Mapping[str, Searched], first: Values, trials: int, judge: Callable[[Values], Trial],
+def race(values: Values, parts: Iterable[Sequence[float | None]], leader: Trial | None) -> Trial:
+    """A trial of settings, part by part of the cases, as long as it keeps up.
+
+    Args:
+        parts: the scores of the cases of each part, None for a failure; the next is asked for only while it is wanted.
+        leader: the best trial so far, which has done all cases.
+    """
+    scores = list[float | None]()
+    for part in parts:
+        scores += part
+        each = tuple(score or 0.0 for score in scores)
+        if leader and leader.score is not None and (lead := fmean(leader.each[:len(each)]) - fmean(each)) > BEHIND:
+            return Trial(values, leader.score - lead, scores.count(None), each)
+    return Trial(values, fmean(each), scores.count(None), each)
+
+
+def search(kinds: Mapping[str, Searched], first: Values, trials: int, judge: Callable[[Values, Trial | None], Trial],
            whole: Sequence[str] = ()) -> list[Trial]:
     """Try settings.
 
@@ -71,12 +93,12 @@ def search(kinds: Mapping[str, Searched], first: Values, trials: int, judge: Cal
         kinds: what is tried of each.
         first: the values of the first trial.
         trials: how many in all; fewer where there are no more to try.
-        judge: tries some.
+        judge: tries some, given the best trial so far.
         whole: the settings that are whole numbers.
     Returns:
         The trials in their order.
     """
-    tried, half = [judge(first)], (trials + 1) // 2
+    tried, half = [judge(first, None)], (trials + 1) // 2
     for point in islice(halton(len(kinds)), MOST_POINTS * trials):
         if len(tried) >= trials or not kinds:
             break
@@ -86,7 +108,7 @@ def search(kinds: Mapping[str, Searched], first: Values, trials: int, judge: Cal
         values = {name: _value(kind, share, name in whole)
                   for (name, kind), share in zip(kinds.items(), point, strict=True)}
         if values not in [trial.values for trial in tried]:
-            tried.append(judge(values))
+            tried.append(judge(values, best(tried)))
     return tried
 
 

@@ -15,7 +15,20 @@ from sage.bench.cases import Benchmark, read_benchmark
 from sage.bench.files import write_text
 from sage.bench.machine import today, versions
 from sage.bench.report import REPORT, write_report
-from sage.bench.rivals import BATCH, RIVALS, TUNED, Experiment, Place, Protocol, as_auto, compete, in_turn, split
+from sage.bench.rivals import (
+    BATCH,
+    FEW_POINTS,
+    POINTS,
+    RIVALS,
+    TUNED,
+    Experiment,
+    Place,
+    Protocol,
+    as_auto,
+    compete,
+    in_turn,
+    split,
+)
 from sage.bench.rivals_page import AUTO, markdown, write_all
 from sage.bench.stilllife import FIRST_SEED, FULL, QUICK, TUNING_SEED
 from sage.commands.measuring import BENCHMARK, BOTH, TABLES, command_line, make_engine, said, status_of, still_lifes
@@ -42,7 +55,8 @@ def run_rivals(args: argparse.Namespace) -> int:
         threads = args.threads or max(1, processors // workers)
         make = partial(make_engine, replace(test, cases=test.cases[:1]), args.model, args.device, args.dtype, threads,
                        args.extractors)
-        place = Place(out, tuning, test, Protocol(0, args.trials, batch=args.batch))
+        few = len(test.cases) <= QUICK * len(test.kinds)
+        place = Place(out, tuning, test, Protocol(0, args.trials, FEW_POINTS if few else POINTS, args.batch))
         found = compete(place, make, workers, bar,
                         say=lambda text: print(f"sage: {text}", file=sys.stderr))
     return _tell(args, found)

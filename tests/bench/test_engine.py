@@ -170,8 +170,24 @@ def test_inversions_are_shared_only_where_nothing_changes(model, benchmark, monk
         for a, b in zip(make(engine, name, cases, sources), alone[name], strict=True):
             assert np.array_equal(pixels(a), pixels(b))
     assert len(calls) == 3  # one for each of the three that record differently
-    make(engine, names[-1], cases, [picture(50), picture(51)])
+    others = [picture(50), picture(51)]
+    make(engine, names[-1], cases, others)
     assert len(calls) == 4
+    for name in names:  # all are kept, so that trials may go from batch to batch
+        make(engine, name, cases, sources)
+    make(engine, names[-1], cases, others)
+    assert len(calls) == 4
+    size = max(known.trajectory.nbytes for known in engine._inversions)
+    monkeypatch.setattr(engines, "KEPT", 2 * size)  # room for one beside the one that is made
+    engine = ModelEngine(model)
+    for name in (names[0], names[-1], names[0], names[-1]):
+        make(engine, name, cases, sources)
+    assert len(calls) == 6 and len(engine._inversions) == 2
+    make(engine, "plain:steps=2", cases, sources)
+    make(engine, names[-1], cases, sources)
+    assert len(calls) == 7
+    make(engine, names[0], cases, sources)  # the one used longest ago had to go
+    assert len(calls) == 8
 
 
 def test_one_bad_case_does_not_spoil_its_batch(model, benchmark):

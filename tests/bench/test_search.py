@@ -1,6 +1,6 @@
 import pytest
 
-from sage.bench.search import Trial, best, halton, search, space, start, strengths, whole_numbers
+from sage.bench.search import Trial, best, halton, race, search, space, start, strengths, whole_numbers
 from sage.errors import SettingsError
 from sage.method import able, method
 from sage.settings import Span, annotations
@@ -16,7 +16,7 @@ def model(tmp_path_factory):
 
 def peak(**at):
     """A judge of settings: the nearer to `at`, the better."""
-    def judge(values):
+    def judge(values, leader=None):
         return Trial(values, -sum((values[name] - value) ** 2 for name, value in at.items()))
     return judge
 
@@ -39,7 +39,7 @@ def test_the_search_begins_where_it_is_told_spends_its_budget_and_comes_nearer()
     kinds = {"a": Span(0, 1), "b": Span(1, 100, log=True)}
     seen = []
     judge = peak(a=0.3, b=20)
-    tried = search(kinds, {"a": 1.0, "b": 100.0}, 12, lambda v: seen.append(v) or judge(v))
+    tried = search(kinds, {"a": 1.0, "b": 100.0}, 12, lambda v, leader: seen.append(v) or judge(v))
     assert len(tried) == 12 == len(seen) and tried[0].values == {"a": 1.0, "b": 100.0}
     assert len({tuple(t.values.values()) for t in tried}) == 12
     assert [t.values for t in search(kinds, {"a": 1.0, "b": 100.0}, 12, judge)] == seen  # the same again
@@ -60,10 +60,35 @@ def test_the_second_half_comes_nearer_than_as_many_more_points_spread_evenly():
 
 def test_few_choices_are_tried_once_each_and_impossible_ones_never_win():
     kinds = {"kind": ("x", "y", "z")}
-    tried = search(kinds, {"kind": "y"}, 10, lambda v: Trial(v, None if v["kind"] == "x" else 1.0))
+    tried = search(kinds, {"kind": "y"}, 10, lambda v, leader: Trial(v, None if v["kind"] == "x" else 1.0))
     assert sorted(t.values["kind"] for t in tried) == ["x", "y", "z"]
     assert best(tried).values == {"kind": "y"}
-    assert len(search({}, {}, 5, lambda v: Trial(v, 0.0))) == 1
+    assert len(search({}, {}, 5, lambda v, leader: Trial(v, 0.0))) == 1
+
+
+def test_a_trial_that_is_far_behind_is_given_up_and_never_wins():
+    asked = []
+
+    def parts(*scores):
+        for part in scores:
+            asked.append(part)
+            yield part
+
+    first = race({"a": 1}, parts([20.0, 10.0], [24.0, None]), None)
+    assert first == Trial({"a": 1}, 13.5, 1, (20.0, 10.0, 24.0, 0.0))
+    behind = race({"a": 2}, parts([18.0, 9.0], [100.0, 100.0]), first)
+    assert behind == Trial({"a": 2}, 12.0, 0, (18.0, 9.0)) and asked[2:] == [[18.0, 9.0]]
+    level = race({"a": 3}, parts([19.0, 9.5], [25.0, 0.0]), first)
+    assert len(level.each) == 4 and level.score == pytest.approx(13.375)
+    assert best([first, behind, level]) is first
+    assert len(race({}, parts([1.0]), Trial({}, None)).each) == 1
+
+
+def test_the_leader_that_a_trial_is_told_of_is_the_best_so_far():
+    told = []
+    scores = iter([1.0, 3.0, 2.0, 5.0])
+    tried = search({"a": Span(0, 1)}, {"a": 1.0}, 4, lambda v, leader: told.append(leader) or Trial(v, next(scores)))
+    assert told == [None, tried[0], tried[1], tried[1]]
 
 
 def test_whole_numbers_stay_whole():

@@ -63,6 +63,8 @@ def test_learning_rate_rises_stays_and_falls():
     rates = [run.learning_rate(1e-3, done, 100_000) for done in (0, 1_500, 3_000, 64_000, 82_500, 99_999)]
     assert rates[0] < rates[1] < rates[2] == rates[3] == 1e-3
     assert rates[4] == pytest.approx(0.505e-3) and rates[5] == pytest.approx(1e-5, rel=0.01)
+    # An optimiser that begins with a model that has seen something warms up from there.
+    assert [run.learning_rate(1e-3, done, 100_000, begun=20_000) for done in (20_000, 23_000)] == [1e-3 / 3000, 1e-3]
 
 
 @pytest.fixture
@@ -215,6 +217,39 @@ def test_from_pictures_to_an_edit(tmp_path, words, small):
     again = sage.load_model(tmp_path / "noisy")
     assert not torch.equal(again.unet.conv_out.weight, model.unet.conv_out.weight)
     assert torch.equal(again.vae.decoder.conv_in.weight, model.vae.decoder.conv_in.weight)
+
+
+def test_a_training_goes_on_from_a_model_alone(tmp_path, words, small):
+    """Nothing but the folder that a user has: what it encodes is learnt, and its autoencoder exported as it is."""
+    first = folder(tmp_path / "first", words)
+    outer = autoencoder.train_outer(first, 1000, 8)
+    autoencoder.train(first, outer, 1000, samples=16)
+    diffusion.train(first, outer, 1000, samples=64)
+    export.export(first, tmp_path / "model")
+    given = sage.load_model(tmp_path / "model")
+
+    out = folder(tmp_path / "out", words)
+    shutil.rmtree(out / "tokenizer")
+    vae, seen = networks.take(out, tmp_path / "model")
+    assert seen == 64
+    z, scale = diffusion.latents(out, vae, 1000)
+    x = torch.from_numpy(np.load(out / "data" / "train-0000000.npy")[:8]).permute(0, 3, 1, 2) / 127.5 - 1
+    torch.testing.assert_close(torch.from_numpy(z[:8]).float() * scale, given.encode(x), atol=5e-3, rtol=1e-2)
+    begun = diffusion.train(out, vae, 1000, samples=64, start=tmp_path / "model", seen=seen)
+    for key, value in given.unet.state_dict().items():
+        assert torch.equal(begun.averages["unet"].shadow[key], value)
+    gone_on = diffusion.train(out, vae, 1000, samples=96)
+    assert gone_on.done == 96 and gone_on.numbers["begun"] == 64
+    assert networks.take(out, tmp_path / "model")[1] == 64  # a second time it changes nothing
+
+    export.export(out, tmp_path / "again")
+    again = sage.load_model(tmp_path / "again")
+    assert again.vae.params == given.vae.params
+    for key, value in given.vae.state_dict().items():
+        torch.testing.assert_close(again.vae.state_dict()[key], value, atol=1e-3, rtol=1e-3)
+    assert not torch.equal(again.unet.conv_out.weight, given.unet.conv_out.weight)
+    told = json.loads((tmp_path / "again" / "training.json").read_text())
+    assert told["autoencoder"]["done"] == 16 and told["diffusion"]["done"] == 96
 
 
 def test_a_flow_is_trained_on_a_finished_text_encoder_and_read_by_name(tmp_path, words, small, monkeypatch):
