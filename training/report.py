@@ -1,7 +1,7 @@
 """`make train-report`: what the bundled model reaches on held-out scenes -> weights/stilllife/REPORT.md and two sheets.
 
-Autoencoder, inversion and back, 64 prompts drawn from noise for the eye to judge, and edits against the truth: each
-asked for in full and in short.
+Autoencoder, inversion and back, 64 prompts that name everything drawn from noise, for the encoder and the eye to judge,
+and edits against the truth: each asked for in full and in short.
 """
 
 import argparse
@@ -15,15 +15,17 @@ from tqdm import tqdm
 
 import sage
 from sage import pictures
+from sage.bench.encoder import load_encoder
 from sage.editing import check_prompts, invert_batch
 from sage.machine.allocator import keep_freed_memory
+from sage.method import method
 from sage.methods.sage import SAGE, Settings
 from sage.models.backbone import Backbone
 from sage.sampling.levels import downwards
 from sage.sampling.steps import walk
-from sage.stilllife import KINDS, render, varied_scene
+from sage.stilllife import ATTRIBUTES, KINDS, render, varied_scene
 from sage.stilllife.prompts import prompt
-from training import cases, sheets
+from training import cases, drawn
 
 REPORTED = range(1000, 1007)  # seeds of the reported edits; settings were chosen on others
 
@@ -48,6 +50,22 @@ def autoencoder(model: Backbone, count: int = 200) -> tuple[np.ndarray, np.ndarr
             rows.append([cases.psnr(np.asarray(pictures.to_picture(x[i:i + 1])), np.asarray(picture),
                                     np.ones((side, side), bool)) for i, picture in enumerate(part)])
     return np.concatenate(rows[0::2]), np.concatenate(rows[1::2])
+
+
+def prompted(model: Backbone, out: Path, count: int = 64, columns: int = 8) -> list[str]:
+    """Lines of Markdown: what is shown of what was asked for; the pictures go to prompts.png."""
+    of = drawn.scenes(count)
+    texts, config = [prompt(scene) for scene in of], method("plain").recommended(model, "generate")
+    found = drawn.made(model, texts, config)
+    cells = [(text, Image.fromarray(picture)) for text, picture in zip(texts, found, strict=True)]
+    pictures.save_picture(pictures.sheet([cells[i:i + columns] for i in range(0, count, columns)], side=192),
+                          out / "prompts.png")
+    rows = drawn.hits(load_encoder(), found, of)
+    shares = {name: 100 * np.array([row[name] for row in rows if name in row]) for name in ATTRIBUTES}
+    everything = 100 * np.array([hit for row in rows for hit in row.values()])
+    return [f"- {count} prompts that name everything, {config.steps} steps, w = {config.guidance_scale:g}: "
+            f"{cell(everything)} % of what they name is read off the pictures: "
+            + ", ".join(f"{name.replace('_', ' ')} {values.mean():.0f}" for name, values in shares.items())]
 
 
 def configurations(model: Backbone) -> dict[str, Settings]:
@@ -115,12 +133,11 @@ def main() -> None:
     model = sage.load_model(args.model)
 
     vae, back = autoencoder(model, args.reconstructions)
-    sheets.samples(model, args.out / "prompts.png", count=64)
     lines = ["# What the bundled model reaches", "",
              "Made by `make train-report`; all scenes are held out from training. PSNR in dB, mean and bootstrap 95 % "
              "interval.", "", f"- Autoencoder, {len(vae)} pictures: {cell(vae)}",
              f"- DDIM inversion and back, 50 steps, guidance 1: {cell(back)}; "
-             f"{cell(vae - back)} below the autoencoder", ""]
+             f"{cell(vae - back)} below the autoencoder", *prompted(model, args.out), ""]
     for length in ("full", "short"):
         sample = cases.draw(REPORTED, short=length == "short", side=model.sample_size)
         results = measured(model, sample)

@@ -208,7 +208,7 @@ def read_chosen(path: Path) -> Chosen:
 
 
 @dataclass
-class Desk:
+class Worker:
     """A model and its judges, and what they are to do."""
 
     place: Place
@@ -273,18 +273,18 @@ class Desk:
                 "machine": machine(self.engine.describe().get("device", "cpu"))}
 
 
-_desk: tuple[Engine, Extractors] | None = None
+_networks: tuple[Engine, Extractors] | None = None
 
 
-def _sit_down(make: Make) -> None:
-    global _desk
-    _desk = make()
+def _start_worker(make: Make) -> None:
+    global _networks
+    _networks = make()
 
 
-def _at_desk(place: Place, task: str, *arguments: Any) -> Any:
+def _work(place: Place, task: str, *arguments: Any) -> Any:
     """A task in a process of a pool; what is wrong with it goes back as a value, to be raised there."""
     try:
-        return getattr(Desk(place, *_desk), task)(*arguments)
+        return getattr(Worker(place, *_networks), task)(*arguments)
     except SageError as error:
         return error
 
@@ -380,9 +380,9 @@ def compete(place: Place, make: Make, workers: int = 1, progress: Progress | Non
     Raises:
         SageError: what stops the whole; a case that fails is a line.
     """
-    office = _Here(make) if workers <= 1 else _Pool(make, workers)
-    with office:
-        about = office.result(office.submit(place, "about"))
+    pool = _Here(make) if workers <= 1 else _Pool(make, workers)
+    with pool:
+        about = pool.result(pool.submit(place, "about"))
         place = replace(place, protocol=replace(place.protocol, steps=about["steps"], aim=about["aim"]))
         names = about["rivals"]
         say(estimate(place, len(names)))
@@ -390,13 +390,13 @@ def compete(place: Place, make: Make, workers: int = 1, progress: Progress | Non
         parts = min(-(-len(place.test.cases) // place.protocol.batch), 4 * workers)
         report, total = progress or (lambda phase, done, total: None), len(names) * (1 + parts) + parts
         tested = [EVERYONE, *(name for name in names if (place.out / name / CHOSEN).is_file())]
-        waiting = {office.submit(place, "find", name): name for name in names if name not in tested}
+        waiting = {pool.submit(place, "find", name): name for name in names if name not in tested}
         done = len(tested) - 1
         while waiting or tested:
-            waiting |= {office.submit(place, "test", name, (i, parts)): "" for name in tested
+            waiting |= {pool.submit(place, "test", name, (i, parts)): "" for name in tested
                         for i in range(1, parts + 1)}
-            task = office.next(waiting)
-            office.result(task)
+            task = pool.next(waiting)
+            pool.result(task)
             tested = [name] if (name := waiting.pop(task)) else []
             done += 1
             report(RIVALS, done, total)
@@ -427,7 +427,7 @@ class _Here:
     """This process, in which a task is done when its result is asked for."""
 
     def __init__(self, make: Make):
-        self.desk = make()
+        self.networks = make()
 
     def __enter__(self) -> "_Here":
         return self
@@ -436,7 +436,7 @@ class _Here:
         pass
 
     def submit(self, place: Place, task: str, *arguments: Any) -> Any:
-        return _Task(lambda: getattr(Desk(place, *self.desk), task)(*arguments))
+        return _Task(lambda: getattr(Worker(place, *self.networks), task)(*arguments))
 
     def next(self, tasks: Any) -> Any:
         return next(iter(tasks))
@@ -454,7 +454,7 @@ class _Pool:
     """Several processes, each with a model of its own."""
 
     def __init__(self, make: Make, workers: int):
-        self.pool = ProcessPoolExecutor(workers, get_context("spawn"), _sit_down, (make,))
+        self.pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (make,))
 
     def __enter__(self) -> "_Pool":
         return self
@@ -463,7 +463,7 @@ class _Pool:
         self.pool.shutdown(cancel_futures=True)
 
     def submit(self, place: Place, task: str, *arguments: Any) -> Future:
-        return self.pool.submit(_at_desk, place, task, *arguments)
+        return self.pool.submit(_work, place, task, *arguments)
 
     def next(self, futures: Any) -> Future:
         return next(as_completed(futures))
@@ -477,8 +477,8 @@ class _Pool:
 
 def _measure(place: Place, make: Make, names: Sequence[str], workers: int) -> None:
     """The cost of each, in a process that has done nothing else."""
-    with ProcessPoolExecutor(workers, get_context("spawn"), _sit_down, (make,), max_tasks_per_child=1) as pool:
-        for task in [pool.submit(_at_desk, place, "cost", name) for name in names]:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (make,), max_tasks_per_child=1) as pool:
+        for task in [pool.submit(_work, place, "cost", name) for name in names]:
             if isinstance(error := task.result(), SageError):
                 raise error
 

@@ -158,9 +158,10 @@ def lines(found: dict[str, Any]) -> list[str]:
             f"{'memory':10} {amount(found['memory'])} free",
             f"{'disk':10} {amount(found['disk'])} free in {found['weights']} (SAGE_WEIGHTS names another place)", "",
             "models"]
+    width = max(map(len, found["models"]))
     for name, about in found["models"].items():
         place = about["path"] or f"not here: sage fetch {name} ({about['download'] / 1e9:.1f} GB)"
-        said.append(f"  {name:14} {about.get('wrong') or place}")
+        said.append(f"  {name:{width}}  {about.get('wrong') or place}")
     source = figures()
     said += ["", "what an edit would take about, if this machine stays as busy as it is now: estimates, from edits",
              f"measured on {source['machine']}, {source['date']}, and how fast this machine convolves beside that"]
@@ -179,7 +180,9 @@ def _edits(found: dict[str, Any]) -> list[str]:
             rest = (flags, f"{duration(e['seconds']):>8}  {amount(e['memory']):>8}  {e['steps']} steps, {e['basis']}"
                            f"{'; more than is free' if tight else ''}")
             alike.setdefault(rest, []).append(e["model"])
-    return [f"  {', '.join(names) + flags:44} {rest}" for (flags, rest), names in alike.items()]
+    rows = [(", ".join(names) + flags, rest) for (flags, rest), names in alike.items()]
+    width = max((len(what) for what, _ in rows), default=0)
+    return [f"  {what:{width}}  {rest}" for what, rest in rows]
 
 
 def amount(count: float | None) -> str:

@@ -399,5 +399,5 @@ def _followed(clause: str, text: str) -> str:
         changed = rule(text, match) if match else None
         if changed is not None:
             return changed
-    raise PromptError(f"the instruction {clause!r} is not understood: what is are such as {UNDERSTOOD}; or write the "
+    raise PromptError(f"the instruction {clause!r} is not understood, but these are: {UNDERSTOOD}; or write the "
                       "target prompt yourself")

@@ -12,6 +12,7 @@ from sage.errors import ModelError
 
 FILE, MOST = "words.txt", 2**20  # bytes
 SHOWN = 5  # unknown words that a note names
+SHORTEST = 3  # letters of a word that somebody may have meant
 
 
 def words_of(text: str) -> list[str]:
@@ -58,5 +59,5 @@ def about_unknown(model: str, known: Iterable[str], texts: Iterable[str]) -> tup
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    near = get_close_matches(word, known, n=1)
+    near = get_close_matches(word, [other for other in known if len(other) >= SHORTEST], n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -34,6 +34,8 @@ def test_what_is_not_known_is_named_with_what_is_nearest():
     assert note.startswith("m was not taught 'mugg' (did you mean 'mug'?), 'xyzzy': ") and "sage info m" in note
     [note] = about_unknown("m", KNOWN, [" ".join(f"q{i}" for i in range(9))])
     assert "'q4' and 4 more" in note and "'q5'" not in note
+    [note] = about_unknown("m", ("at", "a", "mug"), ["a cat"])
+    assert "'cat': " in note
 
 
 def test_a_list_is_read_strictly(tmp_path):

@@ -23,51 +23,20 @@ import sage
 from sage import pictures
 from sage.bench.encoder import Encoder, load_encoder
 from sage.editing import check_prompts, invert_batch
-from sage.generation import generate_batch
 from sage.machine.allocator import keep_freed_memory
-from sage.method import Request, method
+from sage.method import method
 from sage.models.sd.model import StableDiffusion
 from sage.sampling.levels import downwards
 from sage.sampling.steps import walk
-from sage.settings import Settings
-from sage.stilllife import ATTRIBUTES, render, varied_scene
+from sage.stilllife import ATTRIBUTES, render
 from sage.stilllife.edits import asked, variants
-from sage.stilllife.prompts import CANONICAL, everything, prompt
-from sage.stilllife.scenes import Scene
+from sage.stilllife.prompts import CANONICAL, prompt
 from training import cases
+from training.drawn import AT_ONCE, Pictures, made, right, scenes
 from training.turbo.student import solve, way
 from training.turbo.teacher import ANCHORS, Teacher, clean
 
-AT_ONCE = 10
-FIRST = 3000  # seed of the first scene: others were looked at before
-Pictures = list[np.ndarray]
 Line = tuple[str, str, str, bool | None]  # what, reached, wanted, whether it is
-
-
-def scenes(count: int) -> list[Scene]:
-    """Held-out scenes that nothing was chosen on."""
-    return [varied_scene(seed, held_out=True) for seed in range(FIRST, FIRST + count)]
-
-
-def made(model: StableDiffusion, prompts: Sequence[str], config: Settings) -> Pictures:
-    """A picture of each prompt, uint8, its seed its number."""
-    found: Pictures = []
-    for start in tqdm(range(0, len(prompts), AT_ONCE), desc=f"{model.name}, {config.steps} steps"):  # type: ignore[attr-defined]
-        part = prompts[start:start + AT_ONCE]
-        results = generate_batch(model, [Request(target=p) for p in part], config, range(start, start + len(part)),
-                                 (model.sample_size,) * 2)
-        found += [np.asarray(result.image) for result in results]
-    return found
-
-
-def right(encoder: Encoder, found: Pictures, of: Sequence[Scene]) -> np.ndarray:
-    """(N,) the share of each picture's nameable attributes that are read as its scene has them."""
-    shares = []
-    for picture, scene in zip(found, of, strict=True):
-        read, values = encoder.attributes(picture), scene.attributes()
-        names = everything(scene, CANONICAL)
-        shares.append(np.mean([read[name] == values[name] for name in names]))
-    return np.array(shares)
 
 
 def sharpness(found: Pictures) -> np.ndarray:
