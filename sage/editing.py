@@ -29,7 +29,7 @@ from sage.models.savings import Savings
 from sage.prompts.plan import Plan, parse_pair
 from sage.prompts.vocabulary import about_unknown
 from sage.settings import Retry, Settings
-from sage.trajectory.kinds import Origin, Trajectory, Wanted
+from sage.trajectory.kinds import Origin, Trajectory, Wanted, mapped
 
 Watch = Callable[[Step], None]
 Moment = Step
@@ -397,20 +397,21 @@ def _sampled(job: Job[Any], trajectory: Trajectory, watch: Watch | None, attempt
     return _Sampled(z, difference, tuple(masks), tuple(losses), job.notes)
 
 
-def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Text, target: str | Text,
-        settings: Settings | None = None, noises: Noises | None = None, *, trajectory: Trajectory | None = None,
-        texts: Mapping[str, Text] | None = None, request: Request | None = None,
-        progress: Progress | None = None) -> Iterator[Step]:
+def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Text | Tensor,
+        target: str | Text | Tensor, settings: Settings | None = None, noises: Noises | None = None, *,
+        trajectory: Trajectory | None = None, texts: Mapping[str, Text | Tensor] | None = None,
+        request: Request | None = None, progress: Progress | None = None) -> Iterator[Step]:
     """A method's steps from latents and embeddings, without pictures: for research, and to hold it to recorded runs.
 
     Args:
         method: one, its name, or path/to/file.py:Class.
-        z0: (B, C, h, w) float32 latents of the pictures; where a method generates and does not edit, its noise.
-        source, target: prompts, or embedded ones of 1 or B rows; a method that goes by words needs prompts, beside
-            which embeddings can be given in `texts`.
+        z0: (B, C, h, w) latents of the pictures, taken in float32; where a method generates and does not edit, its
+            noise.
+        source, target: prompts, or embedded ones of 1 or B rows, (rows, M, D); a method that goes by words needs
+            prompts, beside which embeddings can be given in `texts`.
         settings: default: those that the model recommends.
-        noises: every random tensor of the way to noise and back, in the order in which it is drawn; or a function of
-            its tag.  Default: drawn from the settings' seed.
+        noises: every random tensor of the way to noise and back, in the order in which it is drawn, of 1 or B rows; or
+            a function of its tag.  Default: drawn from the settings' seed.
         trajectory: start from this way to noise instead of making it.
         texts: embedded prompts by "source", "target" and "empty".
         request: what else the method reads.
@@ -423,15 +424,17 @@ def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Te
     settings = found.recommended(model, "edit" if found.edits else "generate") if settings is None else settings
     if not isinstance(settings, found.Settings):
         raise SettingsError(f"these are not settings of {found.name}")
+    z0 = _latents(model, z0)
     texts = dict(texts or {})
     words = {}
     for name, given in (("source", source), ("target", target)):
         words[name] = given if isinstance(given, str) else ""
         if not isinstance(given, str):
             texts[name] = given
+    embedded = {name: _embedded(model, given, name, len(z0)) for name, given in texts.items()}
     parsed = model.prompts.parse(words["source"]), model.prompts.parse(words["target"])
     plan = found.plan(model.prompts, *parsed, settings)
-    job = Job(found, model, settings, [plan] * len(z0), z0.to(model.device), texts=texts, noises=noises,
+    job = Job(found, model, settings, [plan] * len(z0), z0, texts=embedded, noises=noises,
               requests=[request or Request(words["source"], words["target"])] * len(z0), report=progress)
     with torch.no_grad():
         if not found.edits:
@@ -446,6 +449,25 @@ def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Te
         if step is None:
             return
         yield step
+
+
+def _latents(model: Backbone, given: Tensor) -> Tensor:
+    channels, *_ = model.latent_shape((model.sample_size, model.sample_size))
+    if not isinstance(given, Tensor) or given.ndim != 4 or given.shape[1] != channels or not len(given):
+        what = f"of shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        raise SettingsError(f"the latents are {what}: give a tensor of shape (B, {channels}, h, w)")
+    if not torch.isfinite(given).all():
+        raise SettingsError("the latents are not finite")
+    return given.to(model.device, torch.float32)
+
+
+def _embedded(model: Backbone, given: Text | Tensor, name: str, batch: int) -> Text:
+    text = Text(given) if isinstance(given, Tensor) else given
+    if not isinstance(text, Text) or text.tokens.ndim != 3 or len(text) not in (1, batch):
+        what = f"of shape {tuple(text.tokens.shape)}" if isinstance(text, Text) else type(text).__name__
+        raise SettingsError(f"the embedded prompt {name!r} is {what}: give a tensor of shape "
+                            f"({'1' if batch == 1 else f'1 or {batch}'}, tokens, width)")
+    return mapped(text, lambda name, t: t.to(model.device, torch.float32))
 
 
 # ---- whether a trajectory serves

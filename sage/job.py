@@ -248,17 +248,17 @@ class Job(Generic[S]):
         Raises:
             SettingsError: fewer were given than are asked for, or of another shape.
         """
-        shape, given = (1, *self.z0.shape[1:]), self._given(tag)
+        shape, given = self.z0[:1].shape, self._given(tag)
         if given is None:
             return gaussian(shape, self._generator(tag), self.z0)
-        if given.shape[-3:] != shape[-3:]:
-            raise SettingsError(f"noise {self._drawn} is of shape {tuple(given.shape)}, the latents {shape}")
+        if given.shape[-3:] != shape[-3:] or given.numel() not in (shape.numel(), self.z0.numel()):
+            raise SettingsError(f"noise {self._drawn} is of shape {tuple(given.shape)}, the latents {tuple(shape)}")
         return given.to(self.z0).reshape(-1, *shape[1:])
 
     def whole(self, low: int, high: int, *tag: int) -> int:
         """A whole number from `low` to below `high`, the same for every picture.
 
-        It is that of the seed and the tag, or the next of the noises that were given: a tensor of one number.
+        It is that of the seed and the tag, or the next of the noises that were given: one number, or a tensor of it.
 
         Raises:
             SettingsError: fewer were given than are asked for, or what is no such number.
@@ -285,7 +285,10 @@ class Job(Generic[S]):
         else:
             given = self._noises[self._drawn]
         self._drawn += 1
-        return given
+        try:
+            return torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError):
+            raise SettingsError(f"noise {self._drawn} is {type(given).__name__}: give a tensor") from None
 
 
 def _mixed(seed: int, tag: tuple[int, ...]) -> int:

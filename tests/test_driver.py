@@ -192,6 +192,35 @@ def test_noises_can_be_given(model):
         list(sage.run("sdedit", model, z0, SOURCE, TARGET, settings, noises=[]))
     with pytest.raises(SettingsError, match="noise 1 is of shape"):
         list(sage.run("sdedit", model, z0, SOURCE, TARGET, settings, noises=[noise[..., :4]]))
+    with pytest.raises(SettingsError, match="noise 1 is of shape"):
+        list(sage.run("sdedit", model, z0.repeat(2, 1, 1, 1), SOURCE, TARGET, settings, [noise.repeat(3, 1, 1, 1)]))
+    with pytest.raises(SettingsError, match="noise 1 is NoneType: give a tensor"):
+        list(sage.run("sdedit", model, z0, SOURCE, TARGET, settings, noises=[None]))
+
+
+def test_recorded_tensors_are_taken_as_they_come(model):
+    z0, settings = torch.randn(1, 4, 16, 16), sage.method("ddpm").preset("published", steps=3)
+    text, noises = model.embed([model.prompts.parse(SOURCE)]), [torch.randn(4, 16, 16) for _ in range(3)]
+    want = list(sage.run("ddpm", model, z0, text, TARGET, settings, noises))[-1].z
+    got = list(sage.run("ddpm", model, z0.double(), text.tokens.double(), TARGET, settings, [n.numpy() for n in noises],
+                        texts={"empty": model.embed([model.prompts.parse("")]).tokens}))[-1].z
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("given, said", (
+    (dict(z0=torch.zeros(4, 16, 16)), r"the latents are of shape \(4, 16, 16\): give a tensor of shape \(B, 4, h, w\)"),
+    (dict(z0=torch.zeros(1, 3, 16, 16)), r"the latents are of shape \(1, 3, 16, 16\)"),
+    (dict(z0=small.picture()), "the latents are Image"),
+    (dict(z0=torch.full((1, 4, 16, 16), torch.nan)), "the latents are not finite"),
+    (dict(source=torch.zeros(2, 77, 32)), r"'source' is of shape \(2, 77, 32\): give a tensor of shape \(1, tokens"),
+    (dict(target=torch.zeros(77, 32)), r"'target' is of shape \(77, 32\)"),
+    (dict(texts={"empty": ""}), "'empty' is str"),
+))
+def test_tensors_that_do_not_fit_are_refused(model, given, said):
+    settings = sage.method("ddpm").Settings(steps=2)
+    with pytest.raises(SettingsError, match=said):
+        next(sage.run("ddpm", model, **dict(z0=torch.zeros(1, 4, 16, 16), source=SOURCE, target=TARGET) | given,
+                      settings=settings))
 
 
 def test_a_trajectory_of_several_pictures_keeps_what_it_is_of(model):

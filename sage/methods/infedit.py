@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 Branches = dict[str, "tuple[Tensor, kit.Text]"]
 Predictions = dict[str, "kit.Prediction"]
-PUBLISHED = dict(steps=10, spacing="trailing", strength=0.7, guidance_scale=2.0, cross_fraction=0.8, self_fraction=0.4,
-                 blend_threshold=0.3, conventions="published", quantise="truncate")
+PUBLISHED = dict(steps=10, spacing="trailing", strength=0.7, eta=0.1, guidance_scale=2.0, cross_fraction=0.8,
+                 self_fraction=0.4, blend_threshold=0.3, conventions="published", encode="sample")
 
 
 @frozen
@@ -55,13 +55,23 @@ class Settings(Injection, Words, Blending, Guidance, Picture):
         """How many steps there are."""
         return int(self.strength * self.steps) if self.published else share_of(self.strength, self.steps)
 
+    def cross_window(self, start: float, end: float) -> range:
+        """The steps with cross-attention carried over; the original code asks what share is done after each."""
+        return range(*map(self._done, (start, end))) if self.published else super().cross_window(start, end)
+
     @property
     def self_window(self) -> range:
         """The steps with self-attention carried over; the original code stops before their share is reached."""
         return range(share_of(self.self_fraction, self.steps) - 1) if self.published else super().self_window
 
+    def _done(self, share: float) -> int:
+        """After how many steps no more than a share of them is done."""
+        return sum((i + 1) / self.steps <= share for i in range(self.steps))
+
     def blends_at(self, step: int) -> bool:
-        return step > 0 if self.published else step < share_of(self.blend_fraction, self.sampled_steps)
+        """Whether sampling step `step` is followed by blending; the original code gives out the last as predicted."""
+        return (0 < step < self.sampled_steps - 1 if self.published else
+                step < share_of(self.blend_fraction, self.sampled_steps))
 
 
 class InfEdit(Uninverted[Settings]):

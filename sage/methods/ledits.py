@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Seen = tuple[dict[str, "kit.Prediction"], dict[str, list["Tensor"]]]
 PUBLISHED = dict(steps=30, skip=0.15, source_text="empty", source_guidance_scale=3.5, guidance_scale=5.0,
-                 mask_quantile=0.9, conventions="published", quantise="truncate")
+                 mask_quantile=0.9, conventions="published")
 LATE = 800  # the timestep from which on differences say where; before, they are everywhere
 BLUR = 0.5**0.5  # deviation, in places
 

@@ -15,6 +15,8 @@ from sage.settings import Guidance, Picture, Solver, Span, frozen, setting, shar
 if TYPE_CHECKING:
     from sage.job import Job
 
+PUBLISHED = dict(steps=50, strength=0.8, guidance_scale=7.5, conventions="published", encode="sample")
+
 
 @frozen
 class Settings(Guidance, Solver, Picture):
@@ -23,6 +25,14 @@ class Settings(Guidance, Solver, Picture):
     strength: float = setting(0.6, "share of the way to noise that the picture is taken: 0 leaves it as it is, 1 "
                               "leaves nothing of it", low=0, high=1,
                               search=Span(0.2, 0.9))
+    conventions: str = setting("consistent", "how many steps a share of them is: consistent, or as in diffusers' "
+                               "pipeline from picture to picture", "consistent", "published")
+
+    @property
+    def sampled_steps(self) -> int:
+        """How many steps there are."""
+        return (int(self.strength * self.steps) if self.conventions == "published" else
+                share_of(self.strength, self.steps))
 
 
 class SDEdit(Uninverted[Settings]):
@@ -31,12 +41,13 @@ class SDEdit(Uninverted[Settings]):
     name, title, paper = "sdedit", "SDEdit", "2108.01073"
     about = "noises the picture and denoises it under the target prompt; the floor of every table of editing methods"
     reads = frozenset({"target", "negative"})
+    presets = {"published": PUBLISHED}
     calls = "2 strength N"
     strength = "strength"
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
         s, z0 = job.settings, path.latents[0]
-        edges = job.down[len(job.down) - share_of(s.strength, s.steps):]
+        edges = job.down[len(job.down) - s.sampled_steps:]
         if edges:
             z = kit.renoise(kit.Prediction(z0, job.noise()), edges[0][0])
         for i, (here, there) in enumerate(edges):

@@ -250,7 +250,7 @@ class ThreeBranches:
 
 def infedit(net: Net, tokenizer, source: str, target: str, x0: Tensor, noises, steps: int, strength: float, eta: float,
             w_source: float, w: float, cross: float, self_: float, blend, threshold: float) -> list[Tensor]:
-    """Three branches in both halves of a batch of six; the last step gives what is predicted."""
+    """Three branches in both halves of a batch of six; the last step gives what is predicted, and is not blended."""
     noises, kept = iter(noises), dict(net.unet.attn_processors)
     run = int(steps * strength)
     times = [1000 - 1000 // steps * i - 1 for i in range(steps)][steps - run:]
@@ -283,7 +283,7 @@ def infedit(net: Net, tokenizer, source: str, target: str, x0: Tensor, noises, s
                 xm = b**0.5 * p_m + rest * (em - es + ec) + fresh
             else:
                 xt, xm = p_t, p_m
-            if i and control.marks[0] is not None:
+            if 0 < i < len(times) - 1 and control.marks[0] is not None:
                 mask = control._mask(control.marks[0], True, xt)[1:].float()
                 xt = mask * xt + (1 - mask) * xm
             out.append(xt)

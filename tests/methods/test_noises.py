@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 import sage
@@ -211,6 +212,8 @@ INFEDIT = {
     "no fresh noise": dict(eta=0.0, strength=1.0),
     "source guided": dict(source_guidance_scale=1.5),
     "blending": dict(blend=("cat", "dog"), blend_threshold=0.9),
+    "shares between steps": dict(cross_fraction=0.75, self_fraction=0.55),
+    "no attention carried": dict(cross_fraction=0.0, self_fraction=0.0, strength=1.0),
 }
 
 
@@ -219,7 +222,8 @@ def test_every_step_of_infedit_is_that_of_its_formulas(made, case):
     changes = dict(blend=("mat", "mat"), blend_threshold=0.99) | INFEDIT[case]  # without, there is no mutual branch
     s = sage.method("infedit").preset("published", blend_match="words", **changes)
     theirs = original.infedit(net(made), made.tokenizer, SOURCE, TARGET, picture(), drawn(N + 1), N, s.strength, s.eta,
-                              s.source_guidance_scale, s.guidance_scale, 0.8, 0.4, s.blend, s.blend_threshold)
+                              s.source_guidance_scale, s.guidance_scale, s.cross_fraction, s.self_fraction, s.blend,
+                              s.blend_threshold)
     steps, _ = ours(made, "infedit", s, drawn(N + 1))
     assert len(steps) == round(N * s.strength) and off(steps[0], theirs[0]) < 1e-5
     assert all(off(a, b) < 5e-5 for a, b in zip(steps, theirs, strict=True))  # as rounding grows in this network
@@ -240,6 +244,42 @@ def test_without_control_infedit_with_fresh_noise_is_flowedit(made):
     at = levels[-2]
     assert off(first, at.signal * (picture() + d.x0) + at.noise * noises[1]) < 1e-5
     assert off(moved, picture() + (at.signal - levels[-1].signal) * d.x0 + (at.noise - levels[-1].noise) * d.eps) < 1e-5
+
+
+# ---- SDEdit
+
+
+def test_every_step_of_sdedit_is_that_of_diffusers(made):
+    made.unet.register_to_config(sample_size=16)  # as a folder has it
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+                              steps_offset=1, set_alpha_to_one=False)
+    pipe = StableDiffusionImg2ImgPipeline(made.vae, made.text, made.tokenizer, made.unet, scheduler, None, None,
+                                          requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    texts, theirs = embedded(made.model), []
+    pipe(image=picture(), strength=0.75, num_inference_steps=N, guidance_scale=3.0, output_type="latent",
+         prompt_embeds=texts["target"].tokens, negative_prompt_embeds=texts["empty"].tokens,
+         generator=torch.Generator().manual_seed(11),
+         callback_on_step_end=lambda pipe, i, t, kwargs: theirs.append(kwargs["latents"].clone()) or kwargs)
+    settings = sage.method("sdedit").preset("published", steps=N, strength=0.75, guidance_scale=3.0)
+    steps, _ = ours(made, "sdedit", settings, drawn(1))
+    assert len(steps) == len(theirs) == 7 and all(off(a, b) < 2e-5 for a, b in zip(steps, theirs, strict=True))
+
+
+# ---- presets
+
+
+def test_pictures_are_given_out_as_the_original_codes_give_them():
+    quantised = {name: sage.method(name).preset("published").quantise for name in (
+        "ddpm", "ledits", "edict", "bdia", "pix2pix-zero", "infedit", "sdedit", "sag")}
+    assert {name for name, how in quantised.items() if how == "truncate"} == {"ddpm"}  # all others round
+
+
+def test_attention_is_carried_as_long_as_in_the_authors_code_and_in_the_benchmarks():
+    ddpm = sage.method("ddpm")
+    windows = {name: (len(s.cross_window(0.0, s.cross_fraction)), len(s.self_window))
+               for name in ("published", "benchmark") for s in [ddpm.preset(name)]}
+    assert windows == {"published": (60, 20), "benchmark": (20, 30)}
 
 
 # ---- masks

@@ -138,8 +138,7 @@ def test_every_step_is_that_of_the_benchmarks_code(made, changes):
     kept, paths = ZERO.invert, []
     ZERO.invert = lambda job: paths.append(kept(job)) or paths[0]
     try:
-        ours = list(sage.run(ZERO, model, z0, SOURCE, TARGET, settings, [torch.tensor(by) for by in rolls],
-                             texts=texts))
+        ours = list(sage.run(ZERO, model, z0, SOURCE, TARGET, settings, rolls, texts=texts))
     finally:
         del ZERO.invert
     assert max(relative(a, b) for a, b in zip(paths[0].latents, path, strict=True)) < 1e-5
