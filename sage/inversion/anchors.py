@@ -38,7 +38,8 @@ class Anchored(Guidance, exact.Implicit, Solver):
     null_text_steps: int = setting(10, "null-text: steps of Adam at each sampling step, at most", low=1, high=1000)
     null_text_rate: float = setting(0.01, "null-text: rate of the first sampling step's, falling to half of it", low=0)
     null_text_tolerance: float = setting(1e-5, "null-text: mean square error at which the first sampling step's fit "
-                                         "ends; each further step allows for two of these more", low=0)
+                                         "ends; each further step allows for two of these more, in the original code "
+                                         "for 2e-5", low=0)
     null_text_branches: str = setting("both", "null-text: guided away from what was fitted: both branches, or the "
                                       "source's alone", "both", "source")
     negative_empty: float = setting(0.0, "negative, proximal: share of the empty prompt in the source prompt that "
@@ -229,7 +230,8 @@ def _fitted(job: "Job[Any]", text: "kit.Text", row: int, latents: "Sequence[Tens
     import torch
     s, found, z = job.settings, [], latents[-1]
     source, empty = text.rows([row]), job.empty.rows([row])
-    falling = 100 if s.conventions == "published" else 2 * s.steps
+    published = s.conventions == "published"
+    falling, allowed = (100, 2e-5) if published else (2 * s.steps, 2 * s.null_text_tolerance)
     with job.model.full_precision():  # the error is of the order of 1e-5
         for i, (here, there) in enumerate(job.down):
             positive = job.predict(z, here, source)
@@ -242,7 +244,7 @@ def _fitted(job: "Job[Any]", text: "kit.Text", row: int, latents: "Sequence[Tens
                     loss = (reached - latents[-2 - i]).square().mean()
                     (tokens.grad,) = torch.autograd.grad(loss, tokens)
                 adam.step()
-                if loss.item() < s.null_text_tolerance * (1 + 2 * i):
+                if loss.item() < s.null_text_tolerance + allowed * i:
                     break
             empty = kit.Text(tokens.detach(), empty.pooled)
             z = kit.renoise(kit.classifier_free(job.predict(z, here, empty), positive, s.guidance_scale), there)

@@ -297,7 +297,7 @@ def _null_text(net, path, times, k, alpha, src, nothing, o: Options) -> list[Ten
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            if loss.item() < o.epsilon + i * 2e-5:
+            if loss.item() < o.epsilon + i * (2 * o.epsilon if o.ours else 2e-5):
                 break
         fitted = fitted.detach()
         with torch.no_grad():

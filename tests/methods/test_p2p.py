@@ -69,6 +69,9 @@ CASES = {
     "scale 7.5": (dict(w=7.5), dict(guidance_scale=7.5)),
     "replace": (dict(refine=False), dict(carry="replace")),
     "reweight": (dict(equalizer={"dog": 2.0, "mat": 0.5}), dict(reweight={"dog": 2.0, "mat": 0.5})),
+    "whole words": (dict(equalizer={"dog": 2.0, "on a": 3.0}, cross={"default_": (0.0, 0.8), "dog": (0.3, 0.5)}),
+                    dict(reweight={"dog": 2.0, "on a": 3.0}, cross_fraction=0.8, word_starts={"dog": 0.3},
+                         word_fractions={"dog": 0.5})),
     "windows": (dict(cross={"default_": (0.2, 0.8), "dog": (0.0, 0.3), "on": (0.5, 0.4)}, self_=(0.1, 0.35)),
                 dict(cross_start=0.2, cross_fraction=0.8, word_starts={"on": 0.5},
                      word_fractions={"dog": 0.3, "on": 0.4}, self_start=0.1, self_fraction=0.35)),
@@ -93,15 +96,20 @@ CASES = {
     "null-text": (dict(inversion="null-text", inner=3, epsilon=1e-2, blend=("cat", "dog"), th=(0.9, 0.3)),
                   dict(inversion="null-text", null_text_steps=3, null_text_tolerance=1e-2, blend=("cat", "dog"),
                        blend_threshold=0.9)),
+    "null-text, fits that end early": (dict(inversion="null-text", inner=3, epsilon=0.3),  # the first one, of .17, alone
+                                       dict(inversion="null-text", null_text_steps=3, null_text_tolerance=0.3)),
     "null-text, single branch": (dict(inversion="null-text", inner=2, single_branch=True),
                                  dict(inversion="null-text", null_text_steps=2, null_text_branches="source")),
 }
 
 
+COMMAS = {"whole words": "a dog, a dog on a mat"}  # other target prompts
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_step_is_that_of_the_original_code(made, case):
     theirs, ours = CASES[case]
-    found = both(made, SOURCE, TARGET, original.Options(**{"steps": N, "w": 2.0} | theirs),
+    found = both(made, SOURCE, COMMAS.get(case, TARGET), original.Options(**{"steps": N, "w": 2.0} | theirs),
                  P2P.preset("published", **{"steps": N, "guidance_scale": 2.0} | ours))
     assert worst(*found) < tolerance(case)
 
