@@ -45,13 +45,15 @@ class Anchored(Guidance, exact.Implicit, Solver):
     negative_empty: float = setting(0.0, "negative, proximal: share of the empty prompt in the source prompt that "
                                     "guidance leads away from, on the arc between them", low=0, high=1)
     proximal_quantile: float = setting(0.75, "proximal: share of the guidance of both branches that is taken for "
-                                       "small, that of the source branch being zero", low=0, high=1)
+                                       "small, that of the source branch being zero; below 0, the size itself up to "
+                                       "which it is, negated", low=-1000, high=1)
     proximal_kind: str = setting("soft", "proximal: what remains is made smaller by the threshold, or left as it is; "
                                  "or as the original's option l1 does by mistake", "soft", "hard", "l1")
     proximal_hold: str = setting("path", "proximal: places with little guidance are drawn to the inversion's latents, "
                                  "to the clean picture's, or not at all", "path", "picture", "none")
     proximal_rate: float = setting(1.0, "proximal: how far they are drawn", low=0, high=1)
-    proximal_below: float = setting(400.0, "proximal: the timestep below which they are", low=0)
+    proximal_below: float = setting(400.0, "proximal: the timestep below which they are; negated, that above which",
+                                    low=-1000)
     proximal_margin: int = setting(1, "proximal: places around those with much guidance that are left alone too", low=0,
                                    high=100)
     conventions: str = setting("consistent", "levels told to the network on the way to noise, and windows of steps: "
@@ -161,7 +163,8 @@ class Proximal(Negative):
         base = {name: seen.get(f"no_{name}", seen[name]) for name in ("source", "target")}
         change = {name: seen[name] - base[name] for name in base}
         both = torch.stack([change[name].eps for name in base], dim=1)  # (B, 2, C, h, w)
-        kappa = both.abs().flatten(1).quantile(s.proximal_quantile, dim=1)[:, None, None, None, None]
+        q = s.proximal_quantile
+        kappa = both.abs().flatten(1).quantile(q, dim=1)[:, None, None, None, None] if q > 0 else both.new_tensor(-q)
         kept = kit.proximal(both, kappa, s.proximal_kind)
         share = torch.where(both == 0, 0.0, kept / both)
         self._still = 1 - kit.dilated((kept.abs() > kappa).flatten(0, 1).float(), s.proximal_margin).view_as(both)
@@ -180,7 +183,8 @@ class Proximal(Negative):
     def _late(self, level: "kit.Level") -> bool:
         job = self.job
         timestep = 1000 * level.t if job.model.prediction_type == "flow" else level.t
-        return timestep < job.settings.proximal_below
+        bound = job.settings.proximal_below
+        return timestep > -bound if bound < 0 else timestep < bound
 
     def _drawn(self, z: "Tensor", to: "Tensor", branch: int) -> "Tensor":
         return z - self.job.settings.proximal_rate * self._still[:, branch] * (z - to)

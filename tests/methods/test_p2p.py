@@ -89,6 +89,9 @@ CASES = {
         dict(inversion="proximal", prox="hard", hold="path", eta=0.8, recon_t=600, quantile=0.9),
         dict(inversion="proximal", proximal_kind="hard", proximal_hold="path", proximal_rate=0.8, proximal_below=600.0,
              proximal_quantile=0.9)),
+    "proximal, of a size, held early": (
+        dict(inversion="proximal", quantile=-0.05, hold="path", recon_t=-600),
+        dict(inversion="proximal", proximal_quantile=-0.05, proximal_hold="path", proximal_below=-600.0)),
     "proximal, held to the picture": (
         dict(inversion="proximal", hold="picture", eta=1.0, radius=0, quantile=0.8, interpolate=0.2),
         dict(inversion="proximal", proximal_hold="picture", proximal_margin=0, proximal_quantile=0.8,
@@ -178,6 +181,14 @@ def test_prompts_of_unequal_counts_are_refined_and_it_is_said(made):
 def test_words_that_are_not_there_are_refused(made, change, error, said):
     with pytest.raises(error, match=said):
         check_prompts(made.model, SOURCE, TARGET, P2P.Settings(**change))
+
+
+def test_embeddings_without_words_are_refused(made):
+    model = made.model
+    z0, texts = torch.zeros(1, *model.latent_shape((64, 64))), [model.embed([model.prompts.parse(SOURCE)]), TARGET]
+    for given, name in ((texts, "source"), (texts[::-1], "target")):
+        with pytest.raises(SettingsError, match=f"goes by the words of both prompts: give the {name} prompt itself"):
+            next(sage.run(P2P, model, z0, *given, P2P.preset("published", steps=2)))
 
 
 # ---- the anchors
