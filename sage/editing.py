@@ -428,6 +428,9 @@ def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Te
     for name, given in (("source", source), ("target", target)):
         words[name] = given if isinstance(given, str) else ""
         if not isinstance(given, str):
+            if found.worded(settings):
+                raise SettingsError(f"{found.name} goes by the words of both prompts: give the {name} prompt itself, "
+                                    "and what it is embedded as in texts")
             texts[name] = given
     parsed = model.prompts.parse(words["source"]), model.prompts.parse(words["target"])
     plan = found.plan(model.prompts, *parsed, settings)

@@ -217,6 +217,10 @@ class Method(ABC, Generic[S]):
         from sage.prompts.plan import make_plan
         return make_plan(prompts, source, target, settings)
 
+    def worded(self, settings: S) -> bool:
+        """Whether it pairs the words of both prompts, so that embeddings alone are not enough."""
+        return False
+
     def notes(self, settings: S, plan: "Plan") -> tuple[str, ...]:
         """What a user should know of an edit before it is made."""
         return plan.notes

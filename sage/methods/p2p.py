@@ -135,6 +135,9 @@ class PromptToPrompt(Method[Settings]):
     def fits(self, model: "Backbone") -> str:
         return "" if any(site.kind == "cross" for site in model.sites()) else "it has no cross-attention"
 
+    def worded(self, settings: Settings) -> bool:
+        return True
+
     def plan(self, prompts: "Prompts", source: "Prompt", target: "Prompt", settings: Settings) -> "Plan":
         from dataclasses import replace
         plan, s = planned(super().plan(prompts, source, target, settings), prompts, settings), settings
