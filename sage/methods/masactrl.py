@@ -65,6 +65,9 @@ class MasaCtrl(Method[Settings]):
         levels = [site.level for site in model.sites() if site.kind == "cross" and site.place != "mid"] or [0]
         return Settings(cross_level=min(2, max(levels)))
 
+    def worded(self, settings: Settings) -> bool:
+        return settings.foreground is not None
+
     def plan(self, prompts: "Prompts", source: "Prompt", target: "Prompt", settings: Settings) -> "Plan":
         from dataclasses import replace
         plan, phrases = super().plan(prompts, source, target, settings), settings.foreground
@@ -109,7 +112,7 @@ class MasaCtrl(Method[Settings]):
 
 def _text(job: "Job[Settings]") -> "kit.Text":
     """What the source branch is under."""
-    return job.empty if job.settings.source_text == "empty" else job.source
+    return job.nothing if job.settings.source_text == "empty" else job.source
 
 
 class Mutual:
