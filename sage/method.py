@@ -48,6 +48,7 @@ class Request:
         reference: a picture that something is taken from.
         points: pairs of places (from x, from y, to x, to y) in pixels.
         moves: regions of the picture, and where what is in them shall be.
+        foregrounds: two pictures, white where the foreground is in the picture, and where it shall be.
         sentences: two lists of sentences, with the old words and with the new.
     """
 
@@ -59,6 +60,7 @@ class Request:
     reference: "Image.Image | None" = None
     points: tuple[tuple[float, float, float, float], ...] = ()
     moves: "tuple[Move, ...]" = ()
+    foregrounds: "tuple[Image.Image, ...]" = ()
     sentences: tuple[tuple[str, ...], ...] = ()
 
 

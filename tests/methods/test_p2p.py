@@ -99,8 +99,8 @@ CASES = {
     "null-text": (dict(inversion="null-text", inner=3, epsilon=1e-2, blend=("cat", "dog"), th=(0.9, 0.3)),
                   dict(inversion="null-text", null_text_steps=3, null_text_tolerance=1e-2, blend=("cat", "dog"),
                        blend_threshold=0.9)),
-    "null-text, fits that end early": (dict(inversion="null-text", inner=3, epsilon=0.3),  # the first one, of .17, alone
-                                       dict(inversion="null-text", null_text_steps=3, null_text_tolerance=0.3)),
+    "null-text, one fit ends early": (dict(inversion="null-text", inner=3, epsilon=0.3),  # the first, its error .17
+                                      dict(inversion="null-text", null_text_steps=3, null_text_tolerance=0.3)),
     "null-text, single branch": (dict(inversion="null-text", inner=2, single_branch=True),
                                  dict(inversion="null-text", null_text_steps=2, null_text_branches="source")),
 }
