@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sage import kit
+from sage.errors import SettingsError
 from sage.inversion import exact
 from sage.settings import Guidance, Solver, frozen, setting
 
@@ -101,8 +102,22 @@ def anchor(job: "Job[Any]", path: "kit.Trajectory", text: "kit.Text | None" = No
 
     Args:
         text: of the source branch, as given to `invert`.
+    Raises:
+        SettingsError: the way to noise, made elsewhere, has not what is held to at each step.
     """
+    if job.settings.inversion in ("direct", "proximal"):
+        check_latents(job, path)
+    if job.settings.inversion == "null-text" and len(getattr(path, "empties", ())) != len(job.down):
+        raise SettingsError(f"the trajectory has no {len(job.down)} fitted empty prompts, one a step: give a NullText "
+                            "of so many")
     return _ANCHORS[job.settings.inversion](job, path, job.source if text is None else text)
+
+
+def check_latents(job: "Job[Any]", path: "kit.Trajectory") -> None:
+    """SettingsError unless a way to noise has latents of every level."""
+    if len(path.latents) != len(job.down) + 1:
+        raise SettingsError(f"the trajectory has {len(path.latents)} latents, and {len(job.down)} steps need "
+                            f"{len(job.down) + 1}, from the clean ones on")
 
 
 class DDIM:

@@ -85,6 +85,7 @@ class PlugAndPlay(Method[Settings]):
 def _sources(job: "Job[Settings]", path: "kit.Trajectory") -> "list[Tensor]":
     """The latents that lend to each step; in the original those of sampling back are a step ahead."""
     if job.settings.inversion == "direct":
+        anchors.check_latents(job, path)
         return [*path.latents[:0:-1]]
     back = [path.noise, *kit.walk(lambda z, level: job.predict(z, level, job.source), path.noise, job.down)]
     return back[1:] if job.settings.conventions == "published" else back[:-1]

@@ -234,6 +234,16 @@ def test_each_anchor_holds_the_picture_better_than_none(made):
         assert off(z0, held[-1]) < 0.9 * off(z0, plain[-1]), inversion
 
 
+@pytest.mark.parametrize("name, inversion, said", (
+    ("p2p", "direct", "has 2 latents, and 3 steps need 4"), ("p2p", "proximal", "has 2 latents, and 3 steps need 4"),
+    ("pnp", "direct", "has 2 latents, and 3 steps need 4"), ("p2p", "null-text", "has no 3 fitted empty prompts")))
+def test_a_way_to_noise_from_elsewhere_has_to_have_what_is_held_to(made, name, inversion, said):
+    z0 = torch.zeros(1, *made.model.latent_shape((64, 64)))
+    settings = sage.method(name).preset("published", steps=3, inversion=inversion)
+    with pytest.raises(SettingsError, match=said):
+        next(sage.run(name, made.model, z0, SOURCE, TARGET, settings, trajectory=sage.Trajectory(None, (z0, z0))))
+
+
 def test_names_stand_for_inversions():
     for inversion in P2P.Settings.__dataclass_fields__["inversion"].metadata["choices"]:
         found = sage.method(f"p2p+{inversion}")
