@@ -114,7 +114,8 @@ def edit(model: Backbone, image: Image.Image | str | Path, source: str, target: 
             default: of `config`, else "sage".
         savings: what was done to need less memory when an edit was made that shall be repeated to the byte.
         paste: outside the mask the picture's own pixels, with an edge inside it (`sage.pictures.masks.pasted`).
-        request: what else the method reads: mask, reference, points, moves, edits, sentences (`sage.Request`).
+        request: what else the method reads: mask, reference, points, moves, foregrounds, edits, sentences
+            (`sage.Request`).
     Raises:
         SageError: a picture, prompt, setting or trajectory that does not fit; NumericsError if numbers overflow.
     """
@@ -167,7 +168,8 @@ def settings_for(model: Backbone, config: Settings | None, method: str | None, t
 
 def check_request(method: Method[Any], request: Request) -> None:
     """SettingsError for what was given and the method does not look at, so that nothing is left out in silence."""
-    given = [name for name in ("mask", "reference", "points", "moves", "edits", "sentences") if getattr(request, name)]
+    given = [name for name in ("mask", "reference", "points", "moves", "foregrounds", "edits", "sentences")
+             if getattr(request, name)]
     if unread := [name for name in given if name not in method.reads]:
         others = readers(unread[0])
         other = f"; these do: {', '.join(others)}" if others else ""
@@ -430,6 +432,9 @@ def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Te
     for name, given in (("source", source), ("target", target)):
         words[name] = given if isinstance(given, str) else ""
         if not isinstance(given, str):
+            if found.worded(settings):
+                raise SettingsError(f"{found.name} goes by the words of both prompts: give the {name} prompt itself, "
+                                    "and what it is embedded as in texts")
             texts[name] = given
     embedded = {name: _embedded(model, given, name, len(z0)) for name, given in texts.items()}
     parsed = model.prompts.parse(words["source"]), model.prompts.parse(words["target"])

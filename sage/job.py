@@ -135,6 +135,11 @@ class Job(Generic[S]):
         return self._text("empty", lambda: self.model.embed([self.model.prompts.parse(request.negative)
                                                              for request in self.requests]))
 
+    @cached_property
+    def nothing(self) -> Text:
+        """The empty prompt, whatever the negative one says."""
+        return self.text("nothing", "") if any(request.negative for request in self.requests) else self.empty
+
     def text(self, name: str, prompt: str) -> Text:
         """A prompt of the method's own, embedded; what was given under `name` comes before it."""
         return self._text(name, lambda: self.model.embed([self.model.prompts.parse(prompt)] * len(self.z0)))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sage.inversion.ddim import ddim_inversion, heard_along, noise_inversion
     from sage.models.backbone import Text
     from sage.models.sites import Feature, KeysValues, Projection, QueriesKeys, Site, Sites, Where
-    from sage.prompts.plan import Plan, marked, replaced, token_factors, token_mask
+    from sage.prompts.plan import Plan, marked, places, replaced, token_factors, token_mask
     from sage.prompts.tokens import Span
     from sage.prompts.words import aligned, changed_words, paired
     from sage.sampling.levels import Edge, Edges, Level, downwards, of_timesteps, part_way, upwards
@@ -73,7 +73,7 @@ _FROM = {
     "sage.guidance.whiteness": "autocorrelation divergence slope",
     "sage.models.backbone": "Text",
     "sage.models.sites": "Feature KeysValues Projection QueriesKeys Site Sites Where",
-    "sage.prompts.plan": "Plan marked replaced token_factors token_mask",
+    "sage.prompts.plan": "Plan marked places replaced token_factors token_mask",
     "sage.prompts.tokens": "Span",
     "sage.prompts.words": "aligned changed_words paired",
     "sage.sampling.levels": "Edge Edges Level downwards of_timesteps part_way upwards",

@@ -48,6 +48,7 @@ class Request:
         reference: a picture that something is taken from.
         points: pairs of places (from x, from y, to x, to y) in pixels.
         moves: regions of the picture, and where what is in them shall be.
+        foregrounds: two pictures, white where the foreground is in the picture, and where it shall be.
         sentences: two lists of sentences, with the old words and with the new.
     """
 
@@ -59,6 +60,7 @@ class Request:
     reference: "Image.Image | None" = None
     points: tuple[tuple[float, float, float, float], ...] = ()
     moves: "tuple[Move, ...]" = ()
+    foregrounds: "tuple[Image.Image, ...]" = ()
     sentences: tuple[tuple[str, ...], ...] = ()
 
 
@@ -216,6 +218,10 @@ class Method(ABC, Generic[S]):
         """What it does to the attention, worked out from the prompts; PromptError for phrases that do not fit."""
         from sage.prompts.plan import make_plan
         return make_plan(prompts, source, target, settings)
+
+    def worded(self, settings: S) -> bool:
+        """Whether it pairs the words of both prompts, so that embeddings alone are not enough."""
+        return False
 
     def notes(self, settings: S, plan: "Plan") -> tuple[str, ...]:
         """What a user should know of an edit before it is made."""

@@ -318,6 +318,11 @@ class Reweighting(Settings):
 
     reweight: Factors = setting({}, "factor on the cross-attention of phrases of the target prompt: WORD:FACTOR,...")
 
+    @property
+    def whole_words(self) -> bool:
+        """Whether phrases with factors are words split at spaces, of which an absent one counts for nothing."""
+        return False
+
 
 @frozen
 class Words(Reweighting):

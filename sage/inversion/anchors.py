@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sage import kit
+from sage.errors import SettingsError
 from sage.inversion import exact
 from sage.settings import Guidance, Solver, frozen, setting
 
@@ -38,19 +39,22 @@ class Anchored(Guidance, exact.Implicit, Solver):
     null_text_steps: int = setting(10, "null-text: steps of Adam at each sampling step, at most", low=1, high=1000)
     null_text_rate: float = setting(0.01, "null-text: rate of the first sampling step's, falling to half of it", low=0)
     null_text_tolerance: float = setting(1e-5, "null-text: mean square error at which the first sampling step's fit "
-                                         "ends; each further step allows for two of these more", low=0)
+                                         "ends; each further step allows for two of these more, in the original code "
+                                         "for 2e-5", low=0)
     null_text_branches: str = setting("both", "null-text: guided away from what was fitted: both branches, or the "
                                       "source's alone", "both", "source")
     negative_empty: float = setting(0.0, "negative, proximal: share of the empty prompt in the source prompt that "
                                     "guidance leads away from, on the arc between them", low=0, high=1)
     proximal_quantile: float = setting(0.75, "proximal: share of the guidance of both branches that is taken for "
-                                       "small, that of the source branch being zero", low=0, high=1)
+                                       "small, that of the source branch being zero; below 0, the size itself up to "
+                                       "which it is, negated", low=-1000, high=1)
     proximal_kind: str = setting("soft", "proximal: what remains is made smaller by the threshold, or left as it is; "
                                  "or as the original's option l1 does by mistake", "soft", "hard", "l1")
     proximal_hold: str = setting("path", "proximal: places with little guidance are drawn to the inversion's latents, "
                                  "to the clean picture's, or not at all", "path", "picture", "none")
     proximal_rate: float = setting(1.0, "proximal: how far they are drawn", low=0, high=1)
-    proximal_below: float = setting(400.0, "proximal: the timestep below which they are", low=0)
+    proximal_below: float = setting(400.0, "proximal: the timestep below which they are; negated, that above which",
+                                    low=-1000)
     proximal_margin: int = setting(1, "proximal: places around those with much guidance that are left alone too", low=0,
                                    high=100)
     conventions: str = setting("consistent", "levels told to the network on the way to noise, and windows of steps: "
@@ -98,8 +102,22 @@ def anchor(job: "Job[Any]", path: "kit.Trajectory", text: "kit.Text | None" = No
 
     Args:
         text: of the source branch, as given to `invert`.
+    Raises:
+        SettingsError: the way to noise, made elsewhere, has not what is held to at each step.
     """
+    if job.settings.inversion in ("direct", "proximal"):
+        check_latents(job, path)
+    if job.settings.inversion == "null-text" and len(getattr(path, "empties", ())) != len(job.down):
+        raise SettingsError(f"the trajectory has no {len(job.down)} fitted empty prompts, one a step: give a NullText "
+                            "of so many")
     return _ANCHORS[job.settings.inversion](job, path, job.source if text is None else text)
+
+
+def check_latents(job: "Job[Any]", path: "kit.Trajectory") -> None:
+    """SettingsError unless a way to noise has latents of every level."""
+    if len(path.latents) != len(job.down) + 1:
+        raise SettingsError(f"the trajectory has {len(path.latents)} latents, and {len(job.down)} steps need "
+                            f"{len(job.down) + 1}, from the clean ones on")
 
 
 class DDIM:
@@ -160,7 +178,8 @@ class Proximal(Negative):
         base = {name: seen.get(f"no_{name}", seen[name]) for name in ("source", "target")}
         change = {name: seen[name] - base[name] for name in base}
         both = torch.stack([change[name].eps for name in base], dim=1)  # (B, 2, C, h, w)
-        kappa = both.abs().flatten(1).quantile(s.proximal_quantile, dim=1)[:, None, None, None, None]
+        q = s.proximal_quantile
+        kappa = both.abs().flatten(1).quantile(q, dim=1)[:, None, None, None, None] if q > 0 else both.new_tensor(-q)
         kept = kit.proximal(both, kappa, s.proximal_kind)
         share = torch.where(both == 0, 0.0, kept / both)
         self._still = 1 - kit.dilated((kept.abs() > kappa).flatten(0, 1).float(), s.proximal_margin).view_as(both)
@@ -179,7 +198,8 @@ class Proximal(Negative):
     def _late(self, level: "kit.Level") -> bool:
         job = self.job
         timestep = 1000 * level.t if job.model.prediction_type == "flow" else level.t
-        return timestep < job.settings.proximal_below
+        bound = job.settings.proximal_below
+        return timestep > -bound if bound < 0 else timestep < bound
 
     def _drawn(self, z: "Tensor", to: "Tensor", branch: int) -> "Tensor":
         return z - self.job.settings.proximal_rate * self._still[:, branch] * (z - to)
@@ -229,7 +249,8 @@ def _fitted(job: "Job[Any]", text: "kit.Text", row: int, latents: "Sequence[Tens
     import torch
     s, found, z = job.settings, [], latents[-1]
     source, empty = text.rows([row]), job.empty.rows([row])
-    falling = 100 if s.conventions == "published" else 2 * s.steps
+    published = s.conventions == "published"
+    falling, allowed = (100, 2e-5) if published else (2 * s.steps, 2 * s.null_text_tolerance)
     with job.model.full_precision():  # the error is of the order of 1e-5
         for i, (here, there) in enumerate(job.down):
             positive = job.predict(z, here, source)
@@ -242,7 +263,7 @@ def _fitted(job: "Job[Any]", text: "kit.Text", row: int, latents: "Sequence[Tens
                     loss = (reached - latents[-2 - i]).square().mean()
                     (tokens.grad,) = torch.autograd.grad(loss, tokens)
                 adam.step()
-                if loss.item() < s.null_text_tolerance * (1 + 2 * i):
+                if loss.item() < s.null_text_tolerance + allowed * i:
                     break
             empty = kit.Text(tokens.detach(), empty.pooled)
             z = kit.renoise(kit.classifier_free(job.predict(z, here, empty), positive, s.guidance_scale), there)

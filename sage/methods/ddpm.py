@@ -65,6 +65,9 @@ class DDPM(Method[Settings]):
     calls = "N + 2 strength N; 3 strength N with attention carried over; 2 N with source_guidance_scale above 1"
     strength = "strength"
 
+    def worded(self, settings: Settings) -> bool:
+        return settings.carry != "none"
+
     def plan(self, prompts: "Prompts", source: "Prompt", target: "Prompt", settings: Settings) -> "Plan":
         from dataclasses import replace
         plan = super().plan(prompts, source, target, settings)

@@ -54,6 +54,9 @@ class EDICT(Method[Settings]):
     presets = {"published": PUBLISHED}
     calls = "6 strength N; with guided_from=empty 8 strength N, and 10 with the source's attention"
 
+    def worded(self, settings: Settings) -> bool:
+        return settings.attention == "source"
+
     def plan(self, prompts: "Prompts", source: "Prompt", target: "Prompt", settings: Settings) -> "Plan":
         from dataclasses import replace
         return replace(super().plan(prompts, source, target, settings), aligned=kit.paired(source.ids, target.ids))

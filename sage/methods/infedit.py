@@ -89,6 +89,9 @@ class InfEdit(Uninverted[Settings]):
         levels = [site.level for site in model.sites() if site.kind == "cross" and site.place != "mid"] or [0]
         return Settings(cross_level=min(2, max(levels)))
 
+    def worded(self, settings: Settings) -> bool:
+        return True
+
     def plan(self, prompts: "Prompts", source: "Prompt", target: "Prompt", settings: Settings) -> "Plan":
         return planned(super().plan(prompts, source, target, settings), prompts, settings)
 

@@ -3,6 +3,7 @@
     out_target = softmax(Q_target K_source^T / sqrt(d)) V_source         self-attention, from a step and a block on
 
 With a foreground, places of the target's look at those of the source's alone, and what is behind at what is behind.
+Where it is can be given, or is read from attention to words.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from sage import kit
 from sage.errors import SettingsError
 from sage.inversion import anchors
 from sage.method import Method, Step
+from sage.pictures.tensors import white
 from sage.settings import AUTO, Phrases, Picture, Span, frozen, setting
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class MasaCtrl(Method[Settings]):
 
     name, title, paper = "masactrl", "Mutual self-attention control", "2304.08465"
     about = "gives a new layout the old looks; good at poses and views, unable to add what the picture has not"
-    reads = frozenset({"source", "target", "negative"})
+    reads = frozenset({"source", "target", "negative", "foregrounds"})
     presets = {"published": PUBLISHED}
     calls = "4 N; 5 N under the source prompt"
     beside = ("direct",)
@@ -64,6 +66,9 @@ class MasaCtrl(Method[Settings]):
     def defaults(self, model: "Backbone") -> Settings:
         levels = [site.level for site in model.sites() if site.kind == "cross" and site.place != "mid"] or [0]
         return Settings(cross_level=min(2, max(levels)))
+
+    def worded(self, settings: Settings) -> bool:
+        return settings.foreground is not None
 
     def plan(self, prompts: "Prompts", source: "Prompt", target: "Prompt", settings: Settings) -> "Plan":
         from dataclasses import replace
@@ -109,7 +114,7 @@ class MasaCtrl(Method[Settings]):
 
 def _text(job: "Job[Settings]") -> "kit.Text":
     """What the source branch is under."""
-    return job.empty if job.settings.source_text == "empty" else job.source
+    return job.nothing if job.settings.source_text == "empty" else job.source
 
 
 class Mutual:
@@ -119,7 +124,8 @@ class Mutual:
         s, sites = job.settings, job.model.sites()
         self.s, self.size = s, tuple(job.z0.shape[-2:])
         self.late = kit.Sites(site for site in sites if site.kind == "self" and site.depth >= s.first_block)
-        self.marked = any(plan.blend for plan in job.plans)
+        self.given = _given(job)
+        self.marked = not self.given and any(plan.blend for plan in job.plans)
         self.cross = sites.at(kit.Where("cross", s.cross_level)) if self.marked else kit.Sites()
         spans = [plan.blend or kit.Span((), ()) for plan in job.plans]
         self.tokens = {name: kit.token_mask([getattr(span, name) for span in spans], len(job.plans[0].source.ids)
@@ -132,20 +138,20 @@ class Mutual:
             return stack
         lenders = {"target": "source", "no_target": "no_source" if "no_source" in names else "source"}
         stack.enter_context(kit.lent(self.late, names, lenders, own=self.s.keys == "both"))
+        heard: list[Maps] = []  # of the layers that this pass has come through
         if self.marked:
-            heard: list[Maps] = []  # of the layers that this pass has come through
-
             def hear(maps: Maps, site: kit.Site) -> Maps:
                 heard.append(maps)
                 return {}
 
             stack.enter_context(kit.between(self.cross, names, hear))
+        if self.marked or self.given:
             stack.enter_context(kit.between(self.late, names, lambda maps, site: self._apart(maps, site, heard)))
         return stack
 
     def _apart(self, maps: "Maps", site: "kit.Site", heard: "list[Maps]") -> "Maps":
         """The maps of both halves of the target, foreground and the rest each among themselves."""
-        if not heard:
+        if not (heard or self.given):
             return {}
         seen = {name: self._foreground(name, [m[name] for m in heard], site) for name in ("source", "target")}
         keys = seen["source"].flatten(1)[:, None, None, :]  # (B, 1, 1, M)
@@ -157,12 +163,35 @@ class Mutual:
         for name in ("target", "no_target"):
             a = maps[name] * allowed
             total = a.sum(dim=-1, keepdim=True)
-            out[name] = (a / total).where(total > 0, maps[name])  # who may look nowhere looks everywhere
+            # Who may look nowhere looks everywhere; in the original code everywhere alike.
+            elsewhere = maps[name] if self.s.conventions == "consistent" else a.new_tensor(1 / a.shape[-1])
+            out[name] = (a / total).where(total > 0, elsewhere)
         return out
 
     def _foreground(self, name: str, maps: "list[Tensor]", site: "kit.Site") -> "Tensor":
         """(B, 1, h', w') in {0, 1} at a site; all 1 where a picture has no foreground."""
+        if self.given:
+            import torch
+            return torch.cat([kit.resize(places, *site.grid(*self.size)) for places in self.given[name]])
         look = kit.token_attention(maps, self.tokens[name], *self.cross[0].grid(*self.size))
         low, high = look.amin(dim=(2, 3), keepdim=True), look.amax(dim=(2, 3), keepdim=True)
         inside = (look - low >= self.s.foreground_threshold * (high - low))
         return kit.resize(inside, *site.grid(*self.size))
+
+
+def _given(job: "Job[Settings]") -> "dict[str, list[Tensor]]":
+    """By branch the foreground of each picture, (1, 1, H, W) bool, as its request has it; nothing where none has one.
+
+    Raises:
+        SettingsError: anything but two pictures.
+    """
+    import torch
+    pairs = [request.foregrounds for request in job.requests]
+    if not any(pairs):
+        return {}
+    if wrong := next((pair for pair in pairs if len(pair) not in (0, 2)), None):
+        raise SettingsError(f"there are {len(wrong)} foregrounds: give two pictures, white where the foreground is in "
+                            "the picture, and where it shall be in the edit")
+    everywhere = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    rows = [[white(image) for image in pair] or [everywhere] * 2 for pair in pairs]
+    return {name: [row[i].to(job.z0.device) for row in rows] for i, name in enumerate(("source", "target"))}

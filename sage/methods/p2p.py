@@ -83,6 +83,11 @@ class Injection(Reweighting, Solver):
         return self.conventions == "published"  # type: ignore[attr-defined]
 
     @property
+    def whole_words(self) -> bool:
+        """Whether phrases are words split at spaces, as in the original code: in "a cat, asleep" there is no "cat"."""
+        return self.published
+
+    @property
     def sampled_steps(self) -> int:
         """How many steps of sampling there are, of which shares are meant."""
         return self.steps
@@ -129,6 +134,9 @@ class PromptToPrompt(Method[Settings]):
 
     def fits(self, model: "Backbone") -> str:
         return "" if any(site.kind == "cross" for site in model.sites()) else "it has no cross-attention"
+
+    def worded(self, settings: Settings) -> bool:
+        return True
 
     def plan(self, prompts: "Prompts", source: "Prompt", target: "Prompt", settings: Settings) -> "Plan":
         from dataclasses import replace
@@ -183,7 +191,7 @@ def planned(plan: "Plan", prompts: "Prompts", s: Injection) -> "Plan":
                      "of the tokens that both have is carried over")
     windows = {p: (s.word_starts.get(phrase, 0.0), s.word_fractions.get(phrase, s.cross_fraction))
                for phrase in {**s.word_starts, **s.word_fractions}
-               for p in prompts.find(target, phrase, every=True)}
+               for p in kit.places(prompts, target, phrase, s.whole_words)}
     return replace(plan, replace=changed or (), windows=tuple((p, *w) for p, w in windows.items()),
                    notes=(*plan.notes, *notes),
                    aligned=kit.aligned(prompts.tokens(source), prompts.tokens(target), len(target.ids)))

@@ -42,7 +42,7 @@ class Settings(Guidance, Solver, Picture):
                                         search=Span(0.0, 1.0))
     first_block: float = setting(0.5, "share of the network's self-attention that is left alone, from its start", low=0,
                                  high=1)
-    negative_prompt: str = setting("", "what guidance leads away from")
+    negative_prompt: str = setting("", "what guidance leads away from, where the request says nothing of it")
     conventions: str = setting("consistent", "levels and windows of steps: consistent, or as in its benchmark's code",
                                "consistent", "published")
 
@@ -70,11 +70,12 @@ class PlugAndPlay(Method[Settings]):
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
         s, given = job.settings, Given(job)
         sources = _sources(job, path)
-        negative = job.text("negative", s.negative_prompt) if s.negative_prompt else job.empty
+        own = s.negative_prompt and not any(request.negative for request in job.requests)
+        negative = job.text("negative", s.negative_prompt) if own else job.empty
         z = sources[0]
         for i, (here, there) in enumerate(job.down):
             with given.at(i):
-                seen = job.together(here, source=(sources[i], job.empty), negative=(z, negative),
+                seen = job.together(here, source=(sources[i], job.nothing), negative=(z, negative),
                                     target=(z, job.target))
             guided = kit.classifier_free(seen["negative"], seen["target"], s.guidance_scale)
             z = kit.renoise(guided, there)
@@ -84,6 +85,7 @@ class PlugAndPlay(Method[Settings]):
 def _sources(job: "Job[Settings]", path: "kit.Trajectory") -> "list[Tensor]":
     """The latents that lend to each step; in the original those of sampling back are a step ahead."""
     if job.settings.inversion == "direct":
+        anchors.check_latents(job, path)
         return [*path.latents[:0:-1]]
     back = [path.noise, *kit.walk(lambda z, level: job.predict(z, level, job.source), path.noise, job.down)]
     return back[1:] if job.settings.conventions == "published" else back[:-1]

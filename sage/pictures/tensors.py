@@ -70,6 +70,18 @@ def to_mask(image: Image.Image, size: tuple[int, int]) -> "Tensor":
     return torch.from_numpy(mask[None, None].astype(np.float32))
 
 
+def white(image: Image.Image) -> "Tensor":
+    """A picture of where something is -> (1, 1, H, W) bool, its own size: True where it is at least half white.
+
+    Raises:
+        SettingsError: no picture.
+    """
+    import torch
+    if not isinstance(image, Image.Image):
+        raise SettingsError(f"the foreground is {type(image).__name__}: give a PIL picture, white where it is")
+    return torch.from_numpy(np.asarray(normalise(image).convert("L"))[None, None] >= 128)
+
+
 def from_pixels(pixels: np.ndarray) -> Image.Image:
     """(H, W, 3) floats in [0, 1] -> picture."""
     return Image.fromarray((pixels * 255 + 0.5).astype(np.uint8))

@@ -57,10 +57,19 @@ def make_plan(prompts: Prompts, source: Prompt, target: Prompt, settings: Settin
     spans, notes, blend = prompts.differences(source, target), list[str](), None
     if isinstance(settings, Blending):
         blend = _blend(prompts, source, target, settings, spans, notes)
-    factors = {p: factor for phrase, factor in (settings.reweight.items() if isinstance(settings, Reweighting)
-                                                else ())
-               for p in prompts.find(target, phrase, every=True)}
+    factors = _factors(prompts, target, settings, notes) if isinstance(settings, Reweighting) else {}
     return Plan(source, target, (), blend, tuple(sorted(factors.items())), tuple(spans), notes=tuple(notes))
+
+
+def places(prompts: Prompts, prompt: Prompt, phrase: str, whole_words: bool) -> tuple[int, ...]:
+    """Where a phrase stands in a prompt, all its occurrences.
+
+    Args:
+        whole_words: it is a word split at spaces, and may be absent.
+    Raises:
+        PromptError: it is made of tokens that are not there.
+    """
+    return prompts.find_word(prompt, phrase) if whole_words else prompts.find(prompt, phrase, every=True)
 
 
 def replaced(prompts: Prompts, plan: Plan, phrases: Phrases) -> tuple[tuple[Span, ...], tuple[str, ...]]:
@@ -84,6 +93,17 @@ def replaced(prompts: Prompts, plan: Plan, phrases: Phrases) -> tuple[tuple[Span
     span = Span(prompts.find(plan.source, phrases[0]), prompts.find(plan.target, phrases[1]))
     check_counts(span)
     return (span,), ()
+
+
+def _factors(prompts: Prompts, target: Prompt, settings: Reweighting, notes: list[str]) -> dict[int, float]:
+    factors: dict[int, float] = {}
+    for phrase, factor in settings.reweight.items():
+        found = places(prompts, target, phrase, settings.whole_words)
+        factors |= dict.fromkeys(found, factor)
+        if not found:
+            notes.append(f"{phrase!r} is no word of the target prompt as it is split at spaces: its factor counts for "
+                         "nothing")
+    return factors
 
 
 def _blend(prompts: Prompts, source: Prompt, target: Prompt, settings: Blending, spans: Sequence[Span],

@@ -251,16 +251,17 @@ def edit(unet, tokenizer, z0: Tensor, source: str, target: str, texts: dict[str,
                 eps = net(z.repeat(2, 1, 1, 1), t, torch.cat([first, second, src, tgt]))
                 controller.finish()
                 un, delta, still, clean = eps[:2], eps[2:] - eps[:2], None, lambda x0: x0
+                late = (o.recon_t > 0 and t < o.recon_t) or (o.recon_t < 0 and t > -o.recon_t)
                 if o.inversion == "proximal":
                     delta[:1] = 0 if o.interpolate == 0 else delta[:1]  # both are one evaluation but for rounding
                     delta, still = _prox(delta, o)
-                    if o.hold == "picture" and t < o.recon_t:
+                    if o.hold == "picture" and late:
                         clean = lambda x0, still=still: x0 - o.eta * still * (x0 - z0)  # noqa: E731
                 z = ddim(z, un + o.w * delta, alpha(t), alpha(t - k), clean)
                 before = path[-2 - i]
                 if o.inversion == "direct":
                     z = torch.cat([z[:1] + (before - z[:1]), z[1:]])
-                if still is not None and o.hold == "path" and t < o.recon_t:
+                if still is not None and o.hold == "path" and late:
                     z = z - o.eta * still * (z - before)
                 z = controller.blend(z)
                 latents.append(z)
@@ -270,7 +271,7 @@ def edit(unet, tokenizer, z0: Tensor, source: str, target: str, texts: dict[str,
 
 
 def _prox(delta: Tensor, o: Options) -> tuple[Tensor, Tensor]:
-    kappa = delta.abs().quantile(o.quantile)
+    kappa = delta.abs().quantile(o.quantile) if o.quantile > 0 else torch.tensor(-o.quantile)
     if o.prox == "hard":
         delta = torch.where(delta.abs() > kappa, delta, 0)
     else:
@@ -297,7 +298,7 @@ def _null_text(net, path, times, k, alpha, src, nothing, o: Options) -> list[Ten
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            if loss.item() < o.epsilon + i * 2e-5:
+            if loss.item() < o.epsilon + i * (2 * o.epsilon if o.ours else 2e-5):
                 break
         fitted = fitted.detach()
         with torch.no_grad():

@@ -6,6 +6,7 @@ The renditions are written apart from the methods' files, over diffusers' UNet2D
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import sage
 from sage.editing import check_prompts
@@ -75,8 +76,10 @@ class Original:
 
 
 class MasaCtrl(Original):
-    def __init__(self, made, layers, first_layer, first_step=4, direct=False, union=False, marks=None, source="empty"):
+    def __init__(self, made, layers, first_layer, first_step=4, direct=False, union=False, marks=None, source="empty",
+                 masks=None):
         super().__init__(made, layers)
+        self.masks = masks
         self.first_layer, self.first_step, self.direct, self.union = first_layer, first_step, direct, union
         self.marks, self.source, self.heard = marks, source, []
 
@@ -92,6 +95,9 @@ class MasaCtrl(Original):
                 continue
             keys, values = (torch.cat([t[row - 1:row], t[row:row + 1]], 2) if self.union else t[row - 1:row]
                             for t in (k, v))
+            if self.masks is not None:
+                out.append(self._within_masks(q[row:row + 1], keys, values, scale))
+                continue
             if self.marks is None:
                 out.append(attend(q[row:row + 1], keys, values, scale))
                 continue
@@ -102,6 +108,14 @@ class MasaCtrl(Original):
             m = m_t.float()[:, None]
             out.append(fore * m + back * (1 - m))
         return torch.cat(out)
+
+    def _within_masks(self, q, k, v, scale):
+        """The original's arithmetic: what is left out is given the least number, the foreground's keys 1 more."""
+        side = int(q.shape[2] ** 0.5)
+        m_s, m_t = (F.interpolate(m[None, None], (side, side)).flatten() for m in self.masks)
+        scores, least = q @ k.transpose(-1, -2) * scale, torch.finfo(q.dtype).min
+        fore, back = ((scores + m_s.masked_fill(m_s == out, least)).softmax(-1) @ v for out in (0, 1))
+        return fore * m_t[:, None] + back * (1 - m_t[:, None])
 
     def _mask(self, row, side):
         seen = torch.stack([h[row] for h in self.heard]).mean(0)[:, self.marks[row - 2]].sum(-1)
@@ -115,7 +129,8 @@ class MasaCtrl(Original):
         self.on = True
         for self.step, t in enumerate(reversed(range(1, 1000, k))):
             self.heard = []
-            eps = self.net(z.repeat(2, 1, 1, 1), t, torch.cat([texts["empty"], texts["empty"], under, texts["target"]]))
+            away = texts.get("away", texts["empty"])
+            eps = self.net(z.repeat(2, 1, 1, 1), t, torch.cat([away, away, under, texts["target"]]))
             z = ddim(z, eps[:2] + w * (eps[2:] - eps[:2]), ALPHAS[t], ALPHAS[max(t - k, 0)])
             if self.direct:
                 z = torch.cat([path[-2 - self.step], z[1:]])
@@ -155,13 +170,17 @@ class PnP(Original):
         return path, found
 
 
-def worst(made, method, theirs, settings):
+def worst(made, method, theirs, settings, request=None):
     model = made.model
     z0 = torch.randn(1, *model.latent_shape((64, 64)), generator=torch.Generator().manual_seed(5))
     texts = {name: model.embed([model.prompts.parse(prompt)]) for name, prompt in
              (("source", SOURCE), ("target", TARGET), ("empty", ""), ("negative", "a mat"))}
-    path, found = theirs.run(z0, {name: text.tokens for name, text in texts.items()}, settings.guidance_scale)
-    ours = [step.z for step in sage.run(method, model, z0, SOURCE, TARGET, settings, texts=texts)]
+    theirs_of = {name: text.tokens for name, text in texts.items()}
+    if request is not None and request.negative:
+        texts.pop("empty"), texts.pop("negative")
+        theirs_of["away"] = theirs_of["negative"] = model.embed([model.prompts.parse(request.negative)]).tokens
+    path, found = theirs.run(z0, theirs_of, settings.guidance_scale)
+    ours = [step.z for step in sage.run(method, model, z0, SOURCE, TARGET, settings, texts=texts, request=request)]
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, found, strict=True))
 
 
@@ -181,6 +200,46 @@ def test_every_step_of_masactrl_is_that_of_the_original_code(made, theirs, ours)
     settings = MASACTRL.preset("published", **{"steps": N, "guidance_scale": 2.0, "first_block": 0.6} | ours)
     original = MasaCtrl(made, LAYERS, **{"first_layer": 6} | theirs)
     assert worst(made, MASACTRL, original, settings) < 2e-5
+
+
+def region(top: int, left: int, height: int, width: int) -> torch.Tensor:
+    """A mask of 64 x 64 pixels."""
+    mask = torch.zeros(64, 64)
+    mask[top:top + height, left:left + width] = 1
+    return mask
+
+
+# The smaller one has a place at 16 x 16 and none at 8 x 8: there no key is left for the foreground.
+MASKS = {"large": (region(10, 10, 30, 30), region(20, 16, 30, 30)), "small": (region(4, 4, 3, 3), region(8, 4, 30, 20))}
+
+
+@pytest.mark.parametrize("direct", (False, True))
+@pytest.mark.parametrize("masks", MASKS)
+def test_masks_that_are_given_are_used_as_in_the_original_code(made, masks, direct):
+    settings = MASACTRL.preset("published", steps=N, guidance_scale=2.0, first_block=0.6,
+                               inversion="direct" if direct else "ddim")
+    request = sage.Request(SOURCE, TARGET, foregrounds=tuple(
+        Image.fromarray((m * 255).byte().numpy()) for m in MASKS[masks]))
+    original = MasaCtrl(made, LAYERS, first_layer=6, direct=direct, masks=MASKS[masks])
+    assert worst(made, MASACTRL, original, settings, request) < 2e-5
+
+
+@pytest.mark.parametrize("foregrounds, said", (
+    ((Image.new("L", (64, 64)),), "there are 1 foregrounds: give two pictures"),
+    ((torch.zeros(64, 64),) * 2, "the foreground is Tensor: give a PIL picture")))
+def test_foregrounds_that_are_none_are_refused(made, foregrounds, said):
+    with pytest.raises(SettingsError, match=said):
+        sage.edit(made.model, small.picture(), SOURCE, TARGET, MASACTRL.Settings(steps=1), foregrounds=foregrounds)
+
+
+def test_a_negative_prompt_is_guided_from_and_no_more(made):
+    """The source branch stays under the empty prompt."""
+    request = sage.Request(SOURCE, TARGET, negative="a mat")
+    settings = MASACTRL.preset("published", steps=N, guidance_scale=2.0, first_block=0.6)
+    assert worst(made, MASACTRL, MasaCtrl(made, LAYERS, first_layer=6), settings, request) < 2e-5
+    settings = PNP.preset("published", steps=N, guidance_scale=2.0, feature_layer=3)
+    original = PnP(made, LAYERS, 5, True, made.unet.up_blocks[1].resnets[1])
+    assert worst(made, PNP, original, settings, request) < 2e-5
 
 
 @pytest.mark.parametrize("inversion", ("ddim", "direct"))

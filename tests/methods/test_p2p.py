@@ -69,6 +69,9 @@ CASES = {
     "scale 7.5": (dict(w=7.5), dict(guidance_scale=7.5)),
     "replace": (dict(refine=False), dict(carry="replace")),
     "reweight": (dict(equalizer={"dog": 2.0, "mat": 0.5}), dict(reweight={"dog": 2.0, "mat": 0.5})),
+    "whole words": (dict(equalizer={"dog": 2.0, "on a": 3.0}, cross={"default_": (0.0, 0.8), "dog": (0.3, 0.5)}),
+                    dict(reweight={"dog": 2.0, "on a": 3.0}, cross_fraction=0.8, word_starts={"dog": 0.3},
+                         word_fractions={"dog": 0.5})),
     "windows": (dict(cross={"default_": (0.2, 0.8), "dog": (0.0, 0.3), "on": (0.5, 0.4)}, self_=(0.1, 0.35)),
                 dict(cross_start=0.2, cross_fraction=0.8, word_starts={"on": 0.5},
                      word_fractions={"dog": 0.3, "on": 0.4}, self_start=0.1, self_fraction=0.35)),
@@ -86,6 +89,9 @@ CASES = {
         dict(inversion="proximal", prox="hard", hold="path", eta=0.8, recon_t=600, quantile=0.9),
         dict(inversion="proximal", proximal_kind="hard", proximal_hold="path", proximal_rate=0.8, proximal_below=600.0,
              proximal_quantile=0.9)),
+    "proximal, of a size, held early": (
+        dict(inversion="proximal", quantile=-0.05, hold="path", recon_t=-600),
+        dict(inversion="proximal", proximal_quantile=-0.05, proximal_hold="path", proximal_below=-600.0)),
     "proximal, held to the picture": (
         dict(inversion="proximal", hold="picture", eta=1.0, radius=0, quantile=0.8, interpolate=0.2),
         dict(inversion="proximal", proximal_hold="picture", proximal_margin=0, proximal_quantile=0.8,
@@ -93,15 +99,20 @@ CASES = {
     "null-text": (dict(inversion="null-text", inner=3, epsilon=1e-2, blend=("cat", "dog"), th=(0.9, 0.3)),
                   dict(inversion="null-text", null_text_steps=3, null_text_tolerance=1e-2, blend=("cat", "dog"),
                        blend_threshold=0.9)),
+    "null-text, one fit ends early": (dict(inversion="null-text", inner=3, epsilon=0.3),  # the first, its error .17
+                                      dict(inversion="null-text", null_text_steps=3, null_text_tolerance=0.3)),
     "null-text, single branch": (dict(inversion="null-text", inner=2, single_branch=True),
                                  dict(inversion="null-text", null_text_steps=2, null_text_branches="source")),
 }
 
 
+COMMAS = {"whole words": "a dog, a dog on a mat"}  # other target prompts
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_step_is_that_of_the_original_code(made, case):
     theirs, ours = CASES[case]
-    found = both(made, SOURCE, TARGET, original.Options(**{"steps": N, "w": 2.0} | theirs),
+    found = both(made, SOURCE, COMMAS.get(case, TARGET), original.Options(**{"steps": N, "w": 2.0} | theirs),
                  P2P.preset("published", **{"steps": N, "guidance_scale": 2.0} | ours))
     assert worst(*found) < tolerance(case)
 
@@ -172,6 +183,14 @@ def test_words_that_are_not_there_are_refused(made, change, error, said):
         check_prompts(made.model, SOURCE, TARGET, P2P.Settings(**change))
 
 
+def test_embeddings_without_words_are_refused(made):
+    model = made.model
+    z0, texts = torch.zeros(1, *model.latent_shape((64, 64))), [model.embed([model.prompts.parse(SOURCE)]), TARGET]
+    for given, name in ((texts, "source"), (texts[::-1], "target")):
+        with pytest.raises(SettingsError, match=f"goes by the words of both prompts: give the {name} prompt itself"):
+            next(sage.run(P2P, model, z0, *given, P2P.preset("published", steps=2)))
+
+
 # ---- the anchors
 
 
@@ -213,6 +232,16 @@ def test_each_anchor_holds_the_picture_better_than_none(made):
     for inversion in ("negative", "proximal", "null-text"):
         _, held = run(made, inversion=inversion, null_text_rate=0.1)
         assert off(z0, held[-1]) < 0.9 * off(z0, plain[-1]), inversion
+
+
+@pytest.mark.parametrize("name, inversion, said", (
+    ("p2p", "direct", "has 2 latents, and 3 steps need 4"), ("p2p", "proximal", "has 2 latents, and 3 steps need 4"),
+    ("pnp", "direct", "has 2 latents, and 3 steps need 4"), ("p2p", "null-text", "has no 3 fitted empty prompts")))
+def test_a_way_to_noise_from_elsewhere_has_to_have_what_is_held_to(made, name, inversion, said):
+    z0 = torch.zeros(1, *made.model.latent_shape((64, 64)))
+    settings = sage.method(name).preset("published", steps=3, inversion=inversion)
+    with pytest.raises(SettingsError, match=said):
+        next(sage.run(name, made.model, z0, SOURCE, TARGET, settings, trajectory=sage.Trajectory(None, (z0, z0))))
 
 
 def test_names_stand_for_inversions():
