@@ -7,6 +7,7 @@ from PIL import Image
 
 from sage import EditConfig
 from sage.editing import EditResult, edit
+from sage.models.sd.unet import UNetParams
 from tests import released, small
 from tests.released import Options, Released
 
@@ -139,6 +140,23 @@ def test_published_with_v_prediction(tokenizer, name):
     model = small.make(tokenizer, small.UNET_2, "v_prediction")
     ours, theirs = CASES[name]
     assert_same(*both(model, ours, theirs | dict(prediction="v_prediction")))
+
+
+@pytest.mark.parametrize("name", ("self", "cross", "replaced maps", "blend"))
+def test_published_takes_the_middle_of_the_network_where_it_has_the_size(tokenizer, name):
+    model = small.make(tokenizer, UNetParams(channels=(32, 64), attention=(True, True), layers_per_block=1,
+                                             heads=(1, 2), context_width=32))
+    ours, theirs = ({**given, "self_level": 1, "cross_level": 1} for given in CASES[name])
+    result, judge = both(model, ours, theirs)
+    assert_same(result, judge)
+    without = run(model, ours | dict(middle="left out"))
+    assert distance(without.latents, judge.latents) > CHANGED
+
+
+def test_published_blends_while_the_step_is_below_the_very_product():
+    config = EditConfig.published(steps=100, blend_fraction=0.55)
+    assert 0.55 * 100 > 55 and sum(map(config.blends_at, range(100))) == 56
+    assert sum(map(config.but(grid="consistent").blends_at, range(100))) == 55
 
 
 def test_published_squashes_pictures(one):

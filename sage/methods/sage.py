@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sage.prompts.tokens import Prompt, Prompts
 
 RELEASED = dict(decay="released", grid="released", blend_latents="noisier", mask="sum", blend_match="words",
-                reweight_passes="all", fit="squash", quantise="truncate", seed=8888)
+                reweight_passes="all", middle="taken", fit="squash", quantise="truncate", seed=8888)
 
 
 @frozen
@@ -123,6 +123,8 @@ class Released(Picture):
     mask: str = setting("union", "mask: union of a mask per prompt, or one mask of their summed maps", "union", "sum")
     reweight_passes: str = setting("target", "passes that are reweighted: the target's, or all, inversion included",
                                    "target", "all")
+    middle: str = setting("left out", "attention in the middle of the network: left out; or taken at its level, as in "
+                          "the released code, which tells layers by their size", "left out", "taken")
     reconstruction_mask_floor: float = setting(1.0, "below 1: the gradient times 1 - mask, at least this", low=0,
                                                high=1)
     guidance_mask_floor: float = setting(1.0, "below 1: the guidance scale times the mask, at least this", low=0,
@@ -155,6 +157,17 @@ class Settings(Guidance, Reconstruction, Inversion, Replacement, Blending, Retry
             SettingsError: a setting that does not exist, or a wrong value.
         """
         return cls.from_dict({**RELEASED, **changes})
+
+    def blends_at(self, step: int) -> bool:
+        """Whether sampling step `step` is followed by blending."""
+        if self.grid == "released":
+            return step < self.blend_fraction * self.steps  # the product as it is: 0.55 x 100 is above 55
+        return super().blends_at(step)
+
+    def where(self, kind: str) -> "kit.Where":
+        """The sites whose "self"- or "cross"-attention is read."""
+        return kit.Where(kind, self.self_level if kind == "self" else self.cross_level,
+                         place="all" if self.middle == "taken" else "")
 
 
 EditConfig = Settings  # by which the library knows them
@@ -201,9 +214,9 @@ class SAGE(Method[Settings]):
                              and (s.reconstruction == "replace" or s.guided(i)))
         undone = frozenset(s.steps - 1 - i for i in range(s.replace_steps)) if s.replace is not None else frozenset()
         everywhere = frozenset(steps) if s.spare != "none" else frozenset[int]()
-        wanted = (kit.Wanted(kit.Where("self", s.self_level),
+        wanted = (kit.Wanted(s.where("self"),
                              compared if s.reconstruction in ("self", "replace") else frozenset()),
-                  kit.Wanted(kit.Where("cross", s.cross_level),
+                  kit.Wanted(s.where("cross"),
                              undone | everywhere | (compared if s.reconstruction == "cross" else frozenset())))
         return tuple(want for want in wanted if want.steps)
 
@@ -295,8 +308,7 @@ class _Passes:
         self.gain = job.gain([s.strength(i) if s.guided(i) else 0.0 for i in range(s.steps)])
         sites = job.model.sites()
         self.replaces = any(plan.replace for plan in job.plans)
-        self.selfs = kit.Where("self", s.self_level)
-        self.crosses = kit.Where("cross", s.cross_level)
+        self.selfs, self.crosses = s.where("self"), s.where("cross")
         heard = {want.where: path.of(want) for want in SAGE().wants(s)} if isinstance(path, kit.Recorded) else {}
         self.heard_self, self.heard_cross = heard.get(self.selfs, ()), heard.get(self.crosses, ())
         self.self_sites = sites.at(self.selfs) if s.reconstruction in ("self", "replace") else kit.Sites()

@@ -52,7 +52,7 @@ class Where(NamedTuple):
         kind: "self" or "cross".
         level: halvings of the latents; None for any.
         blocks: from and to which share of the network's depth, in the order of a forward pass.
-        place: "" for any but "mid", which holds too few places to compare; else the one named.
+        place: "" for any but "mid", which holds too few places to compare; "all" for that too; else the one named.
     """
 
     kind: str = "self"
@@ -184,7 +184,7 @@ class Sites(tuple[Site, ...]):
         """
         low, high = where.blocks
         kin = [s for s in self if s.kind == where.kind
-               and (s.place == where.place if where.place else s.place != "mid") and low <= s.depth < high]
+               and (where.place in ("all", s.place) if where.place else s.place != "mid") and low <= s.depth < high]
         chosen = Sites(s for s in kin if where.level in (None, s.level))
         if not chosen:
             raise SettingsError(f"the model has {self._instead(where, kin)}")
