@@ -7,11 +7,11 @@
 mean is that of DDPM's posterior between t_k and t_{k-1}, whatever level the latents have, and the last step goes to the
 clean latents.  At w = 1 and without shift it is `ddpm`.  The way has so few steps that the statistics of the edited
 latents run ahead of the timestep, which the shift makes up for; and the last noise, which nobody smoothes any more, is
-shortened to `last_limit`.
+shortened to `last_limit`, or to `last_norm`.
 
-The paper's grid of four steps is the preset: timesteps 799, 599, 399, 199 of SDXL-Turbo.  The default is that of
-students with the anchors 999, 749, 499, 249, without the first.  No student is needed: any diffusion network will do,
-worse.
+The original's grids for SDXL-Turbo are presets: timesteps 799, 599, 399, 199, and in three steps 799, 499, 199.  The
+default is that of students with the anchors 999, 749, 499, 249, without the first.  No student is needed: any diffusion
+network will do, worse.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from sage.job import Job
     from sage.models.backbone import Backbone
 
-PUBLISHED = dict(steps=5, strength=0.8, shift=200, guidance_scale=1.5, last_limit=15.5 / 128, seed=2)
+PUBLISHED = dict(steps=5, strength=0.8, shift=200, guidance_scale=1.5, last_limit=0.0, last_norm=15.5, fit="squash",
+                 seed=2)
+THREE = dict(steps=3, strength=1.0, spacing="original")
+LEAST, MOST = 199, 799  # timesteps
 
 
 @frozen
@@ -37,8 +40,8 @@ class Settings(Solver, Picture):
     fixes = frozenset({"strength", "shift"})
 
     steps: int = setting(4, "steps from clean to noisy, of which `strength` are taken", low=1, high=1000)
-    spacing: str = setting("trailing", "how the steps are spread over the noise levels", "leading", "trailing",
-                           "linspace")
+    spacing: str = setting("trailing", "how the steps are spread over the noise levels; original: evenly from timestep "
+                           "199 to 799, as in the original's three", "leading", "trailing", "linspace", "original")
     strength: float = setting(0.75, "share of the steps that are taken, those at the clean end: the more, the more may "
                               "change", low=0, high=1)
     shift: int = setting(200, "timesteps by which latents are noised less than the network is told", low=0, high=1000,
@@ -46,6 +49,8 @@ class Settings(Solver, Picture):
     guidance_scale: float = setting(1.5, "w: how much of the difference that the target prompt makes is added; 1 adds "
                                     "it once", low=0, high=100, search=Span(1, 3))
     last_limit: float = setting(15.5 / 128, "largest noise of the last step, root mean square; 0 for no limit", low=0)
+    last_norm: float = setting(0.0, "the same as the norm of the whole tensor, whatever the picture's size, as in the "
+                               "original; 0 for no limit", low=0)
 
     @property
     def taken(self) -> int:
@@ -59,7 +64,7 @@ class TurboDDPM(Method[Settings]):
     name, title, paper = "turbo-ddpm", "TurboEdit (DDPM)", "2408.00735"
     about = "edits in three or four steps by the noises that the picture would need; made for few-step students"
     reads = frozenset({"source", "target", "mask"})
-    presets = {"published": PUBLISHED}
+    presets = {"published": PUBLISHED, "published-3": PUBLISHED | THREE}
     calls = "3 strength N"
 
     def fits(self, model: "Backbone") -> str:
@@ -74,16 +79,20 @@ class TurboDDPM(Method[Settings]):
         return True
 
     def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
-        _, *noisy = model.schedule.levels(settings.steps, settings.spacing, size)
+        if settings.spacing == "original":
+            noisy = [model.schedule.level(t) for t in original_timesteps(settings.steps)]
+        else:
+            _, *noisy = model.schedule.levels(settings.steps, settings.spacing, size)
         levels = (kit.Level(0, 1.0, 0.0), *noisy[:settings.taken])
         return kit.upwards(levels), kit.downwards(levels)
 
     def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
-        latents, noises = [job.z0], []
-        for k, (_, told) in enumerate(job.up, start=1):
+        noises, latents = list["Tensor"](), list["Tensor"]()
+        for k, (told, _) in zip(range(len(job.down), 0, -1), job.down, strict=True):  # the noisiest is drawn first
             t = told.t - job.settings.shift
             latents.append(kit.renoise(kit.Prediction(job.z0, job.noise(k)), job.model.schedule.level(t))
                            if t > 0 else job.z0)
+        latents = [job.z0, *latents[::-1]]
         for i, (here, there) in enumerate(job.down):
             mean, _ = kit.ancestral(job.predict(latents[-1 - i], here, job.source), here, there)
             noises.append(latents[-2 - i] - mean)
@@ -100,9 +109,24 @@ class TurboDDPM(Method[Settings]):
         for i, (here, there) in enumerate(job.down):
             seen = job.together(here, source=(z, job.source), target=(z, job.target))
             noise = path.noises[i]  # type: ignore[attr-defined]
-            if s.last_limit and i == len(job.down) - 1:
-                noise = noise * (s.last_limit / noise.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()).clamp(max=1)
+            if i == len(job.down) - 1:
+                noise = shortened(noise, s)
             guided = kit.classifier_free(seen["source"], seen["target"], s.guidance_scale)
             mean, _ = kit.ancestral(guided, here, there)  # linear: w may act on what is predicted
             z = job.confined(mean + noise, path.latents[-2 - i])
             yield Step(i, z, here, seen["source"], seen["target"], guided, mask=job.mask)
+
+
+def original_timesteps(steps: int) -> list[int]:
+    """`steps` timesteps from LEAST up to MOST, evenly; one alone is MOST."""
+    return [round(MOST - k * (MOST - LEAST) / max(steps - 1, 1)) for k in reversed(range(steps))]
+
+
+def shortened(noise: "Tensor", s: Settings) -> "Tensor":
+    """Each picture's noise (B, C, h, w), no larger than the settings allow."""
+    size = noise.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    for limit in (s.last_limit, s.last_norm / noise[0].numel() ** 0.5):
+        if limit:
+            noise = noise * (limit / size).clamp(max=1)
+            size = size.clamp(max=limit)
+    return noise

@@ -85,6 +85,7 @@ ROWS = {
                 "retries": dict(most_spread=0.01), "decay": dict(guided_steps=4),
                 "spare": dict(cross_level=1, self_level=1),
                 **dict.fromkeys(exact.Implicit.names(), dict(inversion="fixed-point"))},
+        silent={"middle": "it has a level of its own here: tests/test_published.py"},
         targets={"spare=removed": "a mat"}),
     "masactrl": Row(
         base=dict(first_step=1, first_block=0.3),
@@ -138,7 +139,7 @@ ROWS = {
         others=dict(strength=0.5, frozen_steps=1, mask_blur=1.0, blend_threshold=0.4)),
     "turbo-ddpm": Row(
         base=dict(strength=1.0, spacing="leading"), plainly=dict(last_limit=0.0), bound="picture",
-        others=dict(strength=0.5, shift=100, last_limit=1e-4)),
+        others=dict(strength=0.5, shift=100, last_limit=1e-4, last_norm=1e-2)),
     "regiondrag": Row(
         base=dict(strength=0.75), bound="picture", others=dict(strength=0.5),
         silent=dict.fromkeys(("until", "drag_class", "alpha", "margin"),

@@ -31,7 +31,7 @@ def original(made, z0, noises, times, shift, w, limit):
     scheduler.set_timesteps(timesteps=times)
     scheduler._get_variance = lambda *args, **options: torch.tensor(0.0)
     text = torch.cat([made.model.embed([made.model.prompts.parse(p)]).tokens for p in (SOURCE, SOURCE, TARGET)])
-    drawn = dict(zip([t for t in reversed(times) if t > shift], noises, strict=True))
+    drawn = dict(zip([t for t in times if t > shift], noises, strict=True))  # rows of one tensor, the noisiest first
     stored = [scheduler.add_noise(z0, drawn[t], torch.tensor([t - shift])) if t in drawn else z0 for t in times]
     z, found = stored[0], []
     for i, t in enumerate(times):
@@ -45,15 +45,16 @@ def original(made, z0, noises, times, shift, w, limit):
     return found
 
 
-@pytest.mark.parametrize("changes, times, shift, w", [
-    ({}, [799, 599, 399, 199], 200, 1.5),
-    (dict(shift=0, guidance_scale=1.0), [799, 599, 399, 199], 0, 1.0),
-    (dict(steps=4, strength=0.75, shift=100, guidance_scale=2.0), [749, 499, 249], 100, 2.0)])
-def test_every_step_is_that_of_the_formulas(made, changes, times, shift, w):
-    settings = sage.method("turbo-ddpm").preset("published", **changes)
+@pytest.mark.parametrize("preset, changes, times, shift, w", [
+    ("published", {}, [799, 599, 399, 199], 200, 1.5),
+    ("published-3", {}, [799, 499, 199], 200, 1.5),
+    ("published", dict(shift=0, guidance_scale=1.0), [799, 599, 399, 199], 0, 1.0),
+    ("published", dict(steps=4, strength=0.75, shift=100, guidance_scale=2.0), [749, 499, 249], 100, 2.0)])
+@pytest.mark.parametrize("limit", (15.5, 5.0))
+def test_every_step_is_that_of_the_formulas(made, preset, changes, times, shift, w, limit):
+    settings = sage.method("turbo-ddpm").preset(preset, **changes, **{} if limit == 15.5 else {"last_norm": limit})
     noises = [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(t)) for t in times if t > shift]
     got = [step.z for step in sage.run("turbo-ddpm", made.model, latents(), SOURCE, TARGET, settings, noises)]
-    limit = 15.5 * (latents().numel() / (4 * 64 * 64)) ** 0.5
     want = original(made, latents(), noises, times, shift, w, limit)
     assert len(got) == len(want) == len(times)
     assert max(off(a, b) for a, b in zip(got, want, strict=True)) < 1e-4
@@ -65,11 +66,22 @@ def test_without_shift_limit_and_pseudo_guidance_it_is_edit_friendly_inversion(m
     few = sage.method("turbo-ddpm").Settings(shift=0, guidance_scale=1.0, last_limit=0.0)
     many = sage.method("ddpm").Settings(steps=4, spacing="trailing", strength=0.75, guidance_scale=1.0)
     noises = [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(k)) for k in range(4)]
-    ours = [s.z for s in sage.run("turbo-ddpm", made.model, latents(), SOURCE, TARGET, few, noises[:3])]
+    ours = [s.z for s in sage.run("turbo-ddpm", made.model, latents(), SOURCE, TARGET, few, noises[2::-1])]
     theirs = [s.z for s in sage.run("ddpm", made.model, latents(), SOURCE, TARGET, many, noises)]
     assert len(ours) == len(theirs) == 3
     assert max(off(a, b) for a, b in zip(ours[:-1], theirs[:-1], strict=True)) < 1e-4
     assert off(ours[-1], theirs[-1]) < 0.1
+
+
+def test_the_limit_of_the_last_noise_goes_with_the_size_of_the_picture(made):
+    def last(**changes):
+        settings = sage.method("turbo-ddpm").Settings(**changes)
+        return list(sage.run("turbo-ddpm", made.model, latents(), SOURCE, TARGET, settings))[-1].z
+
+    norm = 0.05 * latents()[0].numel() ** 0.5
+    assert torch.allclose(last(last_limit=0.05), last(last_limit=0.0, last_norm=norm), atol=1e-5)
+    assert torch.allclose(last(last_limit=0.05), last(last_limit=0.1, last_norm=norm), atol=1e-5)
+    assert off(last(last_limit=0.05), last(last_limit=0.1)) > 1e-2
 
 
 def test_equal_prompts_give_the_picture_unless_the_last_noise_is_shortened(made):
