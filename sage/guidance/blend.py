@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
+from operator import or_
 
 import torch
 from torch import Tensor
@@ -26,13 +28,15 @@ class BlendingMask:
         threshold: share of a picture's maximum above which a place is in the mask.
         union: a mask a prompt, of which the union is taken; or one mask of their summed maps.
         kept: share of the greatest attention to what a plan keeps, above which a place is not in the mask.
+        pooled: attention is the greatest of the 3x3 places around each.
     Attributes:
         difference: (B, 1, h, w) the sum over the steps so far of |eps_target - eps_source|, mean over channels.
     """
 
     def __init__(self, sites: Sites, plans: Sequence[Plan], z: Tensor, threshold: float, union: bool = True,
-                 kept: float = 0.3):
+                 kept: float = 0.3, pooled: bool = True):
         self.sites, self.threshold, self.union, self.share_kept = sites, threshold, union, kept
+        self.pooled = pooled
         self.used = any(plan.blend for plan in plans)
         self.free = torch.tensor([plan.blend is None for plan in plans], device=z.device)[:, None, None, None]
         self.grid = sites[0].grid(*z.shape[-2:]) if sites else (1, 1)
@@ -86,8 +90,8 @@ class BlendingMask:
         if not self.sites:
             return (masks.threshold(self.difference, self.threshold) | self.free).float()
         source, target = self.attention["source"], self.attention["target"]
-        mask = (masks.threshold(source, self.threshold) | masks.threshold(target, self.threshold) if self.union else
-                masks.threshold(source + target, self.threshold))
+        of = (source, target) if self.union else (source + target,)
+        mask = reduce(or_, (masks.threshold(seen, self.threshold, self.pooled) for seen in of))
         for seen in self.kept.values():  # "subtracted words": never pooled
             mask = mask & ~masks.threshold(seen, self.share_kept, pooled=False)
         return masks.resize(mask | self.free, *z.shape[-2:])

@@ -68,8 +68,11 @@ class Turbo(Method[Settings]):
     generates = True
 
     def defaults(self, model: "Backbone") -> Settings:
-        levels = [site.level for site in model.sites() if site.kind == "cross" and site.place != "mid"] or [0]
-        return Settings(cross_level=min(1, max(levels)))
+        """Attention is read where it is coarsest, but not of less than 8 places a side: of 16 at 512 pixels."""
+        sides = {site.level: min(site.grid(*model.latent_shape((model.sample_size, model.sample_size))[1:]))
+                 for site in model.sites() if site.kind == "cross" and site.place != "mid"}
+        return Settings(cross_level=max((level for level, side in sides.items() if side >= 8),
+                                        default=min(sides, default=0)))
 
     def fits(self, model: "Backbone") -> str:
         return "" if model.part("inversion") else ("it has no inversion network, a folder `inversion` beside its unet; "
@@ -162,7 +165,7 @@ class _Mask:
         s = self.s = job.settings
         marks = s.mask_from == "attention" and any(plan.blend for plan in job.plans)
         seen = job.model.sites().at(kit.Where("cross", s.cross_level)) if marks else kit.Sites()
-        self.blend = kit.BlendingMask(seen, job.plans, z, s.blend_threshold, union=False)
+        self.blend = kit.BlendingMask(seen, job.plans, z, s.blend_threshold, union=False, pooled=False)
         self.looks, self.by_hand = self.blend.used, job.mask
 
     def at(self, step: int, source: "kit.Prediction | None", target: "kit.Prediction") -> "Tensor | None":

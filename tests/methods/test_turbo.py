@@ -6,6 +6,7 @@ from PIL import Image
 
 import sage
 from sage.errors import SageError
+from sage.guidance import masks
 from sage.models.sd.inversion import InversionNet, inversion_params
 from sage.sampling.levels import alphas_cumprod
 from tests import small
@@ -16,8 +17,13 @@ TIMES = [999, 749, 499, 249]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    made = small.make(tmp_path_factory.mktemp("turbo") / "tokenizer", prediction="v_prediction")
+def tokenizer(tmp_path_factory):
+    return tmp_path_factory.mktemp("turbo") / "tokenizer"
+
+
+@pytest.fixture(scope="module")
+def made(tokenizer):
+    made = small.make(tokenizer, prediction="v_prediction")
     made.model.inversion = small.inversion(made.model)
     return made
 
@@ -105,6 +111,18 @@ def test_the_mask_from_attention_is_where_the_changed_words_are_looked_at(made):
                                                         settings.but(blend_threshold=0.9))]
     assert all(step.source is not None and 0 < step.mask.mean() < 1 for step in steps)
     assert few[-1] < steps[-1].mask.mean().item()
+
+
+def test_attention_is_read_and_compared_as_the_paper_says(made, tokenizer, monkeypatch):
+    """At 16 places a side at 512 pixels, and relative to its maximum, place by place."""
+    model = small.make(tokenizer).model
+    assert sage.method("turbo").defaults(model).cross_level == 1  # of 16 x 16 latents 8 x 8
+    monkeypatch.setattr(model, "sample_size", 256)
+    assert sage.method("turbo").defaults(model).cross_level == 2  # of 64 x 64 latents 16 x 16
+    seen, threshold = [], masks.threshold
+    monkeypatch.setattr(masks, "threshold", lambda *given: seen.append((given[0], threshold(*given))) or seen[-1][1])
+    run(made.model, blend=("cat", "dog"))
+    assert len(seen) == 4 and all(torch.equal(found, a / a.max() > 0.6) for a, found in seen)
 
 
 def test_frozen_steps_hold_the_self_attention_of_the_source(made):
