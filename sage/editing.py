@@ -426,6 +426,8 @@ def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Te
     settings = found.recommended(model, "edit" if found.edits else "generate") if settings is None else settings
     if not isinstance(settings, found.Settings):
         raise SettingsError(f"these are not settings of {found.name}")
+    if why := found.fits(model):
+        raise SettingsError(f"{found.name} cannot edit with {model.name}: {why}")
     z0 = _latents(model, z0)
     texts = dict(texts or {})
     words = {}
@@ -457,10 +459,13 @@ def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Te
 
 
 def _latents(model: Backbone, given: Tensor) -> Tensor:
-    channels, *_ = model.latent_shape((model.sample_size, model.sample_size))
+    channels, height, width = model.latent_shape((model.pixel_multiple, model.pixel_multiple))  # the least
     if not isinstance(given, Tensor) or given.ndim != 4 or given.shape[1] != channels or not len(given):
         what = f"of shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
         raise SettingsError(f"the latents are {what}: give a tensor of shape (B, {channels}, h, w)")
+    if given.shape[2] % height or given.shape[3] % width:
+        raise SettingsError(f"the latents are of shape {tuple(given.shape)}: {model.name} needs h to be a multiple of "
+                            f"{height}, and w of {width}")
     if not torch.isfinite(given).all():
         raise SettingsError("the latents are not finite")
     return given.to(model.device, torch.float32)

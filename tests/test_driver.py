@@ -223,6 +223,15 @@ def test_tensors_that_do_not_fit_are_refused(model, given, said):
                       settings=settings))
 
 
+def test_run_refuses_methods_and_sides_that_do_not_fit_in_one_line(model):
+    z0 = torch.randn(1, 4, 16, 16)
+    turbo, plain = sage.method("turbo").Settings(), sage.method("plain").Settings(steps=2)
+    with pytest.raises(SettingsError, match="^turbo cannot edit with small: it has no inversion network.*$"):
+        list(sage.run("turbo", model, z0, SOURCE, TARGET, turbo))
+    with pytest.raises(SettingsError, match=r"^the latents are .* 15\): small needs h to be a multiple of 8, and w"):
+        list(sage.run("plain", model, z0[..., :15], SOURCE, TARGET, plain))
+
+
 def test_a_trajectory_of_several_pictures_keeps_what_it_is_of(model):
     plans = [check_prompts(model, SOURCE, TARGET, CONFIG)] * 2
     both = editing.invert_batch(model, [small.picture(), small.picture(seed=1)], plans, CONFIG)
