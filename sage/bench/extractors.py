@@ -79,7 +79,7 @@ def load_extractors(protocol: str, where: str | Path, device: str | None = None)
     # LPIPS first: of what may be missing it is said soonest.
     lpips = _lpips(where, place, versions) if protocol == "piebench" else None
     vit = _vit(_found(dino, where, versions), place)
-    image, text = _clip(_found(clip, where, versions, TOKENIZER), place)
+    image, text = _clip(_found(clip, where, versions, TOKENIZER), place, floor=protocol == "piebench")
     if protocol == "piebench":
         return Extractors(keys=_remembering(_keys(vit)), lpips=lpips, image=image, text=text, versions=versions)
     return Extractors(cls=_remembering(_class_token(vit)), image=image, text=text, versions=versions)
@@ -244,12 +244,17 @@ def resized_shape(height: int, width: int, shorter: int = SIDE, longest: int = L
     return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
-def cropped(picture: Array, shorter: int) -> Array:
-    """The middle 224 x 224 pixels of a picture, after its shorter side is made `shorter` with Pillow's bicubic."""
+def cropped(picture: Array, shorter: int, floor: bool = False) -> Array:
+    """The middle 224 x 224 pixels of a picture, after its shorter side is made `shorter` with Pillow's bicubic.
+
+    Args:
+        floor: of an odd rest the smaller half is left out before them, as transformers' CLIPProcessor does; else
+            halves are rounded to even numbers, as torchvision does.
+    """
     image = Image.fromarray(picture)
     height, width = resized_shape(image.height, image.width, shorter, 2**31)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (int(round((side - SIDE) / 2)) for side in image.size)
+    left, top = ((side - SIDE) // 2 if floor else round((side - SIDE) / 2) for side in image.size)
     return np.asarray(image.crop((left, top, left + SIDE, top + SIDE)))
 
 
@@ -284,8 +289,8 @@ def _class_token(vit: Any) -> Callable[[Array], Array]:
     return token
 
 
-def _clip(folder: Path, device: torch.device) -> tuple[Callable[[Array], Array], Callable[[str], Array]]:
-    """The two towers of a CLIP model, into their common space."""
+def _clip(folder: Path, device: torch.device, floor: bool) -> tuple[Callable[[Array], Array], Callable[[str], Array]]:
+    """The two towers of a CLIP model, into their common space; `floor` as of `cropped`."""
     from transformers import CLIPModel, CLIPTokenizer
     model = _pretrained(CLIPModel, folder).to(device)
     for name in TOKENIZER[:2]:  # without which transformers makes a tokenizer that knows no word
@@ -301,7 +306,7 @@ def _clip(folder: Path, device: torch.device) -> tuple[Callable[[Array], Array],
     room = model.config.text_config.max_position_embeddings
 
     def image(picture: Array) -> Array:
-        x = _normalised(_tensor(cropped(picture, SIDE), device) / 255, OPENAI)
+        x = _normalised(_tensor(cropped(picture, SIDE, floor), device) / 255, OPENAI)
         return model.visual_projection(model.vision_model(pixel_values=x).pooler_output)[0].cpu().numpy()
 
     @lru_cache(REMEMBERED)

@@ -136,35 +136,57 @@ def _size(picture: Path) -> tuple[int, int]:
 # ---- scores
 
 
-def mean_distance(source: np.ndarray, edit: np.ndarray, points: np.ndarray, size: tuple[int, int],
-                  discs: bool = False) -> float:
-    """How far from its target each point is found, by the features of a network, mean over the points.
+def point_distances(source: np.ndarray, edit: np.ndarray, points: np.ndarray, size: tuple[int, int],
+                    discs: bool = False) -> np.ndarray:
+    """How far from its target each point is found, by the features of a network.
 
-    For each handle the place of the edit whose feature is most like its own, by cosine (2306.14435, sec. 4.2).
+    For each handle the pixel of the edit whose feature is most like its own, by cosine (2306.14435, sec. 4.2), after
+    the features of both were brought to the picture's size.
 
     Args:
-        source, edit: (C, h, w) features of the pictures; places are those of the nearest cell.
-        points: (n, 2, 2), from and to in pixels.
+        source, edit: (C, h, w) features of the pictures, both of which had one size.
+        points: (n, 2, 2), from and to in pixels; what is behind the point is cut off.
         size: (W, H) of the picture.
-        discs: look only around handle and target, within half of sqrt 2 of their distance, and measure in shares of the
-            sides, as RegionDrag does; else everywhere, and in pixels.
+        discs: as RegionDrag does: features are those of the nearest cell, looked for only around handle and target,
+            nearer than their distance by sqrt 2, and distances are in shares of the sides; else features are bilinear,
+            looked for everywhere, and distances are in pixels.
+    Returns:
+        (n,): DragBench's mean is over the points of all pictures, RegionDrag's over the means of pictures.
     """
-    a, b = (x / np.maximum(np.linalg.norm(x, axis=0, keepdims=True), 1e-12) for x in (source, edit))
-    height, width = a.shape[1:]
-    scale = np.array(size) / (width, height)
+    import torch
+    from torch.nn.functional import interpolate, normalize
+    width, height = size
+    handles, targets = np.asarray(points, np.float64).astype(np.int64).transpose(1, 0, 2)
+
+    def fitted(x: torch.Tensor) -> torch.Tensor:
+        """(C, h, w) -> (C, H, W)."""
+        smooth = {} if discs else {"mode": "bilinear", "align_corners": False}
+        return interpolate(x[None], (height, width), **smooth)[0]
+
+    a, b = (torch.from_numpy(np.array(features, np.float32)) for features in (source, edit))
+    x, y = np.clip(handles, 0, (width - 1, height - 1)).T
+    wanted = normalize(fitted(a)[:, y, x], dim=0)
+    there = normalize(b if discs else fitted(b), dim=0)
     ys, xs = np.mgrid[:height, :width]
-    places = (np.stack([xs, ys], -1).reshape(-1, 2) + 0.5) * scale - 0.5  # in pixels
-    distances = []
-    for handle, target in np.asarray(points, np.float64):
-        x, y = np.clip(((handle + 0.5) / scale).astype(int), 0, (width - 1, height - 1))
-        likeness = np.tensordot(a[:, y, x], b, 1).ravel()
+    places = np.stack([xs, ys], -1).reshape(-1, 2)
+    found = np.empty((len(handles), 2))
+    for i, (handle, target) in enumerate(zip(handles, targets, strict=True)):
+        likeness = torch.tensordot(wanted[:, i], there, 1)
+        if discs:  # of cells, so that the pixels of one are equal, and the first one counts
+            likeness = fitted(likeness[None])
+        likeness = likeness.ravel().numpy()
         if discs:
             radius = max(LEAST_RADIUS, np.linalg.norm(target - handle) / 2**0.5)
-            near = np.minimum(*(np.linalg.norm(places - end, axis=1) for end in (handle, target))) <= radius
+            near = np.minimum(*(np.linalg.norm(places - end, axis=1) for end in (handle, target))) < radius
             likeness = np.where(near, likeness, -np.inf)
-        found = places[likeness.argmax()] - target
-        distances.append(np.linalg.norm(found / size if discs else found))
-    return float(np.mean(distances))
+        found[i] = places[likeness.argmax()] - target
+    return np.linalg.norm(found / size if discs else found, axis=1)
+
+
+def mean_distance(source: np.ndarray, edit: np.ndarray, points: np.ndarray, size: tuple[int, int],
+                  discs: bool = False) -> float:
+    """Mean of `point_distances` over the points of one picture."""
+    return float(point_distances(source, edit, points, size, discs).mean())
 
 
 def fidelity(lpips: float) -> float:

@@ -22,6 +22,7 @@ RNG = np.random.default_rng(0)
 IMAGENET = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 PICTURE = RNG.integers(0, 256, (100, 100, 3), dtype=np.uint8)
 WIDE = RNG.integers(0, 256, (96, 128, 3), dtype=np.uint8)
+ODD = RNG.integers(0, 256, (224, 299, 3), dtype=np.uint8)  # 75 columns too many
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_class_token(folder, magicbrush):
 # ---- CLIP
 
 
-@pytest.mark.parametrize("picture", [PICTURE, WIDE, WIDE.transpose(1, 0, 2)])
+@pytest.mark.parametrize("picture", [PICTURE, WIDE, WIDE.transpose(1, 0, 2), ODD, ODD.transpose(1, 0, 2)])
 def test_clip_is_that_of_transformers(folder, piebench, picture):
     """Through transformers' own processor on Pillow, and its own similarity."""
     model = CLIPModel.from_pretrained(folder / CLIP_L14.name)

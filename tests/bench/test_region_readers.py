@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sage.bench.files import BenchmarkError
 from sage.bench.plain_pickle import read_pickle
-from sage.bench.regions import cases_as_json, mean_distance, read_dragbench, read_tficon
+from sage.bench.regions import cases_as_json, mean_distance, point_distances, read_dragbench, read_tficon
 
 
 def written(path: Path, value, protocol: int = 4) -> Path:
@@ -111,15 +112,44 @@ def test_tficon_is_read(tmp_path):
         read_tficon(case)
 
 
-def test_the_mean_distance_is_that_of_where_features_have_gone():
-    rng = np.random.default_rng(0)
-    source = rng.normal(size=(16, 10, 20))
-    edit = np.roll(source, (2, 3), (1, 2))  # cells of 4 pixels: everything has gone by (12, 8)
-    points = np.array([[[20.0, 12.0], [32.0, 20.0]], [[40.0, 20.0], [52.0, 24.0]]])
-    found = mean_distance(source, 5 * edit, points, (80, 40))
-    offset = np.array([[32 + 1.5, 20 + 1.5], [52 + 1.5, 28 + 1.5]]) - points[:, 1]  # the middle of the cell
-    assert found == pytest.approx(np.linalg.norm(offset, axis=1).mean())
-    shares = mean_distance(source, edit, points, (80, 40), discs=True)
-    assert shares == pytest.approx(np.linalg.norm(offset / (80, 40), axis=1).mean())
-    far = np.roll(source, 9, 2)
-    assert mean_distance(source, far, points, (80, 40), discs=True) < mean_distance(source, far, points, (80, 40))
+def original_distances(source, edit, points, size, discs):
+    """DragDiffusion's and RegionDrag's evaluations, on features: torch's layers, a point at a time."""
+    width, height = size
+    mode = {} if discs else {"mode": "bilinear"}
+    a, b = (torch.nn.functional.interpolate(torch.from_numpy(x).float()[None], (height, width), **mode)
+            for x in (source, edit))
+    found = []
+    for (hx, hy), (tx, ty) in points.astype(int):
+        likeness = torch.nn.CosineSimilarity(dim=1)(a[0, :, hy, hx].view(1, -1, 1, 1), b)[0].numpy()
+        if discs:
+            ys, xs = np.mgrid[:height, :width]
+            radius = max(5, np.hypot(hx - tx, hy - ty) / 2**0.5)
+            near = (np.hypot(xs - hx, ys - hy) < radius) | (np.hypot(xs - tx, ys - ty) < radius)
+            likeness = np.where(near, likeness.round(5), -np.inf)  # equal within a cell: the first one counts
+        y, x = np.unravel_index(likeness.argmax(), likeness.shape)
+        found.append(np.hypot((x - tx) / width, (y - ty) / height) if discs else np.hypot(x - tx, y - ty))
+    return found
+
+
+@pytest.mark.parametrize("discs", (False, True))
+def test_distances_of_points_are_those_of_the_original_evaluations(discs):
+    rng = np.random.default_rng(1)
+    source = rng.normal(size=(16, 9, 12)).astype(np.float32)
+    edit = np.roll(source, (1, 2), (1, 2)) + 0.1 * rng.normal(size=source.shape).astype(np.float32)
+    points = rng.integers(8, (50, 30), (6, 2, 2)).astype(float)  # beside the edge features are equal
+    found = point_distances(source, 3 * edit, points, (70, 40), discs)
+    assert found == pytest.approx(original_distances(source, edit, points, (70, 40), discs))
+    assert mean_distance(source, edit, points, (70, 40), discs) == pytest.approx(found.mean())
+
+
+def test_distances_of_points_are_of_pixels():
+    """Features of one pixel each: what has gone to its target is at no distance from it, in either evaluation."""
+    source = np.random.default_rng(0).normal(size=(16, 20, 30))
+    edit = np.roll(source, (4, 6), (1, 2))
+    points = np.array([[[3, 5], [9, 9]], [[12, 9], [17, 13]]])
+    assert point_distances(source, edit, points, (30, 20)) == pytest.approx([0, 1])
+    assert point_distances(source, edit, points, (30, 20), discs=True) == pytest.approx([0, 1 / 30])
+    far = np.roll(source, 15, 2)  # outside both discs
+    assert point_distances(source, far, points, (30, 20), discs=True).max() < 12.4 / 20  # radius and distance
+    assert point_distances(source, far, points, (30, 20)) == pytest.approx([np.hypot(9, 4), np.hypot(10, 4)])
+
