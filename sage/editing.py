@@ -20,6 +20,7 @@ from torch import Tensor
 from sage import pictures, quality
 from sage.auto import AUTO, recorded
 from sage.errors import NumericsError, SettingsError
+from sage.guidance.caching import Places
 from sage.job import Job, Noises, Progress
 from sage.machine.memory import Task, own_savings, settle, stepping_down
 from sage.method import DEFAULTS, Method, Request, Step, check_task, method_of, readers
@@ -402,7 +403,8 @@ def _sampled(job: Job[Any], trajectory: Trajectory, watch: Watch | None, attempt
 def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Text | Tensor,
         target: str | Text | Tensor, settings: Settings | None = None, noises: Noises | None = None, *,
         trajectory: Trajectory | None = None, texts: Mapping[str, Text | Tensor] | None = None,
-        request: Request | None = None, progress: Progress | None = None) -> Iterator[Step]:
+        request: Request | None = None, places: Places | None = None, background: Tensor | None = None,
+        progress: Progress | None = None) -> Iterator[Step]:
     """A method's steps from latents and embeddings, without pictures: for research, and to hold it to recorded runs.
 
     Args:
@@ -417,6 +419,9 @@ def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Te
         trajectory: start from this way to noise instead of making it.
         texts: embedded prompts by "source", "target" and "empty".
         request: what else the method reads.
+        places: the tokens that a cache computes anew, by the number of the step and the path of the layer, such as
+            (4, "single_transformer_blocks.0.proj_mlp"), in place of drawing them; for both ways.
+        background: (B or 1, C, h, w) clean latents of what is outside the mask, where eedit puts back others than z0.
     Yields:
         each step of the way back, its random numbers drawn in between.
     Raises:
@@ -439,10 +444,11 @@ def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Te
                                     "and what it is embedded as in texts")
             texts[name] = given
     embedded = {name: _embedded(model, given, name, len(z0)) for name, given in texts.items()}
+    check_request(found, asked := request or Request(words["source"], words["target"]))
     parsed = model.prompts.parse(words["source"]), model.prompts.parse(words["target"])
     plan = found.plan(model.prompts, *parsed, settings)
-    job = Job(found, model, settings, [plan] * len(z0), z0, texts=embedded, noises=noises,
-              requests=[request or Request(words["source"], words["target"])] * len(z0), report=progress)
+    job = Job(found, model, settings, [plan] * len(z0), z0, texts=embedded, noises=noises, places=places,
+              background=background, requests=[asked] * len(z0), report=progress)
     with torch.no_grad():
         if not found.edits:
             yield from found.generate(job)

@@ -13,12 +13,12 @@ from einops import rearrange
 from torch import Tensor
 
 from sage.errors import SettingsError
-from sage.guidance.caching import NONE, Cache, Slips
+from sage.guidance.caching import NONE, Cache, Places, Slips
 from sage.guidance.hooks import watch
 from sage.method import Method, Request
 from sage.models.backbone import Backbone, Text
 from sage.models.sites import Sites, Where
-from sage.pictures.regions import cells, union
+from sage.pictures.regions import cells, of_points, union
 from sage.pictures.tensors import to_mask
 from sage.prompts.plan import Plan, token_factors
 from sage.sampling.levels import Edges, Level
@@ -41,6 +41,8 @@ class Job(Generic[S]):
             are first asked for.
         noises: what `noise` hands out in place of drawing, in the order in which it is asked; or a function of the
             tag.
+        places: the tokens that a cache computes anew, in place of drawing them (`Cache`).
+        background: (B or 1, C, h, w) clean latents of what is outside the mask, where they are not the picture's own.
         report: called with (phase, steps done, steps in all).
         watched: hear where each pass looks.
     Attributes:
@@ -52,7 +54,8 @@ class Job(Generic[S]):
 
     def __init__(self, method: Method[S], model: Backbone, settings: S, plans: Sequence[Plan], z0: Tensor, *,
                  requests: Sequence[Request] = (), texts: Mapping[str, Text] | None = None,
-                 noises: Noises | None = None, report: Progress | None = None, watched: bool = False):
+                 noises: Noises | None = None, places: Places | None = None, background: Tensor | None = None,
+                 report: Progress | None = None, watched: bool = False):
         self.method, self.model, self.settings, self.plans, self.z0 = method, model, settings, tuple(plans), z0
         self.requests = tuple(requests) or (Request(),) * len(z0)
         self.up: Edges
@@ -61,7 +64,10 @@ class Job(Generic[S]):
         self.up, self.down = method.edges(model, settings, (height, width))
         self.report: Progress = report or (lambda phase, done, total: None)
         self.notes = tuple(list[str]() for _ in z0)
-        self._texts, self._noises, self._drawn = dict(texts or {}), noises, 0
+        self._texts, self._noises, self._drawn, self._places = dict(texts or {}), noises, 0, places
+        if background is not None and background.shape[-3:] != z0.shape[-3:]:
+            raise SettingsError(f"background is of shape {tuple(background.shape)}, the latents {tuple(z0.shape)}")
+        self.background = z0 if background is None else background.to(z0).expand_as(z0)
         self._prepared: OrderedDict[tuple[float | None, ...], tuple[tuple[Text, ...], Any]] = OrderedDict()
         self._watched = _looked_at(model, settings) if watched else Sites()
         self._looks: dict[str, Tensor] = {}
@@ -98,7 +104,7 @@ class Job(Generic[S]):
     def _begun(self, edges: Edges, whole: Sequence[bool], slips: Slips, online: bool) -> Cache:
         height, width = self.z0.shape[-2:]
         made = Cache(self.model, self.cached, edges, whole, self.region, (height, width), self.target.tokens.shape[1],
-                     getattr(self.settings, "seed", 0), slips, online)
+                     getattr(self.settings, "seed", 0), slips, online, self._places)
         if not made.held_blocks:
             for row in range(len(self.z0)):
                 self.note(row, f"{self.model.name} has no blocks that a cache may pass over: every step back is whole")
@@ -165,18 +171,38 @@ class Job(Generic[S]):
         if not any(request.mask for request in self.requests):
             return None
         height, width = self.z0.shape[-2:]
+        cells = getattr(self.settings, "mask_cells", "half")
         return torch.cat([torch.ones_like(self.z0[:1, :1]) if request.mask is None else
-                          to_mask(request.mask, (width, height)).to(self.z0) for request in self.requests])
+                          to_mask(request.mask, (width, height), cells).to(self.z0) for request in self.requests])
 
     @cached_property
     def region(self) -> Tensor | None:
         """(B, 1, h, w) in {0, 1}: the mask, or else the places that something is moved from or to; None for neither."""
-        if self.mask is not None or not any(request.moves for request in self.requests):
+        if self.mask is not None or not any(request.moves or request.points for request in self.requests):
             return self.mask
         height, width = self.z0.shape[-2:]
-        rows = [cells(union(request.moves), (height, width)) if request.moves else np.ones((height, width), bool)
-                for request in self.requests]
+        rows = []
+        for row, request in enumerate(self.requests):
+            place = np.zeros((height, width), bool)
+            if request.moves:
+                place |= cells(union(request.moves), (height, width))
+            for of in self.pairs_of_points(row):
+                place[of[:, 0], of[:, 1]] = True
+            rows.append(place if request.moves or request.points else ~place)
         return torch.stack([torch.from_numpy(row) for row in rows])[:, None].to(self.z0)
+
+    def pairs_of_points(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the points of a picture's request lead to, and from where: (n, 2) int64 rows and columns of latents.
+
+        Points are whole tokens of the network, each pair of tokens once.
+
+        Raises:
+            SettingsError: what is no pairs of pixels.
+        """
+        patch = getattr(self.model.schedule.params, "patch", 1)  # type: ignore[attr-defined]
+        height, width = (side // patch for side in self.z0.shape[-2:])
+        return of_points(self.requests[row].points, self.model.vae.factor * patch,  # type: ignore[attr-defined]
+                         (height, width), patch)
 
     def confined(self, z: Tensor, kept: Tensor) -> Tensor:
         """`z` where the pictures may change, and elsewhere `kept`, both (B, C, h, w)."""

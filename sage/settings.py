@@ -214,6 +214,11 @@ def share_of(fraction: float, steps: int) -> int:
     return math.ceil(round(fraction * steps, 9))
 
 
+def as_begun(fraction: float, steps: int) -> int:
+    """How many steps a strength leaves by the arithmetic of diffusers, where it does not round: 0.56 of 50 is 29."""
+    return steps - int(max(steps - min(steps * fraction, steps), 0))
+
+
 # ---- groups that methods share
 
 

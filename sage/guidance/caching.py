@@ -9,8 +9,9 @@ changes what passes, or one that has to hear this very pass; and wherever a grad
 what was held.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sage.errors import SettingsError
 from sage.guidance.hooks import EXACT, HEARD, detour, hearing, hooked, kinds
 from sage.guidance.refresh import BONUS, Draws, Lists, drawn, favour, on_grid, preprocessed, rings
 from sage.models.backbone import Backbone
@@ -25,6 +27,7 @@ from sage.models.sites import Block, Feature, Site
 from sage.sampling.levels import Edges, Level
 from sage.settings import Cached
 
+Places = Mapping[tuple[int, str], Tensor]
 Branch = tuple[str, int]  # its name, or what else it is known by, and the how manieth of that name at its level
 DEEP = 1  # the level from which on everything is held
 
@@ -36,14 +39,21 @@ class Slips:
     Attributes:
         modulation: between whole steps double blocks have the modulation of the last whole one.
         gate: what attention gave the text is held as it was gated, and gated once more.
+        gates: what single blocks gave is held as it was gated: places that are not computed keep the gate of when they
+            were.
         offset: places in single blocks are counted from their first token, which is the text's: of the picture the last
             ones are never computed, and the region is that many tokens further on.
+        cut: of the text only as many tokens are drawn from as the picture has.
+        nearest: a token is of the region where its first place is, and not where any is.
         bonus: of the region's places, which is 1 in drags.
     """
 
     modulation: bool = False
     gate: bool = False
+    gates: bool = False
     offset: bool = False
+    cut: bool = False
+    nearest: bool = False
     bonus: float = BONUS
 
 
@@ -77,10 +87,16 @@ class Cache:
         text: tokens of a prompt.
         slips: what of the released code's slips is done too.
         online: draw the places of a step when it comes, and not of all before the first; they are the same.
+        given: in place of drawing, the places of each step and feed-forward layer, by the number of the step and the
+            layer's path in the network: (k,) or (1, k) int64, of [text; picture] counted from the text's first token.
+
+    Raises:
+        SettingsError: places of a layer that there is not, or that are out of range.
     """
 
     def __init__(self, model: Backbone, settings: Cached, steps: Edges, whole: Sequence[bool], region: Tensor | None,
-                 size: tuple[int, int], text: int = 0, seed: int = 0, slips: Slips = NONE, online: bool = False):
+                 size: tuple[int, int], text: int = 0, seed: int = 0, slips: Slips = NONE, online: bool = False,
+                 given: Places | None = None):
         self.settings, self.numbers = settings, {here.t: i for i, (here, _) in enumerate(steps)}
         self.slips, self.whole, blocks = slips, list(whole), model.blocks()
         self.deep = next((b for b in blocks if b.kind == "deep" and b.level == DEEP), None)
@@ -88,7 +104,10 @@ class Cache:
         names = {b.module: str(i) for i, b in enumerate(shallow)}
         kinds = ("attention", "modulation") if slips.modulation else ("attention",)
         self.held_blocks = {names[b.module]: b.module for b in shallow if b.kind in kinds}
-        self.gates = {names[b.module]: names[b.gate] for b in shallow if b.gate is not None and slips.gate}
+        self.gates = {names[b.module]: names[b.gate] for b in shallow
+                      if b.kind == "attention" and b.gate is not None and slips.gate}
+        self.norms = {names[b.module]: b.gate for b in shallow
+                      if b.kind == "feedforward" and b.gate is not None and slips.gates}
         self.kept = self.held_blocks | {str(i): b.module for i, b in enumerate(shallow)
                                         if b.kind == "feedforward" or str(i) in self.gates.values()}
         self.refreshed = {str(i): b for i, b in enumerate(shallow) if b.kind == "feedforward"}
@@ -99,7 +118,10 @@ class Cache:
                       for i, (name, block) in enumerate(self.refreshed.items())}
         self._drawing = drawn(self.draws, self.whole)
         self.lists: Lists = {}
-        if not online:  # token index preprocessing
+        self.paths = self._paths(model) if given is not None else {}
+        if given is not None:
+            self.lists |= self._given(given, size, text)
+        elif not online:  # token index preprocessing
             self.lists |= preprocessed(self.draws, self.whole)
         self._held: dict[Branch, Held] = {}
         self._level: float | None = None
@@ -109,14 +131,34 @@ class Cache:
                seed: int) -> Draws:
         """The draws of a layer's tokens, the `number`-th, which has a generator of its own."""
         s, (rows, columns) = self.settings, (-(-side // 2**block.level) for side in size)
-        ring = torch.full((1, rows * columns), -1) if region is None else rings(on_grid(region.cpu(), rows, columns),
-                                                                               s.cascade_num)
-        of_text = torch.full((len(ring), text), -1)
+        ring = torch.full((1, rows * columns), -1)
+        if region is not None:
+            ring = rings(on_grid(region.cpu(), rows, columns, self.slips.nearest), s.cascade_num)
+        of_text = torch.full((len(ring), min(text, rows * columns) if self.slips.cut else text), -1)
         parts = {"image": ring, "text": of_text}
         whose = ("image",) if self.slips.offset and len(block.tokens) > 1 else block.tokens
         score = favour(torch.cat([parts[name] for name in whose], dim=1), self.slips.bonus)
         generator = torch.Generator().manual_seed((seed * 1000 + number) % 2**63)
         return Draws(score, s.fresh_ratio, s.soft_fresh_weight, s.fresh_threshold, generator)
+
+    def _paths(self, model: Backbone) -> dict[str, str]:
+        """The path of each layer whose places are drawn, by its name."""
+        paths = {module: path for path, module in model.network.named_modules()}
+        return {name: paths[block.module] for name, block in self.refreshed.items()}
+
+    def _given(self, given: Places, size: tuple[int, int], text: int) -> Lists:
+        known, lists = {path: name for name, path in self.paths.items()}, Lists()
+        for (step, path), places in given.items():
+            if path not in known:
+                raise SettingsError(f"there is no feed-forward layer {str(path)[:60]!r} to be given places of: there "
+                                    f"is {', '.join([*known][:4])}")
+            block = self.refreshed[known[path]]
+            count = {"image": math.prod(-(-side // 2**block.level) for side in size), "text": text}
+            most, places = sum(count[part] for part in block.tokens), torch.as_tensor(places).reshape(1, -1)
+            if places.is_floating_point() or places.numel() and not 0 <= places.min() <= places.max() < most:
+                raise SettingsError(f"places of step {step} of {path} have to be whole numbers from 0 to {most - 1}")
+            lists[step, known[path]] = places.long()
+        return lists
 
     @contextmanager
     def around(self, level: Level, branches: Sequence[str]) -> Iterator[None]:
@@ -166,7 +208,7 @@ class Cache:
     @contextmanager
     def _whole(self, names: Sequence[Branch]) -> Iterator[None]:
         changed, heard, _ = self._hooks()
-        held = [Held(changed) for _ in names]
+        held, gates = [Held(changed) for _ in names], dict[str, Tensor]()
 
         def keep(where: str, name: str, value: Any) -> None:
             for one, part in zip(held, parted(value, len(names)), strict=True):
@@ -174,7 +216,7 @@ class Cache:
 
         def computed(name: str) -> Callable[..., Any]:
             def run(plain: Callable[..., Any], module: nn.Module, *inputs: Any) -> Any:
-                given = plain(*inputs)
+                given = gates[name] * plain(*inputs) if name in gates else plain(*inputs)
                 keep("given", name, given)
                 return given
             return run
@@ -183,17 +225,29 @@ class Cache:
             return hearing(lambda module, inputs, output: keep("heard", place.path, output))
 
         with ExitStack() as stack:
+            self._open(stack, gates)
             for name, module in self.kept.items():
                 stack.enter_context(detour([module], computed(name)))
             stack.enter_context(hooked(((entrance(p), hear(p)) for p in self.places if p.path in heard), first=True))
             yield
         self._held |= zip(names, held, strict=True)
 
+    def _open(self, stack: ExitStack, gates: dict[str, Tensor]) -> None:
+        """Where gates are held: let each layer's own be 1, and put it into `gates`, for the layer to be scaled by."""
+        def opened(name: str) -> Callable[..., Any]:
+            def run(plain: Callable[..., Any], module: nn.Module, *inputs: Any) -> Any:
+                shift, scale, gates[name] = plain(*inputs)
+                return shift, scale, torch.ones_like(gates[name])
+            return run
+
+        for name, module in self.norms.items():
+            stack.enter_context(detour([module], opened(name)))
+
     # ---- a pass between
 
     @contextmanager
     def _between(self, step: int, names: Sequence[Branch]) -> Iterator[None]:
-        held = [self._held[name] for name in names]
+        held, gates = [self._held[name] for name in names], dict[str, Tensor]()
         self._tell(held)
 
         def recalled(name: str) -> Callable[..., Any]:
@@ -207,11 +261,15 @@ class Cache:
         def refreshed(name: str) -> Callable[..., Any]:
             def run(plain: Callable[..., Tensor], module: nn.Module, x: Tensor) -> Tensor:
                 places = self._places(step, name).to(x.device)
+
+                def computed(x: Tensor) -> Tensor:
+                    return gates[name] * plain(x) if name in gates else plain(x)
+
                 if places.shape[1] == x.shape[1]:
-                    given = plain(x)
+                    given = computed(x)
                 else:
                     rows = places.repeat(len(x) // len(places), 1)[..., None]
-                    fresh, before = plain(x.gather(1, rows.expand(-1, -1, x.shape[-1]))), joined(
+                    fresh, before = computed(x.gather(1, rows.expand(-1, -1, x.shape[-1]))), joined(
                         [h.given[name] for h in held])
                     given = before.scatter(1, rows.expand(-1, -1, before.shape[-1]), fresh.to(before.dtype))
                 for h, part in zip(held, parted(given, len(held)), strict=True):
@@ -220,6 +278,7 @@ class Cache:
             return run
 
         with ExitStack() as stack:
+            self._open(stack, gates)
             for name, module in self.held_blocks.items():
                 stack.enter_context(detour([module], recalled(name)))
             for name, block in self.refreshed.items():
@@ -227,6 +286,8 @@ class Cache:
             yield
 
     def _places(self, step: int, name: str) -> Tensor:
+        if self.paths and (step, name) not in self.lists:
+            raise SettingsError(f"no places were given of step {step} of {self.paths[name]}, which is not whole")
         while (step, name) not in self.lists:
             self.lists |= next(self._drawing)
         return self.lists[step, name]

@@ -40,8 +40,10 @@ def favour(ring: Tensor, bonus: float = BONUS) -> Tensor:
     return torch.where(ring < 0, 1.0, 1 + bonus * FALL ** (1.0 + ring))
 
 
-def on_grid(mask: Tensor, rows: int, columns: int) -> Tensor:
-    """(B, 1, h, w) in {0, 1} -> (B, 1, rows, columns): the places that hold any of it."""
+def on_grid(mask: Tensor, rows: int, columns: int, nearest: bool = False) -> Tensor:
+    """(B, 1, h, w) in {0, 1} -> (B, 1, rows, columns): the places that hold any of it, or whose first place does."""
+    if nearest:
+        return F.interpolate(mask.float(), (rows, columns))
     if rows <= mask.shape[-2] and columns <= mask.shape[-1]:
         return F.adaptive_max_pool2d(mask.float(), (rows, columns))
     return resize(mask > 0, rows, columns)

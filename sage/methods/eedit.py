@@ -18,7 +18,7 @@ from sage import kit
 from sage.errors import SettingsError
 from sage.method import Method, Step
 from sage.methods.regiondrag import Moves
-from sage.settings import Guidance, PartWay, Picture, Span, frozen, setting
+from sage.settings import Guidance, PartWay, Picture, Span, as_begun, frozen, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from sage.prompts.tokens import Prompt, Prompts
 
 RELEASED = dict(steps=28, guidance_scale=7.0, source_guidance_scale=7.0, inv_skip=3, fresh_threshold=3, reuse="held",
-                whole_by="steps", put_back="before", blur="half", exact=False, held_modulation=True, twice_gated=True,
-                text_offset=False, encode="sample", quantise="truncate", seed=42)
+                whole_by="steps", put_back="before", blur="half", exact=False, mask_cells="nearest",
+                held_modulation=True, twice_gated=True, held_gates=True, text_offset=False, encode="sample", seed=42)
 PROMPT = RELEASED | dict(grid="released", eta=0.7, gamma=0.7, stop=6, mask_timestep=18, invert_under="target",
                          put_back="after")
 DRAG = RELEASED | dict(grid="released, regions", eta=1.0, gamma=1.0, stop=6, invert_under="empty", region_bonus=1.0)
@@ -48,8 +48,8 @@ class Inverting(PartWay, Guidance):
     use_rf_inversion: bool = setting(True, "invert the picture; no: start from plain noise, and draw to nothing")
     invert_under: str = setting("empty", "what the picture is inverted under: the empty prompt, the source's, or the "
                                 "target's", "empty", "source", "target")
-    source_guidance_scale: float = setting(1.0, "how strongly that is followed, where it is not the empty prompt",
-                                           low=0, high=100)
+    source_guidance_scale: float = setting(1.0, "how strongly that is followed; the empty prompt only by a network "
+                                           "that takes guidance as an input", low=0, high=100)
     reuse: str = setting("continued", "what stands at skipped steps: the last prediction, or what the last two lead to",
                          "held", "continued")
     whole_by: str = setting("calls", "what is counted of the inversion for its whole steps: calls of the network, or "
@@ -76,6 +76,8 @@ class Regions(PartWay, Guidance):
                             "after", "before", "drawn")
     blur: str = setting("cells", "drag: the places that are noised: those of the region, or at half their coordinates",
                         "cells", "half")
+    mask_cells: str = setting("half", "places of the mask: those at least half white, or whose first pixel is", "half",
+                              "nearest")
     exact: bool = setting(True, "after the last step everything outside is the picture's own latents, if it was put "
                           "back until then")
 
@@ -93,6 +95,8 @@ class Slipping(Picture):
     region_bonus: float = setting(2.0, "how much more often the region's places are drawn", low=0, high=100)
     text_offset: bool = setting(True, "places of single blocks are counted behind the text; no: from its start")
     twice_gated: bool = setting(False, "what attention gave the text is held as gated, and gated once more")
+    held_gates: bool = setting(False, "what single blocks gave is held as gated: places that are not computed keep the "
+                               "gate of when they were")
     held_modulation: bool = setting(False, "between whole steps double blocks have the modulation of the last one")
 
     def whole(self, step: int, steps: int) -> bool:
@@ -104,6 +108,11 @@ class Slipping(Picture):
 class Settings(Inverting, Regions, Slipping):
     """Control."""
 
+    @property
+    def taken(self) -> int:
+        """How many of the steps are taken, each way."""
+        return super().taken if self.grid == "consistent" else as_begun(self.strength, self.steps)
+
     eta: float = setting(0.7, "how far the way back is drawn to the picture", low=0, high=1, search=Span(0.4, 1.0))
     start: int = setting(0, "the first step back that is drawn to the picture", low=0, high=1000)
     stop: int = setting(6, "the first that no longer is: the more, the more is kept", low=0, high=1000)
@@ -114,7 +123,7 @@ class EEdit(Method[Settings]):
 
     name, title, paper = "eedit", "EEdit", "2503.10270"
     about = "edits by prompt, by dragging and by a reference, asking a flow's network for a third of its work"
-    reads = frozenset({"source", "target", "negative", "mask", "moves"})
+    reads = frozenset({"source", "target", "negative", "mask", "moves", "points"})
     presets = {"published": PROMPT, "published-drag": DRAG, "published-composition": COMPOSE}
     calls = "N / inv_skip + 2 N, of which one in fresh_threshold is whole; half of the latter with guidance as an input"
     strength = "eta"
@@ -148,8 +157,10 @@ class EEdit(Method[Settings]):
     def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
         s, z, latents, last = job.settings, job.z0, [job.z0], len(job.up) - 1
         asked = [i for i in range(len(job.up)) if i % s.stride == 0 or i == last] if s.use_rf_inversion else []
-        number = {i: i if s.whole_by == "steps" else n for n, i in enumerate(asked)}
-        begin_cache(job, [job.up[i] for i in asked], [s.whole(number[i], number[asked[-1]] + 1) for i in asked])
+        if s.whole_by == "steps":  # those of the way back, of whose last ones there may be none here
+            begin_cache(job, job.up, [s.whole(i, s.steps) for i in range(len(job.up))])
+        else:
+            begin_cache(job, [job.up[i] for i in asked], [s.whole(n, len(asked)) for n in range(len(asked))])
         continued, noise = kit.Continued(job.model.prediction_type == "flow", s.reuse == "held"), job.noise()
         for i, (here, there) in enumerate(job.up):
             if not s.use_rf_inversion:
@@ -164,18 +175,22 @@ class EEdit(Method[Settings]):
             z = kit.renoise(p, there)
             latents.append(z)
             job.report("invert", i + 1, len(job.up))
+        if not s.use_rf_inversion and job.down:
+            latents[-1] = kit.renoise(kit.Prediction(job.z0, noise.expand_as(job.z0)), job.down[0][0])
         return kit.Trajectory(origin=None, latents=tuple(latents))  # type: ignore[arg-type]  # the driver says of what
 
     def _followed(self, job: "Job[Settings]", z: "Tensor", level: "kit.Level") -> "kit.Prediction":
         s = job.settings
         text: Text = {"empty": job.empty, "source": job.source, "target": job.target}[s.invert_under]
-        return job.cfg(z, level, text, job.empty, s.source_guidance_scale if text is not job.empty else 1.0, "inverted")
+        w = s.source_guidance_scale if text is not job.empty or job.model.distilled else 1.0
+        return job.cfg(z, level, text, job.empty, w, "inverted")
 
     # ---- the way back
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
         s, clean, noise = job.settings, path.latents[0], job.noise(0, 0)
-        begin_cache(job, job.down, [job.in_full(i) for i in range(len(job.down))])
+        counted = s.steps if s.whole_by == "steps" else len(job.down)
+        begin_cache(job, job.down, [s.whole(i, counted) for i in range(len(job.down))])
         moves = Moves(job, 0)
         z, confined = self._begun(job, moves, path.noise), bool((moves.free == 0).any())
         for i, (here, there) in enumerate(job.down):
@@ -183,7 +198,7 @@ class EEdit(Method[Settings]):
                 z = moves.put(z, path.latents[max(-1 - i, -len(path.latents))])
             target = guided = job.cfg(z, here, job.target, job.empty, s.guidance_scale)
             outside = confined and i < s.mask_timestep
-            kept = kit.renoise(kit.Prediction(clean, noise), there) if outside else z
+            kept = kit.renoise(kit.Prediction(job.background, noise), there) if outside else z
             if outside and s.put_back == "before":
                 z = moves.confined(z, kept)
                 guided = kit.from_output(z, kit.to_output(target, here, _kind(job)), here, _kind(job))
@@ -196,7 +211,7 @@ class EEdit(Method[Settings]):
             if outside and s.put_back == "after":
                 z = moves.confined(z, kept)
             if outside and s.exact and i == len(job.down) - 1:
-                z = moves.confined(z, clean)
+                z = moves.confined(z, job.background)
             yield Step(i, z, here, target=target, guided=guided, mask=moves.free if confined else None)
 
     def _begun(self, job: "Job[Settings]", moves: Moves, z: "Tensor") -> "Tensor":
@@ -209,8 +224,10 @@ class EEdit(Method[Settings]):
 def begin_cache(job: "Job[Settings]", edges: "Sequence[kit.Edge]", whole: "Sequence[bool]") -> None:
     """A cache for one way, with the slips that the settings ask for."""
     s = job.settings
-    slips = kit.Slips(s.held_modulation, s.twice_gated, not s.text_offset, s.region_bonus)
-    job.start_cache(tuple(edges), whole, slips, online=s.cache_type == "ours_cache")
+    online, slip = s.cache_type == "ours_cache", not s.text_offset
+    slips = kit.Slips(s.held_modulation, s.twice_gated, s.held_gates, offset=slip, cut=slip and online,
+                      nearest=s.mask_cells == "nearest", bonus=s.region_bonus)
+    job.start_cache(tuple(edges), whole, slips, online)
 
 
 def _through(z: "Tensor", here: "kit.Level", clean: "Tensor", end: "kit.Level") -> "kit.Prediction":

@@ -119,6 +119,11 @@ class Moves:
             source, target = (cells(mask, size) for mask in (move.source, move.target))
             pairs.append(matched(source, target))
             touched |= source | target
+        if self.job.requests[row].points:
+            to, come = self.job.pairs_of_points(row)
+            pairs.append((to, come))
+            for place in to, come:
+                touched[place[:, 0], place[:, 1]] = True
         return pairs, touched
 
     def put(self, z: "Tensor", of: "Tensor", vacant: "Tensor | None" = None) -> "Tensor":
@@ -129,6 +134,11 @@ class Moves:
         """
         out = z.clone()
         for row, pairs in enumerate(self.pairs):
+            if self.s.drag_class == "cut" and self.job.requests[row].points:  # where both meet the old place wins
+                for to, come in pairs:
+                    out[row][:, to[:, 0], to[:, 1]] = of[row][:, come[:, 0], come[:, 1]]
+                    out[row][:, come[:, 0], come[:, 1]] = of[row][:, to[:, 0], to[:, 1]]
+                continue
             for to, come in pairs:
                 if self.s.drag_class == "cut":  # what was at the new place is put at the old
                     out[row][:, come[:, 0], come[:, 1]] = of[row][:, to[:, 0], to[:, 1]]

@@ -163,7 +163,7 @@ class Block(NamedTuple):
         level: as of a `Site`.
         module: what is passed over.
         tokens: whose they are, in the order of "text" and "image".
-        gate: of attention whose first output is the text's, the modulation whose third part scales it.
+        gate: the modulation whose third part scales what it gives; of attention its first output, the text's.
     """
 
     kind: str

@@ -139,6 +139,36 @@ def matched(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndar
     return to, np.stack([rows, come], axis=1)
 
 
+def of_points(points: Sequence[Sequence[float]], side: int, size: tuple[int, int],
+              patch: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Places of pairs of points, each pair of places once, in the order of their numbers.
+
+    Args:
+        points: (from x, from y, to x, to y) in pixels.
+        side: of a place, in pixels.
+        size: rows and columns of places; what lies beyond is the nearest by its number.
+        patch: cells along each side of a place.
+    Returns:
+        (n, 2) int64 rows and columns of the cells that something comes to, and of those that it comes from.
+    Raises:
+        SettingsError: no pairs of points.
+    """
+    try:
+        pairs = np.asarray(points, np.float64).reshape(-1, 4)
+    except (TypeError, ValueError):
+        pairs = np.full((1, 4), np.nan)
+    if not np.isfinite(pairs).all():
+        raise SettingsError("points have to be (from x, from y, to x, to y) in pixels, four numbers a pair")
+    found = []
+    pairs = np.unique(pairs.astype(np.int64) // side, axis=0)
+    within = np.indices((patch, patch)).reshape(2, -1).T
+    for x, y in (pairs[:, 2:].T, pairs[:, :2].T):
+        places = np.clip(y * size[1] + x, 0, size[0] * size[1] - 1)
+        corners = np.stack([places // size[1], places % size[1]], axis=1) * patch
+        found.append((corners[:, None] + within).reshape(-1, 2))
+    return found[0], found[1]
+
+
 def _share(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return np.where(high > low, (value - low) / np.maximum(high - low, 1), 0.5)
 

@@ -51,19 +51,27 @@ def to_tensor(image: Image.Image, size: tuple[int, int]) -> "Tensor":
     return torch.from_numpy(x.transpose(2, 0, 1)[None].copy())
 
 
-def to_mask(image: Image.Image, size: tuple[int, int]) -> "Tensor":
+def to_mask(image: Image.Image, size: tuple[int, int], cells: str = "half") -> "Tensor":
     """A picture of where something may be done -> (1, 1, h, w) float32 in {0, 1}: the places at least half white.
 
     Args:
         size: (w, h) of the result.
+        cells: "half"; or "nearest", those whose first pixel is; or "touched", those of which a pixel beside the middle
+            is not black.
     Raises:
         SettingsError: no picture, or one without such a place.
     """
     import torch
     if not isinstance(image, Image.Image):
         raise SettingsError(f"the mask is {type(image).__name__}: give a PIL picture, white where the edit may be")
-    grey = normalise(image).convert("L").convert("F").resize(size, Image.Resampling.BOX)
-    mask = np.asarray(grey, dtype=np.float32) >= 127.5
+    grey = normalise(image).convert("L").convert("F")
+    if cells == "half":
+        mask = np.asarray(grey.resize(size, Image.Resampling.BOX), dtype=np.float32) >= 127.5
+    else:
+        from torch.nn.functional import interpolate
+        white = torch.from_numpy(np.array(grey, dtype=np.float32)[None, None])
+        mask = (interpolate(white, size[::-1]) >= 127.5 if cells == "nearest" else
+                interpolate(white, size[::-1], mode="bilinear", align_corners=False) > 0)[0, 0].numpy()
     if not mask.any():
         raise SettingsError("the mask has no white place of any size, and nothing may change: give one that is white "
                             "where the edit may be")

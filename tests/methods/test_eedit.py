@@ -1,5 +1,6 @@
 """EEdit on a small FLUX: both ways by hand, what it may not change, and each slip of the released code."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -7,11 +8,13 @@ from PIL import Image
 import sage
 from sage.errors import SettingsError
 from sage.guidance.caching import Cache, Slips
-from sage.guidance.refresh import preprocessed
+from sage.guidance.refresh import on_grid, preprocessed
 from sage.method import Request
 from sage.methods.eedit import COMPOSE, DRAG, PROMPT, EEdit, Settings
 from sage.pictures.regions import Move, box_mask
+from sage.pictures.tensors import to_mask
 from sage.settings import Cached
+from tests.methods import eedit_original as original
 from tests.models import flux
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
@@ -228,3 +231,113 @@ def test_places_in_single_blocks_are_counted_behind_the_text_or_by_slip_from_its
 
 def test_lists_are_plain_data(model):
     assert preprocessed({}, [True, False]) == {}
+
+
+# ---- the released code, step by step
+
+POINTS = ((10, 10, 35, 20), (11, 12, 36, 23), (17, 10, 43, 20), (18, 17, 42, 30), (35, 20, 10, 42))  # at 4 a cell
+MASK = (4, 4, 11, 9)  # in cells, and not on tokens
+
+
+@pytest.fixture(scope="module")
+def original_of(tmp_path_factory):
+    """Our model, and what makes the oracle of lists, embeddings and guidance."""
+    made, theirs = flux.make(tmp_path_factory.mktemp("original") / "words")
+    texts = made.embed([made.prompts.parse(prompt) for prompt in ("", TARGET)])
+    rows = {name: (texts.tokens[[i]], texts.pooled[[i]]) for i, name in enumerate(("empty", "target"))}
+    return made, lambda lists, every: original.Network(theirs[0], rows, 7.0, 28, every, 1, lists)
+
+
+def some_lists(model, every: int):
+    """Tokens of every step that is not whole, by our layers and by the oracle's."""
+    t, text, image = model.transformer, 24, H * W // 4
+    generator, ours, theirs = torch.Generator().manual_seed(3), {}, {}
+    doubles, singles = len(t.transformer_blocks), len(t.single_transformer_blocks)
+    layers = [(f"transformer_blocks.{i}.{layer}", i, name, count) for i in range(doubles)
+              for layer, name, count in (("ff", "mlp", image), ("ff_context", "cross-mlp", text))]
+    layers += [(f"single_transformer_blocks.{i}.{layer}", doubles + i, name, text + image) for i in range(singles)
+               for layer, name in (("proj_mlp", "norm"), ("proj_out", "mlp"))]
+    for step in (step for step in range(27) if step % every):
+        for path, number, name, count in layers:
+            places = torch.randperm(count, generator=generator)[:count // 4]
+            ours[step, path] = theirs[step, number, name] = places
+    return ours, theirs
+
+
+@pytest.mark.parametrize("case", ["prompt", "composition", "drag", "cut"])
+def test_every_step_of_the_published_settings_is_that_of_the_released_code(original_of, z0, case):
+    model, make = original_of
+    name = {"prompt": "published", "composition": "published-composition"}.get(case, "published-drag")
+    settings = sage.method("eedit").preset(name, **dict(drag_class="cut", alpha=0.6) if case == "cut" else {})
+    ours, theirs = some_lists(model, 3)
+    net = make(theirs, 3)
+    sigmas = [level.t for level in model.schedule.levels(28, "leading", (H, W))][::-1]
+    background, y1, noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(8)), drawn(()), drawn((0, 0))
+    more: dict = {}
+    if case in ("prompt", "composition"):
+        request = Request(SOURCE, TARGET, mask=mask(*MASK))
+        free = torch.zeros(1, 1, H, W)
+        free[..., MASK[1]:MASK[3], MASK[0]:MASK[2]] = 1
+        if case == "prompt":
+            way = original.inversion(net, z0, y1, 0.7, 3, 28, "target")
+            wanted = original.by_mask(net, z0, way[-1], sigmas, noise, free, z0, 0.7, 6, 18)
+            assert net.passes[9] == (26, False)  # the last call of the inversion is no whole one
+        else:
+            more["background"] = background
+            way = original.inversion(net, z0, y1, 0.6, 2, 29, "empty")
+            wanted = original.by_mask(net, z0, way[-1], sigmas, noise, free, background, 0.6, 10, 28)
+    else:
+        request = Request(SOURCE, TARGET, points=POINTS)
+        way = original.inversion(net, z0, y1, 1.0, 3, 29, "empty")
+        wanted = original.by_points(net, z0, way, sigmas, noise, drawn((0, 1)), np.array(POINTS) // 8, case == "cut",
+                                    settings.alpha, 0.5, 1.0, 6)
+    found = [step.z for step in sage.run("eedit", model, z0, SOURCE, TARGET, settings, drawn, request=request,
+                                         places=ours, **more)]
+    assert len(found) == 28
+    for z, x in zip(found, wanted, strict=True):
+        assert (z - x).norm() / x.norm() < 1e-5
+
+
+def test_what_is_given_and_does_not_fit_is_said_in_one_line(model, z0):
+    settings = sage.method("eedit").preset("published")
+    request = Request(SOURCE, TARGET, mask=mask(*MASK))
+    layer, tokens = "single_transformer_blocks.0.proj_mlp", torch.arange(4)
+    for places, said in (({(1, "blocks.7"): tokens}, "no feed-forward layer 'blocks.7'"),
+                         ({(1, layer): tokens + 10_000}, "whole numbers from 0 to 71"),
+                         ({(1, layer): tokens}, "no places were given of step 26 of transformer_blocks.0.ff")):
+        with pytest.raises(SettingsError, match=said):
+            list(sage.run("eedit", model, z0, SOURCE, TARGET, settings, drawn, request=request, places=places))
+    for more, said in ((dict(background=z0[:, :4]), r"background is of shape \(1, 4, 12, 16\)"),
+                       (dict(request=Request(SOURCE, TARGET, points=((1, 2, 3),))), "four numbers a pair"),
+                       (dict(request=Request(SOURCE, TARGET, edits=("a",))), "eedit does not read edits")):
+        with pytest.raises(SettingsError, match=said):
+            list(sage.run("eedit", model, z0, SOURCE, TARGET, settings, drawn, **more))
+
+
+def test_plain_noise_is_where_the_released_code_starts_without_inversion(model, z0):
+    settings = sage.method("eedit").preset("published", use_rf_inversion=False)
+    paths, found = [], EEdit()
+    kept = found.invert
+    found.invert = lambda job: paths.append(kept(job)) or paths[-1]
+    next(sage.run(found, model, z0, SOURCE, TARGET, settings, drawn, request=Request(mask=mask(*MASK))))
+    assert torch.equal(paths[0].latents[-1], drawn(()))
+
+
+def test_the_text_is_drawn_from_as_far_as_the_picture_goes_where_places_are_drawn_on_the_way(model):
+    levels = model.schedule.levels(3, "leading", (4, 8))
+    edges = tuple(zip(levels, levels[1:], strict=False))
+    cache = Cache(model, Cached(cache="eedit", fresh_ratio=0.5), edges, [True, False, False], None, (4, 8), 24,
+                  slips=Slips(offset=True, cut=True))
+    name = next(name for name, block in cache.refreshed.items() if block.tokens == ("text",))
+    assert len(cache.lists[1, name][0]) == 4 and cache.lists[1, name].max() < 8
+
+
+def test_tokens_of_the_region_are_those_of_the_masks_first_pixels(model):
+    region = torch.zeros(1, 1, H, W)
+    region[..., 3:5, 3:5] = 1
+    assert on_grid(region, 6, 8).sum() == 4
+    assert on_grid(region, 6, 8, nearest=True).nonzero().tolist() == [[0, 0, 2, 2]]
+    pixels = np.zeros((8 * H, 8 * W), np.uint8)
+    pixels[12:41, 20:41] = 255
+    cells = to_mask(Image.fromarray(pixels), (W, H), "nearest")[0, 0]
+    assert torch.equal(cells, torch.from_numpy(pixels[::8, ::8] > 0).float())

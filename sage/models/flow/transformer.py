@@ -285,7 +285,7 @@ class FluxTransformer(nn.Module):
                           Block("feedforward", level, b.ff_context, ("text",)), Block("feedforward", level, b.ff)]
             elif isinstance(b, SingleBlock):
                 found += [Block("attention", level, b.attn, both), Block("feedforward", level, b.proj_mlp, both),
-                          Block("feedforward", level, b.proj_out, both)]
+                          Block("feedforward", level, b.proj_out, both, b.norm)]
         return tuple(found)
 
     def forward(self, z: Tensor, t: Tensor | float, context: Tensor, pooled: Tensor,
