@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sage.job import Job
 
-PUBLISHED = dict(steps=28, strength=24 / 28, source_guidance_scale=1.5, guidance_scale=5.5, quantise="truncate")
+PUBLISHED = dict(steps=28, strength=24 / 28, source_guidance_scale=1.5, guidance_scale=5.5)
 SD3 = PUBLISHED | dict(steps=50, strength=33 / 50, source_guidance_scale=3.5, guidance_scale=13.5)
 
 

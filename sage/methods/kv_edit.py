@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     Kept = tuple["kit.KeysValues", ...]
 
-PUBLISHED = dict(steps=28, strength=24 / 28, source_guidance_scale=1.5, guidance_scale=5.5, quantise="truncate")
+PUBLISHED = dict(steps=28, strength=24 / 28, source_guidance_scale=1.5, guidance_scale=5.5, mask_cells="touched",
+                 conventions="published", quantise="truncate")
 
 
 @frozen
@@ -31,6 +32,13 @@ class Settings(Guidance, PartWay, Picture):
     """Keys and values."""
 
     fixes = frozenset({"source_guidance_scale", "pairing"})
+
+    conventions: str = setting("consistent", "the way back begins at the end of the way to noise, and what changes is "
+                               "whole tokens; or as in the original code a step before its end, and in tokens that the "
+                               "mask does not fill the rest is put back before every pass, a level too clean",
+                               "consistent", "published")
+    mask_cells: str = setting("half", "places of the mask: those at least half white, or of which a pixel beside the "
+                              "middle is not black", "half", "touched")
 
     source_guidance_scale: float = setting(1.0, "how strongly the source prompt is followed on the way to noise",
                                            low=0, high=100)
@@ -83,13 +91,23 @@ class KVEdit(Method[Settings]):
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
         s, region, z = job.settings, _Region(job), path.noise
+        published = s.conventions == "published" and job.mask is not None
         kept = path.heard[0] if isinstance(path, kit.Lent) and path.heard else ()
-        if s.renewed:
+        if published and job.down:
+            z = path.latents[-2]
+        if s.renewed and published:
+            anew = kit.renoise(kit.Prediction(path.latents[0], job.noise()), job.down[0][0])
+            z = region.confined((1 - s.renewed) * z + s.renewed * anew, z)
+        elif s.renewed:
             z = region.confined(kit.mixed_with_noise(z, job.noise(), s.renewed), z)
         for i, (here, there) in enumerate(job.down):
+            if published:
+                z = job.confined(z, path.latents[-2 - i])
             with region.alone(kept[-1 - i]):  # type: ignore[arg-type]
                 guided = target = job.cfg(z, here, job.target, job.empty, s.guidance_scale)
             z = region.confined(kit.renoise(guided, there), path.latents[-2 - i])
+            if published and i == len(job.down) - 1:
+                z = job.confined(z, path.latents[0])
             yield Step(i, z, here, target=target, guided=guided, mask=region.mask)
 
     def random(self, settings: Settings) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sage import kit
 from sage.errors import SettingsError
 from sage.method import Method, Step
-from sage.settings import Guidance, PartWay, Picture, Span, frozen, setting, share_of
+from sage.settings import Guidance, PartWay, Picture, Span, as_begun, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sage.prompts.tokens import Prompt, Prompts
 
 PUBLISHED = dict(steps=28, guidance_scale=3.5, gamma=0.5, eta=0.9, start=0.0, stop=0.25, source_guidance_scale=0.0,
-                 conventions="published", encode="sample", quantise="truncate")
+                 conventions="published", encode="sample")
 
 
 @frozen
@@ -48,10 +48,15 @@ class Settings(Guidance, PartWay, Picture):
                                "long as those of the way back in their order", "consistent", "published")
 
     @property
+    def taken(self) -> int:
+        """How many of the steps are taken, each way."""
+        return as_begun(self.strength, self.steps) if self.conventions == "published" else super().taken
+
+    @property
     def drawn(self) -> range:
         """The steps back that are drawn to the picture, of those that are taken."""
-        if self.conventions == "published":
-            return range(int(self.start * self.taken), min(int(self.stop * self.taken), self.taken))
+        if self.conventions == "published":  # shares of all steps, and steps counted from the first that is taken
+            return range(int(self.start * self.steps), min(int(self.stop * self.steps), self.steps))
         return range(share_of(self.start, self.taken), share_of(self.stop, self.taken))
 
     def eta_at(self, step: int) -> float:
@@ -80,14 +85,14 @@ class RFInversion(Method[Settings]):
         return source if settings.source_guidance_scale else prompts.parse("")
 
     def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
-        up, down = super().edges(model, settings, size)
-        if settings.conventions == "published":
+        up, down = kit.part_way(super().edges(model, settings, size), settings.taken)
+        if settings.conventions == "published" and down:
             if model.prediction_type != "flow":
                 raise SettingsError(f"conventions is published: {model.name} is no rectified flow")
             told = [k / (len(down) + 1) for k in range(len(down))] + [1.0]
             up = kit.upwards(tuple(kit.Level(t, 1 - level.signal, level.signal) for t, level in zip(
                 told, [down[0][0], *(there for _, there in down)], strict=True)))
-        return kit.part_way((up, down), settings.taken)
+        return up, down
 
     def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
         s, z, latents = job.settings, job.z0, [job.z0]

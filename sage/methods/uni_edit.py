@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from sage.prompts.tokens import Prompt, Prompts
 
 PUBLISHED = dict(steps=15, strength=0.6, guidance_scale=5.0, source_text="empty", mask_sign="kept",
-                 conventions="published", quantise="truncate")
-FLOW = dict(steps=15, strength=0.6, guidance_scale=5.0, quantise="truncate")
+                 conventions="published")
+FLOW = dict(steps=15, strength=0.6, guidance_scale=5.0, source_text="empty", conventions="tokens",
+            quantise="truncate")
 
 
 @frozen
@@ -43,12 +44,15 @@ class Settings(Solver, Picture):
                                "source", "empty")
     mask_sign: str = setting("ignored", "whether places where the prediction falls count as those where it rises do, "
                              "or less than those where it stays, as in the code for diffusions", "ignored", "kept")
-    conventions: str = setting("consistent", "the level that the inversion sets out from: consistent, or as in the "
-                               "original code", "consistent", "published")
+    conventions: str = setting("consistent", "the level that the inversion sets out from, and how many steps are "
+                               "taken: consistent, or as in the original code for diffusions, or in that for flows, "
+                               "where predictions differ by tokens", "consistent", "published", "tokens")
 
     @property
     def taken(self) -> int:
         """How many steps are taken, each way."""
+        if self.conventions == "tokens":
+            return round(self.strength * self.steps)
         return int(self.strength * self.steps) if self.conventions == "published" else (
             share_of(self.strength, self.steps))
 
@@ -89,21 +93,25 @@ class UniEdit(Method[Settings]):
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
         s, z = job.settings, path.noise
+        patch = getattr(job.model.schedule.params, "patch", 1) if s.conventions == "tokens" else 1
         for i, (here, there) in enumerate(job.down):
             source = job.cfg(z, here, job.source, job.empty, 1.0, "source")
             target = job.cfg(z, here, job.target, job.empty, 1.0)
             change = target - source
-            m = _strength(change.velocity, s.mask_sign == "kept")
+            m = _strength(change.velocity, s.mask_sign == "kept", patch)
             guided = source + (m + s.guidance_scale * (1 + m)) * change
             z = job.confined(kit.renoise(guided, there), path.latents[-2 - i])
             yield Step(i, z, here, source, target, guided, mask=job.mask)
 
 
-def _strength(change: "Tensor", signed: bool) -> "Tensor":
-    """(B, 1, h, w) in [0, 1]; 0 where nothing differs anywhere.
+def _strength(change: "Tensor", signed: bool, patch: int = 1) -> "Tensor":
+    """(B, 1, h, w) in [0, 1]; 0 where nothing differs anywhere; of patch x patch latents one number.
 
     Whether a network gives noise or velocity, what two outputs at the same latents differ by is in proportion.
     """
     m = (change if signed else change.abs()).mean(dim=1, keepdim=True)
+    if patch > 1:
+        from torch.nn.functional import avg_pool2d
+        m = avg_pool2d(m, patch).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     least, most = m.amin(dim=(2, 3), keepdim=True), m.amax(dim=(2, 3), keepdim=True)
     return (m - least) / (most - least + 1e-7)

@@ -63,23 +63,29 @@ def flowedit(net: Net, x: Tensor, noises, times: list[float], n_max: int, n_min:
 # ---- UniEdit-Flow
 
 
-def uni_inversion(net: Net, x: Tensor, times: list[float]) -> list[Tensor]:
+def uni_inversion(net: Net, x: Tensor, times: list[float], text: str = "source") -> list[Tensor]:
     """`times` from 0 up."""
-    up, velocity = [x], net(x, times[0], "source")
+    up, velocity = [x], net(x, times[0], text)
     for t, after in zip(times, times[1:], strict=False):
-        velocity = net(x + (after - t) * velocity, after, "source")
+        velocity = net(x + (after - t) * velocity, after, text)
         x = x + (after - t) * velocity
         up.append(x)
     return up
 
 
-def uni_edit(net: Net, x: Tensor, times: list[float], omega: float) -> tuple[list[Tensor], list[Tensor]]:
-    up = uni_inversion(net, x, times)
+def uni_edit(net: Net, x: Tensor, times: list[float], omega: float,
+             published: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """As published, the mask is one of tokens, 2 x 2 latents each, and the inversion's prompt is empty."""
+    up = uni_inversion(net, x, times, "empty" if published else "source")
     x, down = up[-1], []
     for t, after in zip(times[:0:-1], times[-2::-1], strict=True):
         vs, vt = net(x, t, "source"), net(x, t, "target")
         g = vt - vs
         m = g.abs().mean(dim=1, keepdim=True)
+        if published:
+            b, _, h, w = m.shape
+            m = m.view(b, 1, h // 2, 2, w // 2, 2).mean(dim=(3, 5))
+            m = torch.nn.functional.interpolate(m, (h, w))
         m = (m - m.min()) / (m.max() - m.min())
         x = x + (after - t) * (m * vt + (1 - m) * vs + omega * (1 + m) * g)
         down.append(x)
@@ -90,9 +96,11 @@ def uni_edit(net: Net, x: Tensor, times: list[float], omega: float) -> tuple[lis
 
 
 def rf_inversion(net: Net, x0: Tensor, y1: Tensor, sigmas: list[float], *, gamma: float, eta: float, start: float,
-                 stop: float, power: float, w: float, published: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """`sigmas` from 1 to 0, as the scheduler has them."""
+                 stop: float, power: float, w: float, published: bool,
+                 of: int | None = None) -> tuple[list[Tensor], list[Tensor]]:
+    """`sigmas` down to 0, as the scheduler has them; where some were left out, they were of `of` steps."""
     steps, y, up = len(sigmas) - 1, x0, [x0]
+    of = of or steps
     for i in range(steps):
         if published:  # uniform times, and the denoising schedule's own steps, in its order
             t, step = i / (steps + 1), sigmas[i] - sigmas[i + 1]
@@ -104,7 +112,7 @@ def rf_inversion(net: Net, x0: Tensor, y1: Tensor, sigmas: list[float], *, gamma
     x, down = y, []
     for i in range(steps):
         v = -net(x, sigmas[i], "target", w)
-        if int(start * steps) <= i < min(int(stop * steps), steps):
+        if int(start * of) <= i < min(int(stop * of), of):
             v = v + eta * (1 - i / steps) ** power * ((x0 - x) / sigmas[i] - v)
         x = x + v * (sigmas[i] - sigmas[i + 1])
         down.append(x)
@@ -223,10 +231,12 @@ class Background:
 
 
 def kv_edit(net: Net, x0: Tensor, times: list[float], w_source: float, w: float, outside: Tensor, inside: Tensor,
-            by_level: bool) -> tuple[list[Tensor], list[Tensor]]:
+            by_level: bool, cells: Tensor | None = None,
+            noise: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
     """Everything is computed, the keys and values of what is outside being put back.
 
-    `outside`: numbers of tokens; `inside`: (1, 1, h, w) of 0 and 1.
+    `outside`: numbers of tokens; `inside`: (1, 1, h, w) of 0 and 1; `cells`: likewise those of the mask, as published,
+    where there may be `noise` to begin with.
     """
     background, x, up, kept = Background(net, net.texts["source"][0].shape[1]), x0, [x0], []
     for k, t in enumerate(times):
@@ -237,9 +247,15 @@ def kv_edit(net: Net, x0: Tensor, times: list[float], w_source: float, w: float,
             x = x + (times[k + 1] - t) * net(x, t, "source", w_source)
             up.append(x)
     down = []
+    if cells is not None:
+        x = up[-2] if noise is None else (1 - times[-1]) * x0 + times[-1] * noise
     for k in range(len(times) - 2, -1, -1):
+        if cells is not None:
+            x = cells * x + (1 - cells) * up[k]
         with background.put_back(kept[k + 1 if by_level else k], outside):
             v = net(x, times[k + 1], "target", w)
         x = inside * (x + (times[k] - times[k + 1]) * v) + (1 - inside) * up[k]
+        if cells is not None and k == 0:
+            x = cells * x + (1 - cells) * x0
         down.append(x)
     return up, down

@@ -166,8 +166,10 @@ ROWS = {
         beside={"source_guidance_scale": dict(invert_under="source"),
                 **dict.fromkeys(("whole_by", "reuse"), dict(steps=7, inv_skip=2, fresh_threshold=2))},
         silent={**dict.fromkeys(("mask_timestep", "drag_class", "t_prime_ratio", "alpha", "put_back", "blur", "exact",
-                                 "region_bonus"), "no mask and nothing moved here: tests/methods/test_eedit.py"),
-                **dict.fromkeys(("grid", "text_offset", "twice_gated", "held_modulation"), "of flows: likewise"),
+                                 "region_bonus", "mask_cells"),
+                                "no mask and nothing moved here: tests/methods/test_eedit.py"),
+                **dict.fromkeys(("grid", "text_offset", "twice_gated", "held_gates", "held_modulation"),
+                                "of flows: likewise"),
                 "cache_type": "both draw the same", "invert_under=empty": "the default"}),
     "uni-edit": Row(base=dict(strength=0.8), others=dict(strength=0.3)),
     "rf-inversion": Row(
@@ -182,7 +184,8 @@ ROWS = {
         others=dict(strength=0.5, shared_steps=1, first_block=0.1), silent=OWN_SPACING),
     "kv-edit": Row(
         others=dict(strength=0.5, source_guidance_scale=2.0, renewed=0.5),
-        silent=OWN_SPACING | {"pairing": "shows where there is a mask: tests/methods/test_flows.py"}),
+        silent=OWN_SPACING | dict.fromkeys(("pairing", "conventions", "mask_cells"),
+                                           "shows where there is a mask: tests/methods/test_flows.py")),
 }
 OTHERS = dict(steps=5, eta=0.7, guidance_scale=3.0, size=96, seed=1, reweight={"dog": 3.0}, cross_level=1,
               blend=("mat", "mat"), blend_fraction=0.25, blend_threshold=0.6, cross_fraction=0.2)

@@ -117,12 +117,18 @@ def test_the_published_steps_of_flowedit_are_24_of_28(made):
 # ---- UniEdit-Flow
 
 
-@pytest.mark.parametrize("strength", (0.6, 1.0))
-def test_every_step_of_uni_edit_is_that_of_its_formulas(made, strength):
+@pytest.mark.parametrize("strength, published", [(0.6, True), (1.0, True), (0.6, False)])
+def test_every_step_of_uni_edit_is_that_of_its_formulas(made, strength, published):
     model, net = made
-    s = sage.method("uni-edit").preset("flow", steps=N, strength=strength, guidance_scale=2.0)
-    theirs = original.uni_edit(net, picture(), times(model)[:1 + round(strength * N)], 2.0)
+    found = sage.method("uni-edit")
+    s = (found.preset("flow") if published else found.Settings()).but(steps=N, strength=strength, guidance_scale=2.0)
+    theirs = original.uni_edit(net, picture(), times(model)[:1 + round(strength * N)], 2.0, published)
     held(ours(model, "uni-edit", s), theirs)
+
+
+def test_the_authors_code_for_flows_rounds_the_share_of_steps(made):
+    assert [len(ours(made[0], "uni-edit", sage.method("uni-edit").preset("flow", steps=N, strength=share))[1])
+            for share in (0.42, 0.5, 0.53)] == [2, 2, 3]
 
 
 # ---- RF-inversion
@@ -137,6 +143,22 @@ def test_every_step_of_rf_inversion_is_that_of_its_formulas(made, conventions, p
     theirs = original.rf_inversion(net, picture(), drawn(1)[0], times(model)[::-1], gamma=0.5, eta=0.9, start=0.2,
                                    stop=0.6, power=power, w=3.5, published=conventions == "published")
     held(ours(model, "rf-inversion", s, drawn(1)), theirs)
+
+
+@pytest.mark.parametrize("strength, taken", [(0.8, 8), (0.55, 6)])
+def test_of_a_part_of_the_way_rf_inversion_has_the_grid_of_the_original_code(made, strength, taken):
+    """The last levels, times spread over them alone, and shares of all steps from the first that is taken."""
+    model, net = made
+    s = sage.method("rf-inversion").preset("published", steps=10, strength=strength, start=0.1, stop=0.4, decay=1.0)
+    theirs = original.rf_inversion(net, picture(), drawn(1)[0], times(model, 10)[taken::-1], gamma=0.5, eta=0.9,
+                                   start=0.1, stop=0.4, power=1.0, w=3.5, published=True, of=10)
+    held(ours(model, "rf-inversion", s, drawn(1)), theirs)
+
+
+def test_a_strength_is_counted_as_the_original_code_counts(made):
+    settings = sage.method("rf-inversion").Settings
+    assert settings(steps=50, strength=0.56, conventions="published").taken == 29
+    assert settings(steps=50, strength=0.56).taken == 28
 
 
 def test_rf_inversion_drawn_all_the_way_reaches_both_ends(made):
@@ -205,6 +227,24 @@ def test_every_step_of_kv_edit_is_as_if_everything_were_computed_and_the_rest_pu
     up, down = ours(model, "kv-edit", s, mask=box())
     held((up, down), theirs)
     assert torch.equal(down[-1] * (1 - inside), picture() * (1 - inside))
+
+
+@pytest.mark.parametrize("renewed", (0.0, 1.0))
+def test_every_step_of_kv_edit_as_published_begins_a_step_early_and_confines_to_cells(made, renewed):
+    model, net = made
+    s = sage.method("kv-edit").preset("published", steps=N, strength=0.8, renewed=renewed)
+    pixels = np.zeros((8 * 4, 12 * 4), np.uint8)
+    pixels[9:22, 22:31] = 255  # the pixels beside the middle of a cell are its second and third
+    cells = torch.zeros(1, 1, 8, 12)
+    cells[..., 2:6, 5:8] = 1
+    inside = torch.zeros(1, 1, 8, 12)
+    inside[..., 2:6, 4:8] = 1
+    outside = torch.tensor([i for i in range(24) if not (1 <= i // 6 < 3 and 2 <= i % 6 < 4)])
+    noise = drawn(1)[0] if renewed else None
+    theirs = original.kv_edit(net, picture(), times(model)[:5], 1.5, 5.5, outside, inside, False, cells, noise)
+    up, down = ours(model, "kv-edit", s, drawn(1), mask=Image.fromarray(pixels))
+    held((up, down), theirs)
+    assert torch.equal(down[-1] * (1 - cells), picture() * (1 - cells))
 
 
 def test_the_network_works_on_the_tokens_of_the_mask_alone(flow):
