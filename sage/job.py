@@ -65,6 +65,8 @@ class Job(Generic[S]):
         self.report: Progress = report or (lambda phase, done, total: None)
         self.notes = tuple(list[str]() for _ in z0)
         self._texts, self._noises, self._drawn, self._places = dict(texts or {}), noises, 0, places
+        if places is not None and self.cached.cache == "none":
+            raise SettingsError("places to compute were given, and with cache none all of them are")
         if background is not None and background.shape[-3:] != z0.shape[-3:]:
             raise SettingsError(f"background is of shape {tuple(background.shape)}, the latents {tuple(z0.shape)}")
         self.background = z0 if background is None else background.to(z0).expand_as(z0)

@@ -143,7 +143,8 @@ class Cache:
 
     def _paths(self, model: Backbone) -> dict[str, str]:
         """The path of each layer whose places are drawn, by its name."""
-        paths = {module: path for path, module in model.network.named_modules()}
+        network = model.network  # type: ignore[attr-defined]  # what has blocks has one
+        paths = {module: path for path, module in network.named_modules()}
         return {name: paths[block.module] for name, block in self.refreshed.items()}
 
     def _given(self, given: Places, size: tuple[int, int], text: int) -> Lists:

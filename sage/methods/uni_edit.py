@@ -93,7 +93,7 @@ class UniEdit(Method[Settings]):
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
         s, z = job.settings, path.noise
-        patch = getattr(job.model.schedule.params, "patch", 1) if s.conventions == "tokens" else 1
+        patch = getattr(getattr(job.model.schedule, "params", None), "patch", 1) if s.conventions == "tokens" else 1
         for i, (here, there) in enumerate(job.down):
             source = job.cfg(z, here, job.source, job.empty, 1.0, "source")
             target = job.cfg(z, here, job.target, job.empty, 1.0)

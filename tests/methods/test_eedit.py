@@ -309,9 +309,10 @@ def test_what_is_given_and_does_not_fit_is_said_in_one_line(model, z0):
             list(sage.run("eedit", model, z0, SOURCE, TARGET, settings, drawn, request=request, places=places))
     for more, said in ((dict(background=z0[:, :4]), r"background is of shape \(1, 4, 12, 16\)"),
                        (dict(request=Request(SOURCE, TARGET, points=((1, 2, 3),))), "four numbers a pair"),
+                       (dict(settings=settings.but(cache="none"), places={}), "with cache none all of them are"),
                        (dict(request=Request(SOURCE, TARGET, edits=("a",))), "eedit does not read edits")):
         with pytest.raises(SettingsError, match=said):
-            list(sage.run("eedit", model, z0, SOURCE, TARGET, settings, drawn, **more))
+            list(sage.run("eedit", model, z0, SOURCE, TARGET, noises=drawn, **dict(settings=settings) | more))
 
 
 def test_plain_noise_is_where_the_released_code_starts_without_inversion(model, z0):
