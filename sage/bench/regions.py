@@ -160,8 +160,7 @@ def point_distances(source: np.ndarray, edit: np.ndarray, points: np.ndarray, si
 
     def fitted(x: torch.Tensor) -> torch.Tensor:
         """(C, h, w) -> (C, H, W)."""
-        smooth = {} if discs else {"mode": "bilinear", "align_corners": False}
-        return interpolate(x[None], (height, width), **smooth)[0]
+        return interpolate(x[None], (height, width), mode="nearest" if discs else "bilinear")[0]
 
     a, b = (torch.from_numpy(np.array(features, np.float32)) for features in (source, edit))
     x, y = np.clip(handles, 0, (width - 1, height - 1)).T
