@@ -155,6 +155,8 @@ def test_pictures_in_a_mapping_file(tmp_path, capsys):
 def test_a_place_that_may_not_be_entered(picture, closed, capsys):
     inner = str(closed / "inner")
     with as_nobody():
+        if not os.access(ROOT / "weights", os.R_OK | os.X_OK, effective_ids=True):
+            pytest.skip("the checkout lies where others may not go, and so does its model")
         for out in (f"{inner}/e.png", f"{inner}/", str(closed / "e.png"), f"{inner}/deep/e.png"):
             assert "written" in one_line(capsys, "edit", picture, *PROMPTS, "--model", "stilllife", "--out", out)
         assert "written" in one_line(capsys, "invert", picture, "--source", "a", "--model", "stilllife", "--out",
