@@ -191,6 +191,12 @@ class Benchmark:
     pictures: str = PICTURES
     truths: str = TRUE_EDITS
 
+    @property
+    def wordings(self) -> dict[str, frozenset[str]]:
+        """The names of the cases of each wording that there is, in the order of `WORDINGS`."""
+        named = {way: frozenset(case.name for case in self.cases if case.wording == way) for way in WORDINGS}
+        return {way: names for way, names in named.items() if names}
+
     def source(self, case: Case) -> Image.Image:
         """The picture to edit; PictureError or BenchmarkError if it cannot be had."""
         return pictures.open_picture(inside(self.folder / self.pictures, case.picture))

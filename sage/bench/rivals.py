@@ -314,17 +314,13 @@ class Experiment:
 
     def results(self, wording: str = "") -> Results:
         """The results of all cases, or of those of one wording."""
-        cases = self._named(wording)
-        return Results([line for line in self.lines if not wording or line.case in cases],
-                       self.place.test.kinds)
-
-    def _named(self, wording: str) -> frozenset[str]:
-        return frozenset(case.name for case in self.place.test.cases if case.wording == wording)
+        found = Results(self.lines, self.place.test.kinds)
+        return found.of(self.place.test.wordings[wording]) if wording else found
 
     @property
     def wordings(self) -> list[str]:
         """Those that the cases have."""
-        return [wording for wording in WORDINGS if self._named(wording)]
+        return list(self.place.test.wordings)
 
     @property
     def heads(self) -> list[str]:

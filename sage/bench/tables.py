@@ -6,7 +6,7 @@ same digits.  A comparison is over the cases that both configurations have.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -92,6 +92,10 @@ class Results:
         self._means: dict[tuple[str, str, int | None], Interval | None] = {}
         self.metrics = [m for m in METRICS if any(line.scores.get(m.key) is not None for line in self.lines)]
 
+    def of(self, cases: Collection[str]) -> "Results":
+        """Those of some of the cases, by their names."""
+        return Results([line for line in self.lines if line.case in cases], self.names)
+
     def scores(self, configuration: str, metric: str, kind: int | None = None) -> dict[str, float]:
         """The values of one figure by case, those without one left out."""
         return {case: score for case, line in self.by_case[configuration].items()
@@ -142,10 +146,17 @@ def as_json(results: Results, networks: Mapping[str, str] | None = None) -> str:
     return json.dumps(as_dict(results) | ({"networks": dict(networks)} if networks else {}), indent=1) + "\n"
 
 
-def as_record(title: str, results: Results, facts: Mapping[str, str]) -> str:
-    """A Markdown file to keep: what was measured, when, where and how; the table, and one for each kind."""
+def as_record(title: str, results: Results, facts: Mapping[str, str],
+              wordings: Mapping[str, Collection[str]] | None = None) -> str:
+    """A Markdown file to keep: what was measured, when, where and how; the table, and one for each part.
+
+    Args:
+        wordings: the names of the cases of each wording; of several each has a table, beside each kind.
+    """
     parts = [f"# {title}\n", "".join(f"- {name}: {' '.join(value.split())}\n" for name, value in facts.items()),
              "Means over cases with 95 % bootstrap intervals.\n", as_markdown(results)]
+    for wording, cases in (wordings or {}).items() if len(wordings or ()) > 1 else ():
+        parts += [f"## {wording} prompts\n", as_markdown(results.of(cases))]
     for kind in results.kinds if len(results.kinds) > 1 else ():
         parts += [f"## {results.names[kind]}\n", as_markdown(results, kind)]
     return "\n".join(parts)

@@ -249,7 +249,7 @@ def _finish(results: tables.Results, benchmark: Benchmark, out: Path | None, roo
         cases = str(len({line.case for line in results.lines}))
         write_text(out / TABLES, tables.as_json(results, networks))
         record = {"date": today(), **made, **facts, "versions": versions(), "cases": cases}
-        write_text(out / RECORD, tables.as_record(title, results, record))
+        write_text(out / RECORD, tables.as_record(title, results, record, benchmark.wordings))
         write_report(out / REPORT, title, benchmark, results, roots, facts)
     if as_json:
         print(tables.as_json(results, networks), end="")

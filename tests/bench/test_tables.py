@@ -6,7 +6,7 @@ import pytest
 
 from sage.bench.metrics import METRICS
 from sage.bench.scoring import DONE, FAILED, Line
-from sage.bench.tables import Results, as_json, as_markdown, as_text, interval
+from sage.bench.tables import Results, as_json, as_markdown, as_record, as_text, interval
 
 PSNR, LPIPS = (next(m for m in METRICS if m.key == key) for key in ("inside_psnr", "inside_lpips"))
 
@@ -36,6 +36,15 @@ def test_means_by_kind_leave_out_what_has_no_value():
     assert results.mean("a", "clip_whole") is None
     assert len(results.failed("a")) == len(results.failed("a", 1)) == 1 and not results.failed("a", 0)
     assert results.metrics == [PSNR]
+
+
+def test_each_wording_has_a_table_beside_that_of_all():
+    results = Results(lines([1.0, 5.0, 3.0, 7.0]))
+    text = as_record("t", results, {}, {"full": {"0", "1"}, "short": {"2", "3"}})
+    assert [part.splitlines()[0] for part in text.split("\n## ")[1:]] == ["full prompts", "short prompts", "mixed",
+                                                                         "change object"]
+    assert as_markdown(Results(lines([1.0, 5.0]))) in text.split("## short")[0].split("## full")[1]
+    assert "prompts" not in as_record("t", results, {}, {"full": {"0", "1", "2", "3"}}) == as_record("t", results, {})
 
 
 def test_comparisons_are_paired():
