@@ -158,10 +158,10 @@ class Own(Plain):
 
 
 def test_published_settings_are_those_of_each_rows_method(engine, capsys):
-    write({"target": YELLOW}, {"target": YELLOW, "name": "b", "method": "sdedit"})
+    write({"target": YELLOW}, {"target": YELLOW, "name": "b", "method": "plain"})
     assert batch("--published") == 1
     assert [e.config.grid for e in engine] == ["released"]
-    assert "sdedit has no preset 'published'" in capsys.readouterr().err
+    assert "plain has no preset 'published'" in capsys.readouterr().err
 
 
 def test_the_manifest_says_what_became_of_each_row(engine, capsys):

@@ -1,5 +1,7 @@
 """SAG against diffusers' StableDiffusionSAGPipeline on a tiny model, step by step, and what each of its parts does."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -114,7 +116,7 @@ def test_a_blur_keeps_what_is_flat_and_spreads_a_point():
 
 def test_what_does_not_fit_is_refused(model, folder):
     with pytest.raises(SettingsError, match="too small to be blurred"):
-        next(sage.run("sag", model, torch.zeros(1, 4, 4, 8), "", PROMPT, SAMPLED))
+        next(SAG().generate(SimpleNamespace(settings=SAMPLED, z0=torch.zeros(1, 4, 4, 8))))  # of a shallow network
     with pytest.raises(SettingsError, match="sag edits no picture; these do: sage"):
         sage.edit(model, small.picture(), PROMPT, "a dog", method="sag")
     without = small.make(folder).model
