@@ -173,9 +173,9 @@ class Job(Generic[S]):
         if not any(request.mask for request in self.requests):
             return None
         height, width = self.z0.shape[-2:]
-        cells = getattr(self.settings, "mask_cells", "half")
+        counted = getattr(self.settings, "mask_cells", "half")
         return torch.cat([torch.ones_like(self.z0[:1, :1]) if request.mask is None else
-                          to_mask(request.mask, (width, height), cells).to(self.z0) for request in self.requests])
+                          to_mask(request.mask, (width, height), counted).to(self.z0) for request in self.requests])
 
     @cached_property
     def region(self) -> Tensor | None:

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from sage.bench.cases import WORDINGS, Benchmark, Case
+from sage.bench.cases import Benchmark, Case
 from sage.bench.configs import CONFIGURATIONS, EXPLICIT, Configuration
 from sage.bench.experiments import BOUNDS
 from sage.bench.files import BenchmarkError, write_text
@@ -534,7 +534,7 @@ def as_auto(experiment: Experiment, today: str) -> str | None:
 
 def in_turn(benchmark: Benchmark) -> Benchmark:
     """Of cases in several wordings those of one each, in turn over the kinds."""
-    ways = [wording for wording in WORDINGS if any(case.wording == wording for case in benchmark.cases)]
+    ways = list(benchmark.wordings)
     if len(ways) < 2:
         return benchmark
     return replace(benchmark, cases=tuple(c for c in benchmark.cases if c.wording == ways[c.kind % len(ways)]))
