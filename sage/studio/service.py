@@ -52,6 +52,7 @@ from sage.pictures.metadata import (
 )
 from sage.pictures.regions import Move, box_mask, composite, read_box, read_move
 from sage.prompts.plan import Plan
+from sage.prompts.vocabulary import unknown_words
 from sage.settings import Settings
 from sage.stilllife.describe import described
 from sage.studio.cache import Cache
@@ -275,9 +276,10 @@ class Studio:
         size = task_of(model, [image], self.recommended("edit", DEFAULTS["edit"])).size
         with torch.no_grad():
             [notes] = strange(model, [image], model.encode(pictures.to_tensor(image, size)), size)
-        if notes or model.name != MODEL or bundled() is None:
+        if notes or bundled() is None:
             return {"source": "", "note": " ".join(notes)}
-        return {"source": described(_encoder().read(np.asarray(image)))[0], "note": ""}
+        source = described(_encoder().read(np.asarray(image)))[0]
+        return {"source": "" if unknown_words(model.prompts.taught, [source]) else source, "note": ""}
 
     def _remembered(self, who: str, mask: Image.Image) -> str:
         picture = Picture(mask, {"name": "mask.png", "sha256": pictures.digest(mask)})

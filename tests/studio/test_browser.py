@@ -361,12 +361,24 @@ def test_a_part_is_moved(visitor, tmp_path, width, height):
     assert me.edit().startswith("Done in") and "nothing is asked" not in me.page.inner_text("#status")
     me.shot(f"moved-{width}")
     result = me.download(tmp_path / "moved.png")
-    now, before = (Image.open(path).convert("RGB").getpixel((9, 52)) for path in (result, MUG))
+    now, before = (Image.open(path).convert("RGB").getpixel((14, 112)) for path in (result, MUG))
     assert now[1] - now[0] > 60 > before[1] - before[0]  # the green cone is on the left now
     assert repeated(result, MUG, tmp_path / "again.png")
     me.page.reload()
     me.ready()
     assert me.page.inner_text("#picture-name") == "A part of it is moved."
+    assert me.page.inner_text("#move") == "Move another part"
+    me.page.click("#move")
+    dragged(me, "#boxes", (0.78, 0.1), (0.95, 0.25))  # a piece of wall
+    dragged(me, "#boxes", (0.12, 0.12))
+    me.shot(f"move-another-{width}")
+    me.page.click("#boxes-done")
+    me.page.wait_for_selector("#status:has-text('Press Edit')")
+    assert me.page.inner_text("#picture-name") == "2 parts of it are moved."
+    assert me.edit().startswith("Done in")
+    both = me.download(tmp_path / "both.png")
+    assert read_settings(both)["moves"][0] == read_settings(result)["moves"][0] and len(read_settings(both)["moves"]) == 2
+    assert repeated(both, MUG, tmp_path / "both-again.png")
     me.page.click("#unmask")
     assert me.page.inner_text("#picture-name") == "mug.png, 128 × 128"
     me.page.click("#move")  # with the keys alone
@@ -393,12 +405,12 @@ def test_something_of_another_picture_is_put_in(visitor, tmp_path):
     me.page.wait_for_selector("#status:has-text('The paste is the picture now')")
     assert me.page.locator("#paste").is_checked() and me.sees("#download")
     paste = me.download(tmp_path / "mug-composed.png")
-    assert Image.open(paste).getpixel((14, 11))[:3] == (255, 255, 0)
+    assert Image.open(paste).getpixel((28, 22))[:3] == (255, 255, 0)
     me.page.fill("#target", me.page.input_value("#source") + " and a yellow ball")
     me.steps(4)
     assert me.edit().startswith("Done in")
     result = me.download(tmp_path / "result.png")
-    assert Image.open(result).getpixel((50, 20)) == Image.open(MUG).convert("RGB").getpixel((50, 20))
+    assert Image.open(result).getpixel((100, 60)) == Image.open(MUG).convert("RGB").getpixel((100, 60))
     assert repeated(result, paste, tmp_path / "again.png")
     me.shot("composed")
     assert me.errors == []

@@ -20,6 +20,7 @@ from sage.method import Step, able, method
 from sage.models.backbone import Backbone
 from sage.models.known import find_model
 from sage.pictures import read_settings
+from sage.prompts.tokens import Prompts
 from sage.sampling.levels import Level
 from sage.studio import glimpse, recipe, service
 from sage.studio.clock import Cancelled
@@ -291,6 +292,16 @@ def test_a_picture_is_described_or_said_to_be_strange(studio, who, tmp_path):
     studio.take(who, tmp_path / "noise.png", "noise.png")
     seen = studio.seen(who, studio.visit(who).picture.identity["sha256"])
     assert seen["source"] == "" and "mush" in seen["note"]
+
+
+@pytest.mark.parametrize("taught, is_described", [((), False), (("a", "blue", "mug"), False), ("all", True)])
+def test_a_picture_is_described_to_a_model_that_knows_the_words(studio, who, monkeypatch, taught, is_described):
+    prompts = studio.model.prompts
+    monkeypatch.setattr(studio.model, "name", "a-still-life-of-my-own")
+    if taught != "all":
+        monkeypatch.setattr(studio.model, "prompts", Prompts(prompts.tokenizer, prompts.max_length, taught))
+    studio.take(who, MUG, "mug.png")
+    assert bool(studio.seen(who, studio.visit(who).picture.identity["sha256"])["source"]) == is_described
 
 
 def test_a_result_becomes_the_picture(studio, wanted, who):

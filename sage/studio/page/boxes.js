@@ -3,12 +3,12 @@
 import {$, t} from "./base.js";
 
 const STEP = 0.02, LEAST = 0.03;  // shares of a side: what a key moves, and the smallest box
-const LINES = ["#f59e0b", "#14b8a6"];
+const LINES = ["#f59e0b", "#14b8a6"], DASHES = [10, 8];
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 export class Boxes {
   constructor() {
-    Object.assign(this, {canvas: $("boxes"), titles: [], boxes: [], pressed: null});
+    Object.assign(this, {canvas: $("boxes"), titles: [], earlier: [], boxes: [], pressed: null});
     this.pen = this.canvas.getContext("2d");
     this.canvas.addEventListener("pointerdown", event => this.press(event));
     this.canvas.addEventListener("pointermove", event => { if (this.pressed) this.pull(this.place(event)); });
@@ -19,9 +19,11 @@ export class Boxes {
     $("boxes-done").addEventListener("click", () => this.finish());
   }
 
-  /** Ask for a box of each title in turn; a second one has the size of the first. `done` is given them in pixels. */
-  open(picture, title, titles, done) {
-    Object.assign(this, {picture, titles, done, image: $("boxes-picture")});
+  /** Ask for a box of each title in turn; a second one has the size of the first. `done` is given them in pixels.
+   *  Of `earlier` pairs, in pixels too, is shown what they do. */
+  open(picture, title, titles, done, earlier = []) {
+    const {width: w, height: h} = picture, share = ([left, top, right, bottom]) => [left / w, top / h, right / w, bottom / h];
+    Object.assign(this, {picture, titles, done, image: $("boxes-picture"), earlier: earlier.map(pair => pair.map(share))});
     const grow = 640 / Math.max(picture.width, picture.height);
     this.canvas.width = Math.round(picture.width * grow);
     this.canvas.height = Math.round(picture.height * grow);
@@ -98,19 +100,26 @@ export class Boxes {
   }
 
   draw() {
-    const {width: w, height: h} = this.canvas, [first, second] = this.boxes;
-    this.pen.clearRect(0, 0, w, h);
+    this.pen.clearRect(0, 0, this.canvas.width, this.canvas.height);
+    for (const pair of this.earlier) this.pair(pair, DASHES);
+    this.pair(this.boxes, []);
+    const at = Math.min(this.boxes.length, this.titles.length - 1), all = this.boxes.length === this.titles.length;
+    $("boxes-hint").textContent = all ? t("boxes.ready") : `${t(this.titles[at])} ${t("boxes.keys")}`;
+    $("boxes-done").disabled = !all;
+  }
+
+  /** Boxes, and in the second of two what is in the first. */
+  pair(found, dashes) {
+    const {width: w, height: h} = this.canvas, [first, second] = found;
     if (first && second && this.image.complete)
       this.pen.drawImage(this.image, ...this.of(first, this.image.naturalWidth, this.image.naturalHeight), ...this.of(second, w, h));
-    this.boxes.forEach((box, i) => {
+    this.pen.setLineDash(dashes);
+    found.forEach((box, i) => {
       for (const [style, width] of [["#000", 7], [LINES[i], 4]]) {
         Object.assign(this.pen, {strokeStyle: style, lineWidth: width});
         this.pen.strokeRect(...this.of(box, w, h));
       }
     });
-    const at = Math.min(this.boxes.length, this.titles.length - 1), all = this.boxes.length === this.titles.length;
-    $("boxes-hint").textContent = all ? t("boxes.ready") : `${t(this.titles[at])} ${t("boxes.keys")}`;
-    $("boxes-done").disabled = !all;
   }
 
   of([left, top, right, bottom], w, h) { return [left * w, top * h, (right - left) * w, (bottom - top) * h]; }

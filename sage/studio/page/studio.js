@@ -151,9 +151,10 @@ function showMask() {
   $("paste-part").hidden = !used;
   $("brush").hidden = !picture || !reads("mask");
   $("move").hidden = !picture || !canDo("moves");
+  $("move").textContent = t($("move").dataset.text = moved ? "move.another" : "move");
   $("put-part").hidden = !picture || !canDo("mask");
   if (!picture) return;
-  $("picture-name").textContent = [...moved ? [t("moved")] : [], ...used ? [t("masked")] : []].join(" ") || `${picture.name}, ${picture.width} × ${picture.height}`;
+  $("picture-name").textContent = [...moved ? [t(moving().length > 1 ? "moved.parts" : "moved", {count: moving().length})] : [], ...used ? [t("masked")] : []].join(" ") || `${picture.name}, ${picture.width} × ${picture.height}`;
   $("thumb").alt = t(used ? "alt.masked" : "alt.picture", {name: picture.name});
 }
 
@@ -167,17 +168,17 @@ async function withReader(what, usual) {
   await showMethod("edit", able.includes(usual) ? usual : able[0]);
 }
 
-/** A box, and where it shall be: the prompts are one and the same, unless something else is to change too. */
+/** A box, and where it shall be, beside those before: the prompts are one and the same, unless something else is to change too. */
 const movePart = told(async () => boxes.open(page.picture, "move", ["move.from", "move.to"], told(async ([from, to]) => {
   remember();
-  page.moves = [[from, to]];
+  page.moves = [...moving(), [from, to]];
   await withReader("moves", page.usual.drag);
   if (!$("source").value.trim()) $("source").value = "a photograph";
   $("target").value = $("source").value;
   showMask();
   changed();
   say(t("move.done"));
-})));
+}), moving().filter(pair => pair.every(Array.isArray))));
 
 /** Something of another picture: painted over there, and put into a box of this one. */
 const putIn = told(async file => {
