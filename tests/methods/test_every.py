@@ -312,7 +312,8 @@ def test_a_trajectory_from_a_file_gives_what_a_fresh_one_gives(model, name, tmp_
 
 
 def _swept() -> list[Any]:
-    swept = []
+    """What methods share is swept on the first that has it, and on the others with the slow tests."""
+    swept, first = [], dict[tuple[type, str], str]()
     for name in names():
         owner, row = sage.method(name).Settings, ROWS[name]
         for f in owner.fields():
@@ -321,8 +322,11 @@ def _swept() -> list[Any]:
             now = getattr(settings_of(name), f.name)
             values = [v for v in f.metadata["choices"] if v != now] or (
                 [not now] if annotations(owner)[f.name] is bool else [{**OTHERS, **row.others}.get(f.name, "missing")])
-            swept += [pytest.param(name, f.name, value, id=f"{name}-{f.name}={value}") for value in values
-                      if not {f.name, f"{f.name}={value}"} & set(row.silent)]
+            values = [v for v in values if not {f.name, f"{f.name}={v}"} & set(row.silent)]
+            told_by = next(c for c in owner.__mro__ if f.name in vars(c).get("__annotations__", {}))
+            late = values and first.setdefault((told_by, f.name), name) != name
+            swept += [pytest.param(name, f.name, value, id=f"{name}-{f.name}={value}",
+                                   marks=[pytest.mark.slow] if late else []) for value in values]
     return swept
 
 
