@@ -2,7 +2,7 @@
 
     rival       a method that edits, as it is or with an inversion that it names in `beside`
     search      each rival's settings, by sage.bench.search, on tuning cases that no result is reported of
-    test        at these settings, at strengths on both sides of them, and at the published ones, on the other cases
+    test        on the other cases: all at these settings, then all at the published ones and at strengths on both sides
     cost        the peak memory of one edit, in a process of its own
 
     bounds/test/            a run (sage.bench.runner) of what every table has
@@ -12,7 +12,7 @@
     RIVAL/cost.json
     chosen.json             all that was chosen, with every trial
 
-Killed at any moment and started again it goes on.
+Killed at any moment and started again it goes on; once all are tested at their settings there are tables.
 """
 
 import json
@@ -50,6 +50,7 @@ TUNED = 2  # cases of each kind that settings are chosen on
 PARTS = 2  # of them, at least, so that a trial can be given up
 OURS, RECOMMENDED, PLAIN = "sage", "recommended", "plain"
 CHOSEN, COST, TUNING, TEST, EVERYONE = "chosen.json", "cost.json", "tuning", "test", "bounds"
+ROUNDS = range(2)  # of the test: what every table has, and what is beside it
 REFERENCES = (*BOUNDS, RECOMMENDED)
 BACKWARD = 2  # forward passes that a way back through the network counts for
 
@@ -165,16 +166,15 @@ class Chosen:
     def as_published(self) -> str:
         return f"{self.label}:published"
 
-    def configurations(self) -> list[Configuration]:
-        """All that is tested of it."""
-        made = [_configuration(self.label, self.rival, self.settings)]
-        made += [_configuration(label, self.rival, {**self.settings, self.strength: value})
-                 for label, value in self.curve.items() if label != self.label]
+    def configurations(self) -> list[list[Configuration]]:
+        """What is tested of it in each of the rounds: as chosen; at other strengths, and as published."""
+        made = [_configuration(label, self.rival, {**self.settings, self.strength: value})
+                for label, value in self.curve.items() if label != self.label]
         if self.published:
             length = {name: self.settings[name] for name in ("steps",) if name in self.settings}
             made.append(Configuration(self.as_published, "its published settings, in as many steps", base="published",
                                       changes=length, words="benchmark", method=self.rival))
-        return made
+        return [[_configuration(self.label, self.rival, self.settings)], made]
 
     def as_dict(self) -> dict[str, Any]:
         return {**{name: getattr(self, name) for name in ("rival", "title", "values", "strength", "published",
@@ -249,18 +249,19 @@ class Worker:
                         batch=batch, shard=(part, parts), extractors=self.extractors)
             yield [score(line, protocol.aim) if line.status == DONE else None for line in lines]
 
-    def test(self, rival: str, shard: tuple[int, int]) -> None:
-        """A part of a rival's test, or of that of the bounds."""
+    def test(self, rival: str, number: int, shard: tuple[int, int]) -> None:
+        """A part of a round of a rival's test, or of that of the bounds."""
         configurations = ([CONFIGURATIONS[name] for name in REFERENCES] if rival == EVERYONE
-                          else read_chosen(self.place.out / rival / CHOSEN).configurations())
-        run(self.place.test, configurations, self.engine, self.place.out / rival / TEST, shard=shard,
-            batch=self.place.protocol.batch, extractors=self.extractors)
+                          else read_chosen(self.place.out / rival / CHOSEN).configurations()[number])
+        if configurations:
+            run(self.place.test, configurations, self.engine, self.place.out / rival / TEST, shard=shard,
+                batch=self.place.protocol.batch, extractors=self.extractors)
 
     def cost(self, rival: str) -> None:
         """The memory of one edit; in a process that has made no other."""
         case = self.place.test.cases[0]
         chosen = read_chosen(self.place.out / rival / CHOSEN)
-        [outcome] = self.engine.make(chosen.configurations()[0], [case], [self.place.test.source(case)], [None])
+        [outcome] = self.engine.make(chosen.configurations()[0][0], [case], [self.place.test.source(case)], [None])
         memory = None if outcome.picture is None else peak_memory(self.engine.model.device.type)
         write_text(self.place.out / rival / COST, json.dumps({"memory": memory}) + "\n")
 
@@ -363,7 +364,8 @@ class Experiment:
 
 
 def compete(place: Place, make: Make, workers: int = 1, progress: Progress | None = None, memory: bool = True,
-            say: Callable[[str], None] = lambda message: None) -> Experiment:
+            say: Callable[[str], None] = lambda message: None,
+            so_far: Callable[[Experiment], None] = lambda found: None) -> Experiment:
     """Search, test and measure, as far as it is not done.
 
     Args:
@@ -373,6 +375,7 @@ def compete(place: Place, make: Make, workers: int = 1, progress: Progress | Non
         progress: called with ("rivals", tasks done, tasks in all).
         memory: also measure the memory of one edit of each, in a process of its own.
         say: told beforehand what there is to do.
+        so_far: given what there is when all have been tested at their settings.
     Raises:
         SageError: what stops the whole; a case that fails is a line.
     """
@@ -384,22 +387,26 @@ def compete(place: Place, make: Make, workers: int = 1, progress: Progress | Non
         say(estimate(place, len(names)))
         _claim(place, about)
         parts = min(-(-len(place.test.cases) // place.protocol.batch), 4 * workers)
-        report, total = progress or (lambda phase, done, total: None), len(names) * (1 + parts) + parts
-        tested = [EVERYONE, *(name for name in names if (place.out / name / CHOSEN).is_file())]
-        waiting = {pool.submit(place, "find", name): name for name in names if name not in tested}
-        done = len(tested) - 1
-        while waiting or tested:
-            waiting |= {pool.submit(place, "test", name, (i, parts)): "" for name in tested
-                        for i in range(1, parts + 1)}
-            task = pool.next(waiting)
-            pool.result(task)
-            tested = [name] if (name := waiting.pop(task)) else []
-            done += 1
-            report(RIVALS, done, total)
-    if memory:
-        _measure(place, make, [name for name in names if not (place.out / name / COST).is_file()], workers)
-    experiment = read_experiment(place, about)
-    write_text(place.out / CHOSEN, as_record(experiment))
+        report, total = progress or (lambda phase, done, total: None), len(names) * (1 + parts * len(ROUNDS)) + parts
+        found = [name for name in names if (place.out / name / CHOSEN).is_file()]
+        waiting = {pool.submit(place, "find", name): name for name in names if name not in found}
+        done = len(found)
+        for number in ROUNDS:
+            tested = [*([EVERYONE] if number == 0 else []), *(found if number == 0 else names)]
+            while waiting or tested:
+                waiting |= {pool.submit(place, "test", name, number, (i, parts)): "" for name in tested
+                            for i in range(1, parts + 1)}
+                task = pool.next(waiting)
+                pool.result(task)
+                tested = [name] if (name := waiting.pop(task)) else []
+                done += 1
+                report(RIVALS, done, total)
+            if memory and number == 0:
+                _measure(place, make, [name for name in names if not (place.out / name / COST).is_file()], workers)
+            experiment = read_experiment(place, about)
+            write_text(place.out / CHOSEN, as_record(experiment))
+            if number < ROUNDS[-1]:
+                so_far(experiment)
     return experiment
 
 
@@ -487,8 +494,8 @@ def read_experiment(place: Place, about: Mapping[str, Any]) -> Experiment:
     chosen = {name: read_chosen(place.out / name / CHOSEN) for name in about["rivals"]}
     lines, roots = list[Line](), dict[str, Path]()
     for folder, labels, memory in [(EVERYONE, list(REFERENCES), None),
-                                   *((name, [c.name for c in found.configurations()], _memory(place.out / name / COST))
-                                     for name, found in chosen.items())]:
+                                   *((name, [c.name for part in found.configurations() for c in part],
+                                      _memory(place.out / name / COST)) for name, found in chosen.items())]:
         found = read_manifests(place.out / folder / TEST)
         for label in labels:
             own = [found[label, case.name] for case in place.test.cases if (label, case.name) in found]

@@ -57,8 +57,8 @@ def run_rivals(args: argparse.Namespace) -> int:
                        args.extractors)
         few = len(test.cases) <= QUICK * len(test.kinds)
         place = Place(out, tuning, test, Protocol(0, args.trials, FEW_POINTS if few else POINTS, args.batch))
-        found = compete(place, make, workers, bar,
-                        say=lambda text: print(f"sage: {text}", file=sys.stderr))
+        found = compete(place, make, workers, bar, say=_say, so_far=lambda found: _say(
+            f"tables, without other strengths and published settings, are in {_written(args, found)[0]}"))
     return _tell(args, found)
 
 
@@ -72,23 +72,36 @@ def _benchmarks(args: argparse.Namespace, out: Path, bar: Progress) -> tuple[Ben
     return split(read_benchmark(args.data), TUNED, QUICK if args.quick else None)
 
 
-def _tell(args: argparse.Namespace, found: Experiment) -> int:
-    engine, out = found.about["engine"], Path(args.out)
-    facts = {"date": today(), "machine": found.about["machine"], "command": command_line(args), "versions": versions(),
-             "benchmark": args.benchmark, **{name: said(value) for name, value in engine.items()
-                                             if name != "versions"}, **found.about["networks"]}
-    test, heads = found.place.test, found.heads
+def _say(text: str) -> None:
+    print(f"sage: {text}", file=sys.stderr, flush=True)
+
+
+def _facts(args: argparse.Namespace, found: Experiment) -> dict[str, str]:
+    engine = found.about["engine"]
+    return {"date": today(), "machine": found.about["machine"], "command": command_line(args), "versions": versions(),
+            "benchmark": args.benchmark, **{name: said(value) for name, value in engine.items()
+                                            if name != "versions"}, **found.about["networks"]}
+
+
+def _written(args: argparse.Namespace, found: Experiment) -> list[Path]:
+    """What there is, for people and for programs; the pages first."""
+    out, facts, test, heads = Path(args.out), _facts(args, found), found.place.test, found.heads
     at_best = tables.Results([line for line in found.lines if line.configuration in heads], test.kinds)
     write_report(out / REPORT, f"Edits of {args.benchmark} by every method", test, at_best, found.roots, facts)
     write_text(out / TABLES, tables.as_json(at_best, found.about["networks"]))
-    paths = write_all(found, facts)
+    paths = [*write_all(found, facts), out / REPORT]
     if (auto := as_auto(found, today())) is not None:
         write_text(out / AUTO, auto)
+    return paths
+
+
+def _tell(args: argparse.Namespace, found: Experiment) -> int:
+    paths = _written(args, found)
     for name, why in found.unfit.items():
         print(f"sage: note: {name} is left out: {why}", file=sys.stderr)
-    print(tables.as_json(at_best, found.about["networks"]) if args.json else markdown(found, facts), end="")
-    sys.stdout.flush()
-    print(f"sage: comparison in {paths[0]}, pictures in {out / REPORT}", file=sys.stderr)
+    print((Path(args.out) / TABLES).read_text(encoding="utf-8") if args.json else markdown(found, _facts(args, found)),
+          end="", flush=True)
+    _say(f"comparison in {paths[0]}, pictures in {paths[-1]}")
     return status_of(found.lines)
 
 

@@ -156,8 +156,13 @@ def experiment(folder, known, tmp_path_factory):
     patch.setattr(rivals, "_measure", lambda *a: None)
     patch.setattr(type(sage.method("p2p")), "beside", ())
     patch.setattr(type(sage.method("p2p")), "presets", {"published": {"steps": 3, "blend": None}})
-    found = compete(place(tmp_path_factory.mktemp("experiment"), known), maker(folder))
+    early = []
+    found = compete(place(tmp_path_factory.mktemp("experiment"), known), maker(folder), so_far=early.append)
     patch.undo()
+    assert [line for line in found.lines if ":" not in line.configuration] == early[0].lines and len(early) == 1
+    assert "p2p:published" in {line.configuration for line in found.lines}
+    early_table = markdown(early[0], {})
+    assert "| p2p |" in early_table and "p2p:published" not in early_table
     return found
 
 
@@ -297,8 +302,8 @@ def test_the_contact_sheet_has_every_method_and_one_case_of_each_kind(experiment
 def test_curves_run_from_the_weakest_strength_with_the_chosen_one_among_them():
     c = replace(settled("p2p", {"guidance_scale": 3.0}, 1.0), strengths=(1.0, 8.0), published=True)
     assert list(c.curve.values()) == [1.0, 3.0, 8.0] and list(c.curve)[1] == "p2p"
-    names = [configuration.name for configuration in c.configurations()]
-    assert names == ["p2p", "p2p:guidance_scale=1", "p2p:guidance_scale=8", "p2p:published"]
+    names = [[configuration.name for configuration in part] for part in c.configurations()]
+    assert names == [["p2p"], ["p2p:guidance_scale=1", "p2p:guidance_scale=8", "p2p:published"]]
     assert settled("plain", {}, 1.0).label == "method=plain"  # plain is a bound of every table
 
 
