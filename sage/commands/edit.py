@@ -4,9 +4,6 @@ Whatever the user gave is checked before torch is even imported, so that a mista
 """
 
 import argparse
-import json
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +21,8 @@ from sage.commands.flags import (
     add_method,
     add_model,
     add_ways,
-    fetch_model,
+    carry_out,
     given_settings,
-    load,
     model_of,
     must_fetch,
     published,
@@ -53,7 +49,6 @@ from sage.pictures.metadata import (
     masks_in,
     read_record,
     settings_in,
-    versions,
 )
 from sage.prompts.instructions import follow
 from sage.prompts.language_model import KEY, LanguageModel
@@ -326,20 +321,7 @@ def _insides(folder: str | None, number: int) -> tuple[Path, ...]:
 
 def run(args: argparse.Namespace) -> None:
     """Edit, write, and say where."""
-    job, began = plan_edit(args), time.monotonic()
-    note = (lambda message: None) if args.quiet else console.note
-    for message in job.notes:
-        note(message)
-    if job.fetch:
-        fetch_model(job.model, args)
-    model, messages = load(job.model, job.prediction_type, args)
-    for message in messages:
-        note(message)
-    with Progress(shown=sys.stderr.isatty() and not args.quiet) as progress:
-        report = _edit_all(job, model, progress, note, print_paths=not args.json)
-    if args.json:
-        report["notes"] = [*job.notes, *messages, *report["notes"]]
-        print(json.dumps({**report, "seconds": round(time.monotonic() - began, 2), "versions": versions()}))
+    carry_out(plan_edit(args), args, _edit_all)
 
 
 def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: bool) -> dict[str, Any]:

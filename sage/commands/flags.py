@@ -4,8 +4,10 @@ Torch is imported when a model is fetched or loaded, and not before.
 """
 
 import argparse
+import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field
@@ -13,10 +15,11 @@ from typing import Any
 
 from sage.auto import AUTO, auto_of
 from sage.display import console
+from sage.display.progress import Progress
 from sage.errors import ModelError, SageError, SettingsError
 from sage.method import DEFAULTS, Method, able, method
 from sage.models.known import AT_HAND, KNOWN, KnownModel, find_model, installed, known_model, weights_dir
-from sage.pictures.metadata import PREDICTIONS, read_record
+from sage.pictures.metadata import PREDICTIONS, read_record, versions
 from sage.prompts.phrases import read_factors, read_phrases
 from sage.settings import Factors, Phrases, Settings, annotations
 from sage.trajectory.label import flag, read_label
@@ -230,3 +233,25 @@ def load(model: str, prediction_type: str | None, args: argparse.Namespace) -> t
         loaded = sage.load_model(model, device=args.device, dtype=args.dtype, prediction_type=prediction_type,
                                  tokenizer=args.tokenizer, lora=args.lora)
     return loaded, [str(w.message) for w in caught if w.category is UserWarning]
+
+
+def carry_out(job: Any, args: argparse.Namespace, work: Callable[..., dict[str, Any]]) -> None:
+    """Load the model of a planned job, let the work be done, and print what came of it if --json asks for it.
+
+    Args:
+        job: has `notes`, `model`, `prediction_type`, and `fetch`, whether the model is to be downloaded.
+        work: (job, model, progress, note, print_paths) -> the report, its notes among it.
+    """
+    began, note = time.monotonic(), (lambda message: None) if args.quiet else console.note
+    for message in job.notes:
+        note(message)
+    if job.fetch:
+        fetch_model(job.model, args)
+    model, messages = load(job.model, job.prediction_type, args)
+    for message in messages:
+        note(message)
+    with Progress(shown=sys.stderr.isatty() and not args.quiet) as progress:
+        report = work(job, model, progress, note, print_paths=not args.json)
+    if args.json:
+        report["notes"] = [*job.notes, *messages, *report["notes"]]
+        print(json.dumps({**report, "seconds": round(time.monotonic() - began, 2), "versions": versions()}))

@@ -4,10 +4,7 @@ Whatever the user gave is checked before torch is even imported, so that a mista
 """
 
 import argparse
-import json
 import re
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +18,13 @@ from sage.commands.flags import (
     add_method,
     add_model,
     add_ways,
-    fetch_model,
+    carry_out,
     given_settings,
-    load,
     model_of,
     must_fetch,
     published,
     typed,
 )
-from sage.display import console
 from sage.display.progress import Progress
 from sage.errors import PictureError, PromptError, SettingsError
 from sage.files import named_after
@@ -37,7 +32,7 @@ from sage.method import Method, check_task, method
 from sage.models.known import known_model
 from sage.models.loras import check_same, read_loras
 from sage.models.savings import Savings
-from sage.pictures.metadata import differences, made_by, make_generation_record, read_record, settings_in, versions
+from sage.pictures.metadata import differences, made_by, make_generation_record, read_record, settings_in
 from sage.prompts.tokens import check_text
 from sage.settings import Settings
 
@@ -193,20 +188,7 @@ def read_savings(text: str) -> Savings:
 
 def run(args: argparse.Namespace) -> None:
     """Make, write, and say where."""
-    job, began = plan_generation(args), time.monotonic()
-    note = (lambda message: None) if args.quiet else console.note
-    for message in job.notes:
-        note(message)
-    if job.fetch:
-        fetch_model(job.model, args)
-    model, messages = load(job.model, job.prediction_type, args)
-    for message in messages:
-        note(message)
-    with Progress(shown=sys.stderr.isatty() and not args.quiet) as progress:
-        report = _make_all(job, model, progress, note, print_paths=not args.json)
-    if args.json:
-        report["notes"] = [*job.notes, *messages, *report["notes"]]
-        print(json.dumps({**report, "seconds": round(time.monotonic() - began, 2), "versions": versions()}))
+    carry_out(plan_generation(args), args, _make_all)
 
 
 def _make_all(job: Job, model: Any, progress: Progress, note: Callable[[str], None],
