@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from sage.machine.workers import end_with_parent
 from sage.stilllife import render, varied_scene
 
 SIDE = 128
@@ -43,7 +44,7 @@ def render_cache(folder: Path, count: int, held_out: bool = False, workers: int 
     paths = [folder / f"{name}-{start:07d}.npy" for start in range(0, count, CHUNK)]
     jobs = [(p, i * CHUNK, held_out, side) for i, p in enumerate(paths) if not p.exists()]
     if jobs:
-        with get_context("spawn").Pool(workers or os.cpu_count()) as pool:
+        with get_context("spawn").Pool(workers or os.cpu_count(), end_with_parent) as pool:
             for _ in tqdm(pool.imap(_chunk, jobs), total=len(jobs), desc=f"render {name}", unit="k"):
                 pass
     return [np.load(p, mmap_mode="r", allow_pickle=False) for p in paths]

@@ -39,6 +39,7 @@ from sage.bench.search import Trial, Values, best, race, search, space, start, s
 from sage.bench.tables import Comparison, Results
 from sage.errors import SageError, SettingsError
 from sage.files import parse_json
+from sage.machine.workers import end_with_parent
 from sage.method import able
 from sage.method import method as find_method
 
@@ -279,6 +280,7 @@ _networks: tuple[Engine, Extractors] | None = None
 
 def _start_worker(make: Make) -> None:
     global _networks
+    end_with_parent()
     _networks = make()
 
 

@@ -31,6 +31,7 @@ from sage.bench.cases import (
 from sage.bench.cases import write_mapping as _write_mapping
 from sage.bench.files import BenchmarkError, write_text
 from sage.files import read_plain
+from sage.machine.workers import end_with_parent
 from sage.models.known import KNOWN
 from sage.stilllife.edits import KINDS, EditCase, Prompts, changed_pixels, dilate, edit_case
 
@@ -100,7 +101,8 @@ def _each(jobs, workers: int):
     if workers <= 1:
         yield from map(_write, jobs)
         return
-    with ProcessPoolExecutor(min(workers, len(jobs), os.cpu_count() or 1), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs), os.cpu_count() or 1), get_context("spawn"),
+                             end_with_parent) as pool:
         yield from pool.map(_write, jobs)
 
 
