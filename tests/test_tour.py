@@ -26,6 +26,7 @@ print(json.dumps(shown))
 """
 
 
+@pytest.mark.slow
 def test_the_tour_runs_and_shows_its_pictures(tmp_path):
     cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"]
              if cell["cell_type"] == "code"]

@@ -21,7 +21,7 @@ from sage.bench.tables import Results
 from sage.display.html import page
 from sage.errors import SageError
 
-PAGE, RECORD, SHEET, AUTO = "rivals.html", "rivals.md", "rivals.png", "auto.json"
+PAGE, RECORD, SHEET, AUTO = "rivals.html", "rivals.md", "rivals.jpg", "auto.json"
 COLUMNS = ("asked", "kept", "melted", "inside_psnr", "inside_ssim", "inside_features", "outside_psnr", "outside_ssim",
            "outside_features", "structure", "background_psnr", "background_lpips", "background_ssim", "clip_whole",
            "clip_edited")
@@ -107,7 +107,7 @@ def frontier(experiment: Experiment, results: Results, title: str, kind: int | N
 def markdown(experiment: Experiment, facts: Mapping[str, str]) -> str:
     """The table to keep: what was measured, when, where and how."""
     text = [f"# {TITLE}\n", "".join(f"- {name}: {' '.join(value.split())}\n" for name, value in facts.items()),
-            f"{protocol(experiment)}\n", "![ten edits by every method](rivals.png)\n",
+            f"{protocol(experiment)}\n", f"![ten edits by every method]({SHEET})\n",
             "Means over the cases with 95 % bootstrap intervals; network calls count one edit alone.\n"]
     for name, results in parts(experiment):
         text += [f"## {name[0].upper()}{name[1:]}\n", _markdown_table(experiment, results)]

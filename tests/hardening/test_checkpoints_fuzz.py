@@ -99,12 +99,12 @@ def test_a_header_of_any_length_takes_no_memory(tmp_path):
              "most": joined("{}", b"", 2**64 - 1)}
     for name, head in heads.items():
         (tmp_path / f"{name}.safetensors").write_bytes(head)
-    code = ("import resource, sys\nfrom pathlib import Path\nfrom sage.errors import ModelError\n"
-            "from sage.models.weights import open_weights\n"
-            "at = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+    code = ("import sys\nfrom pathlib import Path\nfrom sage.errors import ModelError\n"
+            "from sage.models.weights import open_weights\nfrom tests.hardening.bombs import peak\n"
+            "at = peak()\n"
             "for path in Path(sys.argv[1]).iterdir():\n"
             "    try:\n        open_weights([path])\n    except ModelError:\n        print('refused')\n"
-            "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - at) >> 10)")
+            "print((peak() - at) >> 10)")
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
     *refused, grown = done.stdout.split()
     assert refused == ["refused"] * 3 and int(grown) < 100, done.stdout + done.stderr

@@ -366,6 +366,7 @@ def test_an_editor_of_two_branches_takes_a_fixed_points_trajectory(made):
             model, small.picture(), SOURCE, sage.method("plain").Settings(steps=4)))
 
 
+@pytest.mark.slow
 def test_sage_takes_a_fixed_points_way_too(made):
     """It leads back where DDIM's does not, and what is heard on it is what its latents give."""
     model, z0, texts = made.model, latents(made.model), embedded(made.model)

@@ -150,6 +150,7 @@ def test_every_step_is_that_of_the_benchmarks_code(made, changes):
 # ---- the noise
 
 
+@pytest.mark.slow
 def test_regularised_noise_is_nearer_to_white_noise(made):
     z0 = latents(made.model)
     for settings in (ZERO.Settings(steps=N), ZERO.preset("published", steps=N)):

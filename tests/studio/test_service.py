@@ -557,7 +557,13 @@ def fitting(studio, name):
         pytest.skip(why)
 
 
-@pytest.mark.parametrize("name", able("edit"))
+# All that the studio does with a method these show; the others differ in their own files.
+QUICK = {"sage", "p2p", "turbo-ddpm", "regiondrag"}
+every = pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+                                         for name in able("edit")])
+
+
+@every
 def test_every_method_edits_repeats_and_is_explained(studio, who, name, tmp_path):
     fitting(studio, name)
     studio.take(who, MUG, "mug.png")
@@ -654,7 +660,7 @@ class Only:
         return getattr(self._model, name)
 
 
-@pytest.mark.parametrize("name", able("edit"))
+@every
 def test_whatever_has_the_members_of_a_backbone_will_do(studio, tmp_path, monkeypatch, name):
     fitting(studio, name)
     monkeypatch.setattr(service, "load_model", lambda place: Only(studio.model))
