@@ -31,9 +31,10 @@ def _cpu() -> str:
 
 def peak_memory(device: str = "cpu") -> int | None:
     """The most bytes that this process has had: on the GPU, or resident; None where the system does not tell."""
-    import torch
-    if device == "cuda" and torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    if device == "cuda":
+        import torch
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
     try:
         found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     except OSError:

@@ -51,7 +51,6 @@ TUNED = 2  # cases of each kind that settings are chosen on
 PARTS = 2  # of them, at least, so that a trial can be given up
 OURS, RECOMMENDED, PLAIN = "sage", "recommended", "plain"
 CHOSEN, COST, TUNING, TEST, EVERYONE = "chosen.json", "cost.json", "tuning", "test", "bounds"
-ROUNDS = range(2)  # of the test: what every table has, and what is beside it
 REFERENCES = (*BOUNDS, RECOMMENDED)
 BACKWARD = 2  # forward passes that a way back through the network counts for
 
@@ -167,15 +166,20 @@ class Chosen:
     def as_published(self) -> str:
         return f"{self.label}:published"
 
-    def configurations(self) -> list[list[Configuration]]:
-        """What is tested of it in each of the rounds: as chosen; at other strengths, and as published."""
+    @property
+    def itself(self) -> Configuration:
+        """As it was chosen."""
+        return _configuration(self.label, self.rival, self.settings)
+
+    def others(self) -> list[Configuration]:
+        """What is tested of it besides: other strengths, and the published settings."""
         made = [_configuration(label, self.rival, {**self.settings, self.strength: value})
                 for label, value in self.curve.items() if label != self.label]
         if self.published:
             length = {name: self.settings[name] for name in ("steps",) if name in self.settings}
             made.append(Configuration(self.as_published, "its published settings, in as many steps", base="published",
                                       changes=length, words="benchmark", method=self.rival))
-        return [[_configuration(self.label, self.rival, self.settings)], made]
+        return made
 
     def as_dict(self) -> dict[str, Any]:
         return {**{name: getattr(self, name) for name in ("rival", "title", "values", "strength", "published",
@@ -250,10 +254,13 @@ class Worker:
                         batch=batch, shard=(part, parts), extractors=self.extractors)
             yield [score(line, protocol.aim) if line.status == DONE else None for line in lines]
 
-    def test(self, rival: str, number: int, shard: tuple[int, int]) -> None:
-        """A part of a round of a rival's test, or of that of the bounds."""
-        configurations = ([CONFIGURATIONS[name] for name in REFERENCES] if rival == EVERYONE
-                          else read_chosen(self.place.out / rival / CHOSEN).configurations()[number])
+    def test(self, rival: str, others: bool, shard: tuple[int, int]) -> None:
+        """A part of the test of a rival as chosen, of what is beside that, or of the bounds."""
+        if rival == EVERYONE:
+            configurations = [CONFIGURATIONS[name] for name in REFERENCES]
+        else:
+            chosen = read_chosen(self.place.out / rival / CHOSEN)
+            configurations = chosen.others() if others else [chosen.itself]
         if configurations:
             run(self.place.test, configurations, self.engine, self.place.out / rival / TEST, shard=shard,
                 batch=self.place.protocol.batch, extractors=self.extractors)
@@ -262,7 +269,7 @@ class Worker:
         """The memory of one edit; in a process that has made no other."""
         case = self.place.test.cases[0]
         chosen = read_chosen(self.place.out / rival / CHOSEN)
-        [outcome] = self.engine.make(chosen.configurations()[0][0], [case], [self.place.test.source(case)], [None])
+        [outcome] = self.engine.make(chosen.itself, [case], [self.place.test.source(case)], [None])
         memory = None if outcome.picture is None else peak_memory(self.engine.model.device.type)
         write_text(self.place.out / rival / COST, json.dumps({"memory": memory}) + "\n")
 
@@ -389,26 +396,31 @@ def compete(place: Place, make: Make, workers: int = 1, progress: Progress | Non
         say(estimate(place, len(names)))
         _claim(place, about)
         parts = min(-(-len(place.test.cases) // place.protocol.batch), 4 * workers)
-        report, total = progress or (lambda phase, done, total: None), len(names) * (1 + parts * len(ROUNDS)) + parts
+        report, total = progress or (lambda phase, done, total: None), len(names) * (1 + 2 * parts) + parts
         found = [name for name in names if (place.out / name / CHOSEN).is_file()]
         waiting = {pool.submit(place, "find", name): name for name in names if name not in found}
-        done = len(found)
-        for number in ROUNDS:
-            tested = [*([EVERYONE] if number == 0 else []), *(found if number == 0 else names)]
+        tested, done = [EVERYONE, *found], len(found)
+        for others in (False, True):
             while waiting or tested:
-                waiting |= {pool.submit(place, "test", name, number, (i, parts)): "" for name in tested
+                waiting |= {pool.submit(place, "test", name, others, (i, parts)): "" for name in tested
                             for i in range(1, parts + 1)}
                 task = pool.next(waiting)
                 pool.result(task)
                 tested = [name] if (name := waiting.pop(task)) else []
                 done += 1
                 report(RIVALS, done, total)
-            if memory and number == 0:
-                _measure(place, make, [name for name in names if not (place.out / name / COST).is_file()], workers)
-            experiment = read_experiment(place, about)
-            write_text(place.out / CHOSEN, as_record(experiment))
-            if number < ROUNDS[-1]:
-                so_far(experiment)
+            if not others:
+                so_far(_recorded(place, about))
+                tested = names
+    if memory:
+        _measure(place, make, [name for name in names if not (place.out / name / COST).is_file()], workers)
+    return _recorded(place, about)
+
+
+def _recorded(place: Place, about: Mapping[str, Any]) -> Experiment:
+    """What lies in the folder, and is now in its record too."""
+    experiment = read_experiment(place, about)
+    write_text(place.out / CHOSEN, as_record(experiment))
     return experiment
 
 
@@ -496,7 +508,7 @@ def read_experiment(place: Place, about: Mapping[str, Any]) -> Experiment:
     chosen = {name: read_chosen(place.out / name / CHOSEN) for name in about["rivals"]}
     lines, roots = list[Line](), dict[str, Path]()
     for folder, labels, memory in [(EVERYONE, list(REFERENCES), None),
-                                   *((name, [c.name for part in found.configurations() for c in part],
+                                   *((name, [c.name for c in (found.itself, *found.others())],
                                       _memory(place.out / name / COST)) for name, found in chosen.items())]:
         found = read_manifests(place.out / folder / TEST)
         for label in labels:

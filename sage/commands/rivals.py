@@ -29,7 +29,7 @@ from sage.bench.rivals import (
     in_turn,
     split,
 )
-from sage.bench.rivals_page import AUTO, markdown, write_all
+from sage.bench.rivals_page import AUTO, RECORD, write_all
 from sage.bench.stilllife import FIRST_SEED, FULL, QUICK, TUNING_SEED
 from sage.commands.measuring import BENCHMARK, BOTH, TABLES, command_line, make_engine, said, status_of, still_lifes
 from sage.display.progress import Progress
@@ -76,16 +76,12 @@ def _say(text: str) -> None:
     print(f"sage: {text}", file=sys.stderr, flush=True)
 
 
-def _facts(args: argparse.Namespace, found: Experiment) -> dict[str, str]:
-    engine = found.about["engine"]
-    return {"date": today(), "machine": found.about["machine"], "command": command_line(args), "versions": versions(),
-            "benchmark": args.benchmark, **{name: said(value) for name, value in engine.items()
-                                            if name != "versions"}, **found.about["networks"]}
-
-
 def _written(args: argparse.Namespace, found: Experiment) -> list[Path]:
     """What there is, for people and for programs; the pages first."""
-    out, facts, test, heads = Path(args.out), _facts(args, found), found.place.test, found.heads
+    out, engine, test, heads = Path(args.out), found.about["engine"], found.place.test, found.heads
+    facts = {"date": today(), "machine": found.about["machine"], "command": command_line(args), "versions": versions(),
+            "benchmark": args.benchmark, **{name: said(value) for name, value in engine.items()
+                                             if name != "versions"}, **found.about["networks"]}
     at_best = tables.Results([line for line in found.lines if line.configuration in heads], test.kinds)
     write_report(out / REPORT, f"Edits of {args.benchmark} by every method", test, at_best, found.roots, facts)
     write_text(out / TABLES, tables.as_json(at_best, found.about["networks"]))
@@ -99,8 +95,7 @@ def _tell(args: argparse.Namespace, found: Experiment) -> int:
     paths = _written(args, found)
     for name, why in found.unfit.items():
         print(f"sage: note: {name} is left out: {why}", file=sys.stderr)
-    print((Path(args.out) / TABLES).read_text(encoding="utf-8") if args.json else markdown(found, _facts(args, found)),
-          end="", flush=True)
+    print((Path(args.out) / (TABLES if args.json else RECORD)).read_text(encoding="utf-8"), end="", flush=True)
     _say(f"comparison in {paths[0]}, pictures in {paths[-1]}")
     return status_of(found.lines)
 

@@ -100,7 +100,7 @@ def test_the_whole_on_the_real_benchmarks_format_with_random_weights(folder, net
                str(tmp_path / "out")]
     assert main([*command, "--quiet"]) == 0
     out, err = capsys.readouterr()
-    assert "4 rivals: 2 trials each on 4 tuning cases, then up to 5 settings on 2 test cases" in err
+    assert "4 rivals: 2 trials each on 4 tuning cases, then up to 4 settings on 2 test cases" in err
     written = {p.name for p in (tmp_path / "out").iterdir()}
     assert written >= {PAGE, RECORD, SHEET, "chosen.json", "report.html", "tables.json", "rivals.json"}
     chosen = json.loads((tmp_path / "out/chosen.json").read_text())
@@ -302,8 +302,8 @@ def test_the_contact_sheet_has_every_method_and_one_case_of_each_kind(experiment
 def test_curves_run_from_the_weakest_strength_with_the_chosen_one_among_them():
     c = replace(settled("p2p", {"guidance_scale": 3.0}, 1.0), strengths=(1.0, 8.0), published=True)
     assert list(c.curve.values()) == [1.0, 3.0, 8.0] and list(c.curve)[1] == "p2p"
-    names = [[configuration.name for configuration in part] for part in c.configurations()]
-    assert names == [["p2p"], ["p2p:guidance_scale=1", "p2p:guidance_scale=8", "p2p:published"]]
+    assert c.itself.name == "p2p"
+    assert [other.name for other in c.others()] == ["p2p:guidance_scale=1", "p2p:guidance_scale=8", "p2p:published"]
     assert settled("plain", {}, 1.0).label == "method=plain"  # plain is a bound of every table
 
 

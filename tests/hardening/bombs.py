@@ -7,19 +7,10 @@ import time
 from pathlib import Path
 
 from sage import pictures
+from sage.bench.machine import peak_memory  # getrusage counts what the process was before this program too
 from sage.errors import PictureError
 
 MEMORY = 2 * 2**30
-
-
-def peak() -> int:
-    """The most memory that this program has held, in KiB; getrusage counts what the process was before it, too."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:  # not Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(status.partition("VmHWM:")[2].split()[0])
-
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -32,5 +23,5 @@ if __name__ == "__main__":
                 end = "accepted"
             except PictureError as error:
                 end = str(error)
-            ends[f"{path.name} {read.__name__}"] = [end, round(time.monotonic() - began, 2), peak() >> 10]
+            ends[f"{path.name} {read.__name__}"] = [end, round(time.monotonic() - began, 2), (peak_memory() or 0) >> 20]
     print(json.dumps(ends))

@@ -100,11 +100,11 @@ def test_a_header_of_any_length_takes_no_memory(tmp_path):
     for name, head in heads.items():
         (tmp_path / f"{name}.safetensors").write_bytes(head)
     code = ("import sys\nfrom pathlib import Path\nfrom sage.errors import ModelError\n"
-            "from sage.models.weights import open_weights\nfrom tests.hardening.bombs import peak\n"
-            "at = peak()\n"
+            "from sage.models.weights import open_weights\nfrom sage.bench.machine import peak_memory\n"
+            "at = peak_memory()\n"
             "for path in Path(sys.argv[1]).iterdir():\n"
             "    try:\n        open_weights([path])\n    except ModelError:\n        print('refused')\n"
-            "print((peak() - at) >> 10)")
+            "print((peak_memory() - at) >> 20)")
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
     *refused, grown = done.stdout.split()
     assert refused == ["refused"] * 3 and int(grown) < 100, done.stdout + done.stderr
