@@ -177,7 +177,7 @@ def _score(value: float | None) -> str:
 def protocol(experiment: Experiment) -> str:
     """How the settings were found, in a few sentences."""
     p, place = experiment.place.protocol, experiment.place
-    aim = " + ".join(f"{weight:g} {BY_KEY[key].title}" for key, weight in p.aim.items())
+    aim = " + ".join(f"{weight:.2g} {BY_KEY[key].title}" for key, weight in p.aim.items())
     left = "".join(f" {name} is left out: {why}." for name, why in experiment.unfit.items())
     return (f"Every method works with {p.steps} steps and has had {p.trials} trials on the same "
             f"{len(place.tuning.cases)} tuning cases, the first of them its published numbers; the search made {aim} "

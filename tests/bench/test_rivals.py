@@ -200,14 +200,14 @@ def line(case="a", status=DONE, configuration="x", calls=10.0, gradients=0.0, **
 
 
 def test_the_score_is_a_weighted_mean_of_what_there_is_and_nothing_for_a_failure():
-    aim = {"inside_psnr": 0.5, "outside_psnr": 0.5}
-    assert score(line(inside_psnr=20, outside_psnr=30), aim) == 25
+    aim = {"inside_psnr": 2, "outside_psnr": 1}
+    assert score(line(inside_psnr=20, outside_psnr=32), aim) == 24
     assert score(line(inside_psnr=20, outside_psnr=None), aim) == 20  # an edit of everything has no outside
     assert score(line(status=FAILED), aim) == 0 == score(line(), aim)
 
 
 def test_without_a_true_edit_there_must_be_clip(known, benchmark):
-    assert aim_of(known, Extractors()) == {"inside_psnr": 0.5, "outside_psnr": 0.5}
+    assert aim_of(known, Extractors()) == {"inside_psnr": 2 / 3, "outside_psnr": 1 / 3}
     with pytest.raises(SettingsError, match="needs CLIP"):
         aim_of(benchmark, Extractors())
 
