@@ -114,8 +114,8 @@ train-turbo: $(READY)  ## train a student of four calls, and what inverts it, fr
 turbo-report: $(READY)  ## measure them on held-out scenes
 	$(BIN)/python -m training.turbo.report $(ARGS)
 
-test: $(TESTING)  ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+test: $(TESTING)  ## the tests, on up to four cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-slow: $(TESTING)  ## the tests that take minutes or gigabytes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
