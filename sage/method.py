@@ -7,7 +7,7 @@ how to write one.
 
 import inspect
 from abc import ABC
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
 from sage.errors import SettingsError
 from sage.files import named_in_file
-from sage.settings import Cached, Settings
+from sage.settings import Cached, Preserved, Searched, Settings
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -140,7 +140,8 @@ class Method(ABC, Generic[S]):
             are searched (`Settings.searched`).
         keep: the setting that says how strongly the rest of the picture is kept, the more the larger, one that is
             searched too; "" where there is none.
-        beside: inversions besides its own with which it is compared with other methods.
+        beside: what follows the plus in names under which it is compared with other methods besides its own: other
+            inversions, and SAGE's loss.
         of_pictures: settings that play no part where a picture is made from nothing.
         edits: whether it edits pictures (sage.edit).
         generates: whether it makes pictures from noise (sage.generate).
@@ -161,6 +162,7 @@ class Method(ABC, Generic[S]):
     edits: ClassVar[bool] = True
     generates: ClassVar[bool] = False
     variant: Mapping[str, Any] = MappingProxyType({})  # settings that a name such as "p2p+direct" stands for
+    added: Mapping[str, Searched] = MappingProxyType({})  # what is searched of one such as "ddpm+sage" besides
 
     _where: ClassVar[str] = ""
 
@@ -352,6 +354,8 @@ METHODS: dict[str, str] = {
 }
 
 
+LOSS = "sage"  # after a method's name: with SAGE's loss, of the settings in `Preserved`
+
 # The methods where none is named, by command.
 DEFAULTS = {"edit": "sage", "generate": "plain", "drag": "regiondrag", "compose": "ddpm"}
 
@@ -380,14 +384,16 @@ def check_task(found: Method[Any], task: str) -> None:
 
 @cache
 def method(name: str) -> Method[Any]:
-    """A method by its name, or by where it is: `path/to/file.py:Class`.  NAME+INVERSION is one with that inversion.
+    """A method by its name, or by where it is: `path/to/file.py:Class`.
+
+    NAME+INVERSION is one with that inversion, NAME+sage one with SAGE's loss besides, and NAME+INVERSION+sage has both.
 
     Raises:
         SettingsError: there is none.
     """
-    base, plus, inversion = name.partition("+")
-    if plus and base in METHODS:
-        return _with_inversion(base, inversion)
+    base, *more = name.split("+")
+    if more and base in METHODS:
+        return _with(base, more)
     where = METHODS.get(name)
     if where is None and ".py:" in name:
         return _from_file(name)
@@ -400,14 +406,24 @@ def method(name: str) -> Method[Any]:
     return getattr(import_module(module), cls)()
 
 
-def _with_inversion(name: str, inversion: str) -> Method[Any]:
+def _with(name: str, more: Sequence[str]) -> Method[Any]:
+    """A method with what follows in its name: an inversion, LOSS, or the one and then the other."""
     found = method(name)
-    known = next((f.metadata["choices"] for f in found.Settings.fields() if f.name == "inversion"), ())
-    if inversion not in known:
-        has = f"it has {', '.join(known)}" if known else "its way to noise is its own"
-        raise SettingsError(f"{name} has no inversion {inversion[:40]!r}: {has}")
     made = type(found)()
-    made.variant = MappingProxyType({"inversion": inversion})
+    if more[-1] == LOSS:
+        if not issubclass(found.Settings, Preserved):
+            takers = [n for n in able("edit") if issubclass(method(n).Settings, Preserved)]
+            raise SettingsError(f"{name} cannot be given SAGE's loss besides: {', '.join(takers)} can")
+        made.added = found.Settings.tried
+        made.variant = {setting: span.at(0.5) for setting, span in made.added.items()}
+        more = more[:-1]
+    if more:
+        inversion = "+".join(more)
+        known = next((f.metadata["choices"] for f in found.Settings.fields() if f.name == "inversion"), ())
+        if inversion not in known:
+            has = f"it has {', '.join(known)}" if known else "its way to noise is its own"
+            raise SettingsError(f"{name} has no inversion {inversion[:40]!r}: {has}")
+        made.variant = {"inversion": inversion, **made.variant}
     return made
 
 

@@ -13,6 +13,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_type_hints
 
 from sage.errors import SettingsError
@@ -360,6 +361,9 @@ class Blending(Settings):
 @frozen
 class Preserved(Settings):
     """Preservation."""
+
+    # Searched where a name such as ddpm+sage adds it, and begins in the middle; by itself it is off.
+    tried: ClassVar[Mapping[str, Span]] = MappingProxyType({"preserve_scale": Span(2000, 100_000, log=True)})
 
     preserve_scale: float = setting(0.0, "step size of the gradient that draws the edit's self-attention maps to those "
                                     "of the source branch, as SAGE's does (there reconstruction_scale x loss_gain); 0 "

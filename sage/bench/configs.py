@@ -21,7 +21,7 @@ ALONE = {"replace": None, "blend": None, "retries": 0}
 NOTHING = ALONE | {"reconstruction": "none"}
 WHOLE = {"reconstruction": "self", "replace": AUTO, "blend": AUTO, "mask_from": "attention", "blend_fraction": 0.8,
          "blend_threshold": 0.5, "retries": 0}
-MODELS = ("self_level", "cross_level", "size")  # settings that say more of a model than of a way to edit
+MODELS = ("self_level", "cross_level", "preserve_level", "size")  # settings that say more of a model than of an edit
 WORDS = ("prompts", "benchmark")
 EXPLICIT = "method="  # before the name of a method that is also that of a configuration
 

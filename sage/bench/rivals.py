@@ -1,6 +1,6 @@
 """Every method against every other, on equal terms: `sage bench BENCHMARK --experiment rivals`.
 
-    rival       a method that edits, as it is or with an inversion that it names in `beside`
+    rival       a method that edits, as it is or with what it names in `beside`: an inversion, or SAGE's loss
     search      each rival's settings, by sage.bench.search, on tuning cases that no result is reported of
     test        on the other cases: all at these settings, then all at the published ones and at strengths on both sides
     cost        the peak memory of one edit, in a process of its own
@@ -98,14 +98,14 @@ class Place:
 
 
 def rivals(model: Any) -> tuple[list[str], dict[str, str]]:
-    """The names of the methods that edit, also with the inversions that they are compared with; and who cannot."""
+    """The names of the methods that edit, also with what they are compared with besides; and who cannot."""
     names, unfit = list[str](), dict[str, str]()
     for name in able("edit"):
         method = find_method(name)
         if why := method.fits(model):
             unfit[name] = why
         else:
-            names += [name, *(f"{name}+{inversion}" for inversion in method.beside)]
+            names += [name, *(f"{name}+{more}" for more in method.beside)]
     return names, unfit
 
 

@@ -52,8 +52,9 @@ class Trial:
 
 
 def space(method: Method[Any]) -> dict[str, Searched]:
-    """What is tried of each setting, by name, but of those that the method's name has settled."""
-    return {name: search for name, search in method.Settings.searched().items() if name not in method.variant}
+    """What is tried of each setting, by name: of those that the method's name adds, and not of those it settles."""
+    own = {name: search for name, search in method.Settings.searched().items() if name not in method.variant}
+    return {**own, **method.added}
 
 
 def start(method: Method[Any], model: "Backbone", steps: int) -> Settings:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sage import kit
 from sage.errors import SettingsError
 from sage.inversion import anchors
-from sage.method import Method, Step
+from sage.method import LOSS, Method, Step
 from sage.methods.p2p import Carried, Injection, planned
 from sage.settings import Guidance, Picture, Preserved, Solver, Span, frozen, setting, share_of
 
@@ -63,7 +63,11 @@ class DDPM(Method[Settings]):
     reads = frozenset({"source", "target", "mask"})
     presets = {"published": PUBLISHED, "benchmark": BENCHMARK}
     calls = "N + 2 strength N; 3 strength N with attention carried over; 2 N with source_guidance_scale above 1"
+    beside = (LOSS,)
     strength = "strength"
+
+    def defaults(self, model: "Backbone") -> Settings:
+        return Settings(preserve_level=min(1, model.sites().deepest("self")))
 
     def worded(self, settings: Settings) -> bool:
         return settings.carry != "none"

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sage import kit
-from sage.method import Step, Uninverted
+from sage.method import LOSS, Step, Uninverted
 from sage.settings import Guidance, Picture, Preserved, Solver, Span, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sage.job import Job
+    from sage.models.backbone import Backbone
 
 PUBLISHED = dict(steps=28, strength=24 / 28, source_guidance_scale=1.5, guidance_scale=5.5)
 SD3 = PUBLISHED | dict(steps=50, strength=33 / 50, source_guidance_scale=3.5, guidance_scale=13.5)
@@ -45,7 +46,11 @@ class FlowEdit(Uninverted[Settings]):
     reads = frozenset({"source", "target", "negative", "mask"})
     presets = {"published": PUBLISHED, "sd3": SD3}
     calls = "3 strength N; 4 strength N with source_guidance_scale above 1; as often for each of the averages"
+    beside = (LOSS,)
     strength = "strength"
+
+    def defaults(self, model: "Backbone") -> Settings:
+        return Settings(preserve_level=min(1, model.sites().deepest("self")))
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
         s, picture = job.settings, path.latents[0]

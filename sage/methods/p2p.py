@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sage import kit
 from sage.errors import SettingsError
 from sage.inversion import anchors
-from sage.method import Method, Step
+from sage.method import LOSS, Method, Step
 from sage.settings import (
     AUTO,
     Blending,
@@ -125,12 +125,11 @@ class PromptToPrompt(Method[Settings]):
     keep = "self_fraction"
     calls = ("5 N; 4 N with negative, proximal or direct inversion, and some 6 N with fixed-point; 17 N at most and 10 "
              "N ways back with null-text")
-    beside = tuple(name for name in anchors.INVERSIONS if name != "ddim")
+    beside = (*(name for name in anchors.INVERSIONS if name != "ddim"), LOSS)
 
     def defaults(self, model: "Backbone") -> Settings:
-        levels = {kind: max((site.level for site in model.sites() if site.kind == kind and site.place != "mid"),
-                            default=0) for kind in ("self", "cross")}
-        return Settings(cross_level=min(2, levels["cross"]), preserve_level=min(1, levels["self"]))
+        sites = model.sites()
+        return Settings(cross_level=min(2, sites.deepest("cross")), preserve_level=min(1, sites.deepest("self")))
 
     def fits(self, model: "Backbone") -> str:
         return "" if any(site.kind == "cross" for site in model.sites()) else "it has no cross-attention"

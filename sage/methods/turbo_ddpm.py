@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sage import kit
-from sage.method import Method, Step
-from sage.settings import Picture, Solver, Span, frozen, setting, share_of
+from sage.method import LOSS, Method, Step
+from sage.settings import Picture, Preserved, Solver, Span, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ LEAST, MOST = 199, 799  # timesteps
 
 
 @frozen
-class Settings(Solver, Picture):
+class Settings(Preserved, Solver, Picture):
     """Few steps."""
 
     fixes = frozenset({"strength", "shift"})
@@ -66,6 +66,10 @@ class TurboDDPM(Method[Settings]):
     reads = frozenset({"source", "target", "mask"})
     presets = {"published": PUBLISHED, "published-3": PUBLISHED | THREE}
     calls = "3 strength N"
+    beside = (LOSS,)
+
+    def defaults(self, model: "Backbone") -> Settings:
+        return Settings(preserve_level=min(1, model.sites().deepest("self")))
 
     def fits(self, model: "Backbone") -> str:
         return "it is a flow, and has no timesteps to shift" if model.prediction_type == "flow" else ""
@@ -106,6 +110,7 @@ class TurboDDPM(Method[Settings]):
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
         s, z = job.settings, path.noise
+        preservation = kit.Preservation(job, len(job.down))
         for i, (here, there) in enumerate(job.down):
             seen = job.together(here, source=(z, job.source), target=(z, job.target))
             noise = path.noises[i]  # type: ignore[attr-defined]
@@ -113,7 +118,8 @@ class TurboDDPM(Method[Settings]):
                 noise = shortened(noise, s)
             guided = kit.classifier_free(seen["source"], seen["target"], s.guidance_scale)
             mean, _ = kit.ancestral(guided, here, there)  # linear: w may act on what is predicted
-            z = job.confined(mean + noise, path.latents[-2 - i])
+            pull = preservation.pull(i, here, path.latents[-1 - i], z)
+            z = job.confined(mean + noise - pull, path.latents[-2 - i])
             yield Step(i, z, here, seen["source"], seen["target"], guided, mask=job.mask)
 
 

@@ -190,6 +190,10 @@ class Sites(tuple[Site, ...]):
             raise SettingsError(f"the model has {self._instead(where, kin)}")
         return chosen
 
+    def deepest(self, kind: str) -> int:
+        """The most halvings at which there is attention of a kind but in the middle; 0 where there is none."""
+        return max((s.level for s in self if s.kind == kind and s.place != "mid"), default=0)
+
     def _instead(self, where: Where, kin: list[Site]) -> str:
         """What there is in place of the sites that were asked for."""
         name, level = f"{where.kind}-attention", "" if where.level is None else f" at level {where.level}"

@@ -16,7 +16,19 @@ from sage.bench.engine import ModelEngine
 from sage.bench.files import BenchmarkError
 from sage.bench.frontier import Curve, Frontier, ticks
 from sage.bench.metrics import Extractors
-from sage.bench.rivals import Chosen, Experiment, Place, Protocol, aim_of, as_auto, compete, in_turn, score, split
+from sage.bench.rivals import (
+    Chosen,
+    Experiment,
+    Place,
+    Protocol,
+    aim_of,
+    as_auto,
+    compete,
+    in_turn,
+    read_chosen,
+    score,
+    split,
+)
 from sage.bench.rivals_page import PAGE, RECORD, SHEET, contact_sheet, markdown, sampled, write_all
 from sage.bench.scoring import DONE, FAILED, Line
 from sage.bench.search import Trial
@@ -190,6 +202,33 @@ def test_a_setting_that_fails_everywhere_is_not_chosen(folder, known, tmp_path):
     first, second = found.chosen["p2p"].trials
     assert (first.failed, first.score) == (2, 0.0) and second.score > 0
     assert found.chosen["p2p"].values == second.values
+
+
+# ---- with SAGE's loss besides
+
+
+def test_a_method_with_sages_loss_competes_beside_itself_and_is_searched_with_it(folder, known, tmp_path, monkeypatch):
+    monkeypatch.setattr(rivals, "able", lambda task: ("turbo-ddpm",))
+    monkeypatch.setattr(type(sage.method("turbo-ddpm")), "beside", ("sage",))
+    engine, extractors = maker(folder)()
+    assert rivals.rivals(engine.model)[0] == ["turbo-ddpm", "turbo-ddpm+sage"]
+    at = place(tmp_path, known, trials=3)
+    worker = rivals.Worker(replace(at, protocol=replace(at.protocol, steps=4)), engine, extractors)
+    alone, beside = (find(worker, name) for name in rivals.rivals(engine.model)[0])
+    assert "preserve_scale" not in alone.values and alone.settings["preserve_scale"] == 0
+    tried = [trial.values["preserve_scale"] for trial in beside.trials]
+    assert tried[0] == 14100 and len(set(tried)) == 3 and all(2000 <= scale <= 100_000 for scale in tried)
+    assert beside.settings["preserve_scale"] == beside.values["preserve_scale"] and beside.strength == alone.strength
+    assert beside.itself.settings(sage.method("turbo-ddpm").Settings()).as_dict() == beside.settings
+    # The loss does something: what is the same in all else is scored otherwise.
+    same = alone.trials[0].values
+    assert beside.trials[0].values == {**same, "preserve_scale": 14100}
+    assert beside.trials[0].each != alone.trials[0].each
+
+
+def find(worker, rival):
+    worker.find(rival)
+    return read_chosen(worker.place.out / rival / rivals.CHOSEN)
 
 
 # ---- what is made large

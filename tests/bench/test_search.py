@@ -114,8 +114,16 @@ def test_what_a_method_declares_is_possible(name, model):
             except SettingsError as error:  # only what it makes of another setting may forbid it
                 assert not str(error).startswith(key), error
         assert isinstance(kind, Span) or {type(v) for v in kind} == {annotations(found.Settings)[key]}
-    assert all(found.Settings.fields() and inversion in next(
-        f.metadata["choices"] for f in found.Settings.fields() if f.name == "inversion") for inversion in found.beside)
+    assert all(method(f"{name}+{more}").variant for more in found.beside)
+
+
+@pytest.mark.parametrize("name", [name for name in EDITING if "sage" in method(name).beside])
+def test_sages_loss_is_searched_only_where_a_name_adds_it(name, model):
+    alone, beside = method(name), method(f"{name}+sage")
+    assert set(space(beside)) - set(space(alone)) == {"preserve_scale"} and set(space(alone)) < set(space(beside))
+    without, first = start(alone, model, 7), start(beside, model, 7)
+    assert without.preserve_scale == 0 and first == without.but(preserve_scale=14100.0)
+    assert space(beside)["preserve_scale"] == Span(2000, 100_000, log=True)
 
 
 def test_a_search_begins_at_the_published_numbers_and_the_models_levels(model):
@@ -124,11 +132,13 @@ def test_a_search_begins_at_the_published_numbers_and_the_models_levels(model):
     assert (first.guidance_scale, first.cross_fraction, first.self_fraction) == (7.5, 0.4, 0.6)
     assert (first.steps, first.inversion, first.conventions) == (20, "direct", "consistent")
     assert "inversion" not in space(p2p)
-    told = dict(model.recommends, sage={"self_level": 0, "cross_level": 0, "guidance_scale": 1.25, "step_limit": 0.5})
+    told = dict(model.recommends, sage={"self_level": 0, "cross_level": 0, "guidance_scale": 1.25, "step_limit": 0.5},
+                ddpm={"preserve_level": 0, "strength": 0.1})
     before, model.recommends = model.recommends, told
     try:
-        ours = start(method("sage"), model, 20)
+        ours, theirs = start(method("sage"), model, 20), start(method("ddpm+sage"), model, 20)
     finally:
         model.recommends = before
     # Its levels are the model's; the numbers that somebody has found for it are not a part of a fair start.
     assert (ours.self_level, ours.guidance_scale, ours.step_limit, ours.reconstruction_scale) == (0, 7.5, 0.0, 200.0)
+    assert (theirs.preserve_level, theirs.strength) == (0, 0.64)

@@ -139,7 +139,7 @@ ROWS = {
         others=dict(strength=0.5, frozen_steps=1, mask_blur=1.0, blend_threshold=0.4)),
     "turbo-ddpm": Row(
         base=dict(strength=1.0, spacing="leading"), plainly=dict(last_limit=0.0), bound="picture",
-        others=dict(strength=0.5, shift=100, last_limit=1e-4, last_norm=1e-2)),
+        others=PRESERVED | dict(strength=0.5, shift=100, last_limit=1e-4, last_norm=1e-2), beside=WITH_PRESERVATION),
     "regiondrag": Row(
         base=dict(strength=0.75), bound="picture", others=dict(strength=0.5),
         silent=dict.fromkeys(("until", "drag_class", "alpha", "margin"),

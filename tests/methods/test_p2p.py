@@ -252,6 +252,19 @@ def test_names_stand_for_inversions():
         sage.method("p2p+x")
 
 
+def test_names_add_sages_loss():
+    both = sage.method("p2p+direct+sage")
+    assert both.variant == {"inversion": "direct", "preserve_scale": 14100.0} and both.where == "p2p"
+    assert sage.method("p2p").variant == {} == sage.method("p2p").added
+    assert sage.method("ddpm+sage").preset("published").preserve_scale == 14100
+    with pytest.raises(SettingsError, match="^masactrl cannot be given SAGE's loss besides: p2p, ddpm, turbo-ddpm, "
+                                            "flowedit can$"):
+        sage.method("masactrl+sage")
+    for name in ("p2p+sage+direct", "p2p+", "p2p++sage", "ddpm+direct+sage"):
+        with pytest.raises(SettingsError, match="has no inversion"):
+            sage.method(name)
+
+
 def test_a_fit_is_made_again_where_its_settings_change(made):
     model, picture = made.model, small.picture()
     settings = P2P.Settings(steps=2, inversion="null-text", null_text_steps=1)

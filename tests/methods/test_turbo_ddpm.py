@@ -6,6 +6,7 @@ from diffusers import DDPMScheduler
 
 import sage
 from tests import small
+from tests.methods.test_pix2pix_zero import Maps
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
@@ -24,8 +25,26 @@ def off(a, b) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
+def drawn_to(unet, text, places, t, recorded, z, scale):
+    """scale x the gradient of the mean difference of all self-attention maps of `places` places, by autograd."""
+    kept, found = dict(unet.attn_processors), {}
+    unet.set_attn_processor({name: Maps(found, name, "attn1") for name in kept})
+
+    def maps(latents):
+        unet(latents, t, text)
+        return torch.cat([m.flatten() for m in found.values() if m.shape[1] == places])
+
+    try:
+        with torch.enable_grad():
+            reference, z = maps(recorded).detach(), z.clone().requires_grad_()
+            (maps(z) - reference).abs().mean().backward()
+        return scale * z.grad
+    finally:
+        unet.set_attn_processor(kept)
+
+
 @torch.no_grad()
-def original(made, z0, noises, times, shift, w, limit):
+def original(made, z0, noises, times, shift, w, limit, preserve=(0.0, 0)):
     """The three branches of the paper in one batch, with the scheduler's mean in the place of its formula."""
     scheduler = DDPMScheduler(**BETAS, prediction_type="epsilon")
     scheduler.set_timesteps(timesteps=times)
@@ -40,7 +59,9 @@ def original(made, z0, noises, times, shift, w, limit):
         recorded, source, target = scheduler.step(eps, t, x).prev_sample.chunk(3)
         u = (stored[i + 1] if i + 1 < len(times) else z0) - recorded
         k = min(1.0, limit / u.norm().item()) if limit and i + 1 == len(times) else 1.0
-        z = source + k * u + w * (target - source)
+        scale, drawn = preserve
+        pull = drawn_to(made.unet, text[:1], 256, t, stored[i], z, scale * (1 - i / len(times))) if 0 < i < drawn else 0
+        z = source + k * u + w * (target - source) - pull
         found.append(z)
     return found
 
@@ -59,6 +80,20 @@ def test_every_step_is_that_of_the_formulas(made, preset, changes, times, shift,
     assert len(got) == len(want) == len(times)
     assert max(off(a, b) for a, b in zip(got, want, strict=True)) < 1e-4
     assert off(got[-1], latents()) > 0.05
+
+
+@pytest.mark.parametrize("fraction, drawn", ((1.0, 4), (0.75, 3)))
+def test_with_sages_loss_every_step_loses_the_gradient_of_the_difference_of_the_maps(made, fraction, drawn):
+    """The first step of all has nothing to lose: both branches begin with the same latents."""
+    settings = sage.method("turbo-ddpm").preset("published", preserve_scale=3e4, preserve_limit=0.0,
+                                                preserve_level=0, preserve_fraction=fraction)
+    times = [799, 599, 399, 199]
+    noises = [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(t)) for t in times if t > 200]
+    got = [step.z for step in sage.run("turbo-ddpm", made.model, latents(), SOURCE, TARGET, settings, noises)]
+    want = original(made, latents(), noises, times, 200, 1.5, 15.5, (3e4, drawn))
+    assert max(off(a, b) for a, b in zip(got, want, strict=True)) < 1e-3
+    without = original(made, latents(), noises, times, 200, 1.5, 15.5)
+    assert torch.equal(want[0], without[0]) and off(want[drawn - 1], without[drawn - 1]) > 0.02
 
 
 def test_without_shift_limit_and_pseudo_guidance_it_is_edit_friendly_inversion(made):
