@@ -21,7 +21,7 @@ from sage import pictures, quality
 from sage.auto import AUTO, recorded
 from sage.errors import NumericsError, SettingsError
 from sage.guidance.caching import Places
-from sage.job import Job, Noises, Progress
+from sage.job import TEXTS, Job, Noises, Progress
 from sage.machine.memory import Task, own_savings, settle, stepping_down
 from sage.method import DEFAULTS, Method, Request, Step, check_task, method_of, readers
 from sage.method import method as find_method
@@ -417,7 +417,8 @@ def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Te
         noises: every random tensor of the way to noise and back, in the order in which it is drawn, of 1 or B rows; or
             a function of its tag.  Default: drawn from the settings' seed.
         trajectory: start from this way to noise instead of making it.
-        texts: embedded prompts by "source", "target" and "empty".
+        texts: embedded prompts by "source", "target" and "empty", and by the names that the method has in `texts`;
+            one that its settings ask nothing of may be among them.
         request: what else the method reads.
         places: the tokens that a cache computes anew, by the number of the step and the path of the layer, such as
             (4, "single_transformer_blocks.0.proj_mlp"), in place of drawing them; for both ways.
@@ -443,7 +444,7 @@ def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Te
                 raise SettingsError(f"{found.name} goes by the words of both prompts: give the {name} prompt itself, "
                                     "and what it is embedded as in texts")
             texts[name] = given
-    embedded = {name: _embedded(model, given, name, len(z0)) for name, given in texts.items()}
+    embedded = _embedded(model, found, texts, len(z0)) if texts else {}
     check_request(found, asked := request or Request(words["source"], words["target"]))
     parsed = model.prompts.parse(words["source"]), model.prompts.parse(words["target"])
     plan = found.plan(model.prompts, *parsed, settings)
@@ -477,13 +478,23 @@ def _latents(model: Backbone, given: Tensor) -> Tensor:
     return given.to(model.device, torch.float32)
 
 
-def _embedded(model: Backbone, given: Text | Tensor, name: str, batch: int) -> Text:
-    text = Text(given) if isinstance(given, Tensor) else given
-    if not isinstance(text, Text) or text.tokens.ndim != 3 or len(text) not in (1, batch):
-        what = f"of shape {tuple(text.tokens.shape)}" if isinstance(text, Text) else type(text).__name__
-        raise SettingsError(f"the embedded prompt {name!r} is {what}: give a tensor of shape "
-                            f"({'1' if batch == 1 else f'1 or {batch}'}, tokens, width)")
-    return mapped(text, lambda name, t: t.to(model.device, torch.float32))
+def _embedded(model: Backbone, method: Method[Any], texts: Mapping[str, Text | Tensor], batch: int) -> dict[str, Text]:
+    known = (*TEXTS, *method.texts)
+    own, found = model.embed([model.prompts.parse("")]), dict[str, Text]()
+    for name, given in texts.items():
+        if name not in known and not any(k.endswith(":") and name.startswith(k) for k in known):
+            raise SettingsError(f"there is no embedded prompt {name[:40]!r}: {method.name} asks for {', '.join(known)}")
+        text = Text(given) if isinstance(given, Tensor) else given
+        if not isinstance(text, Text) or text.tokens.ndim != 3 or len(text) not in (1, batch):
+            what = f"of shape {tuple(text.tokens.shape)}" if isinstance(text, Text) else type(text).__name__
+            raise SettingsError(f"the embedded prompt {name!r} is {what}: give a tensor of shape "
+                                f"({'1' if batch == 1 else f'1 or {batch}'}, tokens, width)")
+        for what, ours, theirs in (("", own.tokens, text.tokens), (", pooled,", own.pooled, text.pooled)):
+            if ours is not None and theirs is not None and ours.shape[-1] != theirs.shape[-1]:
+                raise SettingsError(f"the embedded prompt {name!r}{what} is {theirs.shape[-1]} wide, and those of "
+                                    f"{model.name} are {ours.shape[-1]}")
+        found[name] = mapped(text, lambda _, t: t.to(model.device, torch.float32))
+    return found
 
 
 # ---- whether a trajectory serves

@@ -31,14 +31,15 @@ Noises = Sequence[Tensor] | Callable[[tuple[int, ...]], Tensor]
 S = TypeVar("S", bound=Settings)
 
 PREPARED = 16  # texts whose preparation is kept
+TEXTS = ("source", "target", "empty", "nothing")  # embedded prompts that any method may ask for
 
 
 class Job(Generic[S]):
     """What a method works with.
 
     Args:
-        texts: embedded prompts to use, by "source", "target" or "empty"; those that are absent are embedded when they
-            are first asked for.
+        texts: embedded prompts to use, by their names in TEXTS and in the method's `texts`; those that are absent are
+            embedded when they are first asked for.
         noises: what `noise` hands out in place of drawing, in the order in which it is asked; or a function of the
             tag.
         places: the tokens that a cache computes anew, in place of drawing them (`Cache`).
@@ -149,7 +150,7 @@ class Job(Generic[S]):
         return self.text("nothing", "") if any(request.negative for request in self.requests) else self.empty
 
     def text(self, name: str, prompt: str) -> Text:
-        """A prompt of the method's own, embedded; what was given under `name` comes before it."""
+        """A prompt of the method's own, embedded; what was given under `name`, one of its `texts`, comes before it."""
         return self._text(name, lambda: self.model.embed([self.model.prompts.parse(prompt)] * len(self.z0)))
 
     def _text(self, name: str, embed: Callable[[], Text]) -> Text:

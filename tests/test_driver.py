@@ -215,12 +215,27 @@ def test_recorded_tensors_are_taken_as_they_come(model):
     (dict(source=torch.zeros(2, 77, 32)), r"'source' is of shape \(2, 77, 32\): give a tensor of shape \(1, tokens"),
     (dict(target=torch.zeros(77, 32)), r"'target' is of shape \(77, 32\)"),
     (dict(texts={"empty": ""}), "'empty' is str"),
+    (dict(texts={"sourse": torch.zeros(1, 77, 32)}),
+     "^there is no embedded prompt 'sourse': ddpm asks for source, target, empty, nothing$"),
+    (dict(texts={"empty": torch.zeros(1, 77, 48)}),
+     "^the embedded prompt 'empty' is 48 wide, and those of small are 32$"),
+    (dict(target=torch.zeros(1, 77, 31)), "^the embedded prompt 'target' is 31 wide, and those of small are 32$"),
 ))
 def test_tensors_that_do_not_fit_are_refused(model, given, said):
     settings = sage.method("ddpm").Settings(steps=2)
     with pytest.raises(SettingsError, match=said):
         next(sage.run("ddpm", model, **dict(z0=torch.zeros(1, 4, 16, 16), source=SOURCE, target=TARGET) | given,
                       settings=settings))
+
+
+@pytest.mark.parametrize("name, texts, settings", (
+    ("ddpm", ("nothing", "empty"), dict(guidance_scale=1.0)),  # at scale 1 nothing is guided away from
+    ("pnp", ("negative",), {}), ("ledits", ("concept:cat", "concept:dog"), dict(add={"dog": 3.0}))))
+def test_texts_that_a_method_knows_may_be_given_whether_it_asks_or_not(model, name, texts, settings):
+    given = {text: torch.zeros(1, 77, 32) for text in texts}
+    method = sage.method(name)
+    assert list(sage.run(method, model, torch.zeros(1, 4, 16, 16), SOURCE, TARGET,
+                         method.Settings(steps=3, **settings), texts=given))
 
 
 def test_run_refuses_methods_and_sides_that_do_not_fit_in_one_line(model):

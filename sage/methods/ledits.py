@@ -79,6 +79,7 @@ class LEdits(Method[Settings]):
     name, title, paper = "ledits", "LEDITS++", "2311.16711"
     about = "adds and takes away several concepts at once, each inside a mask of its own; needs no target prompt"
     reads = frozenset({"source", "target", "mask"})
+    texts = ("concept:",)
     presets = {"published": PUBLISHED}
     keep = "mask_quantile"
     calls = "N + N (1 + concepts); one more each way with source_guidance_scale above 1"

@@ -57,6 +57,7 @@ class PlugAndPlay(Method[Settings]):
     name, title, paper = "pnp", "Plug-and-play", "2211.12572"
     about = "keeps shapes and layout strictly and lets all looks go; good at changing style and material"
     reads = frozenset({"source", "target", "negative"})
+    texts = ("negative",)
     presets = {"published": PUBLISHED}
     keep = "attention_fraction"
     calls = "4 N; 5 N with ddim"
