@@ -7,6 +7,7 @@ The latter is solved in rounds: AIDI (Pan et al. 2309.04907), ReNoise (Garibi et
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sage import kit
@@ -67,13 +68,31 @@ class Implicit(Settings):
 def guided(job: "Job[Any]", z: "Tensor", level: "kit.Level", text: "kit.Text") -> "kit.Prediction":
     """What latents (B, C, h, w) are made of under a text; the way to noise is under `job.source`.
 
-    The network has them in float32, whatever they are in: what undoes a step asks it the very same.
+    The network has them in its own precision, whatever they are in: what undoes a step asks it the very same.
     """
-    s, z = job.settings, z.to(job.z0.dtype)
+    s, z = job.settings, in_precision(job, z)
     if text is job.source and s.guided_from == "source":
         return job.predict(z, level, text)
     negative = job.source if s.guided_from == "source" else job.empty
     return job.cfg(z, level, text, negative, s.guidance_scale)
+
+
+# ---- precision
+
+
+def precise(job: "Job[Any]") -> AbstractContextManager[None]:
+    """Context in which the network computes in float64, where the settings ask for that."""
+    import torch
+    return job.model.full_precision(dtype=torch.float64) if _double(job) else nullcontext()
+
+
+def in_precision(job: "Job[Any]", z: "Tensor") -> "Tensor":
+    """Latents as the network takes them."""
+    return z.double() if _double(job) else z.to(job.z0.dtype)
+
+
+def _double(job: "Job[Any]") -> bool:
+    return getattr(job.settings, "precision", "model") == "float64"
 
 
 # ---- two states

@@ -26,17 +26,20 @@ if TYPE_CHECKING:
     from sage.prompts.tokens import Prompt, Prompts
 
 PUBLISHED = dict(steps=50, strength=0.8, mixing=0.93, guidance_scale=3.0, guided_from="empty", attention="own",
-                 conventions="published", encode="sample", seed=1)
+                 conventions="published", precision="float64", encode="sample", seed=1)
 
 
 @frozen
 class Settings(exact.TwoStates, Picture):
     """Coupling."""
 
-    fixes = frozenset({"mixing"})
+    fixes = frozenset({"mixing", "precision"})
 
     mixing: float = setting(0.93, "p: what each of the two latents keeps of itself in a step; 1 leaves them apart, and "
                             "with less both ways grow unlike DDIM", low=0.5, high=1, search=Span(0.85, 1.0))
+    precision: str = setting("model", "numbers that the network computes in: the model's, or float64 as in the "
+                             "original code, which makes the way back exact to 15 digits and is slow on most GPUs",
+                             "model", "float64")
     attention: str = setting("own", "attention of the target: its own; or the source's at the same latents, cross-"
                              "attention where the prompts agree", "own", "source")
     cross_fraction: float = setting(1.0, "share of the steps, from the first, with the source's cross-attention", low=0,
@@ -80,8 +83,9 @@ class EDICT(Method[Settings]):
             a, b = kit.affine(here, there)
             pair[1] = (pair[1] - (1 - p) * pair[0]) / p
             pair[0] = (pair[0] - (1 - p) * pair[1]) / p
-            for k in (1 - i % 2, i % 2):
-                pair[k] = (pair[k] - b * exact.guided(job, pair[1 - k], here, job.source).eps.double()) / a
+            with exact.precise(job):
+                for k in (1 - i % 2, i % 2):
+                    pair[k] = (pair[k] - b * exact.guided(job, pair[1 - k], here, job.source).eps.double()) / a
             latents.append(pair[0].to(job.z0.dtype))
             job.report("invert", len(latents) - 1, len(job.down))
         return kit.Pair(origin=None, latents=tuple(latents), states=tuple(pair))  # type: ignore[arg-type]
@@ -102,9 +106,10 @@ class EDICT(Method[Settings]):
         p, pair = job.settings.mixing, exact.states(path, job.z0)
         for i, (here, there) in enumerate(job.down):
             a, b = kit.affine(here, there)
-            for k in (i % 2, 1 - i % 2):
-                seen = predict(i, pair[1 - k], here)
-                pair[k] = a * pair[k] + b * seen["guided"].eps.double()
+            with exact.precise(job):
+                for k in (i % 2, 1 - i % 2):
+                    seen = predict(i, pair[1 - k], here)
+                    pair[k] = a * pair[k] + b * seen["guided"].eps.double()
             pair[0] = p * pair[0] + (1 - p) * pair[1]
             pair[1] = (1 - p) * pair[0] + p * pair[1]
             yield Step(i, pair[0].to(job.z0.dtype), here, **seen)
@@ -122,7 +127,7 @@ class Lent:
         self.carry, self.keep = (torch.stack(part).to(job.z0.device) for part in zip(*maps, strict=True))
 
     def __call__(self, step: int, z: "Tensor", level: "kit.Level") -> dict[str, "kit.Prediction"]:
-        job, s, z = self.job, self.job.settings, z.to(self.job.z0.dtype)
+        job, s, z = self.job, self.job.settings, exact.in_precision(self.job, z)
         branches = {"source": (z, job.source), "target": (z, job.target)}
         if s.guided_from == "empty":
             branches = {"negative": (z, job.empty)} | branches

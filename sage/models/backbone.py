@@ -170,8 +170,11 @@ class Backbone(Protocol):
         """Need this much less memory from now on."""
         ...
 
-    def full_precision(self) -> AbstractContextManager[None]:
-        """Context in which the network computes in float32 whatever the model's dtype."""
+    def full_precision(self, *, dtype: torch.dtype = torch.float32) -> AbstractContextManager[None]:
+        """Context in which the network computes in float32 whatever the model's dtype, or in float64.
+
+        In the latter `predict` takes float64 latents, and gives what is.
+        """
         ...
 
     def fingerprint(self) -> str:

@@ -25,8 +25,8 @@ T = TypeVar("T")
 class LatentModel:
     """Frozen networks on one device: one that predicts, an autoencoder, and encoders of text.
 
-    Latents and everything computed from them outside the networks are float32.  Below float32 the networks run under
-    `torch.autocast`, their norms in float32.
+    Latents and everything computed from them outside the networks are float32, or float64 where a method asks for it.
+    Below float32 the networks run under `torch.autocast`, their norms in float32.
 
     Args:
         prompts: the tokenizer whose tokens the network sees.
@@ -104,18 +104,18 @@ class LatentModel:
         self.savings = savings
 
     @contextmanager
-    def full_precision(self, *modules: nn.Module) -> Iterator[None]:
-        """Context in which `modules`, by default what predicts, compute in float32 whatever the model's dtype."""
+    def full_precision(self, *modules: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[None]:
+        """Context in which `modules`, by default what predicts, compute in `dtype` whatever the model's own."""
         kept = [(m, name, p) for module in modules or (self.network,) for m in module.modules()
                 for name, p in m.named_parameters(recurse=False)]
-        dtype, self.dtype = self.dtype, torch.float32
+        before, self.dtype = self.dtype, dtype
         # New parameters, not new data in the old ones: a graph made inside may be walked back after the context.
         for m, name, p in kept:
-            setattr(m, name, nn.Parameter(p.float(), requires_grad=False))
+            setattr(m, name, nn.Parameter(p.to(dtype), requires_grad=False))
         try:
             yield
         finally:
-            self.dtype = dtype
+            self.dtype = before
             for m, name, p in kept:
                 setattr(m, name, p)
 
@@ -129,7 +129,7 @@ class LatentModel:
         with_gradient = torch.is_grad_enabled()  # a listener may have ended it on the way
         dtype = self._dtype_of(module)
         out = self._autocast(run, dtype)
-        if not torch.isfinite(out).all() and dtype != torch.float32:
+        if not torch.isfinite(out).all() and _below_float32(dtype):
             with self.full_precision(module), torch.set_grad_enabled(with_gradient):
                 out = self._autocast(run)
         if not torch.isfinite(out).all():
@@ -143,8 +143,8 @@ class LatentModel:
 
     def _autocast(self, run: Callable[[], T], dtype: torch.dtype | None = None) -> T:
         dtype = dtype or self.dtype
-        with torch.autocast(self.device.type, dtype if dtype != torch.float32 else torch.bfloat16,
-                            enabled=dtype != torch.float32):
+        low = _below_float32(dtype)
+        with torch.autocast(self.device.type, dtype if low else torch.bfloat16, enabled=low):
             return run()
 
     @torch.no_grad()
@@ -171,6 +171,10 @@ def told(params: Any) -> dict[str, Any]:
     """
     return {f.name: value for f in fields(params)
             if (value := getattr(params, f.name)) != f.default or not f.metadata.get("later")}
+
+
+def _below_float32(dtype: torch.dtype) -> bool:
+    return dtype.itemsize < torch.float32.itemsize
 
 
 def _sample(weight: Tensor) -> Tensor:

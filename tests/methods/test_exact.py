@@ -1,9 +1,10 @@
 """EDICT, BDIA and fixed-point inversion: held to renditions of their codes step by step, and to what they promise.
 
 The renditions are written apart from the methods' files, over diffusers' UNet2DConditionModel; their latents are in
-float64, as EDICT's and BDIA's own code has them.
+float64, as EDICT's and BDIA's own code has them, and in EDICT's code the network too.
 """
 
+from copy import deepcopy
 from difflib import SequenceMatcher
 from types import SimpleNamespace
 
@@ -31,14 +32,18 @@ def made(tmp_path_factory):
     return small.make(tmp_path_factory.mktemp("exact") / "tokenizer")
 
 
+def calling(unet, dtype):
+    """A network in a precision of its own, with latents in float64 around it."""
+    def call(z, t, encoder_hidden_states):
+        return SimpleNamespace(sample=unet(z.to(dtype), t, encoder_hidden_states.to(dtype)).sample.double())
+
+    call.processors = unet
+    return call
+
+
 @pytest.fixture(scope="module")
 def double(made):
-    """The network with latents in float64 around it; itself in float32, as ours is."""
-    def call(z, t, encoder_hidden_states):
-        return SimpleNamespace(sample=made.unet(z.float(), t, encoder_hidden_states.float()).sample.double())
-
-    call.processors = made.unet
-    return call
+    return calling(made.unet, torch.float32)
 
 
 def latents(model, seed=5, batch=1):
@@ -175,20 +180,27 @@ CASES = {
 PROMPTS = {"a word": (SOURCE, TARGET), "a word more": (SOURCE, "a dog on a mat or a cat")}
 
 
-@pytest.mark.parametrize("case, prompts", (*((case, "a word") for case in CASES),
-                                           ("the source's attention", "a word more")))
-def test_every_step_is_that_of_edicts_code(made, double, case, prompts):
+# Of each the greatest distance, more where the noisiest levels divide by least.
+PRECISIONS = {"model": (torch.float32, CLOSE, 3 * CLOSE), "float64": (torch.float64, 2e-7, 2e-7)}
+
+
+@pytest.mark.parametrize("case, prompts, precision", (
+    *((case, "a word", "float64") for case in CASES), ("the source's attention", "a word more", "float64"),
+    *((case, "a word", "model") for case in ("own attention", "the source's attention", "all the way"))))
+def test_every_step_is_that_of_edicts_code(made, case, prompts, precision):
+    dtype, close, close_all_the_way = PRECISIONS[precision]
+    double = calling(deepcopy(made.unet).to(dtype), dtype)
     theirs, ours = CASES[case]
     pair, model = PROMPTS[prompts], made.model
     if theirs.get("p2p"):
         theirs = theirs | {"p2p": [model.prompts.parse(prompt).ids for prompt in pair]}
     texts, z0 = embedded(model, *pair), latents(model)
     expected = Coupled(double, texts, **{"steps": N, "strength": 0.8, "p": 0.93, "w": W} | theirs).run(z0)
-    settings = EDICT.preset("published", **{"steps": N, "guidance_scale": W} | ours)
+    settings = EDICT.preset("published", **{"steps": N, "guidance_scale": W, "precision": precision} | ours)
     path, steps = there_and_back(EDICT, model, z0, *pair, settings, texts=texts)
     assert len(steps) == len(expected[1]) and len(path.latents) == len(expected[0])
     for a, b in zip([*path.latents, *steps], [*expected[0], *expected[1]], strict=True):
-        assert distance(a, b) < (3 * CLOSE if case == "all the way" else CLOSE)  # the noisiest levels divide by least
+        assert distance(a, b) < (close_all_the_way if case == "all the way" else close)
 
 
 def bdia(unet, texts, z0, steps, strength, gamma, w):

@@ -97,7 +97,7 @@ class Fake:
     def save(self, savings: Savings) -> None:
         self.savings = savings
 
-    def full_precision(self):
+    def full_precision(self, *, dtype=torch.float32):
         return nullcontext()
 
     def fingerprint(self) -> str:

@@ -112,10 +112,10 @@ class Flux(LatentModel):
         """Predict what `z`, at `level`, is made of.
 
         Args:
-            z: (B, C, h, w) float32, with gradient if one is wanted.
+            z: (B, C, h, w) float32, with gradient if one is wanted; float64 where the network computes in that.
             text: of 1 or B prompts, with gradient if one is wanted; or prepared.
         Returns:
-            x0 and eps, each (B, C, h, w) float32.
+            x0 and eps, each (B, C, h, w), in the dtype of z.
         """
         given = text if isinstance(text, Prepared) else Prepared(text, PLAINLY)
         words = given.text.expand(len(z))
@@ -124,7 +124,8 @@ class Flux(LatentModel):
 
         def run() -> Tensor:
             with torch.autocast(self.device.type, enabled=False):  # it casts by itself
-                return self.transformer(z, level.t, words.tokens, words.pooled, given.guidance, self._places).float()
+                out = self.transformer(z, level.t, words.tokens, words.pooled, given.guidance, self._places)
+            return out.to(z.dtype)
 
         output = self._finite(f"the transformer at time {level.t:g}", self.transformer, run)
         return from_output(z, output, level, self.prediction_type)

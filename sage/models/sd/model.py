@@ -127,22 +127,24 @@ class StableDiffusion(LatentModel):
     @torch.no_grad()
     def prepare(self, text: Text, guidance: float | None = None) -> Prepared:
         """What `predict` needs of embedded prompts, for as often as they are used."""
-        return Prepared(text, self._autocast(lambda: self.unet.text(text.tokens)), self.dtype)
+        tokens = text.tokens.double() if self.dtype == torch.float64 else text.tokens
+        return Prepared(text, self._autocast(lambda: self.unet.text(tokens)), self.dtype)
 
     def predict(self, z: Tensor, level: Level, text: Text | Prepared) -> Prediction:
         """Predict what `z`, at `level`, is made of.
 
         Args:
-            z: (B, 4, h, w) float32, with gradient if one is wanted.
+            z: (B, 4, h, w) float32, with gradient if one is wanted; float64 where the network computes in that.
             text: of 1 or B prompts, with gradient if one is wanted; or B of them prepared.
         Returns:
-            x0 and eps, each (B, 4, h, w) float32.
+            x0 and eps, each (B, 4, h, w), in the dtype of z.
         """
         words = text.text if isinstance(text, Prepared) else text.expand(len(z))
 
         def run() -> Tensor:
-            context = text.keys_values if isinstance(text, Prepared) and text.dtype == self.dtype else words.tokens
-            return self.unet(z, self._time(int(level.t), words, z), context).float()
+            ready = text.keys_values if isinstance(text, Prepared) and text.dtype == self.dtype else None
+            context = words.tokens.to(z) if ready is None else ready
+            return self.unet(z, self._time(int(level.t), words, z), context).to(z.dtype)
 
         output = self._finite(f"the UNet at timestep {level.t:g}", self.unet, run)
         return from_output(z, output, level, self.prediction_type)
