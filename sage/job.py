@@ -235,7 +235,8 @@ class Job(Generic[S]):
         """negative + w (text - negative), both in one batch; one pass where w is 1 or the network takes guidance."""
         if self.model.distilled:
             return self._pass(z, level, (text,), (branch,), w)
-        if w == 1:
+        by_input = getattr(self.settings, "guidance_by", "passes") == "input" and self.model.prediction_type == "flow"
+        if w == 1 or by_input:
             return self.predict(z, level, text, branch)
         both = self.together(level, negative=(z, negative), **{branch: (z, text)})
         return classifier_free(both["negative"], both[branch], w)

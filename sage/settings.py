@@ -266,6 +266,16 @@ class Guidance(Settings):
 
 
 @frozen
+class FlowGuidance(Guidance):
+    """Guidance."""
+
+    fixes = frozenset({"guidance_by"})
+
+    guidance_by: str = setting("passes", "guidance on a rectified flow that does not take it as an input, as FLUX.1 "
+                               "schnell: by two passes; or none, as in the original code", "passes", "input")
+
+
+@frozen
 class Output(Settings):
     """Output."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sage import kit
 from sage.method import Method, Step
-from sage.settings import Guidance, PartWay, Picture, Span, frozen, setting
+from sage.settings import FlowGuidance, PartWay, Picture, Span, frozen, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @frozen
-class Settings(Guidance, PartWay, Picture):
+class Settings(FlowGuidance, PartWay, Picture):
     """Sharing."""
 
     guidance_scale: float = setting(2.0, "w: how strongly the target prompt is followed; 1 follows it plainly", low=0,

@@ -18,7 +18,7 @@ from sage import kit
 from sage.errors import SettingsError
 from sage.method import Method, Step
 from sage.methods.regiondrag import Moves
-from sage.settings import Guidance, PartWay, Picture, Span, as_begun, frozen, setting
+from sage.settings import FlowGuidance, PartWay, Picture, Span, as_begun, frozen, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from sage.models.backbone import Backbone, Text
     from sage.prompts.tokens import Prompt, Prompts
 
-RELEASED = dict(steps=28, guidance_scale=7.0, source_guidance_scale=7.0, inv_skip=3, fresh_threshold=3, reuse="held",
-                whole_by="steps", put_back="before", blur="half", exact=False, mask_cells="nearest",
-                held_modulation=True, twice_gated=True, held_gates=True, text_offset=False, encode="sample", seed=42)
+RELEASED = dict(steps=28, guidance_scale=7.0, source_guidance_scale=7.0, guidance_by="input", inv_skip=3,
+                fresh_threshold=3, reuse="held", whole_by="steps", put_back="before", blur="half", exact=False,
+                mask_cells="nearest", held_modulation=True, twice_gated=True, held_gates=True, text_offset=False,
+                encode="sample", seed=42)
 PROMPT = RELEASED | dict(grid="released", eta=0.7, gamma=0.7, stop=6, mask_timestep=18, invert_under="target",
                          put_back="after")
 DRAG = RELEASED | dict(grid="released, regions", eta=1.0, gamma=1.0, stop=6, invert_under="empty", region_bonus=1.0)
@@ -38,7 +39,7 @@ COMPOSE = RELEASED | dict(grid="released, regions", eta=0.6, gamma=0.6, stop=10,
 
 
 @frozen
-class Inverting(PartWay, Guidance):
+class Inverting(PartWay, FlowGuidance):
     """Inversion."""
 
     fixes = frozenset({"gamma", "use_rf_inversion", "invert_under", "source_guidance_scale", "reuse", "whole_by",
@@ -61,7 +62,7 @@ class Inverting(PartWay, Guidance):
 
 
 @frozen
-class Regions(PartWay, Guidance):
+class Regions(PartWay, FlowGuidance):
     """Regions."""
 
     mask_timestep: int = setting(1000, "steps, from the first, after which everything outside the mask is put back: "

@@ -6,7 +6,8 @@ The steps and the sharing are in sage/inversion/midpoint.py.
 from sage.inversion import midpoint
 from sage.settings import frozen, setting
 
-PUBLISHED = dict(steps=8, guidance_scale=2.0, shared_steps=1, first_block=0.68, quantise="truncate")
+PUBLISHED = dict(steps=8, guidance_scale=2.0, guidance_by="input", shared_steps=1, first_block=0.68,
+                 quantise="truncate")
 
 
 @frozen

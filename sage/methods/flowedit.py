@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sage import kit
 from sage.method import LOSS, Step, Uninverted
-from sage.settings import Guidance, Picture, Preserved, Solver, Span, frozen, setting, share_of
+from sage.settings import FlowGuidance, Picture, Preserved, Solver, Span, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from sage.job import Job
     from sage.models.backbone import Backbone
 
-PUBLISHED = dict(steps=28, strength=24 / 28, source_guidance_scale=1.5, guidance_scale=5.5)
-SD3 = PUBLISHED | dict(steps=50, strength=33 / 50, source_guidance_scale=3.5, guidance_scale=13.5)
+PUBLISHED = dict(steps=28, strength=24 / 28, source_guidance_scale=1.5, guidance_scale=5.5,
+                 guidance_by="input")
+SD3 = PUBLISHED | dict(steps=50, strength=33 / 50, source_guidance_scale=3.5, guidance_scale=13.5,
+                       guidance_by="passes")
 
 
 @frozen
-class Settings(Guidance, Preserved, Solver, Picture):
+class Settings(FlowGuidance, Preserved, Solver, Picture):
     """Strength."""
 
     strength: float = setting(0.66, "share of the steps that are taken, the last of them: the more, the more may "

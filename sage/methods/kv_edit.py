@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sage import kit
 from sage.method import Method, Step
-from sage.settings import Guidance, PartWay, Picture, Span, frozen, setting
+from sage.settings import FlowGuidance, PartWay, Picture, Span, frozen, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     Kept = tuple["kit.KeysValues", ...]
 
-PUBLISHED = dict(steps=28, strength=24 / 28, source_guidance_scale=1.5, guidance_scale=5.5, mask_cells="touched",
-                 conventions="published", quantise="truncate")
+PUBLISHED = dict(steps=28, strength=24 / 28, source_guidance_scale=1.5, guidance_scale=5.5, guidance_by="input",
+                 mask_cells="touched", conventions="published", quantise="truncate")
 
 
 @frozen
-class Settings(Guidance, PartWay, Picture):
+class Settings(FlowGuidance, PartWay, Picture):
     """Keys and values."""
 
     fixes = frozenset({"source_guidance_scale", "pairing"})

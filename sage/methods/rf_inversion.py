@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sage import kit
 from sage.errors import SettingsError
 from sage.method import Method, Step
-from sage.settings import Guidance, PartWay, Picture, Span, as_begun, frozen, setting, share_of
+from sage.settings import FlowGuidance, PartWay, Picture, Span, as_begun, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from sage.prompts.tokens import Prompt, Prompts
 
 PUBLISHED = dict(steps=28, guidance_scale=3.5, gamma=0.5, eta=0.9, start=0.0, stop=0.25, source_guidance_scale=0.0,
-                 conventions="published", encode="sample")
+                 guidance_by="input", conventions="published", encode="sample")
 
 
 @frozen
-class Settings(Guidance, PartWay, Picture):
+class Settings(FlowGuidance, PartWay, Picture):
     """Control."""
 
     fixes = frozenset({"gamma", "source_guidance_scale", "conventions"})

@@ -72,6 +72,7 @@ PRESERVED = dict(preserve_scale=1e5, preserve_limit=0.001, preserve_level=0, pre
 WITH_PRESERVATION = dict.fromkeys(("preserve_limit", "preserve_level", "preserve_fraction"),
                                   dict(preserve_scale=1e5))
 OWN_SPACING = {"spacing": "refused: the steps of a flow have a spacing of their own"}
+OF_FLOWS = {"guidance_by": "of a flow alone: tests/methods/test_flows.py"}
 ROWS = {
     "sage": Row(
         base=dict(cross_level=0, reconstruction_scale=10.0, replace_fraction=0.5, blend_fraction=0.5,
@@ -159,13 +160,14 @@ ROWS = {
     "flowedit": Row(
         plainly=dict(source_guidance_scale=1.0), bound="picture",
         others=PRESERVED | dict(strength=0.3, source_guidance_scale=2.0, averages=2, sampled_fraction=0.3),
-        beside=WITH_PRESERVATION),
+        beside=WITH_PRESERVATION, silent=OF_FLOWS),
     "eedit": Row(
         base=dict(stop=2), plainly=dict(eta=1.0, stop=STEPS), bound="picture",
         others=dict(eta=0.3, gamma=0.2, start=1, stop=3, strength=0.5, source_guidance_scale=3.0),
         beside={"source_guidance_scale": dict(invert_under="source"),
                 **dict.fromkeys(("whole_by", "reuse"), dict(steps=7, inv_skip=2, fresh_threshold=2))},
-        silent={**dict.fromkeys(("mask_timestep", "drag_class", "t_prime_ratio", "alpha", "put_back", "blur", "exact",
+        silent={**OF_FLOWS,
+                **dict.fromkeys(("mask_timestep", "drag_class", "t_prime_ratio", "alpha", "put_back", "blur", "exact",
                                  "region_bonus", "mask_cells"),
                                 "no mask and nothing moved here: tests/methods/test_eedit.py"),
                 **dict.fromkeys(("grid", "text_offset", "twice_gated", "held_gates", "held_modulation"),
@@ -175,7 +177,7 @@ ROWS = {
     "rf-inversion": Row(
         base=dict(stop=0.75, decay=1.0), plainly=dict(gamma=0.0, eta=0.0, source_guidance_scale=1.0),
         others=dict(strength=0.5, gamma=0.2, eta=0.5, start=0.5, stop=0.5, decay=0.0, source_guidance_scale=2.0),
-        silent={"conventions": "refused: of a flow alone"}),
+        silent=OF_FLOWS | {"conventions": "refused: of a flow alone"}),
     "rf-solver": Row(
         base=dict(shared_steps=2), plainly=dict(shared_steps=0), bound="solver",
         others=dict(strength=0.5, shared_steps=1, first_block=0.1), silent=OWN_SPACING),

@@ -114,6 +114,15 @@ def test_the_published_steps_of_flowedit_are_24_of_28(made):
     assert len(ours(made[0], "flowedit", s)[1]) == 24
 
 
+def test_as_published_a_flow_that_does_not_take_guidance_has_none(made):
+    model, net = made
+    s = sage.method("flowedit").preset("published", steps=N, strength=0.8)
+    theirs = original.flowedit(net.as_published(), picture(), drawn(4), times(model)[::-1], 4, 0, 1, 1.5, 5.5)
+    held([ours(model, "flowedit", s, drawn(4))[1]], [theirs])
+    guided = ours(model, "flowedit", s.but(guidance_by="passes"), drawn(4))[1]
+    assert torch.equal(guided[-1], ours(model, "flowedit", s, drawn(4))[1][-1]) == net.distilled
+
+
 # ---- UniEdit-Flow
 
 
@@ -140,8 +149,8 @@ def test_every_step_of_rf_inversion_is_that_of_its_formulas(made, conventions, p
     model, net = made
     s = sage.method("rf-inversion").preset("published", steps=N, start=0.2, stop=0.6, decay=power,
                                            conventions=conventions)
-    theirs = original.rf_inversion(net, picture(), drawn(1)[0], times(model)[::-1], gamma=0.5, eta=0.9, start=0.2,
-                                   stop=0.6, power=power, w=3.5, published=conventions == "published")
+    theirs = original.rf_inversion(net.as_published(), picture(), drawn(1)[0], times(model)[::-1], gamma=0.5, eta=0.9,
+                                   start=0.2, stop=0.6, power=power, w=3.5, published=conventions == "published")
     held(ours(model, "rf-inversion", s, drawn(1)), theirs)
 
 
@@ -150,8 +159,8 @@ def test_of_a_part_of_the_way_rf_inversion_has_the_grid_of_the_original_code(mad
     """The last levels, times spread over them alone, and shares of all steps from the first that is taken."""
     model, net = made
     s = sage.method("rf-inversion").preset("published", steps=10, strength=strength, start=0.1, stop=0.4, decay=1.0)
-    theirs = original.rf_inversion(net, picture(), drawn(1)[0], times(model, 10)[taken::-1], gamma=0.5, eta=0.9,
-                                   start=0.1, stop=0.4, power=1.0, w=3.5, published=True, of=10)
+    theirs = original.rf_inversion(net.as_published(), picture(), drawn(1)[0], times(model, 10)[taken::-1], gamma=0.5,
+                                   eta=0.9, start=0.1, stop=0.4, power=1.0, w=3.5, published=True, of=10)
     held(ours(model, "rf-inversion", s, drawn(1)), theirs)
 
 
@@ -184,10 +193,12 @@ def test_on_a_diffusion_rf_inversion_has_no_published_times(tmp_path):
 
 
 @pytest.mark.parametrize("shared", (0, 2))
-@pytest.mark.parametrize("name", ("rf-solver", "fireflow"))
-def test_every_step_of_second_order_is_that_of_its_formulas(made, name, shared):
+@pytest.mark.parametrize("name, by", (("rf-solver", "input"), ("rf-solver", "passes"), ("fireflow", "input")))
+def test_every_step_of_second_order_is_that_of_its_formulas(made, name, by, shared):
     model, net = made
-    s = sage.method(name).preset("published", steps=N, guidance_scale=2.0, shared_steps=shared, first_block=0.5)
+    s = sage.method(name).preset("published", steps=N, guidance_scale=2.0, guidance_by=by, shared_steps=shared,
+                                 first_block=0.5)
+    net = net.as_published() if by == "input" else net
     theirs = {"rf-solver": original.rf_solver, "fireflow": original.fireflow}[name](
         net, picture(), times(model), 2.0, shared, first=1)  # of 2 double and 3 single blocks the last 2
     held(ours(model, name, s), theirs)
@@ -241,7 +252,8 @@ def test_every_step_of_kv_edit_as_published_begins_a_step_early_and_confines_to_
     inside[..., 2:6, 4:8] = 1
     outside = torch.tensor([i for i in range(24) if not (1 <= i // 6 < 3 and 2 <= i % 6 < 4)])
     noise = drawn(1)[0] if renewed else None
-    theirs = original.kv_edit(net, picture(), times(model)[:5], 1.5, 5.5, outside, inside, False, cells, noise)
+    theirs = original.kv_edit(net.as_published(), picture(), times(model)[:5], 1.5, 5.5, outside, inside, False, cells,
+                              noise)
     up, down = ours(model, "kv-edit", s, drawn(1), mask=Image.fromarray(pixels))
     held((up, down), theirs)
     assert torch.equal(down[-1] * (1 - cells), picture() * (1 - cells))
