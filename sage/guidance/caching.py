@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sage.errors import SettingsError
 from sage.guidance.hooks import EXACT, HEARD, detour, hearing, hooked, kinds
-from sage.guidance.refresh import BONUS, Draws, Lists, drawn, favour, on_grid, preprocessed, rings
+from sage.guidance.refresh import BONUS, Draws, Lists, drawn, favour, on_grid, preprocessed, rings, transposed
 from sage.models.backbone import Backbone
 from sage.models.sites import Block, Feature, Site
 from sage.sampling.levels import Edges, Level
@@ -45,6 +45,7 @@ class Slips:
             ones are never computed, and the region is that many tokens further on.
         cut: of the text only as many tokens are drawn from as the picture has.
         nearest: a token is of the region where its first place is, and not where any is.
+        transposed: the region's rows count as columns, as far as the picture has so many.
         bonus: of the region's places, which is 1 in drags.
     """
 
@@ -54,6 +55,7 @@ class Slips:
     offset: bool = False
     cut: bool = False
     nearest: bool = False
+    transposed: bool = False
     bonus: float = BONUS
 
 
@@ -133,7 +135,8 @@ class Cache:
         s, (rows, columns) = self.settings, (-(-side // 2**block.level) for side in size)
         ring = torch.full((1, rows * columns), -1)
         if region is not None:
-            ring = rings(on_grid(region.cpu(), rows, columns, self.slips.nearest), s.cascade_num)
+            where = on_grid(region.cpu(), rows, columns, self.slips.nearest)
+            ring = rings(transposed(where) if self.slips.transposed else where, s.cascade_num)
         of_text = torch.full((len(ring), min(text, rows * columns) if self.slips.cut else text), -1)
         parts = {"image": ring, "text": of_text}
         whose = ("image",) if self.slips.offset and len(block.tokens) > 1 else block.tokens

@@ -49,6 +49,13 @@ def on_grid(mask: Tensor, rows: int, columns: int, nearest: bool = False) -> Ten
     return resize(mask > 0, rows, columns)
 
 
+def transposed(region: Tensor) -> Tensor:
+    """(B, 1, h, w) with its rows for columns; of what is no square the first square alone, the rest being 0."""
+    side, turned = min(region.shape[-2:]), torch.zeros_like(region)
+    turned[..., :side, :side] = region[..., :side, :side].transpose(-2, -1)
+    return turned
+
+
 @dataclass
 class Draws:
     """Draws the tokens of one layer, pass by pass.

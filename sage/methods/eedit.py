@@ -32,7 +32,7 @@ RELEASED = dict(steps=28, guidance_scale=7.0, source_guidance_scale=7.0, guidanc
                 mask_cells="nearest", held_modulation=True, twice_gated=True, held_gates=True, text_offset=False,
                 encode="sample", seed=42)
 PROMPT = RELEASED | dict(grid="released", eta=0.7, gamma=0.7, stop=6, mask_timestep=18, invert_under="target",
-                         put_back="after")
+                         put_back="after", transposed_region=True)
 DRAG = RELEASED | dict(grid="released, regions", eta=1.0, gamma=1.0, stop=6, invert_under="empty", region_bonus=1.0)
 COMPOSE = RELEASED | dict(grid="released, regions", eta=0.6, gamma=0.6, stop=10, inv_skip=2, cascade_num=5,
                           invert_under="empty", put_back="after")
@@ -94,6 +94,7 @@ class Slipping(Picture):
     cache_type: str = setting("ours_predefine", "places to compute are drawn before the way begins, or step by step, "
                               "which are the same", "ours_predefine", "ours_cache")
     region_bonus: float = setting(2.0, "how much more often the region's places are drawn", low=0, high=100)
+    transposed_region: bool = setting(False, "rows of the mask count as columns where places are drawn")
     text_offset: bool = setting(True, "places of single blocks are counted behind the text; no: from its start")
     twice_gated: bool = setting(False, "what attention gave the text is held as gated, and gated once more")
     held_gates: bool = setting(False, "what single blocks gave is held as gated: places that are not computed keep the "
@@ -117,6 +118,8 @@ class Settings(Inverting, Regions, Slipping):
     eta: float = setting(0.7, "how far the way back is drawn to the picture", low=0, high=1, search=Span(0.4, 1.0))
     start: int = setting(0, "the first step back that is drawn to the picture", low=0, high=1000)
     stop: int = setting(6, "the first that no longer is: the more, the more is kept", low=0, high=1000)
+    fwd_skip: int = setting(1, "the network is asked at every so many steps of the way back, and at the last; what "
+                            "stands between them is what `reuse` says", low=1, high=1000)
 
 
 class EEdit(Method[Settings]):
@@ -194,24 +197,34 @@ class EEdit(Method[Settings]):
         begin_cache(job, job.down, [s.whole(i, counted) for i in range(len(job.down))])
         moves = Moves(job, 0)
         z, confined = self._begun(job, moves, path.noise), bool((moves.free == 0).any())
+        flow, last = job.model.prediction_type == "flow", len(job.down) - 1
+        continued = kit.Continued(flow, s.reuse == "held")
         for i, (here, there) in enumerate(job.down):
             if len(job.down) - i - 1 > int(len(job.down) * s.t_prime_ratio):
                 z = moves.put(z, path.latents[max(-1 - i, -len(path.latents))])
-            target = guided = job.cfg(z, here, job.target, job.empty, s.guidance_scale)
+            if i % s.fwd_skip == 0 or i == last:
+                target, told = job.cfg(z, here, job.target, job.empty, s.guidance_scale), here
+                continued.add(target, here)
+            else:
+                target = continued.at(z, here, there)
+                told = told if flow and s.reuse == "held" else here
+            guided = target
             outside = confined and i < s.mask_timestep
             kept = kit.renoise(kit.Prediction(job.background, noise), there) if outside else z
             if outside and s.put_back == "before":
                 z = moves.confined(z, kept)
                 guided = kit.from_output(z, kit.to_output(target, here, _kind(job)), here, _kind(job))
             if s.use_rf_inversion and s.start <= i < s.stop and s.eta:
-                guided = (1 - s.eta) * guided + s.eta * _through(z, here, clean, job.down[-1][1])
+                line = (_through(z, here, clean, job.down[-1][1]) if told is here else  # in the released code the time
+                        kit.from_output(z, (z - clean) / told.noise, here, "flow"))  # stands still with the network
+                guided = (1 - s.eta) * guided + s.eta * line
             if outside and s.put_back == "drawn":
                 inside = moves.free > 0
                 guided = guided * inside + _through(z, here, clean, job.down[-1][1]) * ~inside
             z = kit.renoise(guided, there)
             if outside and s.put_back == "after":
                 z = moves.confined(z, kept)
-            if outside and s.exact and i == len(job.down) - 1:
+            if outside and s.exact and i == last:
                 z = moves.confined(z, job.background)
             yield Step(i, z, here, target=target, guided=guided, mask=moves.free if confined else None)
 
@@ -227,7 +240,8 @@ def begin_cache(job: "Job[Settings]", edges: "Sequence[kit.Edge]", whole: "Seque
     s = job.settings
     online, slip = s.cache_type == "ours_cache", not s.text_offset
     slips = kit.Slips(s.held_modulation, s.twice_gated, s.held_gates, offset=slip, cut=slip and online,
-                      nearest=s.mask_cells == "nearest", bonus=s.region_bonus)
+                      nearest=s.mask_cells == "nearest", transposed=s.transposed_region and job.mask is not None,
+                      bonus=s.region_bonus)
     job.start_cache(tuple(edges), whole, slips, online)
 
 

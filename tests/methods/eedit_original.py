@@ -109,13 +109,15 @@ def inversion(net: Network, z0: Tensor, y1: Tensor, gamma: float, every: int, co
 
 
 def by_mask(net: Network, z0: Tensor, z: Tensor, sigmas: list[float], noise: Tensor, mask: Tensor, background: Tensor,
-            eta: float, stop: int, masked: int) -> list[Tensor]:
+            eta: float, stop: int, masked: int, skip: int = 1) -> list[Tensor]:
     """The way back of prompts and compositions; `sigmas` from 1 to 0."""
-    out = []
+    out, told, found = [], 1.0, None
     for i, (t, after) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
-        v = net(z, t, "target", i)
+        if i % skip == 0 or i == len(sigmas) - 2:
+            told, found = t, net(z, t, "target", i)
+        v = found
         if i < stop:
-            v = v + eta * ((z - z0) / t - v)
+            v = v + eta * ((z - z0) / told - v)
         z = z + (after - t) * v
         if i < masked:
             z = mask * z + (1 - mask) * ((1 - after) * background + after * noise)

@@ -130,6 +130,7 @@ def _way(model, z0):
     ("mask", dict(put_back="drawn")), ("mask", dict(region_bonus=1.0)),
     ("mask", dict(cascade_num=0)), ("mask", dict(exact=False, mask_timestep=5)), ("drag", dict(drag_class="cut")),
     ("drag", dict(t_prime_ratio=0.9)), ("drag", dict(alpha=0.3)), ("drag", dict(blur="half")),
+    ("mask", dict(fwd_skip=2)), ("mask", dict(transposed_region=True)),
     ("mask", dict(text_offset=False)), ("mask", dict(held_modulation=True)),
     ("mask", dict(grid="released")), ("mask", dict(grid="released, regions")), ("mask", dict(whole_by="steps"))])
 def test_every_setting_and_slip_changes_the_edit(model, z0, request_, change):
@@ -229,6 +230,23 @@ def test_places_in_single_blocks_are_counted_behind_the_text_or_by_slip_from_its
     assert (right >= text + 2 * places // 3).float().mean() > 0.5
 
 
+@pytest.mark.parametrize("h, w", ((12, 12), (8, 12)))
+def test_by_slip_the_rows_of_the_region_count_as_columns(model, h, w):
+    """A place in row i and column j has the number i + j w, and none where there are not so many."""
+    levels = model.schedule.levels(2, "leading", (h, w))
+    rows, columns, own = h // 2, w // 2, [(0, 2), (1, 2), (3, 4), (2, 5)]
+    region = torch.zeros(1, 1, h, w)
+    for i, j in own:
+        region[..., 2 * i:2 * i + 2, 2 * j:2 * j + 2] = 1
+    numbers = sorted(i + j * columns for i, j in own if i < columns and j < rows)
+    cached = Cached(cache="eedit", fresh_ratio=len(numbers) / (rows * columns), cascade_num=1)
+    cache = Cache(model, cached, tuple(zip(levels, levels[1:], strict=False)), [True, False], region, (h, w), 24,
+                  slips=Slips(transposed=True, bonus=1e6))
+    first = model.transformer.transformer_blocks[0].ff
+    name = next(name for name, block in cache.refreshed.items() if block.module is first)
+    assert cache.lists[1, name][0].tolist() == numbers and len(numbers) > 1
+
+
 def test_lists_are_plain_data(model):
     assert preprocessed({}, [True, False]) == {}
 
@@ -264,11 +282,13 @@ def some_lists(model, every: int):
     return ours, theirs
 
 
-@pytest.mark.parametrize("case", ["prompt", "composition", "drag", "cut"])
+@pytest.mark.parametrize("case", ["prompt", "prompt, skipping", "composition", "drag", "cut"])
 def test_every_step_of_the_published_settings_is_that_of_the_released_code(original_of, z0, case):
     model, make = original_of
+    case, _, skipping = case.partition(", ")
     name = {"prompt": "published", "composition": "published-composition"}.get(case, "published-drag")
-    settings = sage.method("eedit").preset(name, **dict(drag_class="cut", alpha=0.6) if case == "cut" else {})
+    settings = sage.method("eedit").preset(name, **dict(drag_class="cut", alpha=0.6) if case == "cut" else {},
+                                           fwd_skip=2 if skipping else 1)
     ours, theirs = some_lists(model, 3)
     net = make(theirs, 3)
     sigmas = [level.t for level in model.schedule.levels(28, "leading", (H, W))][::-1]
@@ -280,7 +300,7 @@ def test_every_step_of_the_published_settings_is_that_of_the_released_code(origi
         free[..., MASK[1]:MASK[3], MASK[0]:MASK[2]] = 1
         if case == "prompt":
             way = original.inversion(net, z0, y1, 0.7, 3, 28, "target")
-            wanted = original.by_mask(net, z0, way[-1], sigmas, noise, free, z0, 0.7, 6, 18)
+            wanted = original.by_mask(net, z0, way[-1], sigmas, noise, free, z0, 0.7, 6, 18, settings.fwd_skip)
             assert net.passes[9] == (26, False)  # the last call of the inversion is no whole one
         else:
             more["background"] = background
