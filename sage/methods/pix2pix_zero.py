@@ -14,6 +14,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from sage import kit
+from sage.inversion import anchors
 from sage.method import Method, Step
 from sage.prompts.directions import direction
 from sage.settings import Guidance, Picture, Solver, Span, frozen, setting
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 PUBLISHED = dict(steps=50, guidance_scale=7.5, inversion="ddim", direction="prompts", cross_guidance=0.1,
                  autocorrelation=20.0, divergence=20.0, conventions="published", encode="sample")
+AUTHORS = PUBLISHED | dict(guidance_scale=5.0, direction="sentences", conventions="authors")
 
 
 @frozen
@@ -47,7 +49,8 @@ class Settings(Guidance, Solver, Picture):
     noise_rounds: int = setting(5, "rounds of both at each step of the inversion; 0 for none", low=0, high=100)
     noise_shifts: int = setting(5, "shifts in each round, drawn at random", low=1, high=100)
     conventions: str = setting("consistent", "noise levels, and the least shift: consistent, or as in its benchmark's "
-                               "code", "consistent", "published")
+                               "code; or in its authors', whose inversion leaves out the first step and the last",
+                               "consistent", "published", "authors")
 
     @property
     def shifts(self) -> range:
@@ -61,7 +64,7 @@ class Pix2PixZero(Method[Settings]):
     name, title, paper = "pix2pix-zero", "pix2pix-zero", "2302.03027"
     about = "adds a direction from word to word to the source's text, and holds the layout by its cross-attention"
     reads = frozenset({"source", "target", "sentences"})
-    presets = {"published": PUBLISHED}
+    presets = {"published": PUBLISHED, "authors": AUTHORS}
     keep = "cross_guidance"
     calls = "6 N, and 2 N ways back through the network"
 
@@ -74,7 +77,8 @@ class Pix2PixZero(Method[Settings]):
     def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
         if settings.conventions == "consistent":
             return super().edges(model, settings, size)
-        return kit.of_timesteps(model, "lagging")(settings.steps, settings.spacing)
+        up, down = kit.of_timesteps(model, "lagging")(settings.steps, settings.spacing)
+        return (up[1:-1] if settings.conventions == "authors" else up), down
 
     # ---- the way to noise
 
@@ -91,8 +95,13 @@ class Pix2PixZero(Method[Settings]):
 
     # ---- the way back
 
+    def back(self, job: "Job[Settings]", path: "kit.Trajectory") -> "Iterator[Tensor]":
+        yield from kit.walk(lambda z, level: job.predict(z, level, job.source), path.noise, job.down)
+
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
         s, changed, kind = job.settings, job.source + direction(job), job.model.prediction_type
+        if s.inversion == "direct":
+            anchors.check_latents(job, path)
         reference = z = path.noise
         for i, (here, there) in enumerate(job.down):
             g, loss, seen = cross_gradient(job, reference, z, here, changed)

@@ -240,7 +240,7 @@ class DiffusionSchedule:
         return up, tuple((noisy, clean) for clean, noisy in reversed(up))
 
     def lagging(self, steps: int, spacing: str = "leading") -> tuple[Edges, Edges]:
-        """The steps of pix2pix-zero's code, there and back.
+        """The steps of pix2pix-zero's code, there and back; the authors' way there leaves out its first and its last.
 
         On the way to noise the network is told the timestep after that of the latents' level, and the last step goes to
         the last level there is.

@@ -124,7 +124,8 @@ ROWS = {
     "pix2pix-zero": Row(base=dict(noise_rounds=1, noise_shifts=2, cross_guidance=1e-3,
                                   direction="sentences"), bound="picture",
                         others=dict(cross_guidance=0.01, autocorrelation=5.0, divergence=5.0, noise_rounds=2,
-                                    noise_shifts=1)),
+                                    noise_shifts=1),
+                        beside={"conventions=authors": dict(inversion="ddim")}),
     "sdedit": Row(plainly=dict(strength=0.0), bound="picture", others=dict(strength=0.3)),
     "ddpm": Row(
         base=dict(carry="refine", cross_fraction=0.6, self_fraction=0.5, reweight={"mat": 1.5}, self_level=1),
