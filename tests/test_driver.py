@@ -230,7 +230,8 @@ def test_tensors_that_do_not_fit_are_refused(model, given, said):
 
 @pytest.mark.parametrize("name, texts, settings", (
     ("ddpm", ("nothing", "empty"), dict(guidance_scale=1.0)),  # at scale 1 nothing is guided away from
-    ("pnp", ("negative",), {}), ("ddpm", ("negative", "concept:cat"), {}), ("ledits", ("concept:cat", "concept:dog"), dict(add={"dog": 3.0}))))
+    ("pnp", ("negative",), {}), ("ddpm", ("negative", "concept:cat"), {}),
+    ("ledits", ("concept:cat", "concept:dog"), dict(add={"dog": 3.0}))))
 def test_texts_that_a_method_knows_may_be_given_whether_it_asks_or_not(model, name, texts, settings):
     given = {text: torch.zeros(1, 77, 32) for text in texts}
     method = sage.method(name)

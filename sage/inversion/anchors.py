@@ -48,6 +48,9 @@ class Anchored(Guidance, exact.Implicit, Solver):
     proximal_quantile: float = setting(0.75, "proximal: share of the guidance of both branches that is taken for "
                                        "small, that of the source branch being zero; below 0, the size itself up to "
                                        "which it is, negated", low=-1000, high=1)
+    proximal_of: str = setting("both", "proximal: whose guidance the share is of: both branches'; or the target's "
+                               "alone, the source branch being as it is predicted, as in the authors' code for "
+                               "masactrl", "both", "target")
     proximal_kind: str = setting("soft", "proximal: what remains is made smaller by the threshold, or left as it is; "
                                  "or as the original's option l1 does by mistake", "soft", "hard", "l1")
     proximal_hold: str = setting("path", "proximal: places with little guidance are drawn to the inversion's latents, "
@@ -172,14 +175,18 @@ class Negative(DDIM):
 class Proximal(Negative):
     """Of what guidance adds the large alone is kept; where that is nothing, latents can be drawn to the picture's."""
 
+    def negatives(self, step: int) -> "tuple[kit.Text | None, kit.Text]":
+        source, target = super().negatives(step)
+        return (source if self.job.settings.proximal_of == "both" else None), target
+
     def guided(self, seen: Predictions, level: "kit.Level") -> "tuple[kit.Prediction, kit.Prediction]":
         import torch
         s = self.job.settings
         base = {name: seen.get(f"no_{name}", seen[name]) for name in ("source", "target")}
         change = {name: seen[name] - base[name] for name in base}
         both = torch.stack([change[name].eps for name in base], dim=1)  # (B, 2, C, h, w)
-        q = s.proximal_quantile
-        kappa = both.abs().flatten(1).quantile(q, dim=1)[:, None, None, None, None] if q > 0 else both.new_tensor(-q)
+        q, size = s.proximal_quantile, (both if s.proximal_of == "both" else both[:, 1:]).abs()
+        kappa = size.flatten(1).quantile(q, dim=1)[:, None, None, None, None] if q > 0 else both.new_tensor(-q)
         kept = kit.proximal(both, kappa, s.proximal_kind)
         share = torch.where(both == 0, 0.0, kept / both)
         self._still = 1 - kit.dilated((kept.abs() > kappa).flatten(0, 1).float(), s.proximal_margin).view_as(both)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 Maps = dict[str, "Tensor"]  # (B, H, N, M) by branch
 PUBLISHED = dict(steps=50, guidance_scale=7.5, conventions="published", proximal_hold="none", quantise="truncate")
+# Of arXiv 2306.05414's code.
+PROXIMAL = PUBLISHED | dict(inversion="proximal", source_text="source", negative_empty=1.0, proximal_quantile=0.6,
+                            proximal_of="target")
 
 
 @frozen
@@ -59,7 +62,7 @@ class MasaCtrl(Method[Settings]):
     name, title, paper = "masactrl", "Mutual self-attention control", "2304.08465"
     about = "gives a new layout the old looks; good at poses and views, unable to add what the picture has not"
     reads = frozenset({"source", "target", "negative", "foregrounds"})
-    presets = {"published": PUBLISHED}
+    presets = {"published": PUBLISHED, "proximal": PROXIMAL}
     calls = "4 N; 5 N under the source prompt"
     beside = ("direct",)
 

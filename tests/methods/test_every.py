@@ -61,7 +61,7 @@ ANCHORED = dict(null_text_steps=2, null_text_rate=0.1, null_text_tolerance=10.0,
 WITH_ANCHORS = {"negative_empty": dict(inversion="negative"),
                 **dict.fromkeys(("null_text_steps", "null_text_rate", "null_text_tolerance", "null_text_branches"),
                                 dict(inversion="null-text")),
-                **dict.fromkeys(("proximal_quantile", "proximal_kind", "proximal_hold", "proximal_rate",
+                **dict.fromkeys(("proximal_quantile", "proximal_of", "proximal_kind", "proximal_hold", "proximal_rate",
                                  "proximal_below", "proximal_margin"), dict(inversion="proximal")),
                 **dict.fromkeys(("fixed_point_rounds", "fixed_point_tolerance", "fixed_point_damping"),
                                 dict(inversion="fixed-point"))}
