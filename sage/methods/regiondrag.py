@@ -5,6 +5,9 @@
     z_k[to] <- z*_k[from]   while k > until N;   z_k <- z*_k outside        z*: the latents of the way to noise
 
 The noises are those that give the picture back: where nothing is moved, nothing changes.
+
+This is the rule and not the released code (Visual-AI/RegionDrag), whose network sees the picture itself too, through
+an IP-Adapter; docs/eedit.md has all that differs.  There is no preset "published".
 """
 
 from collections.abc import Iterator
