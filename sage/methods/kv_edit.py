@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Kept = tuple["kit.KeysValues", ...]
 
 PUBLISHED = dict(steps=28, strength=24 / 28, source_guidance_scale=1.5, guidance_scale=5.5, guidance_by="input",
-                 mask_cells="touched", conventions="published", quantise="truncate")
+                 attn_scale=1.0, mask_cells="touched", conventions="published", quantise="truncate")
 
 
 @frozen
@@ -45,6 +45,8 @@ class Settings(FlowGuidance, PartWay, Picture):
     pairing: str = setting("transition", "the keys and values that a step back sees outside: those of the inversion "
                            "step that it undoes, or of the level it starts from, which takes one more pass",
                            "transition", "level")
+    attn_scale: float = setting(0.0, "added to the scores of attention on what is outside: the more, the better what "
+                                "is inside goes with it", low=0, high=100)
     renewed: float = setting(0.0, "share of fresh noise in what is inside, to begin with: 1 forgets what was there",
                              low=0, high=1, search=Span(0.0, 1.0))
 
@@ -165,6 +167,8 @@ class _Region:
 
         stack = ExitStack()
         stack.enter_context(self.job.model.computing(self.places))  # type: ignore[attr-defined]  # it fits
+        if scale := self.job.settings.attn_scale:
+            stack.enter_context(self.job.model.looking(scale * ~self.own))  # type: ignore[attr-defined]  # likewise
         stack.enter_context(kit.swap(self.sites, lambda p, site: p._replace(
             keys=among(p.keys, of[site.path].keys), values=among(p.values, of[site.path].values))))
         return stack

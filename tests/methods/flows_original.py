@@ -7,6 +7,7 @@ picture, to 1, noise; a velocity is that of growing time.  Nothing of `sage` is 
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.models import oracle
@@ -205,6 +206,7 @@ class Background:
 
     def __init__(self, net: Net, text: int):
         double, single = net.transformer.transformer_blocks, net.transformer.single_transformer_blocks
+        self.text = text
         self.layers = [(layer, start) for blocks, start in ((double, 0), (single, text)) for block in blocks
                        for layer in (block.attn.to_k, block.attn.to_v)]
 
@@ -225,6 +227,22 @@ class Background:
             yield
 
     @contextmanager
+    def looked_at(self, outside: Tensor, scale: float):
+        """All attention is torch's own, of [text; picture], and is given a mask of numbers to add."""
+        plain = F.scaled_dot_product_attention
+
+        def biased(query, key, value, attn_mask=None, **options):
+            mask = torch.zeros(1, 1, 1, key.shape[2])
+            mask[..., self.text:][..., outside] = scale
+            return plain(query, key, value, attn_mask=mask, **options)
+
+        F.scaled_dot_product_attention = biased
+        try:
+            yield
+        finally:
+            F.scaled_dot_product_attention = plain
+
+    @contextmanager
     def put_back(self, kept: dict, outside: Tensor):
         def function(i, start, output):
             output = output.clone()
@@ -235,12 +253,12 @@ class Background:
 
 
 def kv_edit(net: Net, x0: Tensor, times: list[float], w_source: float, w: float, outside: Tensor, inside: Tensor,
-            by_level: bool, cells: Tensor | None = None,
-            noise: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
+            by_level: bool, cells: Tensor | None = None, noise: Tensor | None = None,
+            scale: float = 0.0) -> tuple[list[Tensor], list[Tensor]]:
     """Everything is computed, the keys and values of what is outside being put back.
 
     `outside`: numbers of tokens; `inside`: (1, 1, h, w) of 0 and 1; `cells`: likewise those of the mask, as published,
-    where there may be `noise` to begin with.
+    where there may be `noise` to begin with; `scale` is added to scores on what is outside.
     """
     background, x, up, kept = Background(net, net.texts["source"][0].shape[1]), x0, [x0], []
     for k, t in enumerate(times):
@@ -256,7 +274,7 @@ def kv_edit(net: Net, x0: Tensor, times: list[float], w_source: float, w: float,
     for k in range(len(times) - 2, -1, -1):
         if cells is not None:
             x = cells * x + (1 - cells) * up[k]
-        with background.put_back(kept[k + 1 if by_level else k], outside):
+        with background.put_back(kept[k + 1 if by_level else k], outside), background.looked_at(outside, scale):
             v = net(x, times[k + 1], "target", w)
         x = inside * (x + (times[k] - times[k + 1]) * v) + (1 - inside) * up[k]
         if cells is not None and k == 0:

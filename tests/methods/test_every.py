@@ -187,7 +187,7 @@ ROWS = {
         others=dict(strength=0.5, shared_steps=1, first_block=0.1), silent=OWN_SPACING),
     "kv-edit": Row(
         others=dict(strength=0.5, source_guidance_scale=2.0, renewed=0.5),
-        silent=OWN_SPACING | dict.fromkeys(("pairing", "conventions", "mask_cells"),
+        silent=OWN_SPACING | dict.fromkeys(("pairing", "conventions", "mask_cells", "attn_scale"),
                                            "shows where there is a mask: tests/methods/test_flows.py")),
 }
 OTHERS = dict(steps=5, eta=0.7, guidance_scale=3.0, size=96, seed=1, reweight={"dog": 3.0}, cross_level=1,

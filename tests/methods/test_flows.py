@@ -226,15 +226,16 @@ def test_a_network_that_is_no_flow_is_refused_in_one_line(tmp_path):
 # ---- KV-Edit
 
 
-@pytest.mark.parametrize("pairing", ("transition", "level"))
-def test_every_step_of_kv_edit_is_as_if_everything_were_computed_and_the_rest_put_back(made, pairing):
+@pytest.mark.parametrize("pairing, scale", (("transition", 0.0), ("level", 0.0), ("transition", 2.0)))
+def test_every_step_of_kv_edit_is_as_if_everything_were_computed_and_the_rest_put_back(made, pairing, scale):
     model, net = made
     s = sage.method("kv-edit").Settings(steps=N, strength=0.8, source_guidance_scale=1.5, guidance_scale=4.0,
-                                        pairing=pairing)
+                                        pairing=pairing, attn_scale=scale)
     inside = torch.zeros(1, 1, 8, 12)
     inside[..., 2:8, 4:10] = 1
     outside = torch.tensor([i for i in range(24) if not (1 <= i // 6 < 4 and 2 <= i % 6 < 5)])
-    theirs = original.kv_edit(net, picture(), times(model)[:5], 1.5, 4.0, outside, inside, pairing == "level")
+    theirs = original.kv_edit(net, picture(), times(model)[:5], 1.5, 4.0, outside, inside, pairing == "level",
+                               scale=scale)
     up, down = ours(model, "kv-edit", s, mask=box())
     held((up, down), theirs)
     assert torch.equal(down[-1] * (1 - inside), picture() * (1 - inside))
@@ -253,10 +254,21 @@ def test_every_step_of_kv_edit_as_published_begins_a_step_early_and_confines_to_
     outside = torch.tensor([i for i in range(24) if not (1 <= i // 6 < 3 and 2 <= i % 6 < 4)])
     noise = drawn(1)[0] if renewed else None
     theirs = original.kv_edit(net.as_published(), picture(), times(model)[:5], 1.5, 5.5, outside, inside, False, cells,
-                              noise)
+                              noise, scale=1.0)
     up, down = ours(model, "kv-edit", s, drawn(1), mask=Image.fromarray(pixels))
     held((up, down), theirs)
     assert torch.equal(down[-1] * (1 - cells), picture() * (1 - cells))
+
+
+def test_what_is_outside_is_looked_at_the_more_with_maps_formed_too(flow):
+    """Who watches has the maps formed, and changes nothing."""
+    s = sage.method("kv-edit").Settings(steps=3, guidance_scale=2.0, attn_scale=3.0)
+    want, plain = (ours(flow, "kv-edit", s.but(attn_scale=scale), mask=box())[1] for scale in (3.0, 0.0))
+    sites = flow.sites()
+    with sage.kit.rewrite(sites, lambda map, site: map):
+        formed = ours(flow, "kv-edit", s, mask=box())[1]
+    held([formed], [want])
+    assert off(want[-1], plain[-1]) > 1e-2
 
 
 def test_the_network_works_on_the_tokens_of_the_mask_alone(flow):
@@ -278,7 +290,7 @@ def test_without_a_mask_kv_edit_is_plain_and_a_whole_mask_is_no_mask(made):
 
 
 def test_masks_of_a_batch_are_each_as_if_alone(flow):
-    settings = sage.method("kv-edit").Settings(steps=3, guidance_scale=2.0, renewed=0.3, size=64)
+    settings = sage.method("kv-edit").Settings(steps=3, guidance_scale=2.0, renewed=0.3, attn_scale=1.5, size=64)
     images = [small.picture(64, 64, seed) for seed in range(2)]
     masks = [box(0, 0, 3, 2).resize((64, 64)), box(2, 1, 6, 4).resize((64, 64))]
     requests = [Request(SOURCE, TARGET, mask=mask) for mask in masks]

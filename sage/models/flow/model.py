@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sage.errors import SettingsError
 from sage.models.backbone import Text
+from sage.models.flow.attention import JointAttention
 from sage.models.flow.t5 import T5Text
 from sage.models.flow.transformer import FluxTransformer
 from sage.models.latent import LatentModel
@@ -142,6 +143,22 @@ class Flux(LatentModel):
             yield
         finally:
             self._places = before
+
+    @contextmanager
+    def looking(self, bias: Tensor) -> Iterator[None]:
+        """Context in which some of the picture's tokens are looked at more than they would be, or less.
+
+        Args:
+            bias: (b, N), added to all scores on their keys; of b pictures, whose branches follow one another.
+        """
+        joints = [module for module in self.transformer.modules() if isinstance(module, JointAttention)]
+        for joint in joints:
+            joint.bias = bias
+        try:
+            yield
+        finally:
+            for joint in joints:
+                joint.bias = None
 
     def needs(self, width: int, height: int) -> Needs:
         """What a picture of a size in pixels takes beyond the weights."""
