@@ -8,10 +8,13 @@
 The target looks through the source's attention, as in prompt-to-prompt.  A third branch, the mutual one, has the layout
 of the target and the looks of the source: its queries are the target's, its keys and values the source's.  Where no
 changed word is looked at, the target is put back onto it.
+
+With conventions "published" the mask is that of the original code (`OwnMask`), and so is the alignment of words: in a
+gap between words that both prompts have, the likest pair of the two sides is aligned as well.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sage import kit
@@ -47,8 +50,8 @@ class Settings(Injection, Words, Blending, Guidance, Picture):
     cross_level: int = setting(2, "halvings of the latents at which cross-attention is read for the blending mask",
                                low=0, high=8)
     blend_fraction: float = setting(1.0, "share of the steps after which there is no blending", low=0, high=1)
-    conventions: str = setting("consistent", "windows of steps: consistent, or as in the original code", "consistent",
-                               "published")
+    conventions: str = setting("consistent", "windows of steps, alignment of words, and the mask of attention: "
+                               "consistent, or as in the original code", "consistent", "published")
 
     @property
     def sampled_steps(self) -> int:
@@ -109,6 +112,7 @@ class InfEdit(Uninverted[Settings]):
         seen = job.model.sites().at(kit.Where("cross", s.cross_level)) if marks else kit.Sites()
         blend = kit.BlendingMask(seen, job.plans, x, s.blend_threshold)
         control = Control(job, s.mutual == "yes" and blend.used)
+        own = OwnMask(seen, job, control.carried) if marks and s.published else None
         first = s.steps - s.sampled_steps
         if first == s.steps:
             return
@@ -116,7 +120,8 @@ class InfEdit(Uninverted[Settings]):
         target = mutual = kit.renoise(known, job.down[first][0])
         for i, (here, there) in enumerate(job.down[first:]):
             branches = control.branches(kit.renoise(known, here), target, mutual)
-            with control.at(i + first if s.published else i, branches), blend.listen() as tap:
+            with (own.listen(tuple(branches)) if own else nullcontext(),
+                  control.at(i + first if s.published else i, branches), blend.listen(wanted=own is None) as tap):
                 found = control.guided(job.together(here, **branches))
             blend.add(tap, *branches)
             blend.add_difference(found["target"].eps - found["source"].eps)
@@ -125,7 +130,9 @@ class InfEdit(Uninverted[Settings]):
             aside = _renewed(known + (found["mutual"] - found["source"]), s.eta, fresh)
             known = _renewed(known, s.eta, fresh)
             target, mutual = kit.renoise(moved, there), kit.renoise(aside, there)
-            m = blend.at(target) if blend.used and s.blends_at(i) else None
+            m = None
+            if blend.used and s.blends_at(i):
+                m = own.at(target, here) if own else blend.at(target)
             if m is not None:
                 target = m * target + (1 - m) * mutual
             target = job.confined(target, kit.renoise(known, there))
@@ -146,6 +153,9 @@ class Control:
 
     def __init__(self, job: "Job[Settings]", mutual: bool):
         self.job, self.s, self.mutual, self.carried = job, job.settings, mutual, Carried(job)
+        if self.s.published and self.s.carry == "refine":
+            pairs = zip(job.plans, job.source.tokens, job.target.tokens, strict=True)
+            self.carried.align([gaps_paired(plan.aligned, source, target) for plan, source, target in pairs])
 
     def branches(self, source: "Tensor", target: "Tensor", mutual: "Tensor") -> Branches:
         """Latents and text of a pass, for `Job.together`; with guidance each half has a source and a target."""
@@ -186,3 +196,91 @@ class Control:
         if early or self.mutual:
             stack.enter_context(kit.swap(self.carried.selfs, mixed))
         return stack
+
+
+def gaps_paired(aligned: "Sequence[int]", source: "Tensor", target: "Tensor") -> tuple[int, ...]:
+    """An alignment in which, between two aligned tokens, the likest of the pairs that are left is aligned too.
+
+    As in the original code, a pair's likeness is that of the source prompt's embedding at the place of the target's
+    token and of the target prompt's at that of the source's.
+
+    Args:
+        aligned: for each token of the target the source's, or -1 (`sage.prompts.words.aligned`).
+        source, target: (M, D) embedded prompts.
+    """
+    from torch.nn.functional import cosine_similarity
+    found, j = list(aligned), 0
+    while j < len(aligned):
+        start = j
+        while aligned[j] < 0:
+            j += 1
+        places = range(start, j)
+        of_source = range(aligned[start - 1] + 1, aligned[j]) if places else range(0)
+        if of_source:
+            likeness = cosine_similarity(source[list(places)][:, None], target[list(of_source)][None], dim=-1)
+            row, column = divmod(int(likeness.argmax()), len(of_source))
+            found[places[row]] = of_source[column]
+        j += 1
+    return tuple(found)
+
+
+def first_places(ids: "Sequence[int]", local: "Sequence[int]") -> tuple[int, ...]:
+    """Where in a prompt's tokens others are found in their order, each for the first time from where the last one was.
+
+    Args:
+        ids: of the prompt, with both marks.
+        local: without marks; those from the first that is not there on are left out.
+    """
+    found, at = list[int](), 1
+    for token in local:
+        while at < len(ids) - 1 and ids[at] != token:
+            at += 1
+        if at == len(ids) - 1:
+            break
+        found.append(at)
+    return tuple(found)
+
+
+class OwnMask:
+    """The original code's blending mask: where the mutual branch looks at the marked words, summed over the steps.
+
+        M = a f(M_mutual) + (1 - a) M_target        the mutual branch's maps, their tokens those of the target
+        m = max over marked tokens of M > max(0.15 / s, threshold), relative to its greatest place, s the signal
+
+    Args:
+        sites: of the cross-attention that is read.
+        carried: whose alignment f is.
+    """
+
+    def __init__(self, sites: "kit.Sites", job: "Job[Settings]", carried: Carried):
+        self.sites, self.carried, self.threshold = sites, carried, job.settings.blend_threshold
+        self.seen = job.z0.new_zeros(())
+        marked = [_marked(job, plan) for plan in job.plans]
+        self.marks = kit.token_mask(marked, len(job.plans[0].target.ids)).to(job.z0.device)
+        self.size = sites[0].grid(*job.z0.shape[-2:])
+
+    @contextmanager
+    def listen(self, branches: tuple[str, ...]) -> "Iterator[None]":
+        """Context around the pass of a step, entered before any that changes its maps."""
+        import torch
+        with kit.record(self.sites) as tap:
+            yield
+        maps = [dict(zip(branches, m.detach().float().chunk(len(branches)), strict=True)) for m in tap.pop()]
+        refined = [kit.replace_columns(m["target"], m.get("mutual", m["source"]), self.carried.carry, self.carried.keep)
+                   for m in maps]
+        self.seen = self.seen + torch.cat(refined, dim=1).mean(dim=1)  # (B, N, M)
+
+    def at(self, z: "Tensor", level: "kit.Level") -> "Tensor":
+        """(B, 1, h, w) in {0, 1}: where the picture may change; everywhere where no word is marked."""
+        look = (self.seen * self.marks[:, None]).amax(dim=2).unflatten(1, self.size)[:, None]
+        most = look.amax(dim=(2, 3), keepdim=True)
+        mask = (look / most > max(0.15 / level.signal, self.threshold)) | ~self.marks.any(dim=1)[:, None, None, None]
+        return kit.resize(mask, *z.shape[-2:])
+
+
+def _marked(job: "Job[Settings]", plan: "Plan") -> tuple[int, ...]:
+    """The target's tokens that mark where it may change, of a phrase as the original code finds them."""
+    if not plan.blend or not isinstance(phrases := job.settings.blend, tuple):
+        return plan.blend.target if plan.blend else ()
+    prompts = job.model.prompts
+    return first_places(prompts.tokens(plan.target), prompts.tokens(prompts.parse(phrases[1]))[1:-1])

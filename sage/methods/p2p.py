@@ -8,7 +8,7 @@ a is 1 in a window of the steps, of all tokens or of single words.  How the sour
 setting of its own (sage.inversion.anchors).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -210,6 +210,12 @@ class Carried:
         self.carry, self.keep = (torch.stack(part).to(self.device) for part in zip(*maps, strict=True))
         self.factors = torch.ones_like(self.keep) if job.factors is None else job.factors
         self.windows = [self._windows(plan, length) for plan in job.plans]
+
+    def align(self, alignments: "Sequence[Sequence[int]]") -> None:
+        """Refine by other alignments than the plans', one a picture."""
+        import torch
+        maps = [kit.refinement(aligned, self.keep.shape[1]) for aligned in alignments]
+        self.carry, self.keep = (torch.stack(part).to(self.device) for part in zip(*maps, strict=True))
 
     def at(self, step: int, branches: Iterable[str]) -> AbstractContextManager[Any]:
         """Context around the pass of a step, in which the target's maps are made from the source's."""

@@ -7,10 +7,11 @@ Nothing of `sage` is used.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.methods import p2p_original
-from tests.methods.p2p_original import ALPHAS, Controller, Processor
+from tests.methods.p2p_original import ALPHAS, Controller, Processor, refine_map
 
 ROOTS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64)
 EXACT = torch.cumprod(1 - ROOTS**2, dim=0)  # for what this project makes consistent
@@ -201,12 +202,29 @@ class Mutual(Controller):
 
     Cross-attention of the target is refined from the source's up to a share of the steps; self-attention below another
     share gives the source's queries and keys to both others, and above it the target's queries to the mutual one, which
-    has the source's values in either case.
+    has the source's values in either case.  Kept are the mutual branch's maps, refined.
     """
 
-    def __init__(self, o, tokenizer, source, target, size, length, cross: float, self_: float, first: int):
+    def __init__(self, o, tokenizer, source, target, size, texts, cross: float, self_: float, first: int):
+        length = texts["source"].shape[1]
         super().__init__(o, tokenizer, source, target, size, length)
         self.cross_share, self.self_share, self.step = cross, self_, first
+        mapping, there = refine_map(tokenizer, source, target, length)
+        likest(mapping, there, texts["source"][0], texts["target"][0], len(tokenizer(target).input_ids))
+        there = torch.from_numpy(there).float()
+        self.change = lambda base, new: base[..., mapping] * there + new * (1 - there)
+        if self.marks[0] is not None:  # of the target's words, those in the order of the local prompt
+            local, ids, i = tokenizer(o.blend[1]).input_ids[1:-1], tokenizer(target).input_ids, 1
+            self.local = torch.zeros(length)
+            for token in local:
+                while ids[i] != token:
+                    i += 1
+                self.local[i] = 1
+
+    def mask(self, z, alpha):
+        maps = torch.cat([m.unflatten(1, (z.shape[2] // 4, z.shape[3] // 4)) for m in self.sums.values()])
+        seen = F.interpolate((maps * self.local).mean(0).amax(-1)[None, None], size=z.shape[2:])
+        return seen / seen.amax() > max(0.15 / alpha**0.5, self.o.th[0])
 
     @property
     def done(self) -> float:
@@ -223,10 +241,25 @@ class Mutual(Controller):
 
     def edited(self, maps):
         base, new = maps[3], maps[4]
+        self.last = self.change(maps[5], new)
         if self.cross_share >= self.done:
             new = self.change(base, new)
-        self.last = torch.stack([base, new])
         return torch.stack([*maps[:4], new, maps[5]])
+
+
+def likest(mapping, there, x, y, count: int) -> None:
+    """In each gap the pair of tokens is aligned whose embeddings, each of the other prompt, are likest."""
+    i = 0
+    while i < count:
+        start = i
+        while not there[i]:
+            i += 1
+        pairs = [(F.cosine_similarity(x[t], y[s], dim=0).item(), -t, -s)
+                 for t in range(start, i) for s in range(mapping[start - 1] + 1, mapping[i])]
+        if pairs:
+            _, t, s = max(pairs)
+            mapping[-t], there[-t] = -s, 1
+        i += 1
 
 
 class ThreeBranches:
@@ -255,8 +288,7 @@ def infedit(net: Net, tokenizer, source: str, target: str, x0: Tensor, noises, s
     run = int(steps * strength)
     times = [1000 - 1000 // steps * i - 1 for i in range(steps)][steps - run:]
     o = p2p_original.Options(steps=steps, blend=blend, th=(threshold, threshold))
-    control = Mutual(o, tokenizer, source, target, tuple(x0.shape[-2:]), net.texts["source"].shape[1], cross, self_,
-                     steps - run)
+    control = Mutual(o, tokenizer, source, target, tuple(x0.shape[-2:]), net.texts, cross, self_, steps - run)
     net.unet.set_attn_processor({name: ThreeBranches(control, name) for name in kept})
     alpha = lambda t: EXACT[t].float()  # noqa: E731
     a = alpha(times[0])
@@ -284,7 +316,7 @@ def infedit(net: Net, tokenizer, source: str, target: str, x0: Tensor, noises, s
             else:
                 xt, xm = p_t, p_m
             if 0 < i < len(times) - 1 and control.marks[0] is not None:
-                mask = control._mask(control.marks[0], True, xt)[1:].float()
+                mask = control.mask(xt, a).float()
                 xt = mask * xt + (1 - mask) * xm
             out.append(xt)
     finally:

@@ -25,13 +25,13 @@ def made(tmp_path_factory):
     return small.make(tmp_path_factory.mktemp("noises") / "tokenizer")
 
 
-def embedded(model) -> dict:
+def embedded(model, target: str = TARGET) -> dict:
     return {name: model.embed([model.prompts.parse(prompt)])
-            for name, prompt in (("source", SOURCE), ("target", TARGET), ("empty", ""))}
+            for name, prompt in (("source", SOURCE), ("target", target), ("empty", ""))}
 
 
-def net(made) -> original.Net:
-    return original.Net(made.unet, {name: text.tokens for name, text in embedded(made.model).items()})
+def net(made, target: str = TARGET) -> original.Net:
+    return original.Net(made.unet, {name: text.tokens for name, text in embedded(made.model, target).items()})
 
 
 def drawn(count: int, batch: int = 1) -> list[torch.Tensor]:
@@ -214,17 +214,19 @@ INFEDIT = {
     "blending": dict(blend=("cat", "dog"), blend_threshold=0.9),
     "shares between steps": dict(cross_fraction=0.75, self_fraction=0.55),
     "no attention carried": dict(cross_fraction=0.0, self_fraction=0.0, strength=1.0),
+    "words of other numbers": dict(blend=("mat", "dog"), blend_threshold=0.5, target="a dog dog on a mat"),
 }
 
 
 @pytest.mark.parametrize("case", INFEDIT)
 def test_every_step_of_infedit_is_that_of_its_formulas(made, case):
     changes = dict(blend=("mat", "mat"), blend_threshold=0.99) | INFEDIT[case]  # without, there is no mutual branch
+    target = changes.pop("target", TARGET)
     s = sage.method("infedit").preset("published", blend_match="words", **changes)
-    theirs = original.infedit(net(made), made.tokenizer, SOURCE, TARGET, picture(), drawn(N + 1), N, s.strength, s.eta,
-                              s.source_guidance_scale, s.guidance_scale, s.cross_fraction, s.self_fraction, s.blend,
-                              s.blend_threshold)
-    steps, _ = ours(made, "infedit", s, drawn(N + 1))
+    theirs = original.infedit(net(made, target), made.tokenizer, SOURCE, target, picture(), drawn(N + 1), N, s.strength,
+                              s.eta, s.source_guidance_scale, s.guidance_scale, s.cross_fraction, s.self_fraction,
+                              s.blend, s.blend_threshold)
+    steps, _ = ours(made, "infedit", s, drawn(N + 1), target)
     assert len(steps) == round(N * s.strength) and off(steps[0], theirs[0]) < 1e-5
     assert all(off(a, b) < 5e-5 for a, b in zip(steps, theirs, strict=True))  # as rounding grows in this network
 
