@@ -214,7 +214,8 @@ INFEDIT = {
     "blending": dict(blend=("cat", "dog"), blend_threshold=0.9),
     "shares between steps": dict(cross_fraction=0.75, self_fraction=0.55),
     "no attention carried": dict(cross_fraction=0.0, self_fraction=0.0, strength=1.0),
-    "words of other numbers": dict(blend=("mat", "dog"), blend_threshold=0.5, target="a dog dog on a mat"),
+    "words of other numbers": dict(blend=("mat", "dog"), blend_threshold=0.2, strength=0.9,
+                                   target="a dog dog on a mat"),
 }
 
 
