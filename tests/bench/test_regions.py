@@ -283,7 +283,11 @@ def test_points_of_all_pictures_weigh_alike():
              for i, (d, n) in enumerate(((1.0, 1.0), (4.0, 3.0)))]
     results = Results(lines, ["x"])
     assert results.mean("a", "distance").mean == 13 / 4 and results.mean("a", "distance_share").mean == 5 / 2
-    assert interval([1.0, 3.0], [2.0, 2.0]) == interval([1.0, 3.0])
+    x, w = np.array([0.0, 1, 2, 3, 8]), np.array([1.0, 2, 3, 4, 90])
+    assert interval(x, [2.0] * 5) == interval(x)
+    drawn = np.random.default_rng(0).integers(5, size=(2000, 5))  # the bootstrap's, each draw a mean by weight
+    means = [np.average(x[some], weights=w[some]) for some in drawn]
+    assert (interval(x, w).low, interval(x, w).high) == pytest.approx(tuple(np.quantile(means, (0.025, 0.975))))
     assert [m.key for m in Results(lines, ["x"], costs=True).metrics] == ["distance", "distance_share", "seconds",
                                                                          "calls"]
 
