@@ -21,7 +21,7 @@ from sage.bench.files import BenchmarkError, write_text
 from sage.bench.machine import today, versions
 from sage.bench.magicbrush import SESSIONS, Turn, final_turns, is_magicbrush, read_magicbrush
 from sage.bench.metrics import Extractors
-from sage.bench.regions import POINTS, WHERE, RegionCase, read_dragbench, read_tficon
+from sage.bench.regions import POINTS, WHERE, read_dragbench, read_tficon
 from sage.bench.report import REPORT, write_report
 from sage.bench.rivals import BATCH, CHOSEN, RIVALS, TRIALS
 from sage.bench.rivals import TITLE as RIVALS_TITLE
@@ -84,7 +84,7 @@ docs/rivals.md tells the rest.
   sage bench stilllife --experiment {RIVALS} --quick --out runs/rivals
   sage bench piebench  --experiment {RIVALS} --data PIE-Bench --extractors hub --out runs/rivals-pie
 """
-SMALL_WORLD = "stilllife", "places"  # rendered, when they are needed
+SMALL_WORLD, REGIONAL = ("stilllife", "places"), ("places", "dragbench", "tficon")  # rendered; putting things elsewhere
 BENCHMARKS = (  # name, cases at once, model, what it is
     ("stilllife", 10, BUNDLED, "rendered still lifes, whose right edits are known"),
     ("places", 1, BUNDLED, "rendered still lifes in which things are moved, scaled, exchanged, removed and put in"),
@@ -118,7 +118,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_bench(parser: argparse.ArgumentParser, benchmark: str, batch: int, model: str) -> None:
-    add, regions = parser.add_argument, benchmark in ("places", "dragbench", "tficon")
+    add, regions = parser.add_argument, benchmark in REGIONAL
     bounds, default = (REGION_BOUNDS, REGION_DEFAULT) if regions else (BOUNDS, DEFAULT)
     add("--out", metavar="DIR", required=True, help=f"where the run lives: results, manifest, {TABLES}, {RECORD}, "
         f"{REPORT}")
@@ -188,11 +188,9 @@ def run_bench(args: argparse.Namespace) -> int:
         from sage.commands.rivals import run_rivals
         return run_rivals(args)
     args.batch = args.batch or args.usual_batch
-    out = Path(args.out)
+    configurations, out = _configurations(args), Path(args.out)
     with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:
         benchmark = _benchmark(args, out, bar)
-        regions = _of_regions(benchmark)
-        configurations = _configurations(args, regions)
         threads = args.threads or (1 if args.engine == "ray" else None)
         # The networks depend on what sort of cases there are: to a cluster one of them is enough to send.
         sort = replace(benchmark, cases=tuple(sorted(benchmark.cases, key=lambda case: not case.attributes)[:1]))
@@ -203,7 +201,7 @@ def run_bench(args: argparse.Namespace) -> int:
     facts = {"benchmark": args.benchmark}
     about = pool.describe()
     facts |= {name: said(value) for name, value in about.items()}
-    results = tables.Results(everything, benchmark.kinds, costs=regions)
+    results = tables.Results(everything, benchmark.kinds, costs=args.benchmark in REGIONAL)
     _finish(results, benchmark, out, dict.fromkeys(results.configurations, out), facts | pool.versions(),
             pool.versions(), args.json, {"machine": pool.machine(), "command": command_line(args)})
     return status_of(lines)
@@ -226,16 +224,9 @@ def _benchmark(args: argparse.Namespace, out: Path, bar: Progress) -> Benchmark:
     return first_of_each_kind(found, QUICK) if args.quick else found
 
 
-def _of_regions(benchmark: Benchmark) -> bool:
-    return any(isinstance(case, RegionCase) for case in benchmark.cases)
-
-
-def _configurations(args: argparse.Namespace, regions: bool) -> list[Configuration]:
-    """Those that the flags name; SettingsError for one that the benchmark has no use for.
-
-    Args:
-        regions: whether the cases put something elsewhere.
-    """
+def _configurations(args: argparse.Namespace) -> list[Configuration]:
+    """Those that the flags name; SettingsError for one that the benchmark has no use for."""
+    regions = args.benchmark in REGIONAL
     bounds, default = (REGION_BOUNDS, REGION_DEFAULT) if regions else (BOUNDS, DEFAULT)
     groups = [experiment(name) for name in args.experiment or ()]
     named = [*(bounds if groups else ()), *(args.config or ()), *(name for e in groups for name in e.configurations)]
