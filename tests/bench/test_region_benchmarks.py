@@ -242,12 +242,19 @@ def test_drags_by_hand():
     moved = np.roll(source, (4, 6), (0, 1))
     points, mask = np.array([[[3, 5], [9, 9]], [[12, 9], [17, 13]]], float), box(0, 0, 60, 40, size=60)[:40]
     mask[:, 30:] = False
-    networks = Extractors(features=lambda x, prompt: x.transpose(2, 0, 1) / 255 - 0.5, side=120,
+    sizes = []
+
+    def features(x, prompt):
+        sizes.append(x.shape)
+        return x.transpose(2, 0, 1) / 255 - 0.5
+
+    networks = Extractors(features=features, side=120,
                           lpips=lambda x, y: float(np.abs(x - y).mean()) / (x.shape == (224, 224, 3)),
                           image=lambda x: x.mean((0, 1)) - 127)
     found = drag_bench(source, moved, mask, "a cat", points, networks)
     assert found["distance"] == pytest.approx(0.5) and found["points"] == 2
     assert 0 <= found["distance_share"] < 0.05
+    assert sizes == [(40, 60, 3)] * 2 + [(120, 120, 3)] * 2  # at their own size, and squashed as RegionDrag has them
     same = drag_bench(source, source, mask, "a cat", points, networks)
     assert same["distance"] == pytest.approx((np.hypot(6, 4) + np.hypot(5, 4)) / 2)
     assert same["fidelity"] == 1 > found["fidelity"] and same["clip_kept"] == pytest.approx(100)
