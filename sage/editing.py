@@ -551,7 +551,7 @@ def check_trajectory(trajectory: Trajectory, wanted: Origin, wants: Sequence[Wan
 
 def _noted(plan: Plan, request: Request) -> tuple[str, ...]:
     """The notes of a plan; what is moved is a change that no prompt says."""
-    return tuple(note for note in plan.notes if note != SAME or not request.moves)
+    return tuple(note for note in plan.notes if note != SAME or not (request.moves or request.points))
 
 
 def _words(origin: Origin) -> Any:

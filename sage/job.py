@@ -231,12 +231,17 @@ class Job(Generic[S]):
         both = self._pass(z, level, tuple(text for _, text in branches.values()), tuple(branches))
         return dict(zip(branches, both.chunk(len(branches)), strict=True))
 
+    @property
+    def asks_once(self) -> bool:
+        """Whether guidance, however strong, is no second pass: it is an input of the network, or it is none."""
+        by_input = getattr(self.settings, "guidance_by", "passes") == "input" and self.model.prediction_type == "flow"
+        return self.model.distilled or by_input
+
     def cfg(self, z: Tensor, level: Level, text: Text, negative: Text, w: float, branch: str = "target") -> Prediction:
         """negative + w (text - negative), both in one batch; one pass where w is 1 or the network takes guidance."""
         if self.model.distilled:
             return self._pass(z, level, (text,), (branch,), w)
-        by_input = getattr(self.settings, "guidance_by", "passes") == "input" and self.model.prediction_type == "flow"
-        if w == 1 or by_input:
+        if w == 1 or self.asks_once:
             return self.predict(z, level, text, branch)
         both = self.together(level, negative=(z, negative), **{branch: (z, text)})
         return classifier_free(both["negative"], both[branch], w)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sage.guidance.caching import Slips
     from sage.guidance.hooks import detour, hear_features, listen, record, rewrite, swap, swap_outputs
     from sage.guidance.losses import gradient, latent_slopes, limited, map_slopes, square_slopes
-    from sage.guidance.masks import attended, dilated, resize, threshold, token_attention, upper
+    from sage.guidance.masks import attended, dilated, harmonic, resize, threshold, token_attention, upper
     from sage.guidance.preservation import Preservation
     from sage.guidance.proximal import proximal
     from sage.guidance.rewrites import (
@@ -63,7 +63,7 @@ _FROM = {
     "sage.guidance.caching": "Slips",
     "sage.guidance.hooks": "detour hear_features listen record rewrite swap swap_outputs",
     "sage.guidance.losses": "gradient latent_slopes limited map_slopes square_slopes",
-    "sage.guidance.masks": "attended dilated resize threshold token_attention upper",
+    "sage.guidance.masks": "attended dilated harmonic resize threshold token_attention upper",
     "sage.guidance.blur": "gaussian_blur",
     "sage.guidance.preservation": "Preservation",
     "sage.guidance.proximal": "proximal",

@@ -73,6 +73,7 @@ class Settings:
         fixes: names of the class's own settings that an inversion depends on: an edit that starts from a trajectory may
             differ from it in all others.
         free: names of settings whose phrases need not stand in any prompt.
+        regional: names of the class's own settings that say nothing unless something is moved.
 
     Raises:
         SettingsError: a value of the wrong type or out of its range, named with what is allowed.
@@ -80,6 +81,7 @@ class Settings:
 
     fixes: ClassVar[frozenset[str]] = frozenset()
     free: ClassVar[frozenset[str]] = frozenset()
+    regional: ClassVar[frozenset[str]] = frozenset()
 
     if TYPE_CHECKING:  # what __post_init__ checks by the annotations
         def __init__(self, **values: Any) -> None: ...
@@ -134,9 +136,14 @@ class Settings:
         return {name: _plain(getattr(self, name)) for name in self.names() if name in fixed}
 
     @classmethod
-    def searched(cls) -> dict[str, Searched]:
-        """What a search tries of each setting that is searched, by name."""
-        return {f.name: f.metadata["search"] for f in cls.fields() if f.metadata["search"]}
+    def searched(cls, regions: bool = True) -> dict[str, Searched]:
+        """What a search tries of each setting that is searched, by name.
+
+        Args:
+            regions: those too that say nothing unless something is moved.
+        """
+        left_out = set() if regions else {name for group in cls.__mro__ for name in vars(group).get("regional", ())}
+        return {f.name: f.metadata["search"] for f in cls.fields() if f.metadata["search"] and f.name not in left_out}
 
     @classmethod
     def default(cls, name: str) -> Any:

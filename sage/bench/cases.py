@@ -14,7 +14,7 @@ pixels in rows from the upper left, 0-based; 1 is where the edit may be.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +25,7 @@ from PIL import Image
 from sage import pictures
 from sage.bench.files import BenchmarkError, inside, read_table, write_text
 from sage.files import read_plain
+from sage.method import Request
 from sage.stilllife.edits import KINDS
 from sage.stilllife.scenes import VALUES
 
@@ -74,6 +75,22 @@ def decode_mask(runs: Sequence[int], width: int, height: int, border: bool = Fal
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a method is given of a case.
+
+    Attributes:
+        picture: the one to edit.
+        request: with everything else.
+        around, mask: what stays outside a mask, pixel by pixel; None where the result is taken as it is.
+    """
+
+    picture: Image.Image
+    request: Request
+    around: Image.Image | None = None
+    mask: Image.Image | None = None
+
+
+@dataclass(frozen=True)
 class Case:
     """One edit of a benchmark.
 
@@ -117,6 +134,18 @@ class Case:
     def stem(self) -> str:
         """The picture's path without its ending: results are stored under it."""
         return str(PurePosixPath(self.picture).with_suffix(""))
+
+    def asked(self, source: Image.Image, reads: Collection[str], worded: bool = True) -> Asked:
+        """What a method is given that reads these members of a `sage.Request`, of the picture to edit.
+
+        Args:
+            worded: with the target prompt; else the source's in its place, so that no word asks for anything.
+        """
+        return Asked(source, Request(self.source, self.target if worded else self.source))
+
+    def by_pixels(self, source: Image.Image) -> Image.Image:
+        """The naive edit: plain pixels moved, filled or pasted; BenchmarkError where nothing is put elsewhere."""
+        raise BenchmarkError("nothing is put elsewhere in this case: there are no plain pixels to do it with")
 
     def unchanged(self) -> "Case":
         """The edit of the same picture that asks for nothing: its right result is the source."""
@@ -182,6 +211,8 @@ class Benchmark:
         kinds: names of the kinds that cases may be of.
         mapping: the files that say what the cases are.
         pictures, truths: the folders of the pictures to edit and of the right results.
+        protocol: by what it is measured: a name of `sage.bench.extractors.PROTOCOLS`, or "" where no published networks
+            measure it.
     """
 
     folder: Path
@@ -190,6 +221,7 @@ class Benchmark:
     mapping: tuple[str, ...] = (MAPPING,)
     pictures: str = PICTURES
     truths: str = TRUE_EDITS
+    protocol: str = "piebench"
 
     @property
     def wordings(self) -> dict[str, frozenset[str]]:
@@ -200,6 +232,14 @@ class Benchmark:
     def source(self, case: Case) -> Image.Image:
         """The picture to edit; PictureError or BenchmarkError if it cannot be had."""
         return pictures.open_picture(inside(self.folder / self.pictures, case.picture))
+
+    def ready(self, case: Case) -> Case:
+        """The case with all that its edit and its figures take beside its picture and its truth, to be sent anywhere.
+
+        Raises:
+            SageError: something of it cannot be had.
+        """
+        return case
 
     def source_hash(self, case: Case) -> str:
         """SHA-256 of the file of the picture to edit."""

@@ -22,7 +22,7 @@ NOTHING = ALONE | {"reconstruction": "none"}
 WHOLE = {"reconstruction": "self", "replace": AUTO, "blend": AUTO, "mask_from": "attention", "blend_fraction": 0.8,
          "blend_threshold": 0.5, "retries": 0}
 MODELS = ("self_level", "cross_level", "preserve_level", "size")  # settings that say more of a model than of an edit
-WORDS = ("prompts", "benchmark")
+WORDS = ("prompts", "benchmark", "source")
 EXPLICIT = "method="  # before the name of a method that is also that of a configuration
 
 
@@ -34,10 +34,12 @@ class Configuration:
         changes: settings that it changes; "=name" stands for the value of another one.
         base: the settings it starts from: the model's recommended ones, or a preset of the method at the model's levels
             of attention and size.
-        words: phrases for replacement and blending: what differs between the prompts, or what the benchmark names.
+        words: phrases for replacement and blending: what differs between the prompts, or what the benchmark names;
+            "source" for the source prompt in place of the target's where regions are moved, so that no word asks for
+            anything.
         makes: "edit"; "reconstruction", an edit that asks for nothing and whose right result is the source; or a
             bound, which needs no settings: "source" the untouched picture, "autoencoder" the true edit (the source,
-            where that is not known) encoded and decoded.
+            where that is not known) encoded and decoded, "pixels" what is moved or pasted as plain pixels.
         method: what edits, by name or path/to/file.py:Class.
         overrides: settings that were given after the name.
     """
@@ -53,7 +55,7 @@ class Configuration:
 
     @property
     def is_bound(self) -> bool:
-        return self.makes in ("source", "autoencoder")
+        return self.makes in ("source", "autoencoder", "pixels")
 
     @property
     def folder(self) -> str:
@@ -103,6 +105,8 @@ def _words(config: Settings, case: Case) -> dict[str, Any]:
 _ALL = (
     Configuration("source", "bound: the untouched picture", makes="source"),
     Configuration("autoencoder", "bound: the true edit, encoded and decoded", makes="autoencoder"),
+    Configuration("pixels", "bound: plain pixels, moved, filled or pasted; of cases that put something elsewhere",
+                  makes="pixels"),
     Configuration("recommended", "the model's recommended settings"),
     Configuration("plain", "inversion and sampling at w = 1, nothing else", NOTHING | {"guidance_scale": 1.0}),
     Configuration("guidance", "inversion and sampling at the model's w, nothing else", NOTHING),
@@ -139,6 +143,7 @@ _ALL = (
 )
 CONFIGURATIONS = {c.name: c for c in _ALL}
 DEFAULT = ("source", "autoencoder", "recommended", "plain", "guidance")
+REGION_DEFAULT = ("source", "autoencoder", "pixels", "regiondrag", "ddpm", "eedit")
 
 
 def configuration(text: str) -> Configuration:
@@ -147,7 +152,7 @@ def configuration(text: str) -> Configuration:
     The name of a method is that method as it is recommended; method=NAME means the method where a configuration has the
     same name, and path/to/file.py:Class one of someone's own.  Values are written as the flags of `sage edit` take
     them; a comma followed by no `field=` belongs to the value: `plain:replace=cat,dog,reweight=grumpy:3,steps=20` has
-    three.  `words=benchmark` takes the phrases that the benchmark names.
+    three.  `words=benchmark` takes the phrases that the benchmark names, `words=source` the source prompt for both.
 
     Raises:
         SettingsError: no such name or setting.

@@ -11,14 +11,15 @@ from PIL import Image
 from torch import Tensor
 
 from sage import pictures
-from sage.bench.cases import Case
+from sage.bench.cases import Asked, Case
 from sage.bench.configs import Configuration
 from sage.bench.runner import Outcome
 from sage.editing import EditResult, check_prompts, edit_batch, invert_batch, sharing_key, task_of
 from sage.errors import PromptError, SageError, SettingsError
 from sage.method import Request
 from sage.models.backbone import Backbone
-from sage.pictures.metadata import made_by, make_record
+from sage.pictures.masks import black_and_white, pasted
+from sage.pictures.metadata import asked_as_text, made_by, make_record
 from sage.prompts.plan import Plan
 from sage.sampling.levels import Level
 from sage.sampling.steps import Prediction
@@ -29,7 +30,7 @@ FAILURES = (SageError, RuntimeError, MemoryError)  # what one case may suffer; a
 
 KEPT = 2**30  # bytes of ways to noise that are kept for what follows
 
-Job = tuple[Case, Image.Image, Plan]
+Job = tuple[Case, Asked, Plan]
 
 
 class Counted:
@@ -103,11 +104,11 @@ class ModelEngine:
             settings = self._recommended(configuration)
             return [self._round_trip(truth or source, settings)
                     for source, truth in zip(sources, truths, strict=True)]
-        planned = [self._plan(configuration, case) for case in cases]
-        jobs = [(case, source, plan) for case, source, plan in zip(cases, sources, planned, strict=True)
-                if isinstance(plan, Plan)]
-        made = iter(self._edit_all(configuration, jobs))
-        return [next(made) if isinstance(plan, Plan) else Outcome(reason=plan) for plan in planned]
+        if configuration.makes == "pixels":
+            return [self._by_pixels(case, source) for case, source in zip(cases, sources, strict=True)]
+        planned = [self._planned(configuration, case, source) for case, source in zip(cases, sources, strict=True)]
+        made = iter(self._edit_all(configuration, [job for job in planned if not isinstance(job, str)]))
+        return [Outcome(reason=job) if isinstance(job, str) else next(made) for job in planned]
 
     def _recommended(self, configuration: Configuration) -> Settings:
         return configuration.edits_by.recommended(self.model)
@@ -123,25 +124,36 @@ class ModelEngine:
         except FAILURES as error:
             return Outcome(reason=_reason(error))
 
-    def _plan(self, configuration: Configuration, case: Case) -> Plan | str:
-        """Where the words of a case stand, or why they cannot be found."""
-        settings = self._settings(configuration, case)
+    @staticmethod
+    def _by_pixels(case: Case, source: Image.Image) -> Outcome:
         try:
-            try:
-                return check_prompts(self.model, case.source, case.target, settings)
-            except PromptError as error:
-                if getattr(settings, "replace", None) in (None, AUTO):
-                    raise
-                # Of several marked phrases the released code makes one, which then is not in the prompt.
-                plan = check_prompts(self.model, case.source, case.target, settings.but(replace=None))
-                return replace(plan, notes=(*plan.notes, f"cross-attention replacement is off: {error}"))
+            return Outcome(case.by_pixels(source))
+        except SageError as error:
+            return Outcome(reason=str(error))
+
+    def _planned(self, configuration: Configuration, case: Case, source: Image.Image) -> Job | str:
+        """What is asked of the method, and where the words of its prompts stand; or why not."""
+        try:
+            asked = case.asked(source, configuration.edits_by.reads, worded=configuration.words != "source")
+            return case, asked, self._plan(asked, self._settings(configuration, case))
         except SageError as error:
             return str(error)
+
+    def _plan(self, asked: Asked, settings: Settings) -> Plan:
+        prompts = asked.request.source, asked.request.target
+        try:
+            return check_prompts(self.model, *prompts, settings)
+        except PromptError as error:
+            if getattr(settings, "replace", None) in (None, AUTO):
+                raise
+            # Of several marked phrases the released code makes one, which then is not in the prompt.
+            plan = check_prompts(self.model, *prompts, settings.but(replace=None))
+            return replace(plan, notes=(*plan.notes, f"cross-attention replacement is off: {error}"))
 
     def _edit_all(self, configuration: Configuration, jobs: list[Job]) -> list[Outcome]:
         if not jobs:
             return []
-        if len({source.size for _, source, _ in jobs}) > 1:
+        if len({asked.picture.size for _, asked, _ in jobs}) > 1:
             return [outcome for job in jobs for outcome in self._edit_all(configuration, [job])]
         try:
             return self._edited(configuration, jobs)
@@ -152,21 +164,23 @@ class ModelEngine:
         return [outcome for job in jobs for outcome in self._edit_all(configuration, [job])]
 
     def _edited(self, configuration: Configuration, jobs: Sequence[Job]) -> list[Outcome]:
-        settings, (_, images, plans) = self._settings(configuration), zip(*jobs, strict=True)
-        requests = [Request(case.source, case.target) for case, _, _ in jobs]
+        settings, plans = self._settings(configuration), [plan for _, _, plan in jobs]
+        images, requests = [asked.picture for _, asked, _ in jobs], [asked.request for _, asked, _ in jobs]
         way = self._inverted(settings, images, plans, requests)
         counted, began = self.model.counted, time.monotonic()
         results = edit_batch(self.model, images, plans, settings, trajectory=way.trajectory, requests=requests)
         calls, gradients = ((way.counted + self.model.counted - counted) / len(jobs)).round(2).tolist()
         each = {"calls": calls, "gradients": gradients,
                 "seconds": round((way.seconds + time.monotonic() - began) / len(jobs), 3)}
-        return [Outcome(result.image, self._record(configuration, case, result), result.notes, **each)
-                for (case, _, _), result in zip(jobs, results, strict=True)]
+        return [Outcome(_around(asked, result.image), self._record(configuration, case, asked, result), result.notes,
+                        **each) for (case, asked, _), result in zip(jobs, results, strict=True)]
 
     def _inverted(self, settings: Settings, images: Sequence[Image.Image], plans: Sequence[Plan],
                   requests: Sequence[Request]) -> Inversion:
         """The inversion, from memory if it is just the same."""
-        key = sharing_key(settings, plans), [image.tobytes() for image in images]
+        # Beside the prompts, which the key of the plans has: a cache may know the regions on the way to noise too.
+        given = [replace(request, source="", target="") for request in requests]
+        key = sharing_key(settings, plans), [image.tobytes() for image in images], given
         found = next((known for known in self._inversions if known.key == key), None)
         if found is None:
             self._make_room()
@@ -181,10 +195,19 @@ class ModelEngine:
         while sum(known.trajectory.nbytes for known in self._inversions) > KEPT // 2:
             self._inversions.pop(0)
 
-    def _record(self, configuration: Configuration, case: Case, result: EditResult) -> dict[str, Any]:
+    def _record(self, configuration: Configuration, case: Case, asked: Asked, result: EditResult) -> dict[str, Any]:
         """What `sage edit` stores, but for the picture, which the runner adds; and which case this is."""
-        return make_record(self.model, case.source, case.target, self._settings(configuration, case), {},
-                           savings=result.savings, case=case.name, configuration=configuration.name)
+        request = asked.request
+        more = asked_as_text(request.mask, request.moves, paste=asked.mask is not None and request.mask is not None)
+        return make_record(self.model, request.source, request.target, self._settings(configuration, case), {},
+                           savings=result.savings, case=case.name, configuration=configuration.name, **more)
+
+
+def _around(asked: Asked, image: Image.Image) -> Image.Image:
+    """The result, with what is to stay outside the mask pasted around it."""
+    if asked.around is None or asked.mask is None:
+        return image
+    return pasted(image, asked.around, black_and_white(asked.mask, image.size))
 
 
 def _reason(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sage.errors import SettingsError
 
 BOUNDS = ("source", "autoencoder", "plain")  # stand in every table
+REGION_BOUNDS = ("source", "autoencoder", "pixels")  # and in those of cases that put something elsewhere
 W = (1, 1.5, 2, 3)
 SCALES = (2, 20, 60)
 
@@ -54,6 +55,7 @@ def sweep(base: str, scales: tuple = W) -> tuple[str, ...]:
 
 
 WHOLE = "self-guidance-replace-blend"
+SAVINGS = "use_cache=no,", "inv_skip=1,", "use_cache=no,inv_skip=1,"  # of eedit: skipping alone, holding alone, neither
 RELEASED = ("grid=released", "decay=released", "blend_latents=noisier", "mask=sum", "quantise=truncate")
 
 _ALL = (
@@ -120,6 +122,13 @@ _ALL = (
                      for name in (base, *(f"{base}:cache=eedit,inv_skip={n},fresh_threshold={n}" for n in (2, 3, 4)),
                                   f"{base}:cache=eedit,inv_skip=4,fresh_threshold=1",
                                   f"{base}:cache=eedit,inv_skip=1,fresh_threshold=4")), "recommended"),
+    Experiment("regions", "Drags and compositions",
+               "What puts things elsewhere better than plain pixels do, and what do EEdit's savings cost?",
+               ("regiondrag", *(f"regiondrag:{changes}words=source" for changes in ("", "keys=own,", "until=0,")),
+                "ddpm:strength=0.4", "sdedit:strength=0.4",
+                *(f"eedit:{changes}words=source" for changes in (
+                    "", *SAVINGS, *(f"{way}{saving}" for way in ("eta=0,", "put_back=drawn,")
+                                    for saving in ("", SAVINGS[-1]))))), "pixels"),
     Experiment("frontier", "The frontier: what is changed against what is kept",
                "Where is each way of keeping the rest ahead?",
                tuple(name for base in FRONTIERS.values() for name in sweep(base))),

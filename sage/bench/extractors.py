@@ -2,8 +2,12 @@
 
     piebench    structure: keys of DINO ViT-B/8       CLIP ViT-L/14       LPIPS on SqueezeNet 1.1
     magicbrush  DINO: class token of DINO ViT-S/16    CLIP ViT-B/32
+    dragbench   points: DIFT of Stable Diffusion 2.1  CLIP ViT-B/32       LPIPS on AlexNet
+                where it is at hand, else DINOv2-base
+    tficon                                            CLIP ViT-B/32       LPIPS on VGG 16
 
-A folder given instead holds folders named as the repositories (dino-vitb8, ...) and squeezenet1_1-b8a52dc0.pth.
+A folder given instead holds folders named as the repositories (dino-vitb8, ...) and torchvision's files of the networks
+that LPIPS compares by (squeezenet1_1-b8a52dc0.pth, ...).
 Weights are safetensors where there are any; what exists as a pickle only is opened as bare tensors (weights_only),
 which runs nothing.  Pictures are resized by Pillow or by torch's plain interpolation, never by a processor of
 transformers or by torchvision, both of which have changed how they resize.
@@ -24,7 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sage.bench.lpips import Lpips
+from sage.bench.lpips import NETS, Lpips
 from sage.bench.metrics import Array, Extractors
 from sage.errors import ModelError
 from sage.files import check_plain, open_plain
@@ -35,10 +39,13 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 WEIGHTS, PICKLE = "model.safetensors", "pytorch_model.bin"
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
-SQUEEZENET = "squeezenet1_1-b8a52dc0.pth"
-SQUEEZENET_URL = f"https://download.pytorch.org/models/{SQUEEZENET}"
-LINS = "functional/image/lpips_models/squeeze.pth"  # in torchmetrics
+SQUEEZENET = NETS["squeeze"].file
+TORCHVISION = "https://download.pytorch.org/models/"
+LINS = "functional/image/lpips_models"  # in torchmetrics
 REMEMBERED = 64  # pictures and prompts whose vectors are kept: a batch has every source more than once
+MAPS = 4  # and of those whose maps of features are
+DINOV2_SIDE, DIFT_SIDE = 840, 768  # pixels
+DIFT_TIME, DIFT_BLOCK, DIFT_NOISES = 261, 1, 8
 
 
 @dataclass(frozen=True)
@@ -57,14 +64,34 @@ DINO_B8 = Network("facebook/dino-vitb8")
 DINO_S16 = Network("facebook/dino-vits16", "abe3b354cb6a9b6f146096b14a4a9d7eecbcb4bd")
 CLIP_L14 = Network("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41")
 CLIP_B32 = Network("openai/clip-vit-base-patch32", "c237dc49a33fc61debc9276459120b7eac67e7ef")
-PROTOCOLS = {"piebench": (DINO_B8, CLIP_L14), "magicbrush": (DINO_S16, CLIP_B32)}
+DINOV2 = Network("facebook/dinov2-base")
+SD21 = Network("stabilityai/stable-diffusion-2-1")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The networks of one benchmark.
+
+    Attributes:
+        clip: for pictures and prompts.
+        dino: a vision transformer; None for none.
+        lpips: a name of `sage.bench.lpips.NETS`; "" for none.
+    """
+
+    clip: Network
+    dino: Network | None = None
+    lpips: str = ""
+
+
+PROTOCOLS = {"piebench": Protocol(CLIP_L14, DINO_B8, "squeeze"), "magicbrush": Protocol(CLIP_B32, DINO_S16),
+             "dragbench": Protocol(CLIP_B32, DINOV2, "alex"), "tficon": Protocol(CLIP_B32, lpips="vgg")}
 
 
 def load_extractors(protocol: str, where: str | Path, device: str | None = None) -> Extractors:
     """The networks of a protocol.
 
     Args:
-        protocol: "piebench" or "magicbrush".
+        protocol: a name of `PROTOCOLS`.
         where: "hub", or a folder that holds them.
         device: cuda where there is one by default.
     Raises:
@@ -74,15 +101,19 @@ def load_extractors(protocol: str, where: str | Path, device: str | None = None)
     if where == HUB:
         check_environment(os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dino, clip = PROTOCOLS[protocol]
+    asked = PROTOCOLS[protocol]
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "pillow")}
     # LPIPS first: of what may be missing it is said soonest.
-    lpips = _lpips(where, place, versions) if protocol == "piebench" else None
-    vit = _vit(_found(dino, where, versions), place)
-    image, text = _clip(_found(clip, where, versions, TOKENIZER), place, floor=protocol == "piebench")
-    if protocol == "piebench":
-        return Extractors(keys=_remembering(_keys(vit)), lpips=lpips, image=image, text=text, versions=versions)
-    return Extractors(cls=_remembering(_class_token(vit)), image=image, text=text, versions=versions)
+    lpips = _lpips(asked.lpips, where, place, versions) if asked.lpips else None
+    more: dict[str, Any] = {}
+    if protocol == "dragbench":
+        more = _points(where, place, versions)
+    elif asked.dino:
+        vit = _vit(_found(asked.dino, where, versions), place)
+        more = {"keys": _remembering(_keys(vit))} if protocol == "piebench" else {
+            "cls": _remembering(_class_token(vit))}
+    image, text = _clip(_found(asked.clip, where, versions, TOKENIZER), place, floor=protocol == "piebench")
+    return Extractors(lpips=lpips, image=image, text=text, versions=versions, **more)
 
 
 # ---- finding and loading
@@ -161,25 +192,46 @@ def _vit(folder: Path, device: torch.device) -> Any:
     return model
 
 
-def _lpips(where: str | Path, device: torch.device, versions: dict[str, str]) -> Callable[[Array, Array], float]:
+def _points(where: str | Path, device: torch.device, versions: dict[str, str]) -> dict[str, Any]:
+    """What finds the points of one picture in another: DIFT where its model is at hand, else DINOv2."""
+    if folder := _diffusion(where):
+        import sage
+        model = sage.load_model(folder, device=str(device))
+        versions["features"] = f"DIFT (2306.03881) of {model.name}, weights {model.fingerprint()[:12]}"
+        return {"features": _mapped(_dift(model)), "side": DIFT_SIDE}
+    from transformers import Dinov2Model
+    dinov2 = _pretrained(Dinov2Model, _found(DINOV2, where, versions)).to(device)
+    versions["features"] = f"{DINOV2.repo}, since {SD21.repo} is not at hand, whose DIFT the published figures are of"
+    return {"features": _mapped(lambda picture, prompt: _patches(dinov2, picture)), "side": DINOV2_SIDE}
+
+
+def _diffusion(where: str | Path) -> Path | None:
+    """Where Stable Diffusion 2.1 lies: in the folder, or of the hub's among the models that were fetched."""
+    from sage.models.known import weights_dir
+    folder = weights_dir() / "sd-2.1" if where == HUB else Path(where) / SD21.name
+    return folder if os.path.isfile(folder / "unet" / "config.json") else None
+
+
+def _lpips(name: str, where: str | Path, device: torch.device,
+           versions: dict[str, str]) -> Callable[[Array, Array], float]:
     package = importlib.util.find_spec("torchmetrics")
     if package is None or not package.origin:
         raise ModelError("LPIPS needs torchmetrics: pip install 'sage-edit[eval]'")
-    net = Lpips()
-    lins = _tensors(Path(package.origin).parent / LINS)
+    net, (title, _, _, file) = Lpips(name), NETS[name]
+    lins = _tensors(Path(package.origin).parent / LINS / f"{name}.pth")
     if where == HUB:
-        path = Path(torch.hub.get_dir()) / "checkpoints" / SQUEEZENET
+        path = Path(torch.hub.get_dir()) / "checkpoints" / file
         if not path.is_file():
-            _download(SQUEEZENET_URL, path)
+            _download(TORCHVISION + file, path)
     else:
-        path = Path(where) / SQUEEZENET
+        path = Path(where) / file
         if not os.path.isfile(path):
-            raise ModelError(f"{path} is missing: download {SQUEEZENET_URL} to there, or give --extractors hub")
+            raise ModelError(f"{path} is missing: download {TORCHVISION}{file} to there, or give --extractors hub")
     try:
         net.load_published(_tensors(path), lins)
     except (KeyError, RuntimeError, AttributeError) as error:
-        raise ModelError(f"{path} does not hold the weights of SqueezeNet 1.1 ({_line(error)})") from error
-    versions["LPIPS"] = (f"SqueezeNet 1.1, SHA-256 {_sha256(path)}; layers of torchmetrics "
+        raise ModelError(f"{path} does not hold the weights of {title} ({_line(error)})") from error
+    versions["LPIPS"] = (f"{title}, SHA-256 {_sha256(path)}; layers of torchmetrics "
                          f"{metadata.version('torchmetrics')}, normalised as in 1.2")
     net = net.eval().requires_grad_(False).to(device)
 
@@ -287,6 +339,51 @@ def _class_token(vit: Any) -> Callable[[Array], Array]:
         x = _normalised(_tensor(cropped(picture, SHORTER), vit.device) / 255, IMAGENET)
         return vit(x).last_hidden_state[0, 0].cpu().numpy()
     return token
+
+
+def _patches(dinov2: Any, picture: Array) -> Array:
+    """(C, 60, 60) features of the patches of a picture at 840 pixels a side, pixels in [-1, 1] as RegionDrag has them.
+
+    The published code gives the network pixels in [-1, 1], not by ImageNet's means; so it is here.
+    """
+    x = torch.nn.functional.interpolate(_tensor(picture, dinov2.device) / 127.5 - 1, (DINOV2_SIDE, DINOV2_SIDE))
+    with torch.no_grad():
+        tokens = dinov2(x).last_hidden_state[0, 1:]
+    side = DINOV2_SIDE // dinov2.config.patch_size
+    return tokens.T.reshape(-1, side, side).cpu().numpy()
+
+
+def _dift(model: Any) -> Callable[[Array, str], Array]:
+    """Features of a diffusion's UNet at a little noise, the mean of several (Tang et al. 2306.03881)."""
+    level = model.schedule.level(DIFT_TIME)
+
+    @torch.no_grad()
+    def features(picture: Array, prompt: str) -> Array:
+        from sage.pictures.tensors import to_tensor
+        multiple = model.pixel_multiple
+        height, width = (max(side // multiple, 1) * multiple for side in picture.shape[:2])
+        z = model.encode(to_tensor(Image.fromarray(picture), (width, height)))
+        text = model.prepare(model.embed([model.prompts.parse(prompt, truncate=True)]))
+        found: list[Tensor] = []
+        handle = model.unet.up_blocks[DIFT_BLOCK].register_forward_hook(
+            lambda module, inputs, output: found.append(output.float().cpu()))
+        generator = torch.Generator().manual_seed(0)
+        try:
+            for _ in range(DIFT_NOISES):
+                noise = torch.randn(z.shape, generator=generator).to(z)
+                model.predict(level.signal * z + level.noise * noise, level, text)
+        finally:
+            handle.remove()
+        return torch.cat(found).mean(0).numpy()
+    return features
+
+
+def _mapped(function: Callable[[Array, str], Array]) -> Callable[[Array, str], Array]:
+    """The same function, which computes nothing twice in a row of a few pictures."""
+    @lru_cache(MAPS)
+    def of(data: bytes, shape: tuple[int, ...], prompt: str) -> Array:
+        return function(np.frombuffer(data, np.uint8).reshape(shape), prompt)
+    return lambda picture, prompt: of(np.ascontiguousarray(picture, np.uint8).tobytes(), picture.shape, prompt)
 
 
 def _clip(folder: Path, device: torch.device, floor: bool) -> tuple[Callable[[Array], Array], Callable[[str], Array]]:

@@ -18,6 +18,7 @@ SEEN = "Attributes"
 INSIDE, OUTSIDE = "Inside the edit", "Outside the edit"
 BACKGROUND, WORDS = "Background", "Prompt"
 TURNS = "True edit"
+POINTS, KEPT, PASTED, PLACED, COSTS = "Points", "Kept", "Composition", "Place", "Cost"
 
 GROUPS = {
     SEEN: "What the result shows, as a network trained on this world reads it off, against the scene that was asked "
@@ -27,6 +28,11 @@ GROUPS = {
     BACKGROUND: "Distance to the source outside the mask, by PIE-Bench's formulas.",
     WORDS: "Cosine of result and prompt in a common space, times 100.",
     TURNS: "Distance of the whole result to the true edit, by MagicBrush's formulas.",
+    POINTS: "How far dragged points are from where they should be, by the features of a network.",
+    KEPT: "Likeness of result and source, by DragBench's formulas: best for who does nothing.",
+    PASTED: "What was put in against its reference, and the rest against the background, by TF-ICON's formulas.",
+    PLACED: "Whether a thing is where it should be, and not where it was, against the rendered truth.",
+    COSTS: "What a result took, its part of a batch and of an inversion that is shared.",
 }
 
 PSNR = "mean squared difference in decibels: 20 is a poor likeness, 30 a good one, 40 hardly to be told apart"
@@ -58,13 +64,32 @@ LEGEND = {
     "clip_i": Entry(TURNS, "CLIP-I", "cosine of result and true edit in CLIP's space"),
     "dino": Entry(TURNS, "DINO", "cosine of result and true edit in DINO's space"),
     "clip_t": Entry(TURNS, "CLIP-T", "cosine of the result and what it should show in words, in CLIP's space"),
+    "distance": Entry(POINTS, "distance, px", "DragBench's mean distance over the points of all pictures, each looked "
+                                              "for in the whole result, in pixels"),
+    "distance_share": Entry(POINTS, "distance, %", "RegionDrag's: looked for around handle and target, in shares of "
+                                                   "the sides, mean over pictures"),
+    "fidelity": Entry(KEPT, "1 - LPIPS", "one minus the perceptual distance of source and result at 224 pixels a side"),
+    "clip_kept": Entry(KEPT, "CLIP, source", "cosine of source and result in CLIP's space, times 100"),
+    "lpips_background": Entry(PASTED, "LPIPS, outside", "perceptual distance to the background, the box black in both"),
+    "lpips_foreground": Entry(PASTED, "LPIPS, thing", "perceptual distance of the box, enlarged, to the reference"),
+    "clip_image": Entry(PASTED, "CLIP, thing", "cosine of the box and the reference in CLIP's space, times 100"),
+    "clip_text": Entry(PASTED, "CLIP, prompt", "cosine of the whole result and its prompt in CLIP's space, times 100"),
+    "revealed_psnr": Entry(PLACED, "revealed, dB", f"the floor that the thing has left, {PSNR}"),
+    "place_error": Entry(PLACED, "place error, %", "how far from its place the thing is, by the best fit of its true "
+                                                   "pixels, in shares of the side"),
+    "ghost": Entry(PLACED, "ghost", "how much more the old place still looks like the thing than in the truth: "
+                                    "difference of two correlations, times 100"),
+    "iou": Entry(PLACED, "IoU", "overlap of what differs from the empty scene, in result and truth, times 100"),
+    "seconds": Entry(COSTS, "seconds", "time of one result"),
+    "calls": Entry(COSTS, "calls", "how often the network was asked for it, forward"),
     "clip_t_truth": Entry(TURNS, "CLIP-T, true", "the same of the true edit, for comparison"),
 }
 
 # What a reader should see first: at most so many of these, if the run has them.
 SHOWN_FIRST = 4
-HEADLINES = ("asked", "kept", "inside_psnr", "outside_psnr", "structure", "background_lpips", "clip_edited", "clip_i",
-             "dino", "clip_t", "l1", "background_psnr")
+HEADLINES = ("ghost", "revealed_psnr", "distance", "distance_share", "fidelity", "lpips_background", "lpips_foreground",
+             "clip_image", "asked", "kept", "inside_psnr", "outside_psnr", "structure", "background_lpips",
+             "clip_edited", "clip_i", "dino", "clip_t", "l1", "background_psnr")
 
 
 def entry(m: Metric) -> Entry:

@@ -70,7 +70,7 @@ def read_magicbrush(folder: str | Path, prompts: bool = True) -> Benchmark:
                                  "turns")
         cases += [_turn(folder, session, number, turn, shown, captions) for number, turn in enumerate(turns, start=1)]
     mapping = (SESSIONS, LOCAL, GLOBAL) if prompts else (SESSIONS, LOCAL)
-    return Benchmark(folder, tuple(cases), TURNS, mapping, IMAGES, IMAGES)
+    return Benchmark(folder, tuple(cases), TURNS, mapping, IMAGES, IMAGES, "magicbrush")
 
 
 def final_turns(benchmark: Benchmark) -> Benchmark:

@@ -29,13 +29,18 @@ SIGMA, TAPS, K1, K2 = 1.5, 11, 0.01, 0.03
 
 @dataclass(frozen=True)
 class Metric:
-    """One column of the tables: stored values times `scale` are shown."""
+    """One column of the tables: stored values times `scale` are shown.
+
+    Attributes:
+        weight: the score by which a mean over cases weights each; "" for all alike.
+    """
 
     key: str
     title: str
     scale: float
     higher_is_better: bool
     decimals: int = 2
+    weight: str = ""
 
 
 METRICS = (
@@ -69,6 +74,20 @@ METRICS = (
     Metric("dino", "DINO", 1, True, 4),
     Metric("clip_t", "CLIP-T", 1, True, 4),
     Metric("clip_t_truth", "CLIP-T of the true edit", 1, True, 4),
+    Metric("distance", "mean distance, pixels", 1, False, 1, "points"),
+    Metric("distance_share", "mean distance, % of the sides", 1e2, False),
+    Metric("fidelity", "1 - LPIPS", 1, True, 3),
+    Metric("clip_kept", "CLIP similarity to the source", 1, True),
+    Metric("lpips_background", "LPIPS, background", 1, False, 3),
+    Metric("lpips_foreground", "LPIPS, foreground", 1, False, 3),
+    Metric("clip_image", "CLIP similarity to the reference", 1, True),
+    Metric("clip_text", "CLIP similarity to the prompt", 1, True),
+    Metric("revealed_psnr", "PSNR of the revealed floor", 1, True),
+    Metric("place_error", "place error, % of the side", 1e2, False),
+    Metric("ghost", "ghost x 100", 1e2, False),
+    Metric("iou", "IoU x 100", 1e2, True),
+    Metric("seconds", "seconds", 1, False),
+    Metric("calls", "network calls", 1, False, 1),
 )
 
 
@@ -83,6 +102,8 @@ class Extractors:
         cls: picture -> (width,), the class token of DINO.
         attributes: picture -> what it shows, by the names of `sage.stilllife.scenes.VALUES`.
         melted: picture, attribute, value -> how far the thing whose form that is is from every true one.
+        features: picture, prompt -> (C, h, w), by which points of one picture are found in another.
+        side: pixels a side of the squares that RegionDrag gives to `features`.
         distance, similarity: what to call the figures of `lpips`, and of `image` and `text`.
         versions: what they are and what computes them, by name.
     """
@@ -94,6 +115,8 @@ class Extractors:
     cls: Callable[[Array], Array] | None = None
     attributes: Callable[[Array], Mapping[str, str]] | None = None
     melted: Callable[[Array, str, str], float] | None = None
+    features: Callable[[Array, str], Array] | None = None
+    side: int = 768
     distance: str = "lpips"
     similarity: str = "clip"
     versions: Mapping[str, str] = field(default_factory=dict)

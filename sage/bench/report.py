@@ -18,7 +18,6 @@ from PIL import Image
 
 from sage import pictures
 from sage.bench.cases import Benchmark, Case
-from sage.bench.experiments import BOUNDS
 from sage.bench.files import inside, write_text
 from sage.bench.legend import GROUPS, HEADLINES, SHOWN_FIRST, entry
 from sage.bench.metrics import METRICS, Metric
@@ -33,7 +32,7 @@ LOSSLESS = 4000  # pictures in a page; of more, each is compressed with some los
 ROWS, BASELINES = 8, 12  # methods in the charts, and to compare with; the tables have all
 
 BOUND_NOTES = {"source": "the untouched picture", "autoencoder": "the true edit through the autoencoder",
-               "plain": "the target prompt and nothing else"}
+               "pixels": "plain pixels, moved, filled or pasted", "plain": "the target prompt and nothing else"}
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,11 @@ class Run:
     @property
     def bounds(self) -> list[str]:
         """What stands apart in every table: what a method should be seen against."""
-        return [c for c in self.results.configurations if c in BOUNDS]
+        return [c for c in self.results.configurations if c in BOUND_NOTES]
 
     @property
     def methods(self) -> list[str]:
-        return [c for c in self.results.configurations if c not in BOUNDS]
+        return [c for c in self.results.configurations if c not in BOUND_NOTES]
 
     @property
     def baselines(self) -> list[str]:

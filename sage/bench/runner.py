@@ -203,14 +203,16 @@ def _works(benchmark: Benchmark, configurations: Sequence[Configuration], batche
             if missing or old:
                 tasks.append((c, missing, tuple((line, _open(out, line)) for line in old)))
         if tasks:
-            yield Work(tuple(cases), tuple(tasks), {case.name: _load(benchmark, case) for case in cases})
+            ready, loaded = zip(*(_load(benchmark, case) for case in cases), strict=True)
+            yield Work(ready, tuple(tasks), dict(zip((case.name for case in cases), loaded, strict=True)))
 
 
-def _load(benchmark: Benchmark, case: Case) -> tuple[Image.Image, Image.Image | None, str] | str:
+def _load(benchmark: Benchmark, case: Case) -> tuple[Case, Pictures | str]:
+    """A case with all that it takes, and its pictures, or why they cannot be had."""
     try:
-        return benchmark.source(case), benchmark.truth(case), benchmark.source_hash(case)
+        return benchmark.ready(case), (benchmark.source(case), benchmark.truth(case), benchmark.source_hash(case))
     except SageError as error:
-        return str(error)
+        return case, str(error)
 
 
 def _open(out: Path, line: Line) -> Image.Image | None:

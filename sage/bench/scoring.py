@@ -21,6 +21,9 @@ from sage.bench.metrics import (
     melting,
     pie_bench,
 )
+from sage.bench.places import PlaceEdit
+from sage.bench.region_metrics import drag_bench, place_figures, tf_icon
+from sage.bench.regions import CompositionCase, DragCase, RegionCase
 from sage.errors import SageError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -71,9 +74,20 @@ def score(case: Case, source: Image.Image, truth: Image.Image | None, result: Im
         return magic_brush(np.asarray(result), np.asarray(truth), case.caption, extractors)
     a = np.asarray(source)
     b = last_square(np.asarray(result), source.width, source.height)
-    scores = pie_bench(a, b, decode_mask(case.runs, *source.size, border=True), case.source, case.target, extractors)
+    mask = case.where(source.size) if isinstance(case, RegionCase) else decode_mask(case.runs, *source.size)
+    if isinstance(case, DragCase):
+        return drag_bench(a, np.asarray(result), mask, case.source, case.points, extractors)
+    if isinstance(case, CompositionCase):
+        reference, where = case.opened
+        thing = np.asarray(reference.convert("RGB").crop(where.getbbox()))
+        return tf_icon(a, np.asarray(result), thing, case.box, mask, case.target, extractors)
+    if isinstance(case, PlaceEdit):
+        shown = case.rendered
+        scores = place_figures(b, a, np.asarray(truth), shown.empty, shown.old, shown.new, mask)
+    else:
+        framed = decode_mask(case.runs, *source.size, border=True)
+        scores = pie_bench(a, b, framed, case.source, case.target, extractors)
     if truth is not None:
-        mask = decode_mask(case.runs, *source.size)
         scores |= against_truth(b, np.asarray(truth), mask, extractors)
     if case.attributes and extractors.attributes:
         scores |= against_scenes(extractors.attributes(b), *case.attributes)
@@ -98,7 +112,8 @@ def score_folder(benchmark: Benchmark, folder: str | Path, name: str, extractors
         try:
             if path is None:
                 raise BenchmarkError(f"there is no {case.stem}{ENDINGS[0]}")
-            scores = score(case, benchmark.source(case), benchmark.truth(case), pictures.open_picture(path), extractors)
+            scores = score(benchmark.ready(case), benchmark.source(case), benchmark.truth(case),
+                           pictures.open_picture(path), extractors)
             lines.append(Line(name, case.name, case.kind, DONE, str(path.relative_to(root.resolve())), scores=scores))
         except SageError as error:
             lines.append(Line(name, case.name, case.kind, FAILED, reason=str(error)))

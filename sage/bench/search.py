@@ -52,9 +52,12 @@ class Trial:
 
 
 def space(method: Method[Any]) -> dict[str, Searched]:
-    """What is tried of each setting, by name: of those that the method's name adds, and not of those it settles."""
-    own = {name: search for name, search in method.Settings.searched().items() if name not in method.variant}
-    return {**own, **method.added}
+    """What is tried of each setting, by name: of those that the method's name adds, and not of those it settles.
+
+    Edits are by prompts here: settings that say nothing unless something is moved are left alone.
+    """
+    kinds = method.Settings.searched(regions=False)
+    return {**{name: search for name, search in kinds.items() if name not in method.variant}, **method.added}
 
 
 def start(method: Method[Any], model: "Backbone", steps: int) -> Settings:

@@ -7,7 +7,7 @@ same digits.  A comparison is over the cases that both configurations have.
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 from textwrap import wrap
@@ -20,6 +20,7 @@ from sage.bench.scoring import DONE, Line
 from sage.stilllife.edits import KINDS
 
 DRAWS = 2000
+WEIGHTS = {m.key: m.weight for m in METRICS if m.weight}
 LEAST = 16  # characters to which the name above a column of a terminal is broken at the most
 
 
@@ -43,14 +44,22 @@ class Interval:
         return f"{mean} [{low}, {high}]"
 
 
-def interval(values: Sequence[float]) -> Interval | None:
-    """Mean and bootstrap interval, None of nothing."""
+def interval(values: Sequence[float], weights: Sequence[float] | None = None) -> Interval | None:
+    """Mean and bootstrap interval, None of nothing.
+
+    Args:
+        weights: what each counts for in the mean, above 0; by default all alike.
+    """
     if not len(values):
         return None
-    x = np.asarray(values, np.float64)
-    means = x[_draws(len(x))].mean(axis=1)
+    x, drawn = np.asarray(values, np.float64), _draws(len(values))
+    if weights is None:
+        mean, means = x.mean(), x[drawn].mean(axis=1)
+    else:
+        w = np.asarray(weights, np.float64)
+        mean, means = (w @ x) / w.sum(), (w * x)[drawn].sum(axis=1) / w[drawn].sum(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
-    return Interval(float(x.mean()), float(low), float(high), len(x))
+    return Interval(float(mean), float(low), float(high), len(x))
 
 
 @lru_cache(maxsize=16)
@@ -80,10 +89,13 @@ class Results:
         configurations: names, in the order of their first lines.
         metrics: those of which any line has a value.
         names: of the kinds, by their numbers.
+
+    Args:
+        costs: whether what a result took is a figure too.
     """
 
-    def __init__(self, lines: Iterable[Line], names: Sequence[str] = KINDS):
-        self.lines, self.names = list(lines), names
+    def __init__(self, lines: Iterable[Line], names: Sequence[str] = KINDS, costs: bool = False):
+        self.lines, self.names, self.costs = [_with_costs(line) if costs else line for line in lines], names, costs
         self.kinds = sorted({line.kind for line in self.lines})
         self.by_case: dict[str, dict[str, Line]] = {}
         for line in self.lines:
@@ -94,7 +106,7 @@ class Results:
 
     def of(self, cases: Collection[str]) -> "Results":
         """Those of some of the cases, by their names."""
-        return Results([line for line in self.lines if line.case in cases], self.names)
+        return Results([line for line in self.lines if line.case in cases], self.names, self.costs)
 
     def scores(self, configuration: str, metric: str, kind: int | None = None) -> dict[str, float]:
         """The values of one figure by case, those without one left out."""
@@ -104,7 +116,10 @@ class Results:
     def mean(self, configuration: str, metric: str, kind: int | None = None) -> Interval | None:
         key = configuration, metric, kind
         if key not in self._means:
-            self._means[key] = interval(list(self.scores(*key).values()))
+            scores, weight = self.scores(*key), WEIGHTS.get(metric)
+            of_case = self.scores(configuration, weight, kind) if weight else {}
+            weights = [of_case[case] for case in scores] if weight else None
+            self._means[key] = interval(list(scores.values()), weights)
         return self._means[key]
 
     def failed(self, configuration: str, kind: int | None = None) -> list[Line]:
@@ -126,6 +141,11 @@ class Results:
         """Every pair of configurations in every figure, over all kinds."""
         found = [self.compare(a, b, m) for a, b in combinations(self.configurations, 2) for m in self.metrics]
         return [c for c in found if c]
+
+
+def _with_costs(line: Line) -> Line:
+    cost = {"seconds": line.seconds, "calls": line.calls} if line.status == DONE else {}
+    return replace(line, scores={**line.scores, **cost})
 
 
 def as_dict(results: Results) -> dict[str, Any]:

@@ -13,16 +13,15 @@ from functools import partial
 from pathlib import Path
 from shutil import get_terminal_size
 
-from sage.bench import tables
-from sage.bench.cases import WORDINGS, Benchmark, read_benchmark
-from sage.bench.configs import CONFIGURATIONS, DEFAULT, Configuration, configuration
-from sage.bench.experiments import BOUNDS, EXPERIMENTS, experiment
-from sage.bench.files import write_text
+from sage.bench import places, tables
+from sage.bench.cases import MAPPING, WORDINGS, Benchmark, read_benchmark
+from sage.bench.configs import CONFIGURATIONS, DEFAULT, REGION_DEFAULT, Configuration, configuration
+from sage.bench.experiments import BOUNDS, EXPERIMENTS, REGION_BOUNDS, experiment
+from sage.bench.files import BenchmarkError, write_text
 from sage.bench.machine import today, versions
-from sage.bench.magicbrush import Turn, final_turns, is_magicbrush, read_magicbrush
+from sage.bench.magicbrush import SESSIONS, Turn, final_turns, is_magicbrush, read_magicbrush
 from sage.bench.metrics import Extractors
-from sage.bench.places import PLACES
-from sage.bench.places import TITLE as PLACES_TITLE
+from sage.bench.regions import POINTS, WHERE, read_dragbench, read_tficon
 from sage.bench.report import REPORT, write_report
 from sage.bench.rivals import BATCH, CHOSEN, RIVALS, TRIALS
 from sage.bench.rivals import TITLE as RIVALS_TITLE
@@ -36,6 +35,7 @@ from sage.commands.measuring import (
     BOTH,
     NONE,
     TABLES,
+    check_sizes,
     command_line,
     judges,
     make_engine,
@@ -56,7 +56,14 @@ CONFIGS = "configurations, any of them as NAME:SETTING=VALUE,... too:\n" + "".jo
 methods, each as it is recommended, by its name, or as method=NAME where a configuration has the same one:
   {" ".join(able("edit"))}, or path/to/file.py:Class\n""" + "\nexperiments:\n" + "".join(
     f"  {e.name:28} {e.title}\n" for e in EXPERIMENTS.values()) + f"""  {RIVALS:28} {RIVALS_TITLE}
-  {PLACES:28} {PLACES_TITLE}
+
+places, dragbench and tficon put something elsewhere.  A method that reads regions, such as regiondrag and
+eedit, is asked with them; any other edits what plain pixels give.  NAME:words=source moves under the source
+prompt for both, and so asks for nothing else.
+
+  sage bench dragbench --data DragBench-DR --extractors hub --out runs/drag
+  sage bench tficon    --data TF-ICON --config pixels eedit ddpm:strength=0.4 --extractors hub --out runs/icon
+  sage bench places    --experiment regions --quick --out runs/places
 
 {RIVALS} compares all methods on equal terms, and is run alone.  Each method, also with the other inversions
 that it names, is given its settings by the same search: so many trials on the same tuning cases, which are
@@ -77,6 +84,14 @@ docs/rivals.md tells the rest.
   sage bench stilllife --experiment {RIVALS} --quick --out runs/rivals
   sage bench piebench  --experiment {RIVALS} --data PIE-Bench --extractors hub --out runs/rivals-pie
 """
+SMALL_WORLD, REGIONAL = ("stilllife", "places"), ("places", "dragbench", "tficon")  # rendered; putting things elsewhere
+BENCHMARKS = (  # name, cases at once, model, what it is
+    ("stilllife", 10, BUNDLED, "rendered still lifes, whose right edits are known"),
+    ("places", 1, BUNDLED, "rendered still lifes in which things are moved, scaled, exchanged, removed and put in"),
+    ("piebench", 1, "sd-1.4", "PIE-Bench, from the folder that its authors distribute"),
+    ("magicbrush", 1, "sd-1.4", "MagicBrush, from the folder that its authors distribute"),
+    ("dragbench", 1, "sd-1.5", "drags: DragBench, or RegionDrag's DragBench-DR and -SR, from the distributed folder"),
+    ("tficon", 1, "sd-2.1-base", "compositions: TF-ICON's test bench, from the folder that its authors distribute"))
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -87,42 +102,45 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     """
     bench = command("bench", None, "measure configurations on a benchmark; killed at any moment, it goes on from there")
     of = bench.add_subparsers(required=True, metavar="BENCHMARK")
-    for name, batch, model, help in (
-            ("stilllife", 10, BUNDLED, "rendered still lifes, whose right edits are known"),
-            ("piebench", 1, "sd-1.4", "PIE-Bench, from the folder that its authors distribute"),
-            ("magicbrush", 1, "sd-1.4", "MagicBrush, from the folder that its authors distribute")):
+    for name, batch, model, help in BENCHMARKS:
         sub = of.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False,
                             epilog=CONFIGS, formatter_class=argparse.RawDescriptionHelpFormatter)
         sub.set_defaults(run=run_bench, benchmark=name)
-        _add_bench(sub, name == "stilllife", batch, model)
+        _add_bench(sub, name, batch, model)
     score = command("score", run_score, "score folders of edited pictures, ours or another tool's")
     score.add_argument("folders", metavar="FOLDER", nargs="+", help="pictures that lie as the benchmark's own do")
     score.add_argument("--against", metavar="BENCHMARK", required=True,
-                       help="a folder in PIE-Bench's layout, or in MagicBrush's")
+                       help="a folder in the layout of PIE-Bench, MagicBrush, DragBench or TF-ICON")
     score.add_argument("--out", metavar="FOLDER", help=f"also write {TABLES}, {RECORD} and {REPORT} there")
     _add_extractors(score)
     score.add_argument("--device", help="of the extractors: cpu, cuda, cuda:1, ... [cuda where there is one]")
     _add_output(score)
 
 
-def _add_bench(parser: argparse.ArgumentParser, rendered: bool, batch: int, model: str) -> None:
-    add = parser.add_argument
+def _add_bench(parser: argparse.ArgumentParser, benchmark: str, batch: int, model: str) -> None:
+    add, regions = parser.add_argument, benchmark in REGIONAL
+    bounds, default = (REGION_BOUNDS, REGION_DEFAULT) if regions else (BOUNDS, DEFAULT)
     add("--out", metavar="DIR", required=True, help=f"where the run lives: results, manifest, {TABLES}, {RECORD}, "
         f"{REPORT}")
-    add("--config", metavar="NAME", nargs="+", action="extend", help=f"what to measure [{' '.join(DEFAULT)}]")
+    add("--config", metavar="NAME", nargs="+", action="extend", help=f"what to measure [{' '.join(default)}]")
     add("--experiment", metavar="NAME", nargs="+", action="extend", help="groups of configurations that answer a "
-        f"question together, with the bounds {', '.join(BOUNDS)}")
-    if rendered:
-        add("--data", metavar="DIR", help=f"the benchmark, which is made if it is not there [OUT/{BENCHMARK}]")
+        f"question together, with the bounds {', '.join(bounds)}")
+    if benchmark in SMALL_WORLD:
+        full, quick = (places.FULL, places.QUICK) if regions else (FULL, QUICK)
         add("--side", metavar="N", type=int, default=SIDE, help=f"of the pictures in pixels [{SIDE}]")
-        add("--each", metavar="N", type=int, help=f"cases of each kind [{FULL}]")
+        add("--each", metavar="N", type=int, help=f"cases of each kind [{full}]")
+        add("--quick", dest="each", action="store_const", const=quick, help=f"the same as --each {quick}")
+        add("--tuning", action="store_true", help="other cases than those reported: for choosing settings on")
+    if benchmark == "stilllife":
+        add("--data", metavar="DIR", help=f"the benchmark, which is made if it is not there [OUT/{BENCHMARK}]")
         add("--prompts", choices=(*WORDINGS, BOTH), help="what the prompts name: everything, the noun and what changes "
             f"alone, or a case for both [{FULLY[0]}; {BOTH} with --experiment {RIVALS}]")
-        add("--quick", dest="each", action="store_const", const=QUICK, help=f"the same as --each {QUICK}")
-        add("--tuning", action="store_true", help="other cases than those reported: for choosing settings on")
-    else:
+    elif benchmark not in SMALL_WORLD:
         add("--data", metavar="DIR", required=True, help="the folder that is distributed, unpacked")
         add("--quick", action="store_true", help=f"only the first {QUICK} cases of each kind")
+    if benchmark == "dragbench":
+        add("--ask", choices=("regions", "points"), help="what a method is given: RegionDrag's regions where the "
+            "folder has them, or a disc around each point; measured is by the points either way [regions]")
     _add_extractors(parser)
     add("--model", default=model, help=f"a name, a diffusers folder or a .safetensors file [{model}]")
     add("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one]")
@@ -169,21 +187,10 @@ def run_bench(args: argparse.Namespace) -> int:
     if RIVALS in (args.experiment or ()):
         from sage.commands.rivals import run_rivals
         return run_rivals(args)
-    if PLACES in (args.experiment or ()):
-        from sage.commands.places import run_experiment
-        return run_experiment(args)
     args.batch = args.batch or args.usual_batch
-    groups = [experiment(name) for name in args.experiment or ()]
-    named = [*(BOUNDS if groups else ()), *(args.config or ()), *(name for e in groups for name in e.configurations)]
-    configurations = [configuration(name) for name in dict.fromkeys(named or DEFAULT)]
-    out = Path(args.out)
+    configurations, out = _configurations(args), Path(args.out)
     with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:
-        if args.benchmark == "stilllife":
-            benchmark = still_lifes(args, args.data or out / BENCHMARK, args.each or FULL, bar,
-                                    TUNING_SEED if args.tuning else FIRST_SEED, args.prompts or FULLY[0])
-        else:
-            benchmark = (read_magicbrush if args.benchmark == "magicbrush" else read_benchmark)(args.data)
-            benchmark = first_of_each_kind(benchmark, QUICK) if args.quick else benchmark
+        benchmark = _benchmark(args, out, bar)
         threads = args.threads or (1 if args.engine == "ray" else None)
         # The networks depend on what sort of cases there are: to a cluster one of them is enough to send.
         sort = replace(benchmark, cases=tuple(sorted(benchmark.cases, key=lambda case: not case.attributes)[:1]))
@@ -194,12 +201,41 @@ def run_bench(args: argparse.Namespace) -> int:
     facts = {"benchmark": args.benchmark}
     about = pool.describe()
     facts |= {name: said(value) for name, value in about.items()}
-    results = tables.Results(everything, benchmark.kinds)
+    results = tables.Results(everything, benchmark.kinds, costs=args.benchmark in REGIONAL)
     _finish(results, benchmark, out, dict.fromkeys(results.configurations, out), facts | pool.versions(),
             pool.versions(), args.json, {"machine": pool.machine(), "command": command_line(args)})
     return status_of(lines)
 
 
+def _benchmark(args: argparse.Namespace, out: Path, bar: Progress) -> Benchmark:
+    """The benchmark that the flags name."""
+    if args.benchmark == "stilllife":
+        return still_lifes(args, args.data or out / BENCHMARK, args.each or FULL, bar,
+                           TUNING_SEED if args.tuning else FIRST_SEED, args.prompts or FULLY[0])
+    if args.benchmark == "places":
+        check_sizes(args.side, args.each or places.FULL)
+        return places.places(args.each or places.FULL, args.side,
+                             places.TUNING_SEED if args.tuning else places.FIRST_SEED)
+    if args.benchmark == "dragbench":
+        found = read_dragbench(args.data, regions=args.ask != "points")
+    else:
+        read = {"magicbrush": read_magicbrush, "piebench": read_benchmark, "tficon": read_tficon}[args.benchmark]
+        found = read(args.data)
+    return first_of_each_kind(found, QUICK) if args.quick else found
+
+
+def _configurations(args: argparse.Namespace) -> list[Configuration]:
+    """Those that the flags name; SettingsError for one that the benchmark has no use for."""
+    regions = args.benchmark in REGIONAL
+    bounds, default = (REGION_BOUNDS, REGION_DEFAULT) if regions else (BOUNDS, DEFAULT)
+    groups = [experiment(name) for name in args.experiment or ()]
+    named = [*(bounds if groups else ()), *(args.config or ()), *(name for e in groups for name in e.configurations)]
+    found = [configuration(name) for name in dict.fromkeys(named or default)]
+    for c in found:
+        if c.makes == ("reconstruction" if regions else "pixels"):
+            raise SettingsError(f"{c.name} is not for {args.benchmark}, whose cases put "
+                                f"{'something' if regions else 'nothing'} elsewhere: leave it out")
+    return found
 
 
 def _cluster(make: Callable[[], tuple[Engine, Extractors]], configurations: Sequence[Configuration],
@@ -215,13 +251,12 @@ def _cluster(make: Callable[[], tuple[Engine, Extractors]], configurations: Sequ
 
 def run_score(args: argparse.Namespace) -> int:
     """Score folders; 1 if any result is missing or damaged."""
-    turns, lines = is_magicbrush(args.against), []
-    benchmark = read_magicbrush(args.against, prompts=False) if turns else read_benchmark(args.against)
+    benchmark, lines = _against(args.against), []
     names = [Path(folder).resolve().name for folder in args.folders]
     if len(set(names)) < len(names):
         names = list(args.folders)
     jobs = [(name, folder, benchmark) for name, folder in zip(names, args.folders, strict=True)]
-    if turns:
+    if benchmark.protocol == "magicbrush":
         last = final_turns(benchmark)
         jobs += [(f"{name}, final turn", folder, last) for name, folder, _ in jobs
                  if any(isinstance(case, Turn) and case.iterated and has_result(folder, case) for case in last.cases)]
@@ -235,6 +270,19 @@ def run_score(args: argparse.Namespace) -> int:
             args.json, {})
     return status_of(lines)
 
+
+
+def _against(folder: str) -> Benchmark:
+    """The benchmark in a folder, of whatever kind it is; BenchmarkError if it is of none."""
+    if is_magicbrush(folder):
+        return read_magicbrush(folder, prompts=False)
+    if (Path(folder) / MAPPING).exists():
+        return read_benchmark(folder)
+    for pattern, read in ((f"*/*/{POINTS}", read_dragbench), (f"*/*/{WHERE}", read_tficon)):
+        if next(Path(folder).glob(pattern), None):
+            return read(folder)
+    raise BenchmarkError(f"{folder} is no benchmark: it has no {MAPPING}, {SESSIONS}, CATEGORY/SAMPLE/{POINTS} or "
+                         f"DOMAIN/NNNN PROMPT/{WHERE}")
 
 
 def _finish(results: tables.Results, benchmark: Benchmark, out: Path | None, roots: dict[str, Path],

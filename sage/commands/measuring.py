@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from sage.bench.cases import WORDINGS, Benchmark
-from sage.bench.magicbrush import Turn
 from sage.bench.metrics import Extractors
 from sage.bench.rivals import TRIALS
 from sage.bench.runner import Engine
@@ -26,12 +25,17 @@ BENCHMARK, TABLES, NONE, BOTH = "benchmark", "tables.json", "none", "both"
 def still_lifes(args: argparse.Namespace, folder: str | Path, each: int, bar: Progress, first_seed: int,
                 prompts: str) -> Benchmark:
     """The rendered benchmark, made if it is not there; SettingsError for numbers that make no sense."""
-    if not 11 <= args.side <= 4096:
-        raise SettingsError(f"--side is {args.side}: must be from 11 to 4096")
-    if not 1 <= each <= TUNING_SPAN:
-        raise SettingsError(f"--each is {each}: must be from 1 to {TUNING_SPAN}")
+    check_sizes(args.side, each)
     wordings = WORDINGS if prompts == BOTH else (prompts,)
     return write_stilllife(folder, -(-each // len(wordings)), args.side, args.workers or 1, bar, first_seed, wordings)
+
+
+def check_sizes(side: int, each: int) -> None:
+    """SettingsError for pictures of a side, or cases of each kind, that cannot be rendered."""
+    if not 11 <= side <= 4096:
+        raise SettingsError(f"--side is {side}: must be from 11 to 4096")
+    if not 1 <= each <= TUNING_SPAN:
+        raise SettingsError(f"--each is {each}: must be from 1 to {TUNING_SPAN}")
 
 
 def make_engine(benchmark: Benchmark, model: str, device: str | None, dtype: str | None, threads: int | None,
@@ -56,10 +60,9 @@ def judges(benchmark: Benchmark, where: str = NONE, device: str | None = None) -
         where: "hub", a folder, or "none".
     """
     published, ours = Extractors(), Extractors()
-    if where != NONE:
+    if where != NONE and benchmark.protocol:
         from sage.bench.extractors import load_extractors
-        turns = any(isinstance(case, Turn) for case in benchmark.cases)
-        published = load_extractors("magicbrush" if turns else "piebench", where, device)
+        published = load_extractors(benchmark.protocol, where, device)
     if any(case.attributes for case in benchmark.cases):
         from sage.bench.encoder import bundled, load_encoder
         ours = load_encoder().extractors() if bundled() else ours
@@ -77,6 +80,7 @@ def command_line(args: argparse.Namespace) -> str:
     """What to type for the same figures; of paths only the names."""
     words = ["sage", "bench", args.benchmark]
     for name, default in (("each", None), ("quick", False), ("tuning", False), ("side", SIDE), ("prompts", None),
+                          ("ask", None),
                           ("config", None), ("experiment", None), ("trials", TRIALS), ("extractors", NONE),
                           ("model", None), ("device", None), ("dtype", None), ("batch", None), ("threads", None)):
         value = getattr(args, name, default)

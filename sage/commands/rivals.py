@@ -47,6 +47,9 @@ def run_rivals(args: argparse.Namespace) -> int:
     if args.benchmark == "magicbrush":
         raise SettingsError(f"--experiment {RIVALS} is for stilllife and piebench: MagicBrush's prompts describe "
                             "whole pictures, and say more than an edit asks for")
+    if args.benchmark not in ("stilllife", "piebench"):
+        raise SettingsError(f"--experiment {RIVALS} is for stilllife and piebench: {args.benchmark} asks for what no "
+                            "prompt says")
     out, processors = Path(args.out), os.cpu_count() or 1
     args.batch = args.batch or BATCH
     with Progress(not args.quiet and sys.stderr.isatty(), unit="task", resumes=True) as bar:

@@ -1,11 +1,17 @@
-"""From cross-attention maps to the mask of where the picture may change (Hertz et al. 2022, local blending).  Pure."""
+"""From cross-attention maps to the mask of where the picture may change (Hertz et al. 2022, local blending).  Pure.
+
+Beside them what fills a hole from around it.
+"""
 
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+SWEEPS = 32  # of relaxation at each scale
 
 
 def token_attention(maps: Sequence[Tensor], tokens: Tensor, height: int, width: int) -> Tensor:
@@ -59,3 +65,25 @@ def attended(maps: Tensor) -> Tensor:
 def resize(mask: Tensor, height: int, width: int) -> Tensor:
     """(B, 1, h, w) bool -> (B, 1, height, width) float32 in {0, 1}, by nearest neighbour."""
     return F.interpolate(mask.float(), size=(height, width))
+
+
+def harmonic(x: Tensor, hole: Tensor) -> Tensor:
+    """`x` with each place of a hole the mean of its four neighbours: Laplace's equation, relaxed from coarse to fine.
+
+    Args:
+        x: (B, C, h, w).
+        hole: (B, 1, h, w) bool; where it is everything there is nothing to go by, and zeros are left.
+    """
+    if not hole.any():
+        return x
+    if max(x.shape[-2:]) == 1:
+        return torch.where(hole, 0.0, x)
+    known = (~hole).to(x)
+    weight = F.avg_pool2d(known, 2, ceil_mode=True)
+    coarse = F.avg_pool2d(x * known, 2, ceil_mode=True) / weight.clamp_min(1e-6)
+    guess = F.interpolate(harmonic(coarse, weight == 0), size=x.shape[-2:], mode="bilinear")
+    for _ in range(SWEEPS):
+        x = torch.where(hole, guess, x)
+        around = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        guess = (around[..., 1:-1, :-2] + around[..., 1:-1, 2:] + around[..., :-2, 1:-1] + around[..., 2:, 1:-1]) / 4
+    return torch.where(hole, guess, x)

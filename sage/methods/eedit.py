@@ -4,6 +4,7 @@
     down   u <- u + eta (u_clean - u)      for steps start <= i < stop; attention held between whole steps
            z <- M z + (1 - M) (s z0 + n noise)             while i < mask_timestep, exact at the end
     drag   z[to] <- z*_k[from] before step i while N - i - 1 > t_prime_ratio N;  M is the regions'
+           u_clean leads to the picture as if it were moved already; where regions were, as in `regiondrag`
 
 u_noise and u_clean are the straight lines through z and a fixed noise, and through z and the picture, so that a
 diffusion follows the same lines.  The released code (@35e95e3) differs in what `published` sets: two time grids that do
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from sage import kit
 from sage.errors import SettingsError
 from sage.method import Method, Step
-from sage.methods.regiondrag import Moves
+from sage.methods.regiondrag import Moves, Vacated
 from sage.settings import FlowGuidance, PartWay, Picture, Span, as_begun, frozen, setting
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 RELEASED = dict(steps=28, guidance_scale=7.0, source_guidance_scale=7.0, guidance_by="input", inv_skip=3,
                 fresh_threshold=3, reuse="held", whole_by="steps", put_back="before", blur="half", exact=False,
                 mask_cells="nearest", held_modulation=True, twice_gated=True, held_gates=True, text_offset=False,
-                encode="sample", seed=42)
+                vacated="noise", unnamed=False, encode="sample", seed=42)
 PROMPT = RELEASED | dict(grid="released", eta=0.7, gamma=0.7, stop=6, mask_timestep=18, invert_under="target",
                          put_back="after", transposed_region=True)
 DRAG = RELEASED | dict(grid="released, regions", eta=1.0, gamma=1.0, stop=6, invert_under="empty", region_bonus=1.0)
@@ -62,7 +63,7 @@ class Inverting(PartWay, FlowGuidance):
 
 
 @frozen
-class Regions(PartWay, FlowGuidance):
+class Regions(Vacated, PartWay, FlowGuidance):
     """Regions."""
 
     mask_timestep: int = setting(1000, "steps, from the first, after which everything outside the mask is put back: "
@@ -129,7 +130,8 @@ class EEdit(Method[Settings]):
     about = "edits by prompt, by dragging and by a reference, asking a flow's network for a third of its work"
     reads = frozenset({"source", "target", "negative", "mask", "moves", "points"})
     presets = {"published": PROMPT, "published-drag": DRAG, "published-composition": COMPOSE}
-    calls = "N / inv_skip + 2 N, of which one in fresh_threshold is whole; half of the latter with guidance as an input"
+    calls = ("N / inv_skip + 2 N, of which one in fresh_threshold is whole; half of the latter with guidance as an "
+             "input where nothing is moved")
     strength = "eta"
 
     def defaults(self, model: "Backbone") -> Settings:
@@ -192,18 +194,19 @@ class EEdit(Method[Settings]):
     # ---- the way back
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
-        s, clean, noise = job.settings, path.latents[0], job.noise(0, 0)
+        s, noise = job.settings, job.noise(0, 0)
         counted = s.steps if s.whole_by == "steps" else len(job.down)
         begin_cache(job, job.down, [s.whole(i, counted) for i in range(len(job.down))])
         moves = Moves(job, 0)
         z, confined = self._begun(job, moves, path.noise), bool((moves.free == 0).any())
+        clean = moves.moved if moves.around else path.latents[0]
         flow, last = job.model.prediction_type == "flow", len(job.down) - 1
         continued = kit.Continued(flow, s.reuse == "held")
         for i, (here, there) in enumerate(job.down):
             if len(job.down) - i - 1 > int(len(job.down) * s.t_prime_ratio):
                 z = moves.put(z, path.latents[max(-1 - i, -len(path.latents))])
             if i % s.fwd_skip == 0 or i == last:
-                target, told = job.cfg(z, here, job.target, job.empty, s.guidance_scale), here
+                target, told = _seen(job, z, here, moves), here
                 continued.add(target, here)
             else:
                 target = continued.at(z, here, there)
@@ -229,10 +232,22 @@ class EEdit(Method[Settings]):
             yield Step(i, z, here, target=target, guided=guided, mask=moves.free if confined else None)
 
     def _begun(self, job: "Job[Settings]", moves: Moves, z: "Tensor") -> "Tensor":
-        """The latents from which sampling starts: where regions were, blurred."""
-        if job.settings.blur == "half":
-            moves = moves.halved()
-        return moves.vacated(z)
+        """The latents from which sampling starts: where regions were, blurred, or what lies around them."""
+        if moves.around and job.down:
+            return moves.begun(z, job.down[0][0])
+        return (moves.halved() if job.settings.blur == "half" else moves).vacated(z)
+
+
+def _seen(job: "Job[Settings]", z: "Tensor", here: "kit.Level", moves: Moves) -> "kit.Prediction":
+    """What the latents are made of under the target prompt; where something was left, under the empty one."""
+    w = job.settings.guidance_scale
+    if not moves.unnamed:
+        return job.cfg(z, here, job.target, job.empty, w)
+    if job.asks_once:
+        vacant = job.cfg(z, here, job.empty, job.empty, w, "negative")
+        return moves.where_vacant(vacant, job.cfg(z, here, job.target, job.empty, w))
+    both = job.together(here, negative=(z, job.empty), target=(z, job.target))
+    return moves.where_vacant(both["negative"], kit.classifier_free(both["negative"], both["target"], w))
 
 
 def begin_cache(job: "Job[Settings]", edges: "Sequence[kit.Edge]", whole: "Sequence[bool]") -> None:

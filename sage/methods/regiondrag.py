@@ -8,6 +8,13 @@ The noises are those that give the picture back: where nothing is moved, nothing
 
 This is the rule and not the released code (Visual-AI/RegionDrag), whose network sees the picture itself too, through
 an IP-Adapter; docs/eedit.md has all that differs.  There is no preset "published".
+
+Where a region was and nothing is put, the prompt and the source's keys still name what stood there, and of noise alone
+it grows again.  Ours (`Vacated`): those places begin as what lies around them, at that level's noise; they are
+predicted under the empty prompt; and the source that lends its keys is the picture as if it were moved already:
+
+    z0' = z0, with z0'[from] continued from around by Laplace's equation, then z0'[to] <- z0[from]
+    z*'_k = z*_k + s_k (z0' - z0) where a region was, z*'_k[to] = z*_k[from]
 """
 
 from collections.abc import Iterator
@@ -15,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from sage import kit
 from sage.method import Method, Step
-from sage.pictures.regions import cells, matched
+from sage.pictures.regions import cells, matched, touched
 from sage.settings import Guidance, PartWay, Picture, frozen, setting, share_of
+from sage.settings import Settings as Base
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,14 +35,27 @@ if TYPE_CHECKING:
 
 
 @frozen
-class Settings(Guidance, PartWay, Picture):
+class Vacated(Base):
+    """Regions."""
+
+    regional = frozenset({"vacated", "unnamed"})
+
+    vacated: str = setting("around", "where a region was and nothing is put: what lies around it, made anew from its "
+                           "noise, or noise as alpha says, as in the original codes", "around", "noise",
+                           search=("around", "noise"))
+    unnamed: bool = setting(True, "what comes there is predicted under the empty prompt, since the prompt still names "
+                            "what was there", search=(True, False))
+
+
+@frozen
+class Settings(Vacated, Guidance, PartWay, Picture):
     """Regions."""
 
     until: float = setting(0.2, "share of the way to noise down to which what is moved is put there anew", low=0,
                            high=1)
     drag_class: str = setting("copy", "where a region was, nothing is left, and it is made anew; or with cut what was "
                               "at its new place", "copy", "cut")
-    alpha: float = setting(1.0, "copy: share of noise where a region was, 1 for noise alone", low=0, high=1)
+    alpha: float = setting(1.0, "share of noise where a region was and noise is put, 1 for noise alone", low=0, high=1)
     margin: int = setting(1, "places around the regions that may change too, where no mask says it", low=0, high=100)
     keys: str = setting("source", "what the edit looks at: the picture as it was, both, or itself alone", "source",
                         "both", "own")
@@ -45,8 +66,8 @@ class RegionDrag(Method[Settings]):
 
     name, title, paper = "regiondrag", "RegionDrag's rule on edit-friendly noises", "2407.18247"
     about = "puts regions of the picture elsewhere; without regions to move it is edit-friendly DDPM inversion"
-    reads = frozenset({"source", "target", "mask", "moves"})
-    calls = "N + 2 strength N"
+    reads = frozenset({"source", "target", "mask", "moves", "points"})
+    calls = "N + 2 strength N, or 3 with regions and unnamed"
     strength = "strength"
 
     def defaults(self, model: "Backbone") -> Settings:
@@ -72,20 +93,21 @@ class RegionDrag(Method[Settings]):
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
         s, moves = job.settings, Moves(job, job.settings.margin)
         selfs = kit.Sites(site for site in job.model.sites() if site.kind == "self") if s.keys != "own" else ()
-        z = moves.begun(path.noise)
+        z = moves.begun(path.noise, job.down[0][0]) if job.down else path.noise
         for i, (here, there) in enumerate(job.down):
-            recorded, left = path.latents[-1 - i], len(job.down) - 1 - i
+            recorded, left = moves.of_moved(path.latents[-1 - i], here), len(job.down) - 1 - i
             branches = {"source": (recorded, job.source), "target": (z, job.target)}
-            if s.guidance_scale != 1:
+            if s.guidance_scale != 1 or moves.unnamed:
                 branches["negative"] = z, job.empty
             lenders = dict.fromkeys(("target", "negative"), "source")
             with kit.lent(selfs, branches, lenders, own=s.keys == "both"):
                 seen = job.together(here, **branches)
             guided = seen["target"] if s.guidance_scale == 1 else kit.classifier_free(
                 seen["negative"], seen["target"], s.guidance_scale)
+            if moves.unnamed:
+                guided = moves.where_vacant(seen["negative"], guided)
             mean, scale = kit.reaching(guided, here, there)
-            noise = moves.put(path.noises[i], path.noises[i], job.noise(1, i))  # type: ignore[attr-defined]
-            z = mean + scale * noise
+            z = mean + scale * moves.noises(path.noises[i], job.noise(1, i))  # type: ignore[attr-defined]
             if left > share_of(s.until, s.steps):
                 z = moves.put(z, path.latents[-2 - i])
             z = moves.confined(z, path.latents[-2 - i])
@@ -96,38 +118,51 @@ class Moves:
     """What goes where on the latents, picture by picture.
 
     Args:
-        job: whose settings have `drag_class` and `alpha`.
+        job: whose settings have `drag_class`, `alpha`, `vacated` and `unnamed`.
         margin: cells around the regions that may change too, where no mask says it.
     Attributes:
         free: (B, 1, h, w) in {0, 1}, where the pictures may change.
+        vacant: (B, 1, h, w) bool, where a region was and nothing is put; nowhere if regions change places.
+        unnamed: whether there is such a place and it is predicted under the empty prompt.
+        moved: (B, C, h, w) clean latents of the picture as if it were moved already, or of the picture itself.
     """
 
     def __init__(self, job: "Job[Any]", margin: int):
         import torch
         self.s, self.job = job.settings, job
+        self.around = self.s.vacated == "around" and self.s.drag_class == "copy"
         rows = [self._of(row) for row in range(len(job.z0))]
-        self.pairs = [pairs for pairs, _ in rows]
-        touched = torch.stack([torch.from_numpy(place) for _, place in rows])[:, None].to(job.z0)
-        free = kit.dilated(touched, margin)
+        self.pairs = [pairs for pairs, _, _ in rows]
+        regions, left = (torch.stack([torch.from_numpy(row[i]) for row in rows])[:, None].to(job.z0) for i in (1, 2))
+        free = kit.dilated(torch.maximum(regions, left) if self.around else regions, margin)
         free[[i for i, pairs in enumerate(self.pairs) if not pairs]] = 1.0
         self.free = free if job.mask is None else job.mask
+        self.left = (left > 0) & (self.free > 0)
+        nothing = torch.zeros_like(self.left)
+        self.vacant = self.put(self.left, nothing) if self.s.drag_class == "copy" else nothing
+        self.unnamed = self.s.unnamed and bool(self.vacant.any())
+        self.floor = kit.harmonic(job.z0, self.left) if self.around else job.z0
+        self.moved = self.put(self.floor, job.z0) if self.around else job.z0
 
-    def _of(self, row: int) -> "tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]":
-        """Places and where they come from, of each move; and all the places of any."""
+    def _of(self, row: int) -> "tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray, np.ndarray]":
+        """Places and where they come from, of each move; all the places of any; and those that something leaves."""
         import numpy as np
         height, width = self.job.z0.shape[-2:]
         size = height, width
-        pairs, touched = [], np.zeros(size, bool)
+        pairs, regions, left = [], np.zeros(size, bool), np.zeros(size, bool)
         for move in self.job.requests[row].moves:
             source, target = (cells(mask, size) for mask in (move.source, move.target))
             pairs.append(matched(source, target))
-            touched |= source | target
+            regions |= source | target
+            # The rim of a thing that covers less than half of a place would be left behind as its outline.
+            left |= touched(move.source, size) if self.around else source
         if self.job.requests[row].points:
             to, come = self.job.pairs_of_points(row)
             pairs.append((to, come))
+            left[come[:, 0], come[:, 1]] = True
             for place in to, come:
-                touched[place[:, 0], place[:, 1]] = True
-        return pairs, touched
+                regions[place[:, 0], place[:, 1]] = True
+        return pairs, regions, left
 
     def put(self, z: "Tensor", of: "Tensor", vacant: "Tensor | None" = None) -> "Tensor":
         """`z` with what `of` has where a region was at its new place.
@@ -151,9 +186,31 @@ class Moves:
                 out[row][:, to[:, 0], to[:, 1]] = of[row][:, come[:, 0], come[:, 1]]
         return out
 
-    def begun(self, z: "Tensor") -> "Tensor":
-        """The latents from which sampling starts."""
-        return self.put(self.vacated(z), z)
+    def begun(self, z: "Tensor", level: "kit.Level") -> "Tensor":
+        """The latents from which sampling starts, at a level."""
+        if not self.around:
+            return self.put(self.vacated(z), z)
+        noise = self.job.noise(0, 1).expand_as(z)
+        return self.where_vacant(kit.renoise(kit.Prediction(self.moved, noise), level), self.put(z, z))
+
+    def of_moved(self, z: "Tensor", level: "kit.Level") -> "Tensor":
+        """Recorded latents of a level as if the picture had been moved already; as they are where noise is put."""
+        if not self.around:
+            return z
+        return self.put(z + level.signal * (self.floor - self.job.z0), z)
+
+    def noises(self, noise: "Tensor", fresh: "Tensor") -> "Tensor":
+        """The noise of a step, moved likewise, and fresh where something was left."""
+        if not self.around:
+            return self.put(noise, noise, fresh)
+        return self.where_vacant(fresh.expand_as(noise), self.put(noise, noise))
+
+    def where_vacant(self, inside: "Any", outside: "Any") -> "Any":
+        """Latents, or a prediction, where something was left, and others elsewhere."""
+        import torch
+        if isinstance(inside, kit.Prediction):
+            return kit.Prediction(self.where_vacant(inside.x0, outside.x0), self.where_vacant(inside.eps, outside.eps))
+        return torch.where(self.vacant, inside, outside)
 
     def vacated(self, z: "Tensor") -> "Tensor":
         """`z` with noise where regions were, as much as alpha says; of regions that change places over what comes."""

@@ -111,8 +111,17 @@ def union(moves: Sequence[Move]) -> Image.Image:
 
 def cells(mask: Image.Image, size: tuple[int, int]) -> np.ndarray:
     """(h, w) bool for `size` (h, w): the cells of which a mask covers at least half, or else those it covers most."""
-    share = np.asarray(mask.convert("F").resize(size[::-1], Image.Resampling.BOX))
+    share = _covered(mask, size)
     return share >= min(127.5, float(share.max()))
+
+
+def touched(mask: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """(h, w) bool for `size` (h, w): the cells of which a mask covers anything."""
+    return _covered(mask, size) > 0
+
+
+def _covered(mask: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(mask.convert("F").resize(size[::-1], Image.Resampling.BOX))
 
 
 # ---- which place goes where
@@ -195,6 +204,21 @@ def pixels_moved(image: Image.Image, moves: Sequence[Move], cut: bool = True) ->
     for move in moves:
         to, come = matched(np.asarray(move.source) > 0, np.asarray(move.target) > 0)
         after[to[:, 0], to[:, 1]] = before[come[:, 0], come[:, 1]]
+    return Image.fromarray(after)
+
+
+def pixels_of_points(image: Image.Image, points: np.ndarray) -> Image.Image:
+    """The same of single pixels.
+
+    Args:
+        points: (n, 2, 2), from and to, each x and y in pixels; what lies beyond the picture is its nearest pixel.
+    """
+    before = np.asarray(image.convert("RGB"))
+    (x, y), (to_x, to_y) = np.clip(points, 0, (image.width - 1, image.height - 1)).astype(np.int64).transpose(1, 2, 0)
+    hole = np.zeros(before.shape[:2], np.uint8)
+    hole[y, x] = 255
+    after = np.array(pixels_filled(image, Image.fromarray(hole)))
+    after[to_y, to_x] = before[y, x]
     return Image.fromarray(after)
 
 

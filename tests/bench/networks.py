@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
+from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
-from sage.bench.extractors import PROTOCOLS, SQUEEZENET
-from sage.bench.lpips import squeezenet
+from sage.bench.extractors import CLIP_B32, CLIP_L14, DINO_B8, DINO_S16, DINOV2
+from sage.bench.lpips import NETS
 from tests.models.tiny import tokenizer
 
 TEXT = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=58,
@@ -18,7 +18,7 @@ VISION = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_att
 
 def make_networks(folder: Path) -> Path:
     torch.manual_seed(0)
-    for dino, clip in PROTOCOLS.values():
+    for dino, clip in ((DINO_B8, CLIP_L14), (DINO_S16, CLIP_B32)):
         config = ViTConfig(hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
                            image_size=224, patch_size=32)
         _shaken(ViTModel(config, add_pooling_layer=False)).save_pretrained(folder / dino.name)
@@ -27,8 +27,11 @@ def make_networks(folder: Path) -> Path:
         tokenizer(folder / "tokenizer")
         shutil.copytree(folder / "tokenizer", folder / clip.name, dirs_exist_ok=True)
         shutil.rmtree(folder / "tokenizer")
-    torch.save({f"features.{key}": value for key, value in squeezenet().state_dict().items()}
-               | {"classifier.1.weight": torch.zeros(1000, 512, 1, 1)}, folder / SQUEEZENET)
+    for net in NETS.values():
+        torch.save({f"features.{key}": value for key, value in net.features().state_dict().items()}
+                   | {"classifier.1.weight": torch.zeros(1000, 512, 1, 1)}, folder / net.file)
+    patches = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=56, patch_size=28)
+    _shaken(Dinov2Model(patches)).save_pretrained(folder / DINOV2.name)
     return folder
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from sage import EditConfig
 from sage.bench.configs import configuration
-from sage.bench.experiments import BOUNDS, EXPERIMENTS, FRONTIERS, experiment, sweep
+from sage.bench.experiments import BOUNDS, EXPERIMENTS, FRONTIERS, REGION_BOUNDS, experiment, sweep
 from sage.bench.runner import run
 from sage.bench.tables import Results
 from sage.errors import SettingsError
@@ -19,9 +19,11 @@ def test_every_configuration_is_possible_and_another(name):
     e = experiment(name)
     settings = [configuration(c) for c in e.configurations]
     assert len({c.folder for c in settings}) == len(settings)
-    distinct = {json.dumps([c.makes, c.method, c.settings(RECOMMENDED).as_dict(), dict(c.overrides)]) for c in settings}
+    started = [RECOMMENDED if c.method == "sage" else c.edits_by.Settings() for c in settings]
+    distinct = {json.dumps([c.makes, c.method, c.words, c.settings(base).as_dict(), dict(c.overrides)])
+                for c, base in zip(settings, started, strict=True)}
     assert len(distinct) >= len(settings) - 2  # some may be what is recommended
-    assert e.baseline in (*BOUNDS, *e.configurations)
+    assert e.baseline in (*BOUNDS, *REGION_BOUNDS, *e.configurations)
 
 
 def test_the_grid_is_whole_and_the_frontier_has_every_way():

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -8,15 +9,18 @@ import torch
 import torchmetrics.functional.image.lpips as oracle
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, ViTModel
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, Dinov2Model, ViTModel
 
+import sage
+from sage import pictures
 from sage.bench import extractors, metrics
 from sage.bench.extractors import CLIP_L14, DINO_B8, DINO_S16, SQUEEZENET, load_extractors, resized_shape
-from sage.bench.lpips import Lpips, squeezenet
+from sage.bench.lpips import NETS, Lpips, squeezenet
 from sage.commands.main import main
 from sage.errors import ModelError
 from tests.bench.networks import make_networks
 from tests.bench.world import make_benchmark
+from tests.models import tiny
 
 RNG = np.random.default_rng(0)
 IMAGENET = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -142,10 +146,10 @@ def test_nothing_is_computed_twice(folder, piebench, monkeypatch):
 # ---- LPIPS
 
 
-def torchmetrics_lpips(monkeypatch, features):
+def torchmetrics_lpips(monkeypatch, features, net="squeeze"):
     """torchmetrics' network around our convolutions: its own weights of the layers, scaling and means."""
     monkeypatch.setattr(oracle, "_get_tv_model_features", lambda net, pretrained: features)
-    return oracle._LPIPS(net="squeeze", pnet_rand=True)
+    return oracle._LPIPS(net=net, pnet_rand=True)
 
 
 def test_lpips_is_that_of_torchmetrics(folder, piebench, monkeypatch):
@@ -162,6 +166,19 @@ def test_lpips_is_that_of_torchmetrics(folder, piebench, monkeypatch):
     assert piebench.lpips(x, y) == pytest.approx(theirs(*pair).item(), rel=1e-5)
     assert piebench.lpips(x, y) == pytest.approx(newer, rel=1e-3)
     assert piebench.lpips(x, x) == 0 < piebench.lpips(x, y)
+
+
+@pytest.mark.parametrize("name, protocol", (("alex", "dragbench"), ("vgg", "tficon")))
+def test_lpips_by_other_networks_is_that_of_torchmetrics(folder, monkeypatch, name, protocol):
+    features = NETS[name].features()
+    state = torch.load(folder / NETS[name].file, weights_only=True)
+    features.load_state_dict({k.removeprefix("features."): v for k, v in state.items() if k.startswith("features")})
+    if name == "alex":  # torchmetrics cuts both out by the numbers of torchvision's layers, whose last one pools
+        features.append(torch.nn.MaxPool2d(3, stride=2))
+    theirs = torchmetrics_lpips(monkeypatch, features, name)
+    x, y = (RNG.uniform(-1, 1, (96, 80, 3)).astype(np.float32) for _ in range(2))
+    pair = [torch.from_numpy(p.transpose(2, 0, 1)[None].copy()) for p in (x, y)]
+    assert load_extractors(protocol, folder, "cpu").lpips(x, y) == pytest.approx(theirs(*pair).item(), rel=1e-3)
 
 
 def test_squeezenet_is_that_of_torchvision():
@@ -206,6 +223,44 @@ def test_score_with_extractors_says_their_versions(folder, tmp_path, capsys):
     assert set(data["networks"]) == {"torch", "transformers", "numpy", "pillow", "LPIPS", DINO_B8.repo, CLIP_L14.repo}
     assert data["table"][0]["structure"]["mean"] == 0 and "structure distance x 1000" in out
     assert "torchmetrics" in data["networks"]["LPIPS"]
+
+
+# ---- features of places
+
+
+def test_features_of_patches(folder):
+    """By hand through transformers: nearest pixels at 840 a side, in [-1, 1], the class token left out."""
+    found = load_extractors("dragbench", folder, "cpu")
+    rows, columns = (np.arange(840) * side // 840 for side in WIDE.shape[:2])
+    x = torch.from_numpy((WIDE[rows][:, columns] / 127.5 - 1).transpose(2, 0, 1)[None]).float()
+    with torch.no_grad():
+        tokens = Dinov2Model.from_pretrained(folder / extractors.DINOV2.name)(x).last_hidden_state[0, 1:]
+    features = found.features(WIDE, "a cat")
+    assert features.shape == (16, 30, 30) and found.side == 840
+    assert np.allclose(features[:, 2, 5], tokens[2 * 30 + 5], atol=1e-4)
+    assert "DIFT" in found.versions["features"] and extractors.DINOV2.repo in found.versions
+
+
+def test_dift_is_the_second_up_block_at_a_little_noise(folder, copied, monkeypatch):
+    """The mean over eight noises of what the block gives at timestep 261, under the prompt."""
+    tiny.make(copied / extractors.SD21.name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found, model = load_extractors("dragbench", copied, "cpu"), sage.load_model(copied / extractors.SD21.name)
+    picture, heard = RNG.integers(0, 256, (64, 96, 3), dtype=np.uint8), []
+    features = found.features(picture, "a cat")
+    model.unet.up_blocks[1].register_forward_hook(lambda module, inputs, output: heard.append(output[0].numpy()))
+    level, generator = model.schedule.level(261), torch.Generator().manual_seed(0)
+    z = model.encode(pictures.to_tensor(Image.fromarray(picture), (96, 64)))
+    text = model.prepare(model.embed([model.prompts.parse("a cat")]))
+    with torch.no_grad():
+        for _ in range(8):
+            noise = torch.randn(z.shape, generator=generator)
+            model.predict(level.alpha**0.5 * z + (1 - level.alpha) ** 0.5 * noise, level, text)
+    assert np.allclose(features, np.mean(heard, 0), atol=1e-5) and found.side == 768
+    assert not np.allclose(features, found.features(picture, "a dog"), atol=1e-3)
+    assert found.versions["features"].startswith("DIFT") and extractors.DINOV2.repo not in found.versions
+    assert found.identity() != load_extractors("dragbench", folder, "cpu").identity()
 
 
 # ---- what is not there, or not what it should be
@@ -284,7 +339,7 @@ def test_without_a_network_one_line_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_the_hubs_cache_needs_no_network(folder, tmp_path, monkeypatch):
-    for network in extractors.PROTOCOLS["magicbrush"]:
+    for network in (extractors.DINO_S16, extractors.CLIP_B32):
         place = tmp_path / f"models--{network.repo.replace('/', '--')}"
         shutil.copytree(folder / network.name, place / "snapshots" / network.revision)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

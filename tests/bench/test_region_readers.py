@@ -11,7 +11,9 @@ from PIL import Image
 
 from sage.bench.files import BenchmarkError
 from sage.bench.plain_pickle import read_pickle
-from sage.bench.regions import cases_as_json, mean_distance, point_distances, read_dragbench, read_tficon
+from sage.bench.region_metrics import mean_distance, point_distances
+from sage.bench.regions import read_dragbench, read_tficon
+from sage.errors import PictureError
 
 
 def written(path: Path, value, protocol: int = 4) -> Path:
@@ -81,12 +83,15 @@ def test_dragbench_is_read(tmp_path):
     written(sample / "meta_data.pkl", {"prompt": "a cat", "points": [(3, 4), (13, 4), [5, 6], [7, 8]], "mask": mask})
     written(sample / "meta_data_region.pkl", {"prompt": "a cat", "points": np.arange(8).reshape(4, 2), "mask": mask})
     Image.new("RGB", (30, 20)).save(sample / "original_image.png")
-    [case], [dense] = read_dragbench(tmp_path), read_dragbench(tmp_path, regions=True)
-    assert case.name == "animals/cat_1" and case.prompt == "a cat" and case.mask.sum() == 4 * 30
-    assert case.points.tolist() == [[[3, 4], [13, 4]], [[5, 6], [7, 8]]] and len(dense.points) == 2
-    [as_json] = cases_as_json((case,))
-    assert as_json["points"] == case.points.tolist()
-    for bad in ({"prompt": "a", "points": [(1, 2)], "mask": mask}, {"prompt": 3, "points": [(1, 2)] * 2, "mask": mask},
+    [dense], [case] = read_dragbench(tmp_path).cases, read_dragbench(tmp_path, regions=False).cases
+    assert case.name == "animals/cat_1" and case.source == case.target == "a cat" and case.runs == (5 * 30, 4 * 30)
+    assert case.points.tolist() == dense.points.tolist() == [[[3, 4], [13, 4]], [[5, 6], [7, 8]]]
+    assert dense.dense.tolist() == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]] and not len(case.dense)
+    assert case.stem == "animals/cat_1/dragged_image" and read_dragbench(tmp_path).kinds == ["animals"]
+    assert read_dragbench(tmp_path).mapping_hash() != read_dragbench(tmp_path, regions=False).mapping_hash()
+    far, many = [(1e300, 1), (2, 2)], np.ones((4000, 2))
+    for bad in ({"prompt": "a", "points": far, "mask": mask}, {"prompt": "a", "points": many, "mask": mask},
+                {"prompt": "a", "points": [(1, 2)], "mask": mask}, {"prompt": 3, "points": [(1, 2)] * 2, "mask": mask},
                 {"prompt": "a", "points": [(1, 2)] * 2, "mask": mask[1:]}, [], {"prompt": "a"}):
         written(sample / "meta_data.pkl", bad)
         with pytest.raises(BenchmarkError, match="damaged"):
@@ -103,8 +108,13 @@ def test_tficon_is_read(tmp_path):
     where = Image.new("L", (32, 16))
     where.paste(255, (4, 2, 12, 10))
     where.save(case / "mask_bg_fg.jpg", quality=100)
-    [read] = read_tficon(tmp_path)
-    assert read.box == (8, 4, 24, 20) and read.prompt == "a sketch of a cat" and read.reference.name == "fg07.jpg"
+    benchmark = read_tficon(tmp_path)
+    [read] = benchmark.cases
+    assert read.box == (8, 4, 24, 20) and read.target == "a sketch of a cat" and benchmark.kinds == ["Real-Sketch"]
+    assert read.reference == "Real-Sketch/0003 a sketch of a cat/fg07.jpg" and read.where((64, 32)).sum() == 16 * 16
+    with pytest.raises(PictureError, match="fg07"):
+        (case / "fg07.jpg").write_text("no picture")
+        benchmark.ready(read)
     (case / "bg13.png").write_bytes((case / "bg12.png").read_bytes())
     with pytest.raises(BenchmarkError, match="2 files"):
         read_tficon(tmp_path)

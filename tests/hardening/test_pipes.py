@@ -134,7 +134,7 @@ def test_among_the_files_of_a_network_that_judges(tmp_path):
         (tmp_path / CLIP_B32.name).mkdir(exist_ok=True)
         (tmp_path / CLIP_B32.name / name).touch()
     pipe(tmp_path / CLIP_B32.name / "generation_config.json")
-    assert CLIP_B32 in PROTOCOLS["magicbrush"]
+    assert PROTOCOLS["magicbrush"].clip == CLIP_B32
     assert "generation_config.json is no plain file" in refused(lambda: _found(CLIP_B32, tmp_path, {}))
 
 

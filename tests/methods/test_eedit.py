@@ -8,6 +8,7 @@ from PIL import Image
 import sage
 from sage.errors import SettingsError
 from sage.guidance.caching import Cache, Slips
+from sage.guidance.masks import harmonic
 from sage.guidance.refresh import on_grid, preprocessed
 from sage.method import Request
 from sage.methods.eedit import COMPOSE, DRAG, PROMPT, EEdit, Settings
@@ -104,6 +105,16 @@ def test_a_drag_onto_itself_is_the_picture(model, z0):
     assert torch.allclose(z[-1], z0, atol=1e-4)
 
 
+def test_a_drag_is_drawn_to_the_picture_as_if_it_were_moved(model, z0):
+    """With eta 1 in every step the way back ends there: the thing at its new place, its old one filled from around."""
+    z = run(model, z0, drag(), eta=1.0, stop=6, gamma=0.0)
+    vacant = torch.zeros(1, 1, H, W, dtype=torch.bool)
+    vacant[..., 2:6, 2:6] = True
+    moved = harmonic(z0, vacant)
+    moved[..., 4:8, 8:12] = z0[..., 2:6, 2:6]
+    assert torch.allclose(z[-1], moved, atol=1e-4) and not torch.allclose(z[-1], z0, atol=0.1)
+
+
 def test_what_is_dragged_comes_from_the_trajectory(model, z0):
     """With regions put anew to the end, the last step starts from what the way to noise had at its first level."""
     z = run(model, z0, drag(), t_prime_ratio=0.0, eta=0.0, gamma=0.0, alpha=0.5)
@@ -129,13 +140,15 @@ def _way(model, z0):
     ("mask", dict(mask_timestep=3)), ("mask", dict(put_back="before")),
     ("mask", dict(put_back="drawn")), ("mask", dict(region_bonus=1.0)),
     ("mask", dict(cascade_num=0)), ("mask", dict(exact=False, mask_timestep=5)), ("drag", dict(drag_class="cut")),
-    ("drag", dict(t_prime_ratio=0.9)), ("drag", dict(alpha=0.3)), ("drag", dict(blur="half")),
+    ("drag", dict(t_prime_ratio=0.9)), ("drag", dict(vacated="noise")), ("drag", dict(unnamed=False)),
+    ("noise", dict(alpha=0.3)), ("noise", dict(blur="half")),
     ("mask", dict(fwd_skip=2)), ("mask", dict(transposed_region=True)),
     ("mask", dict(text_offset=False)), ("mask", dict(held_modulation=True)),
     ("mask", dict(grid="released")), ("mask", dict(grid="released, regions")), ("mask", dict(whole_by="steps"))])
 def test_every_setting_and_slip_changes_the_edit(model, z0, request_, change):
-    request = drag() if request_ == "drag" else Request(SOURCE, TARGET, mask=mask(2, 2, 9, 8))
+    request = Request(SOURCE, TARGET, mask=mask(2, 2, 9, 8)) if request_ == "mask" else drag()
     base = dict(steps=8, cache="eedit", fresh_threshold=3, inv_skip=3, fresh_ratio=0.25, tailing_step=0)
+    base |= dict(vacated="noise") if request_ == "noise" else {}
     one, other = run(model, z0, request, **base), run(model, z0, request, **base | change)
     assert torch.isfinite(other[-1]).all() and not torch.equal(one[-1], other[-1])
 

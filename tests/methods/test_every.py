@@ -144,7 +144,7 @@ ROWS = {
         others=PRESERVED | dict(strength=0.5, shift=100, last_limit=1e-4, last_norm=1e-2), beside=WITH_PRESERVATION),
     "regiondrag": Row(
         base=dict(strength=0.75), bound="picture", others=dict(strength=0.5),
-        silent=dict.fromkeys(("until", "drag_class", "alpha", "margin"),
+        silent=dict.fromkeys(("until", "drag_class", "alpha", "margin", "vacated", "unnamed"),
                              "nothing is moved here: tests/methods/test_regiondrag.py")),
     "ledits": Row(
         base=dict(cross_level=2, mask_quantile=0.5, steps=6), bound="picture",
@@ -169,7 +169,7 @@ ROWS = {
                 **dict.fromkeys(("whole_by", "reuse"), dict(steps=7, inv_skip=2, fresh_threshold=2))},
         silent={**OF_FLOWS,
                 **dict.fromkeys(("mask_timestep", "drag_class", "t_prime_ratio", "alpha", "put_back", "blur", "exact",
-                                 "region_bonus", "mask_cells", "transposed_region"),
+                                 "region_bonus", "mask_cells", "transposed_region", "vacated", "unnamed"),
                                 "no mask and nothing moved here: tests/methods/test_eedit.py"),
                 **dict.fromkeys(("grid", "text_offset", "twice_gated", "held_gates", "held_modulation"),
                                 "of flows: likewise"),

@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 
 import sage
+from sage.bench import search
+from sage.guidance.masks import harmonic
 from sage.method import Request
 from sage.methods.regiondrag import Settings
 from sage.pictures.regions import Move, box_mask
@@ -14,6 +16,7 @@ from tests import small
 
 SOURCE = "a cat on a mat"
 H, W = 16, 24
+ORIGINAL = dict(vacated="noise", unnamed=False)
 FROM, TO = (4, 2, 8, 6), (14, 8, 18, 12)  # left, top, right, bottom in cells
 
 
@@ -51,7 +54,7 @@ def test_nothing_moved_or_moved_onto_itself_is_the_picture(model):
 
 def test_step_by_step_as_the_rule_says(model):
     """By hand, without attention taken over: 6 of 8 steps, put anew while more than a quarter of the way is left."""
-    z, noises = run(model, Move(cells(*FROM), cells(*TO)), keys="own", until=0.25, margin=0, alpha=0.8)
+    z, noises = run(model, Move(cells(*FROM), cells(*TO)), keys="own", until=0.25, margin=0, alpha=0.8, **ORIGINAL)
     levels = model.schedule.levels(8, "leading", (H, W))[:7]
     text = model.embed([model.prompts.parse(SOURCE)])
 
@@ -85,6 +88,68 @@ def test_step_by_step_as_the_rule_says(model):
             assert torch.allclose(z[i], x, atol=1e-3), i
 
 
+def test_what_is_left_behind_is_what_lies_around_it(model, monkeypatch):
+    """By hand: from where it begins to the first step, keys of its own, and which picture lends them."""
+    asked, predict = [], type(model).predict
+    monkeypatch.setattr(type(model), "predict", lambda self, z, *rest: asked.append(z) or predict(self, z, *rest))
+    z, noises = run(model, Move(cells(*FROM), cells(*TO)), keys="own", until=0.0, margin=0)
+    level, below = model.schedule.levels(8, "leading", (H, W))[6:4:-1]
+    vacant = torch.zeros(1, 1, H, W, dtype=torch.bool)
+    vacant[..., 2:6, 4:8] = True
+    floor = harmonic(latents(0), vacant)
+    recorded, start = (renoise(Prediction(x, noise), level) for x, noise in ((latents(0), noises[6,]),
+                                                                            (floor, noises[0, 1])))
+
+    def put(z, of):
+        out = z.clone()
+        out[..., 8:12, 14:18] = of[..., 2:6, 4:8]
+        return out
+
+    x = put(torch.where(vacant, start, recorded), recorded)
+    lender, target, negative = asked[-18:-15] if len(asked[-1]) == 1 else asked[-6].chunk(3)
+    assert torch.allclose(target, x, atol=1e-4) and torch.equal(target, negative)
+    assert torch.allclose(lender, put(torch.where(vacant, recorded + level.signal * (floor - latents(0)), recorded),
+                                      recorded), atol=1e-4)
+    seen = {}
+    for name, prompt in (("named", SOURCE), ("unnamed", "")):
+        text = model.embed([model.prompts.parse(prompt)])
+        with torch.no_grad():
+            seen[name] = ancestral(model.predict(x, level, text), level, below)
+    mean, scale = torch.where(vacant, seen["unnamed"][0], seen["named"][0]), seen["named"][1]
+    assert torch.allclose(z[0][..., 2:6, 4:8], (mean + scale * noises[1, 0])[..., 2:6, 4:8], atol=1e-3)
+    assert not torch.allclose(seen["unnamed"][0], seen["named"][0], atol=1e-2)
+
+
+def test_a_hole_is_filled_from_around():
+    y, x = torch.meshgrid(torch.arange(17.0), torch.arange(13.0), indexing="ij")
+    plane = torch.stack([2 * x - y, x + 3 * y])[None]  # which solves Laplace's equation
+    hole = torch.zeros(1, 1, 17, 13, dtype=torch.bool)
+    hole[..., 4:12, 3:9] = True
+    filled = harmonic(torch.where(hole, 1e3, plane), hole)
+    assert torch.equal(filled[~hole.expand_as(plane)], plane[~hole.expand_as(plane)])
+    assert (filled - plane).abs().max() < 0.05 * (plane.max() - plane.min())
+    assert torch.equal(harmonic(plane, torch.zeros_like(hole)), plane)
+    assert not harmonic(plane, torch.ones_like(hole)).any()
+    edge = torch.zeros_like(hole)
+    edge[..., 10:, 6:] = True
+    assert torch.isfinite(harmonic(torch.where(edge, torch.inf, plane).nan_to_num(0), edge)).all()
+
+
+def test_the_rim_of_a_region_is_left_too(model):
+    """Places that it covers by less than half begin anew; they would stay behind as its outline."""
+    four = tuple(4 * side for side in FROM)
+    wider = box_mask((four[0] - 1, four[1] - 1, four[2] + 1, four[3] + 1), (4 * W, 4 * H))
+    z, _ = run(model, Move(wider, cells(*TO)), margin=0)
+    free = np.zeros((H, W), bool)
+    free[1:7, 3:9] = free[8:12, 14:18] = True
+    same = (z[-1] == latents(0)).all(1)[0].numpy()
+    assert same[~free].all() and not same[free].any()
+    z, _ = run(model, Move(wider, cells(*TO)), margin=0, **ORIGINAL)
+    free[1:7, 3:9] = False
+    free[2:6, 4:8] = True
+    assert (z[-1] == latents(0)).all(1)[0].numpy()[~free].all()
+
+
 def test_outside_the_regions_or_the_mask_the_latents_are_the_pictures(model):
     move = Move(cells(*FROM), cells(*TO))
     free = np.zeros((H, W), bool)
@@ -98,10 +163,17 @@ def test_outside_the_regions_or_the_mask_the_latents_are_the_pictures(model):
 
 
 @pytest.mark.parametrize("change", [dict(until=0.6), dict(drag_class="cut"), dict(alpha=0.3), dict(margin=3),
-                                    dict(keys="both"), dict(keys="own")])
+                                    dict(keys="both"), dict(keys="own"), dict(vacated="around"), dict(unnamed=True)])
 def test_every_setting_changes_the_drag(model, change):
     move = Move(cells(*FROM), cells(*TO))
-    assert not torch.equal(run(model, move)[0][-1], run(model, move, **change)[0][-1])
+    assert not torch.equal(run(model, move, **ORIGINAL)[0][-1], run(model, move, **ORIGINAL | change)[0][-1])
+
+
+def test_what_only_drags_know_is_no_part_of_a_search_on_prompts():
+    names = {"vacated", "unnamed"}
+    for name in ("regiondrag", "eedit"):
+        method = sage.method(name)
+        assert names <= method.Settings.searched().keys() and not names & search.space(method).keys()
 
 
 def test_cut_puts_each_in_the_others_place(model):
