@@ -21,13 +21,11 @@ from sage.commands.flags import (
     add_method,
     add_model,
     add_ways,
-    carry_out,
     given_settings,
-    model_of,
-    must_fetch,
     published,
     typed,
 )
+from sage.commands.running import carry_out, model_of, must_fetch
 from sage.display import console
 from sage.display.progress import Progress
 from sage.errors import PictureError, SettingsError
@@ -324,11 +322,10 @@ def run(args: argparse.Namespace) -> None:
     carry_out(plan_edit(args), args, _edit_all)
 
 
-def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: bool) -> dict[str, Any]:
+def _edit_all(job: Job, model: Any, progress: Progress, print_paths: bool) -> dict[str, Any]:
     import sage
-    if why := job.method.fits(model):
-        raise SettingsError(f"{job.method.name} cannot edit with {model.name}: {why}")
-    config = (job.base or job.method.recommended(model)).but(**job.changes)
+    from sage.editing import settings_for
+    config = settings_for(model, job.base, job.method.where).but(**job.changes)
     plans = [sage.check_prompts(model, job.source, target, config, truncate=job.truncate) for target in job.targets]
     notes = _warnings(job, config, made_by(model))
 
@@ -368,9 +365,6 @@ def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: 
         pictures.save_picture(pictures.sheet(rows), job.sheet)
         if print_paths:
             progress.say(job.sheet)
-    progress.close()  # lest a note runs into its bar
-    for message in notes:
-        note(message)
     return {"out": [str(out) for out in job.outs], "sheet": str(job.sheet) if job.sheet else None,
             "explain": [str(folder) for folder in job.inside], "settings": settings, "notes": notes}
 
