@@ -21,7 +21,8 @@ from sage.errors import PictureError, SageError, out_of_memory
 from sage.files import same_file
 from sage.method import method
 from sage.models.backbone import Backbone
-from sage.pictures.metadata import identity, make_record, read_record
+from sage.pictures.metadata import make_record, read_record
+from sage.pictures.originals import identity
 from sage.prompts.plan import Plan
 from sage.settings import Settings
 

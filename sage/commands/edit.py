@@ -41,13 +41,13 @@ from sage.pictures.metadata import (
     asked_in,
     check_prompt,
     differences,
-    identity,
     made_by,
     make_record,
     masks_in,
     read_record,
     settings_in,
 )
+from sage.pictures.originals import composed_again, identity, scaled_as
 from sage.prompts.instructions import follow
 from sage.prompts.language_model import KEY, LanguageModel
 from sage.prompts.sentences import read_sentences
@@ -129,8 +129,6 @@ def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: d
     Raises:
         SageError: a mask that is none, or that nobody reads.
     """
-    if "composed" in old:
-        raise SettingsError(f"{args.config_from} was composed of two pictures: sage compose makes it again of them")
     asked = asked_in(old)
     add_flagged(asked, args, image)
     for mask in masks_in(asked):
@@ -138,14 +136,19 @@ def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: d
             raise SettingsError(f"{args.config_from} was made from a picture of {mask.width} x {mask.height} pixels, "
                                 f"and {args.picture} has {image.width} x {image.height}: give a mask of its own")
     check_asked(chosen, asked)
-    return image, asked, asked_as_text(**asked)
+    record = asked_as_text(**asked)
+    if "composed" in old:
+        image = composed_again(image, old, Path(args.picture).parent, Path(args.config_from).parent)
+        record["composed"] = old["composed"]
+    return image, asked, record
 
 
 def add_flagged(asked: dict[str, Any], args: argparse.Namespace, image: Image.Image) -> None:
-    """Add what the flags of `add_mask` ask for; a mask of theirs comes before another."""
-    if args.mask_file:
-        asked["mask"] = open_mask(args.mask_file, image.size)
-    if args.paste:
+    """Add what the flags of `add_mask` ask for, where a command has them; a mask of theirs comes before another."""
+    flags = vars(args)
+    if flags.get(MASK):
+        asked["mask"] = open_mask(flags[MASK], image.size)
+    if flags.get("paste"):
         asked["paste"] = True
 
 
@@ -239,15 +242,17 @@ def plan_edit(args: argparse.Namespace) -> Job:
 
     sentences = tuple(map(read_sentences, vars(args).get("sentences") or ()))
     path = Path(args.picture)
-    image = pictures.open_picture(path)
-    picture = identity(path)
+    image, picture = pictures.open_picture(path), identity(path)
+    known = old["picture"] if old and not label else {}
+    if known.get("sha256") == picture["sha256"]:
+        image, picture = scaled_as(image, known), known | picture
+    elif known:
+        notes.append(f"{path} is not the picture that {args.config_from} was made from ({known['name']})")
     image, asked, record = args.prepare(args, image, chosen, {} if label else old)
     if sentences:
         notes.append("the settings in the picture do not hold your sentences: give them again to repeat this edit")
     if label:
         check_label(label, args.trajectory, image, source, changes)
-    elif old and old["picture"]["sha256"] != picture["sha256"]:
-        notes.append(f"{path} is not the picture that {args.config_from} was made from ({old['picture']['name']})")
 
     loras = read_loras(args.lora)
     args.lora = loras or None  # what is read is not read again

@@ -27,7 +27,8 @@ from sage.display.progress import Progress
 from sage.errors import SettingsError
 from sage.method import Method, check_task, method
 from sage.models.known import known_model
-from sage.pictures.metadata import check_prompt, identity
+from sage.pictures.metadata import check_prompt
+from sage.pictures.originals import identity
 
 MOST = 1000  # cells
 EXAMPLES = """

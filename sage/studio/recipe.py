@@ -10,6 +10,7 @@ from sage.settings import Factors, Phrases, Settings, annotations
 from sage.studio.words import factors_text, phrases_text
 from sage.trajectory.label import flag
 
+UNSAYABLE = ("mask", "moves", "composed")  # by flags: they are taken from the result's own record
 TASKS = {True: ("edit", "sage.edit"), False: ("generate", "sage.generate")}
 
 
@@ -31,10 +32,10 @@ def as_command(record: dict[str, Any], model: Backbone | None, name: str = "edit
     """The command line that makes the same picture.
 
     Args:
-        name: the result's file, in which masks and moves are.
+        name: the result's file, in which is what no flag can say.
     """
     edited = "picture" in record
-    if "mask" in record or "moves" in record:  # which no flag can say
+    if not record.keys().isdisjoint(UNSAYABLE):
         return shlex.join(["sage", "edit", record["picture"]["name"], "--config-from", name])
     words = ["sage", TASKS[edited][0]]
     words += [record["picture"]["name"], "--source", record["source"], "--target", record["target"]] if edited else []
@@ -55,7 +56,7 @@ def as_python(record: dict[str, Any], model: Backbone | None, name: str = "edit.
     """Python that makes the same picture.
 
     Args:
-        name: the result's file, in which masks and moves are.
+        name: the result's file, in which is what no flag can say.
     """
     edited = "picture" in record
     given = ", ".join(f"{name}={value!r}" for name, value in changed(record, model).items())
@@ -64,11 +65,18 @@ def as_python(record: dict[str, Any], model: Backbone | None, name: str = "edit.
              + ("" if edited else ", 'generate'") + ")" + (f".but({given})" if given else "")]
     more = ", truncate=True" if record["truncate"] else ""
     if edited:
-        asked = ", **asked" if "mask" in record or "moves" in record else ""
-        if asked:
+        picture, asked = repr(record["picture"]["name"]), ""
+        if not record.keys().isdisjoint(UNSAYABLE):
             lines[:1] = ["import sage", "from sage.pictures.metadata import asked_in, read_record"]
-            lines.append(f"asked = asked_in(read_record({name!r}))  # the mask and the moves")
-        lines += [f"result = sage.edit(model, {record['picture']['name']!r}, {record['source']!r},",
+            lines.append(f"record = read_record({name!r})")
+        if "composed" in record:
+            lines[1:2] = [lines[1], "from sage.pictures.originals import original"]
+            lines.append(f"picture = original(record, {picture})  # with what was put into it, of files beside it")
+            picture = "picture"
+        if "mask" in record or "moves" in record:
+            lines.append("asked = asked_in(record)  # the mask and the moves")
+            asked = ", **asked"
+        lines += [f"result = sage.edit(model, {picture}, {record['source']!r},",
                   f"                   {record['target']!r}, settings{asked}{more})"]
     else:
         lines += [f"[result] = sage.generate(model, {record['target']!r}, settings, negative={record['negative']!r},",
