@@ -88,13 +88,14 @@ def run_models(args: argparse.Namespace) -> None:
         known = {name: _known_facts(name) | {"path": str(path) if path else None} for name, path in found.items()}
         print(json.dumps(known | {name: {"name": name, "path": str(own_folder(name))} for name in own_names()}))
         return
+    wide = max(map(len, [*KNOWN, *own_names()]))
     for name, path in found.items():
         m = KNOWN[name]
         size = f"{m.download / 1e9:.1f} GB" if m.download else "bundled"
         place = path or (f"not here: sage fetch {name}" if m.repo else "missing")
-        print(f"{name:12} {m.size:4} px  {size:8} {m.licence:24} {place}")
+        print(f"{name:{wide}} {m.size:4} px  {size:8} {m.licence:24} {place}")
     for name in own_names():
-        print(console.printable(f"{name:12} your own {'':34} {own_folder(name)}"))
+        print(console.printable(f"{name:{wide}} your own {'':34} {own_folder(name)}"))
     print(f"\nModels lie in {weights_dir()}; SAGE_WEIGHTS names another place. Any folder there is found by its name.")
 
 

@@ -1,10 +1,16 @@
-"""What is said on stderr: one line each, without control characters."""
+"""What is said to people: on stderr one line each, without control characters."""
 
+import shutil
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-LONGEST = 1000
+LONGEST, WIDEST = 1000, 100
+
+
+def width() -> int:
+    """Columns that a text may fill: the terminal's, 80 where there is none, and no more than can be read with ease."""
+    return min(shutil.get_terminal_size().columns, WIDEST)
 
 
 def printable(text: str) -> str:
