@@ -41,8 +41,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
         command: (name, run, help, **options) -> the parser of a new command.
         chosen: whose settings are its flags.
     """
-    parser = command("batch", run, "edit as a table says; killed at any moment, it goes on from there", epilog=EPILOG,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command("batch", run, "edit as a table says; killed at any moment, it goes on from there",
+                     usage="%(prog)s TABLE --out DIR [FLAGS]", epilog=EPILOG)
     add = parser.add_argument
     add("table", metavar="TABLE", help="a .csv or .jsonl file")
     add("--out", metavar="DIR", required=True, help="the folder for the edits, manifest.jsonl and the contact sheets")

@@ -38,8 +38,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
         command: (name, run, help, **options) -> the parser of a new command.
         chosen: whose settings are its flags.
     """
-    parser = command("compose", run, "put a thing of one picture into another", epilog=EXAMPLES,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command("compose", run, "put a thing of one picture into another",
+                     usage="%(prog)s BACKGROUND --reference PIC --reference-mask M --box BOX [FLAGS]", epilog=EXAMPLES)
     parser.set_defaults(prepare=prepare)
     add = parser.add_argument
     add("picture", metavar="BACKGROUND", help="the picture that the thing is put into")

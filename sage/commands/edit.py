@@ -76,8 +76,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
         command: (name, run, help, **options) -> the parser of a new command.
         chosen: whose settings are its flags.
     """
-    parser = command("edit", run, "edit a picture", epilog=EXAMPLES,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command("edit", run, "edit a picture",
+                     usage="%(prog)s IMG --source PROMPT --target PROMPT [FLAGS]", epilog=EXAMPLES)
     parser.set_defaults(prepare=prepare)
     parser.add_argument("picture", metavar="IMG", help="the picture to edit")
     add_mask(parser, "for methods that read one")

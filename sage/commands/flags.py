@@ -135,7 +135,7 @@ def reader(owner: type[Settings], field: str) -> Callable[[str], Any]:
 
 def _for_argparse(read: Callable[[str], Any]) -> Callable[[str], Any]:
     if read in (int, float):
-        return read  # a type whose name argparse puts into its own message
+        return read  # which the parser of all commands has words for
 
     def parse(text: str) -> Any:
         try:

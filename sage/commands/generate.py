@@ -54,8 +54,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
         command: (name, run, help, **options) -> the parser of a new command.
         chosen: whose settings are its flags.
     """
-    parser = command("generate", run, "make pictures of a prompt from nothing", epilog=EXAMPLES,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command("generate", run, "make pictures of a prompt from nothing",
+                     usage="%(prog)s PROMPT [PROMPT ...] [FLAGS]", epilog=EXAMPLES)
     add = parser.add_argument
     add("prompts", metavar="PROMPT", type=typed, nargs="*",
         help="what it shall show; several are made one after the other")

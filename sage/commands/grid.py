@@ -48,8 +48,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
         command: (name, run, help, **options) -> the parser of a new command.
         chosen: whose settings are its flags.
     """
-    parser = command("grid", run, "edit a picture in every combination of some settings", epilog=EXAMPLES,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command("grid", run, "edit a picture in every combination of some settings",
+                     usage="%(prog)s IMG --source PROMPT --target PROMPT --x NAME=VALUES [FLAGS]", epilog=EXAMPLES)
     add = parser.add_argument
     add("picture", metavar="IMG", help="the picture to edit")
     add("--source", metavar="PROMPT", type=typed, required=True, help="what the picture shows")

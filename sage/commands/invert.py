@@ -70,7 +70,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
         chosen: whose settings are its flags.
     """
     parser = command("invert", run, "carry a picture to noise once, for many edits that then cost only their sampling",
-                     epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+                     usage="%(prog)s IMG --source PROMPT [FLAGS]", epilog=EPILOG)
     add = parser.add_argument
     add("picture", metavar="IMG", help="the picture to invert")
     add("--source", metavar="PROMPT", type=typed, help="what the picture shows")

@@ -42,5 +42,6 @@ def fail(message: str) -> int:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`: did you mean X?` with the nearest of the known words, to be added to what is wrong; "" if none is near."""
-    near = get_close_matches(word, known, n=1)
-    return f": did you mean {near[0]}?" if near else ""
+    bare = {other.lstrip("-"): other for other in known}  # that both are flags makes no two of them alike
+    near = get_close_matches(word.lstrip("-"), bare, n=1)
+    return f": did you mean {bare[near[0]]}?" if near else ""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sage.display.console import did_you_mean
 from sage.errors import ModelError
 from sage.files import check_plain
 
@@ -110,8 +111,9 @@ def known_model(name: str) -> KnownModel | None:
 
 def unknown(name: str) -> ModelError:
     """The error for a name that nothing has."""
-    return ModelError(f"no model is called {name!r}, and no folder or file either; known are "
-                      f"{', '.join([*KNOWN, *own_names()])}")
+    known = [*KNOWN, *own_names()]
+    hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
+    return ModelError(f"no model is called {name!r}, and no folder or file either{hint}")
 
 
 def weights_dir() -> Path:
