@@ -86,6 +86,9 @@ def test_a_drag_asks_for_its_moves_and_records_them(asked, capsys):
     assert call.config.steps == 20 and (call.source, call.target) == ("a mug", "a mug")
     assert run("drag", "in.png", "--config-from", "o.png", "--out", "again.png") == 0
     assert asked[1].moves[0].target.tobytes() == move.target.tobytes()
+    capsys.readouterr()
+    assert cli.main(["info", "o.png"]) == 0
+    assert "\nmoves: 8% of 40 x 30, in the box 5,5,15,15, to 8% of 40 x 30, in" in capsys.readouterr().out
     assert run("drag", "in.png", "--from", "mask.png", "--to", "30,20", "--drag-class", "cut", "--method", "eedit") == 0
     assert asked[2].config.drag_class == "cut" and asked[2].source == "a photograph"
     for words, said in ((["--from", "1,1"], "1 --from and 0 --to"), ([], "0 --from and 0 --to"),
@@ -114,6 +117,11 @@ def test_a_composition_edits_the_paste_inside_its_box(asked, capsys):
     record = read_settings("o.png")
     [paste] = record["composed"]
     assert paste["box"] == [20, 10, 35, 25] and paste["reference"]["name"] == "in.png"
+    capsys.readouterr()
+    assert cli.main(["info", "o.png"]) == 0
+    told = capsys.readouterr().out
+    assert "\nmask: 19% of 40 x 30, in the box 20,10,35,25\n" in told
+    assert "\ncomposed: with in.png, in the box 20,10,35,25\n" in told
     assert run(*words, "--pixels", "--out", "p.png") == 0 and len(asked) == 1
     assert "--box is missing" in refused(capsys, *words[:-2])
     assert "no mask: these do" in refused(capsys, *words, "--method", "p2p", "--guidance-scale", "2")
