@@ -358,7 +358,8 @@ def _edit_all(job: Job, model: Any, progress: Progress, print_paths: bool) -> di
             rebuilt = [("autoencoder alone", sage.vae_reconstruction(model, result.trajectory)),
                        ("inversion and back", sage.ddim_reconstruction(model, result.trajectory, progress))]
         if job.sheet:
-            mask = [("may change", pictures.show_mask(job.image, result.masks[-1]))] if result.masks else []
+            found, given = result.masks[-1] if result.masks else None, job.asked.get("mask")
+            mask = [("may change", pictures.show_mask(job.image, found, given))] if result.masks or given else []
             rows.append([("input", job.image), (target, result.image), *rebuilt, *mask])
         if not job.method.follows_target(config):
             trajectory = result.trajectory

@@ -563,10 +563,18 @@ def test_a_reader_that_leaves_early_gets_no_traceback():
     assert done.returncode == 141 and done.stderr == ""
 
 
-def test_a_mask_is_a_file_and_a_word_the_setting_of_that_name(engine):
+def test_a_mask_is_a_file_and_a_word_the_setting_of_that_name(engine, monkeypatch):
     Image.new("L", (48, 32), "white").save("where.png")
     for mask in ("sum", "where.png"):
         assert cli.main(["edit", "mug.png", *PROMPTS, "--mask", mask]) == 0
-    word, file = engine.edits
+    word, file = engine.edits[:2]
     assert word.config.mask == "sum" and word.mask is None
+    tiles = []
+    monkeypatch.setattr(pictures, "sheet", lambda rows: tiles.extend(rows[0]) or Image.new("RGB", (4, 4)))
+    half = Image.new("L", (48, 32))
+    half.paste(255, (0, 0, 24, 32))
+    half.save("half.png")
+    assert cli.main(["edit", "mug.png", *PROMPTS, "--mask", "half.png", "--sheet"]) == 0
+    [shown] = [picture for title, picture in tiles if title == "may change"]
+    assert shown.getpixel((2, 2)) == (255, 0, 0) != shown.getpixel((46, 30))  # though blending found that place too
     assert file.config.mask == "union" and file.mask.size == (48, 32)
