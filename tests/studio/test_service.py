@@ -613,6 +613,23 @@ def test_a_large_photograph_is_scaled_down(studio, who, tmp_path):
     assert picture.identity["scaled"] == "{} x {}".format(*picture.image.size)
 
 
+def test_an_edit_of_what_was_scaled_down_is_repeated_by_its_command(studio, who, tmp_path, monkeypatch):
+    monkeypatch.setattr(studio, "limits", replace(studio.limits, pixels=9_000))
+    monkeypatch.chdir(tmp_path)
+    Path("mug.png").write_bytes(MUG.read_bytes())
+    studio.take(who, Path("mug.png"), "mug.png")
+    config = studio.recommended("edit", "plain").but(steps=1)
+    entry = ended(studio.edit(who, EditRequest("stilllife", SOURCE, TARGET, config)))
+    Path(entry.path.name).write_bytes(entry.path.read_bytes())
+    assert entry.record["picture"]["scaled"] == "94 x 94"
+    words = shlex.split(recipe.as_command(entry.record, studio.model, entry.path.name))
+    assert cli.main([*words[1:], "--out", "again.png", "--quiet"]) == 0
+    assert Path("again.png").read_bytes() == entry.path.read_bytes()
+    monkeypatch.setattr(sage, "load_model", lambda name: studio.model)
+    exec(recipe.as_python(entry.record, studio.model, entry.path.name), {})
+    assert (np.asarray(Image.open("result.png")) == np.asarray(Image.open(entry.path))).all()
+
+
 def test_no_visitor_names_code_to_run(studio, who, tmp_path):
     """Neither in a form nor in a picture."""
     evil = tmp_path / "evil.py"
