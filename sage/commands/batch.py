@@ -14,9 +14,9 @@ from typing import Any
 from sage import pictures
 from sage.batch.manifest import DONE, MANIFEST, Line, Manifest, failed
 from sage.batch.table import Row, read_table
-from sage.commands.checks import check_tokenizer
+from sage.commands.checks import check_tokenizer, must_fetch
 from sage.commands.flags import DEFAULT_MODEL, add_method, add_model, add_ways, given_for_all
-from sage.commands.running import load, must_fetch
+from sage.commands.running import load
 from sage.display import console
 from sage.method import Method
 from sage.pictures.metadata import versions

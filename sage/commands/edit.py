@@ -14,7 +14,7 @@ from PIL import Image
 from sage import pictures
 from sage.auto import AUTO, auto_of
 from sage.commands.caption import described_picture
-from sage.commands.checks import OUT, check_known, check_phrases, check_tokenizer, outputs
+from sage.commands.checks import OUT, check_model, check_phrases, outputs
 from sage.commands.flags import (
     DEFAULT_MODEL,
     MASK,
@@ -25,14 +25,13 @@ from sage.commands.flags import (
     published,
     typed,
 )
-from sage.commands.running import carry_out, model_of, must_fetch
+from sage.commands.running import carry_out, model_of
 from sage.display import console
 from sage.display.progress import Progress
 from sage.errors import PictureError, SettingsError
 from sage.explain import FILES as EXPLAINED
 from sage.files import named_after, same_file
 from sage.method import Method, check_task, method, readers
-from sage.models.known import known_model
 from sage.models.loras import check_same, read_loras
 from sage.models.savings import Savings
 from sage.pictures.masks import open_mask
@@ -259,10 +258,7 @@ def plan_edit(args: argparse.Namespace) -> Job:
     if args.config_from:
         notes += check_same(old, loras, args.config_from)
     model = args.model or model_of(old, args.config_from or args.trajectory)
-    fetch, known = must_fetch(model), known_model(model)
-    if known and known.repo:
-        check_known(known, image, (source, *targets), changes, truncate)
-    check_tokenizer(args.tokenizer)
+    fetch = check_model(model, image, (source, *targets), changes, truncate, args.tokenizer)
 
     outs = outputs(args.out, named_after(path.stem, "-edit.png"), len(targets))
     sheet = None

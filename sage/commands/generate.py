@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from sage import pictures
-from sage.commands.checks import OUT, check_tokenizer, check_words, outputs
+from sage.commands.checks import OUT, check_tokenizer, check_words, must_fetch, outputs
 from sage.commands.flags import (
     add_method,
     add_model,
@@ -22,7 +22,7 @@ from sage.commands.flags import (
     published,
     typed,
 )
-from sage.commands.running import carry_out, model_of, must_fetch
+from sage.commands.running import carry_out, model_of
 from sage.display.progress import Progress
 from sage.errors import PictureError, PromptError, SettingsError
 from sage.files import named_after

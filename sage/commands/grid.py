@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from sage import pictures
-from sage.commands.checks import check_known, check_tokenizer
+from sage.commands.checks import check_model
 from sage.commands.flags import (
     DEFAULT_MODEL,
     add_method,
@@ -21,12 +21,11 @@ from sage.commands.flags import (
     reader,
     typed,
 )
-from sage.commands.running import carry_out, must_fetch
+from sage.commands.running import carry_out
 from sage.display import console
 from sage.display.progress import Progress
 from sage.errors import SettingsError
 from sage.method import Method, check_task, method
-from sage.models.known import known_model
 from sage.pictures.metadata import check_prompt
 from sage.pictures.originals import identity
 
@@ -140,11 +139,8 @@ def plan(args: argparse.Namespace) -> Job:
     source, target = (check_prompt(name, getattr(args, name)) for name in ("source", "target"))
     pictures.check_writable(folder / "sheet.png")
     model = args.model or DEFAULT_MODEL
-    fetch, known = must_fetch(model), known_model(model)
-    if known and known.repo:
-        targets = next((values for name, values in axes if name == "target"), (target,))
-        check_known(known, image, (source, *targets), changes, args.truncate)
-    check_tokenizer(args.tokenizer)
+    targets = next((values for name, values in axes if name == "target"), (target,))
+    fetch = check_model(model, image, (source, *targets), changes, args.truncate, args.tokenizer)
     return Job(image, picture, source, target, model, args.prediction_type, args.method,
                "published" if args.published else "", changes, axes, args.truncate, fetch, folder)
 

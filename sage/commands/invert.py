@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from sage import pictures
-from sage.commands.checks import OUT, check_known, check_phrases, check_tokenizer, outputs
+from sage.commands.checks import OUT, check_model, check_phrases, outputs
 from sage.commands.flags import (
     DEFAULT_MODEL,
     add_method,
@@ -20,12 +20,11 @@ from sage.commands.flags import (
     published,
     typed,
 )
-from sage.commands.running import carry_out, must_fetch
+from sage.commands.running import carry_out
 from sage.display.progress import Progress
 from sage.errors import SettingsError
 from sage.files import named_after
 from sage.method import Method, check_task, method
-from sage.models.known import known_model
 from sage.pictures.metadata import check_prompt
 from sage.settings import Settings
 from sage.trajectory.label import check_place, is_trajectory, read_label
@@ -119,10 +118,7 @@ def plan(args: argparse.Namespace) -> Job:
         raise SettingsError("--target is missing: with these settings the inversion depends on it")
     path = Path(args.picture)
     image, model = pictures.open_picture(path), args.model or DEFAULT_MODEL
-    fetch, known = must_fetch(model), known_model(model)
-    if known and known.repo:
-        check_known(known, image, (source, *([target] if target else [])), changes, args.truncate)
-    check_tokenizer(args.tokenizer)
+    fetch = check_model(model, image, (source, *([target] if target else [])), changes, args.truncate, args.tokenizer)
     return Job(image, path.name, source, target, model, args.prediction_type, chosen, base, changes, args.truncate,
                fetch, _out(args.out, path))
 

@@ -15,7 +15,7 @@ from sage.commands.flags import DEFAULT_MODEL
 from sage.display import console
 from sage.display.progress import Progress
 from sage.errors import ModelError
-from sage.models.known import AT_HAND, KNOWN, KnownModel, find_model, installed, known_model, weights_dir
+from sage.models.known import AT_HAND, KNOWN, KnownModel, known_model, weights_dir
 from sage.pictures.metadata import versions
 
 
@@ -46,19 +46,6 @@ def model_of(old: dict[str, Any], where: str | None) -> str:
     if old["model"] not in KNOWN:
         raise ModelError(f"{where} was made with a model of your own, {old['model']!r}: say where it is with --model")
     return old["model"]
-
-
-def must_fetch(model: str) -> bool:
-    """Whether a model has to be downloaded first.
-
-    Raises:
-        ModelError: neither a known name nor there.
-    """
-    known = known_model(model)
-    if known is not None and known.repo and installed(known.name) is None:
-        return True
-    find_model(model)
-    return False
 
 
 def ask_to_fetch(model: KnownModel, yes: bool) -> None:
