@@ -40,8 +40,12 @@ def fail(message: str) -> int:
     return 2
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`: did you mean X?` with the nearest of the known words, to be added to what is wrong; "" if none is near."""
+def did_you_mean(word: str, known: Iterable[str], alike: float = 0.6) -> str:
+    """`: did you mean X?` with the nearest of the known words, to be added to what is wrong; "" if none is near.
+
+    Args:
+        alike: share of the letters that both have to have.
+    """
     bare = {other.lstrip("-"): other for other in known}  # that both are flags makes no two of them alike
-    near = get_close_matches(word.lstrip("-"), bare, n=1)
+    near = get_close_matches(word.lstrip("-"), bare, n=1, cutoff=alike)
     return f": did you mean {bare[near[0]]}?" if near else ""

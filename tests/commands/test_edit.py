@@ -184,7 +184,7 @@ WRONG = {
     "endless": (["edit", "mug.png", "--source", "a", "--target", "a" * 5000], "5000 characters"),
     "too many words": (["edit", "mug.png", "--source", "a", "--target", "a " * 76], "76 words"),
     "no number": (["edit", "mug.png", *PROMPTS, "--steps", "many"], "--steps"),
-    "out of range": (["edit", "mug.png", *PROMPTS, "--steps", "0"], "steps is '0'"),
+    "out of range": (["edit", "mug.png", *PROMPTS, "--steps", "0"], "steps is 0"),
     "infinite": (["edit", "mug.png", *PROMPTS, "--guidance-scale", "inf"], "guidance_scale"),
     "no choice": (["edit", "mug.png", *PROMPTS, "--decay", "slow"], "--decay"),
     "size": (["edit", "mug.png", *PROMPTS, "--size", "500"], "such as 512"),
