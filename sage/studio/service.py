@@ -49,7 +49,7 @@ from sage.pictures.metadata import (
     read_record,
     settings_in,
 )
-from sage.pictures.originals import Paste, composed, identity, pastes_in, scaled_as
+from sage.pictures.originals import MAX_PASTES, Paste, composed, identity, pastes_in, scaled_as
 from sage.pictures.regions import Move, box_mask, read_box, read_move
 from sage.prompts.plan import Plan
 from sage.prompts.vocabulary import unknown_words
@@ -254,9 +254,13 @@ class Studio:
             The key of the mask that is white in the box.
         """
         below, thing = self.picture(who, picture), self.picture(who, reference)
+        if len(below.pastes) == MAX_PASTES:
+            raise SettingsError(f"{MAX_PASTES} things were put into this picture: go on from a result, as picture")
         place = read_box(_as_text(box), below.image.size)
         where = black_and_white(self.picture(who, mask).image, thing.image.size)
-        self._show(who, self._composed(who, below, [Paste(thing.identity, where, place)]))
+        whole = self._composed(who, below, [Paste(thing.identity, where, place)])
+        pictures.settings_text(whole.as_record())  # a result has to hold it
+        self._show(who, whole)
         return self._remembered(who, box_mask(place, below.image.size))
 
     def _composed(self, who: str, below: Picture, pastes: Sequence[Paste]) -> Picture:

@@ -295,6 +295,13 @@ def test_something_of_another_picture_is_put_in(studio, who, tmp_path, monkeypat
     studio.take(who, entry.path, entry.path.name)  # as who comes back with the download
     assert studio.visit(who).picture == picture
     assert ended(studio.look_inside(who, entry)).startswith("<!doctype html>")
+    monkeypatch.setattr(service, "MAX_PASTES", 2)
+    studio.compose(who, picture.identity["sha256"], reference, marked, (30, 8, 50, 18))
+    twice = studio.visit(who).picture
+    assert [paste.box for paste in twice.pastes] == [(4, 8, 24, 18), (30, 8, 50, 18)]
+    assert twice.background == below.identity and twice.identity["name"] == "mug-composed.png"
+    with pytest.raises(SettingsError, match="go on from a result"):
+        studio.compose(who, twice.identity["sha256"], reference, marked, (30, 8, 50, 18))
     Image.new("L", (40, 20)).save(tmp_path / "none.png")
     nothing = studio.take_mask(who, tmp_path / "none.png").identity["sha256"]
     with pytest.raises(SageError, match="has no white place"):
