@@ -24,7 +24,8 @@ from PIL import Image
 
 import sage
 from sage.pictures import from_pixels, save_picture
-from sage.pictures.metadata import identity, make_record
+from sage.pictures.metadata import make_record
+from sage.pictures.originals import identity
 from sage.stilllife.render import render
 from sage.stilllife.scenes import sample_scene
 from sage.studio import form

@@ -15,6 +15,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
+from sage.display.console import did_you_mean
 from sage.errors import SettingsError
 from sage.files import named_in_file
 from sage.settings import Cached, Preserved, Searched, Settings
@@ -401,10 +402,8 @@ def method(name: str) -> Method[Any]:
     if where is None and ".py:" in name:
         return _from_file(name)
     if where is None:
-        from difflib import get_close_matches
-        near = get_close_matches(name, METHODS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}"
-        raise SettingsError(f"no method is called {name[:40]!r}: {hint}; or give path/to/file.py:Class")
+        hint = did_you_mean(name, METHODS) or f": there are {', '.join(METHODS)}, or path/to/file.py:Class"
+        raise SettingsError(f"no method is called {name[:40]!r}{hint}")
     module, _, cls = where.partition(":")
     return getattr(import_module(module), cls)()
 

@@ -176,7 +176,8 @@ def _plain(value: Any) -> Any:
 def _checked(f: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
     """`value` in its field's type, or SettingsError."""
     def fail(expected: str) -> SettingsError:
-        return SettingsError(f"{f.name} is {str(value)[:60]!r}: must be {expected}")
+        shown = str(value)[:60] if isinstance(value, int | float) else repr(str(value)[:60])
+        return SettingsError(f"{f.name} is {shown}: must be {expected}")
 
     if kind == Phrases:
         if value is None or value == AUTO:

@@ -91,7 +91,7 @@ def test_settings_and_auto_are_one_too_many(folder, picture):
     ('{"method": "sag", "settings": {}}', "sag edits no picture"),
     ('{"method": "p2p+upside", "settings": {}}', "p2p has no inversion"),
     ('{"method": "p2p", "settings": {"wings": 2}}', "no setting 'wings'"),
-    ('{"method": "p2p", "settings": {"steps": 0}}', "steps is '0': must be at least 1")])
+    ('{"method": "p2p", "settings": {"steps": 0}}', "steps is 0: must be at least 1")])
 def test_a_damaged_record_is_one_line_and_runs_nothing(folder, record, picture, capsys, text, message):
     record()
     (folder / auto.FILE).write_text(text)

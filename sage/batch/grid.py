@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 
 from sage import pictures
-from sage.editing import check_prompts, edit_batch, sharing_key
-from sage.errors import PictureError, SettingsError
+from sage.editing import EditResult, check_prompts, edit_batch, settings_for, sharing_key
+from sage.errors import PictureError
 from sage.files import parse_json, written_whole
 from sage.job import Progress
 from sage.method import Request, method, method_of
@@ -59,8 +59,10 @@ class Grid:
 
     Attributes:
         axes: x, y and z; an axis of no name has one value.
-        changes: settings of all cells; those of an axis win.
+        changes: settings of all cells whose methods have them; those of an axis win.
         picture: the identity of the picture.
+        prediction_type: where the user overrode the checkpoint's own word.
+        preset: of each cell's method, to start from; "": what the model recommends for the method.
     """
 
     image: Image.Image
@@ -72,6 +74,8 @@ class Grid:
     axes: tuple[Axis, Axis, Axis]
     folder: Path
     truncate: bool = False
+    prediction_type: str | None = None
+    preset: str = ""
 
     def cells(self, model: Backbone) -> list[Cell]:
         """Every edit, those that share an inversion one after the other where the axes allow it.
@@ -83,23 +87,20 @@ class Grid:
         for place in itertools.product(*(range(len(axis.values)) for axis in reversed(self.axes))):
             z, y, x = place
             given = {axis.name: axis.values[i] for axis, i in zip(self.axes, (x, y, z), strict=True)}
-            chosen = method(given.pop("method", self.method))
-            target = given.pop("target", self.target)
+            name, target = given.pop("method", self.method), given.pop("target", self.target)
             given.pop("", None)
-            if why := chosen.fits(model):
-                raise SettingsError(f"{chosen.name} cannot edit with {model.name}: {why}")
-            own = {name: value for name, value in self.changes.items() if name in chosen.Settings.names()}
-            config = chosen.recommended(model).but(**(own | given))
+            base = settings_for(model, method(name).preset(self.preset) if self.preset else None, name)
+            config = base.but(**{name: v for name, v in self.changes.items() if name in base.names()} | given)
             found.append(Cell((x, y, z), target, config, self.folder / f"{x + 1}-{y + 1}-{z + 1}.png"))
         return found
 
 
 def make_grid(grid: Grid, model: Backbone, progress: Progress | None = None,
-              each: Callable[[Cell, bool], None] | None = None) -> tuple[Path, Path]:
+              each: Callable[[Cell, EditResult | None], None] | None = None) -> tuple[Path, Path]:
     """Make every edit that is not there yet, then the sheet and the page.
 
     Args:
-        each: told of every cell, and whether it was there.
+        each: told of every cell, and what was made of it, None where it was there.
     Returns:
         the paths of the sheet and of the page.
     """
@@ -108,9 +109,10 @@ def make_grid(grid: Grid, model: Backbone, progress: Progress | None = None,
     trajectory: Trajectory | None = None
     shared: Any = None
     for cell in cells:
-        record = make_record(model, grid.source, cell.target, cell.config, grid.picture, grid.truncate)
-        there = _is_there(cell.path, record)
-        if not there:
+        record = make_record(model, grid.source, cell.target, cell.config, grid.picture, grid.truncate,
+                             grid.prediction_type)
+        result = None
+        if not _is_there(cell.path, record):
             key = sharing_key(cell.config, [plans[cell.place]])
             result = edit_batch(model, [grid.image], [plans[cell.place]], cell.config, progress,
                                 trajectory if key == shared else None,
@@ -119,7 +121,7 @@ def make_grid(grid: Grid, model: Backbone, progress: Progress | None = None,
             record["savings"] = result.savings.as_dict()
             pictures.save_picture(result.image, cell.path, record)
         if each:
-            each(cell, there)
+            each(cell, result)
     sheet, page = grid.folder / SHEET, grid.folder / PAGE
     pictures.save_picture(_sheet(grid, cells), sheet)
     with written_whole(page) as file:

@@ -16,12 +16,13 @@ from sage import pictures
 from sage.batch.manifest import DONE, FAILED, Line, Manifest, failed, now
 from sage.batch.table import MOST_WRONG, Row
 from sage.bench.files import inside
-from sage.editing import sharing_key
-from sage.errors import PictureError, SageError, SettingsError, out_of_memory
+from sage.editing import settings_for, sharing_key
+from sage.errors import PictureError, SageError, out_of_memory
 from sage.files import same_file
 from sage.method import method
 from sage.models.backbone import Backbone
-from sage.pictures.metadata import identity, make_record, read_record
+from sage.pictures.metadata import make_record, read_record
+from sage.pictures.originals import identity
 from sage.prompts.plan import Plan
 from sage.settings import Settings
 
@@ -127,10 +128,7 @@ def _task(model: Backbone, row: Row, folder: Path, preset: str | None, changes: 
 
 
 def _settings(model: Backbone, row: Row, preset: str | None, changes: Mapping[str, Any]) -> Settings:
-    chosen = method(row.method)
-    if why := chosen.fits(model):
-        raise SettingsError(f"{row.method} cannot edit with {model.name}: {why}")
-    base = chosen.recommended(model) if preset is None else chosen.preset(preset)
+    base = settings_for(model, None if preset is None else method(row.method).preset(preset), row.method)
     return base.but(**{name: value for name, value in changes.items() if name in base.names()} | dict(row.settings))
 
 

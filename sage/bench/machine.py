@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +18,8 @@ def machine(device: str = "cpu") -> str:
     import torch
     if device == "cuda" and torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-    return f"{_cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    return f"{_cpu()}, {cores} core{'s' * (cores != 1)}, {threads} thread{'s' * (threads != 1)}"
 
 
 def _cpu() -> str:
@@ -37,9 +39,18 @@ def peak_memory(device: str = "cpu") -> int | None:
             return torch.cuda.max_memory_allocated()
     try:
         found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    except OSError:
-        return None
+    except OSError:  # no Linux
+        return _resident_at_most()
     return int(found[1]) * 1024 if found else None
+
+
+def _resident_at_most() -> int | None:
+    """The same as the rest of Unix tells it: of this process, on Linux also of what it was before this program."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def versions() -> str:

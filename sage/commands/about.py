@@ -10,7 +10,9 @@ from typing import Any
 from sage.display import console
 from sage.errors import ModelError
 from sage.models.known import KNOWN, installed, known_model, own_folder, own_names, unknown, weights_dir
+from sage.pictures.masks import mask_of_text
 from sage.pictures.metadata import read_record
+from sage.pictures.originals import pastes_in
 from sage.trajectory.label import is_trajectory, read_label
 
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".bin")
@@ -44,6 +46,7 @@ def run_info(args: argparse.Namespace) -> None:
         facts = _model_facts(args.what)
     elif os.path.exists(path) or path.suffix:
         facts = read_record(path, trusted=args.method or "")
+        facts = facts if args.json else _in_words(facts)
     else:
         raise ModelError(f"{unknown(args.what)}; there is no such picture either")
     if args.json:
@@ -56,6 +59,26 @@ def run_info(args: argparse.Namespace) -> None:
                 print(f"  {_shown(key)}: {_shown(inner)}")
         else:
             print(f"{_shown(name)}: {_shown(value)}")
+
+
+def _in_words(record: dict[str, Any]) -> dict[str, Any]:
+    """A record in which the masks, which stand there as letters, are told in words."""
+    told = dict(record)
+    if "mask" in record:
+        told["mask"] = _area(record["mask"])
+    if "moves" in record:
+        told["moves"] = "; ".join(f"{_area(start)}, to {_area(end)}" for start, end in record["moves"])
+    if "composed" in record:
+        told["composed"] = "; ".join(f"with {paste.reference['name']}, in the box {','.join(map(str, paste.box))}"
+                                     for paste in pastes_in(record))
+    return told
+
+
+def _area(text: str) -> str:
+    """Where a mask is white."""
+    mask = mask_of_text(text)
+    box, share = mask.getbbox() or (0, 0, 0, 0), mask.histogram()[255] / (mask.width * mask.height)
+    return f"{share:.0%} of {mask.width} x {mask.height}, in the box {','.join(map(str, box))}"
 
 
 def _shown(value: Any) -> str:
@@ -88,13 +111,14 @@ def run_models(args: argparse.Namespace) -> None:
         known = {name: _known_facts(name) | {"path": str(path) if path else None} for name, path in found.items()}
         print(json.dumps(known | {name: {"name": name, "path": str(own_folder(name))} for name in own_names()}))
         return
+    wide = max(map(len, [*KNOWN, *own_names()]))
     for name, path in found.items():
         m = KNOWN[name]
         size = f"{m.download / 1e9:.1f} GB" if m.download else "bundled"
         place = path or (f"not here: sage fetch {name}" if m.repo else "missing")
-        print(f"{name:12} {m.size:4} px  {size:8} {m.licence:24} {place}")
+        print(f"{name:{wide}} {m.size:4} px  {size:8} {m.licence:24} {place}")
     for name in own_names():
-        print(console.printable(f"{name:12} your own {'':34} {own_folder(name)}"))
+        print(console.printable(f"{name:{wide}} your own {'':34} {own_folder(name)}"))
     print(f"\nModels lie in {weights_dir()}; SAGE_WEIGHTS names another place. Any folder there is found by its name.")
 
 

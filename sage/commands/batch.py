@@ -14,19 +14,11 @@ from typing import Any
 from sage import pictures
 from sage.batch.manifest import DONE, MANIFEST, Line, Manifest, failed
 from sage.batch.table import Row, read_table
-from sage.commands.checks import check_tokenizer
-from sage.commands.flags import (
-    DEFAULT_MODEL,
-    add_method,
-    add_model,
-    add_ways,
-    fetch_model,
-    given_settings,
-    load,
-    must_fetch,
-)
+from sage.commands.checks import check_tokenizer, must_fetch
+from sage.commands.flags import DEFAULT_MODEL, add_method, add_model, add_ways, given_for_all
+from sage.commands.running import load
 from sage.display import console
-from sage.method import Method, method
+from sage.method import Method
 from sage.pictures.metadata import versions
 
 EPILOG = """
@@ -49,8 +41,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
         command: (name, run, help, **options) -> the parser of a new command.
         chosen: whose settings are its flags.
     """
-    parser = command("batch", run, "edit as a table says; killed at any moment, it goes on from there", epilog=EPILOG,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command("batch", run, "edit as a table says; killed at any moment, it goes on from there",
+                     usage="%(prog)s TABLE --out DIR [FLAGS]", epilog=EPILOG)
     add = parser.add_argument
     add("table", metavar="TABLE", help="a .csv or .jsonl file")
     add("--out", metavar="DIR", required=True, help="the folder for the edits, manifest.jsonl and the contact sheets")
@@ -61,8 +53,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
 
 def run(args: argparse.Namespace) -> int:
     """Make the batch, say where everything is, and what could not be made."""
-    began, given, variant = time.monotonic(), given_settings(args), method(args.method).variant
-    changes = {name: value for name, value in given.items() if variant.get(name) != value}  # that is not for all rows
+    began, changes = time.monotonic(), given_for_all(args)
     rows, folder = read_table(Path(args.table), args.method), Path(args.out)
     pictures.check_writable(folder / "contact-sheet.png")
     name = args.model or DEFAULT_MODEL
@@ -70,9 +61,7 @@ def run(args: argparse.Namespace) -> int:
     check_tokenizer(args.tokenizer)
 
     with Said(len(rows), args) as said:
-        if fetch and not all(row.wrong for row in rows):
-            fetch_model(name, args)
-        lines, sheets = _done(rows, folder, changes, name, said, args)
+        lines, sheets = _done(rows, folder, changes, name, fetch, said, args)
     bad = sum(line.status != DONE for line in lines)
     if args.json:
         print(json.dumps({
@@ -85,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-def _done(rows: Sequence[Row], folder: Path, changes: dict[str, Any], model: str, said: "Said",
+def _done(rows: Sequence[Row], folder: Path, changes: dict[str, Any], model: str, fetch: bool, said: "Said",
           args: argparse.Namespace) -> tuple[list[Line], list[Path]]:
     """What became of each row, and the contact sheets."""
     if all(row.wrong for row in rows):  # no model is needed to say so
@@ -95,9 +84,7 @@ def _done(rows: Sequence[Row], folder: Path, changes: dict[str, Any], model: str
                 manifest.append(line)
                 said.tell(line, True)
         return lines, []
-    loaded, messages = load(model, args.prediction_type, args)
-    for message in messages:
-        said.note(message)
+    loaded, _ = load(model, args.prediction_type, fetch, args, said.note)
     from sage.batch.runner import run_batch
     from sage.batch.sheets import write_sheets
     lines, tasks = run_batch(loaded, rows, folder, "published" if args.published else None, changes, args.truncate,

@@ -43,6 +43,7 @@ from sage.commands.measuring import (
     status_of,
     still_lifes,
 )
+from sage.display.help import Help
 from sage.display.progress import Progress
 from sage.errors import SettingsError
 from sage.method import able
@@ -104,7 +105,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     of = bench.add_subparsers(required=True, metavar="BENCHMARK")
     for name, batch, model, help in BENCHMARKS:
         sub = of.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False,
-                            epilog=CONFIGS, formatter_class=argparse.RawDescriptionHelpFormatter)
+                            epilog=CONFIGS, formatter_class=Help)
         sub.set_defaults(run=run_bench, benchmark=name)
         _add_bench(sub, name, batch, model)
     score = command("score", run_score, "score folders of edited pictures, ours or another tool's")

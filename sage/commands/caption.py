@@ -27,8 +27,7 @@ NO_ENCODER = ("a picture can be described where the bundled model's encoder is, 
 
 def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the command to those of `sage`."""
-    parser = command("caption", run, "describe a still life", epilog=EXAMPLES,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command("caption", run, "describe a still life", epilog=EXAMPLES)
     parser.add_argument("picture", metavar="IMG", help="the picture to describe")
     parser.add_argument("--encoder", metavar="DIR", help="another encoder than the bundled model's")
     parser.add_argument("--json", action="store_true", help="print the description, and how sure each part is")

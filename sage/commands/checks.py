@@ -11,7 +11,7 @@ from PIL import Image
 from sage import pictures
 from sage.errors import ModelError, PromptError
 from sage.files import numbered
-from sage.models.known import KnownModel
+from sage.models.known import KnownModel, find_model, installed, known_model
 from sage.settings import Blending, Factors, Phrases, Settings, annotations
 
 OUT = Path("out")  # where files go that were given no name
@@ -58,12 +58,35 @@ def check_phrases(source: str, targets: Sequence[str], config: Settings) -> None
             raise PromptError(f"the phrase {phrase!r} is not in the prompt {prompt!r}")
 
 
-def check_known(known: KnownModel, image: Image.Image, prompts: Sequence[str], changes: dict[str, Any],
-                truncate: bool) -> None:
-    """What is known of a model, told before gigabytes are fetched for nothing."""
-    if size := changes.get("size"):
-        pictures.working_size(*image.size, size, known.multiple)
-    check_words(known, prompts, truncate)
+def must_fetch(model: str) -> bool:
+    """Whether a model has to be downloaded first.
+
+    Raises:
+        ModelError: neither a known name nor there.
+    """
+    known = known_model(model)
+    if known is not None and known.repo and installed(known.name) is None:
+        return True
+    find_model(model)
+    return False
+
+
+def check_model(model: str, image: Image.Image, prompts: Sequence[str], changes: dict[str, Any], truncate: bool,
+                tokenizer: str | None) -> bool:
+    """What is known of a model, held against an edit before gigabytes are fetched for nothing.
+
+    Returns:
+        whether it has to be downloaded first.
+    Raises:
+        SageError: there is no such model, or it cannot do this.
+    """
+    fetch, known = must_fetch(model), known_model(model)
+    if known is not None and known.repo:
+        if size := changes.get("size"):
+            pictures.working_size(*image.size, size, known.multiple)
+        check_words(known, prompts, truncate)
+    check_tokenizer(tokenizer)
+    return fetch
 
 
 def check_words(known: KnownModel, prompts: Sequence[str], truncate: bool) -> None:

@@ -15,13 +15,16 @@ from sage.errors import SettingsError
 from sage.files import named_after
 from sage.method import Method
 from sage.pictures.masks import open_mask
-from sage.pictures.metadata import asked_as_text, identity
+from sage.pictures.metadata import asked_as_text
+from sage.pictures.originals import Paste, identity
 from sage.pictures.regions import box_mask, composite, read_box
 
+WHAT = ("reference", "reference_mask", "box")
 EXAMPLES = """
 examples:
   sage compose table.png --reference mug.png --reference-mask mug-mask.png --box 20,20,44,52 --target "a mug on a table"
   sage compose table.png --reference mug.png --reference-mask mug-mask.png --box 20,20,44,52 --pixels  # a paste
+  sage compose table.png --config-from out/table-edit.png        # again; mug.png lies beside either, or here
 
 The thing is scaled to fill the box and pasted; then the method edits the whole inside the box, and outside it the
 background's own pixels stay.
@@ -35,8 +38,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
         command: (name, run, help, **options) -> the parser of a new command.
         chosen: whose settings are its flags.
     """
-    parser = command("compose", run, "put a thing of one picture into another", epilog=EXAMPLES,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command("compose", run, "put a thing of one picture into another",
+                     usage="%(prog)s BACKGROUND --reference PIC --reference-mask M --box BOX [FLAGS]", epilog=EXAMPLES)
     parser.set_defaults(prepare=prepare)
     add = parser.add_argument
     add("picture", metavar="BACKGROUND", help="the picture that the thing is put into")
@@ -56,27 +59,27 @@ def run(args: argparse.Namespace) -> None:
         pictures.save_picture(_pasted(args, background)[0], out)
         print(out)
         return
-    args.source = args.source or ANYTHING
-    args.target = args.target or [args.source]
+    args.source = args.source or (None if args.config_from else ANYTHING)
+    args.target = args.target or ([args.source] if args.source else None)
     edit.run(args)
 
 
 def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: dict[str, Any]) -> tuple[
         Image.Image, dict[str, Any], dict[str, Any]]:
-    """As of `sage edit`: the paste is edited, and only the box may change."""
-    whole, box = _pasted(args, image)
-    asked: dict[str, Any] = {"mask": box_mask(box, image.size), "paste": True}
+    """As of `sage edit`: the paste is edited, and only the box may change; or all as in an earlier picture."""
+    if "composed" in old and not any(getattr(args, name) for name in WHAT):
+        return edit.prepare(args, image, chosen, old)
+    whole, paste = _pasted(args, image)
+    asked: dict[str, Any] = {"mask": box_mask(paste.box, image.size), "paste": True}
     edit.check_asked(chosen, asked)
-    composed = {"reference": identity(Path(args.reference)), "mask": identity(Path(args.reference_mask)),
-                "box": list(box)}
-    return whole, asked, asked_as_text(**asked) | {"composed": composed}
+    return whole, asked, asked_as_text(**asked) | {"composed": [paste.as_dict()]}
 
 
-def _pasted(args: argparse.Namespace, background: Image.Image) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """The naive paste, and its box."""
-    for name in ("reference", "reference_mask", "box"):
+def _pasted(args: argparse.Namespace, background: Image.Image) -> tuple[Image.Image, Paste]:
+    """The naive paste, and what it is of."""
+    for name in WHAT:
         if not getattr(args, name):
             raise SettingsError(f"--{name.replace('_', '-')} is missing: sage compose --help shows what is needed")
     reference = pictures.open_picture(args.reference)
     mask, box = open_mask(args.reference_mask, reference.size), read_box(args.box, background.size)
-    return composite(background, reference, mask, box), box
+    return composite(background, reference, mask, box), Paste(identity(Path(args.reference)), mask, box)

@@ -4,13 +4,14 @@ import argparse
 import json
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sage import __version__
-from sage.bench.machine import machine, versions
+from sage.bench.machine import machine, peak_memory, versions
 from sage.display import console
 from sage.errors import SageError
 from sage.machine.estimates import PROBE, STEPS, Probe, estimate, figures
@@ -19,6 +20,7 @@ from sage.models.known import KNOWN, installed, own_folder, own_names, weights_d
 SHOWN = 0.15  # seconds for which a convolution of a size is tried
 SMALLEST = 8  # its side at first: in a precision that a processor only imitates, more would take minutes
 SHORT = 4  # steps of the edit that is timed
+LONG = 24  # letters of a name beyond which it is out of line
 SMALLER = 256  # pixels at which networks of 512 still work, and take a quarter of the time
 
 
@@ -134,55 +136,56 @@ def timed(device: str) -> list[dict[str, Any]]:
         sage.edit(model, picture, *prompts, settings.but(steps=SHORT, retries=0))
         step = (time.perf_counter() - start) / SHORT
     return [{"model": "stilllife", "side": model.sample_size, "dtype": str(model.dtype).removeprefix("torch."),
-             "steps": settings.steps, "seconds": step * settings.steps, "memory": peak(),
+             "steps": settings.steps, "seconds": step * settings.steps,
+             "memory": peak_memory(model.device.type),
              "basis": f"{SHORT} steps timed"}]
-
-
-def peak() -> int | None:
-    """Bytes that this process has had at the most, None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 # ---- as text
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """The same for people."""
+    """The same for people, on lines that fit their terminal but where a path is longer."""
     on = "no CUDA device is seen" if found["device"] == "cpu" else "CUDA"
-    said = [found["versions"], f"{'machine':10} {found['machine']}",
+    said = [*_wrapped(found["versions"]), f"{'machine':10} {found['machine']}",
             f"{'device':10} {found['device']} ({on}), {found['precision']} unless --dtype says otherwise",
             f"{'memory':10} {amount(found['memory'])} free",
-            f"{'disk':10} {amount(found['disk'])} free in {found['weights']} (SAGE_WEIGHTS names another place)", "",
-            "models"]
-    width = max(map(len, found["models"]))
+            f"{'disk':10} {amount(found['disk'])} free where models lie: {found['weights']}",
+            f"{'':10} (SAGE_WEIGHTS names another place)", "", "models"]
+    width = min(max(map(len, found["models"])), LONG)
     for name, about in found["models"].items():
         place = about["path"] or f"not here: sage fetch {name} ({about['download'] / 1e9:.1f} GB)"
         said.append(f"  {name:{width}}  {about.get('wrong') or place}")
     source = figures()
-    said += ["", "what an edit would take about, if this machine stays as busy as it is now: estimates, from edits",
-             f"measured on {source['machine']}, {source['date']}, and how fast this machine convolves beside that"]
+    said += ["", *_wrapped("an edit would take about this, if the machine stays as busy as it is now: estimates, from "
+                           f"edits measured on {source['machine']}, {source['date']}, and from how fast this machine "
+                           "convolves beside that")]
     return [console.printable(line) for line in [*said, *_edits(found)]]
 
 
 def _edits(found: dict[str, Any]) -> list[str]:
-    """A line for each edit, models of the same needs on one; without a precision that would only be slower."""
-    alike: dict[tuple[Any, ...], list[str]] = {}
+    """A table of edits, models of the same needs in one row; without a precision that would only be slower."""
+    alike: dict[tuple[str, ...], list[str]] = {}
     quick = {(e["model"], e["side"]): e["seconds"] for e in found["edits"] if e["dtype"] == found["precision"]}
     for e in found["edits"]:
         if e["seconds"] <= quick.get((e["model"], e["side"]), e["seconds"]):
             flags = ("" if e["side"] == found["models"][e["model"]].get("side") else f" --size {e['side']}") + (
                 "" if e["dtype"] == found["precision"] else f" --dtype {e['dtype']}")
             tight = found["memory"] is not None and (e["memory"] or 0) > found["memory"]
-            rest = (flags, f"{duration(e['seconds']):>8}  {amount(e['memory']):>8}  {e['steps']} steps, {e['basis']}"
-                           f"{'; more than is free' if tight else ''}")
-            alike.setdefault(rest, []).append(e["model"])
-    rows = [(", ".join(names) + flags, rest) for (flags, rest), names in alike.items()]
-    width = max((len(what) for what, _ in rows), default=0)
-    return [f"  {what:{width}}  {rest}" for what, rest in rows]
+            memory = "unknown" if e["memory"] is None else amount(e["memory"])
+            numbers = f"  {duration(e['seconds']):>8}  {memory:>9}  {e['steps']:>5}  "
+            alike.setdefault((numbers, flags, e["basis"] + ("; more than is free" if tight else "")),
+                             []).append(e["model"])
+    rows = [f"  {'time':>8}  {'memory':>9}  {'steps':>5}  model"] if alike else []
+    for (numbers, flags, basis), names in alike.items():
+        text = f"{', '.join(names)}{' with' if flags else ''}{flags} ({basis})"
+        rows += _wrapped(text, numbers, " " * len(numbers))
+    return rows
+
+
+def _wrapped(text: str, first: str = "", rest: str = "") -> list[str]:
+    return textwrap.wrap(text, console.width(), initial_indent=first, subsequent_indent=rest, break_long_words=False,
+                         break_on_hyphens=False)
 
 
 def amount(count: float | None) -> str:
@@ -192,4 +195,7 @@ def amount(count: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds for people."""
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    for unit, name, most in ((1, "s", 100), (60, "min", 100)):
+        if seconds < most * unit:
+            return f"{seconds / unit:.{1 if seconds < 10 else 0}f} {name}"
+    return f"{seconds / 3600:.0f} h"

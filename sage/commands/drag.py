@@ -35,8 +35,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
         command: (name, run, help, **options) -> the parser of a new command.
         chosen: whose settings are its flags.
     """
-    parser = command("drag", run, "put a region of a picture elsewhere in it", epilog=EXAMPLES,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command("drag", run, "put a region of a picture elsewhere in it",
+                     usage="%(prog)s IMG --from REGION --to REGION [--source PROMPT] [FLAGS]", epilog=EXAMPLES)
     parser.set_defaults(prepare=prepare)
     add = parser.add_argument
     add("picture", metavar="IMG", help="the picture to edit")

@@ -14,27 +14,24 @@ from PIL import Image
 from sage import pictures
 from sage.auto import AUTO, auto_of
 from sage.commands.caption import described_picture
-from sage.commands.checks import OUT, check_known, check_phrases, check_tokenizer, outputs
+from sage.commands.checks import OUT, check_model, check_phrases, outputs
 from sage.commands.flags import (
     DEFAULT_MODEL,
     MASK,
     add_method,
     add_model,
     add_ways,
-    carry_out,
     given_settings,
-    model_of,
-    must_fetch,
     published,
     typed,
 )
+from sage.commands.running import carry_out, model_of
 from sage.display import console
 from sage.display.progress import Progress
 from sage.errors import PictureError, SettingsError
 from sage.explain import FILES as EXPLAINED
 from sage.files import named_after, same_file
 from sage.method import Method, check_task, method, readers
-from sage.models.known import known_model
 from sage.models.loras import check_same, read_loras
 from sage.models.savings import Savings
 from sage.pictures.masks import open_mask
@@ -43,13 +40,13 @@ from sage.pictures.metadata import (
     asked_in,
     check_prompt,
     differences,
-    identity,
     made_by,
     make_record,
     masks_in,
     read_record,
     settings_in,
 )
+from sage.pictures.originals import composed_again, identity, scaled_as
 from sage.prompts.instructions import follow
 from sage.prompts.language_model import KEY, LanguageModel
 from sage.prompts.sentences import read_sentences
@@ -78,8 +75,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
         command: (name, run, help, **options) -> the parser of a new command.
         chosen: whose settings are its flags.
     """
-    parser = command("edit", run, "edit a picture", epilog=EXAMPLES,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command("edit", run, "edit a picture",
+                     usage="%(prog)s IMG --source PROMPT --target PROMPT [FLAGS]", epilog=EXAMPLES)
     parser.set_defaults(prepare=prepare)
     parser.add_argument("picture", metavar="IMG", help="the picture to edit")
     add_mask(parser, "for methods that read one")
@@ -131,8 +128,6 @@ def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: d
     Raises:
         SageError: a mask that is none, or that nobody reads.
     """
-    if "composed" in old:
-        raise SettingsError(f"{args.config_from} was composed of two pictures: sage compose makes it again of them")
     asked = asked_in(old)
     add_flagged(asked, args, image)
     for mask in masks_in(asked):
@@ -140,14 +135,19 @@ def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: d
             raise SettingsError(f"{args.config_from} was made from a picture of {mask.width} x {mask.height} pixels, "
                                 f"and {args.picture} has {image.width} x {image.height}: give a mask of its own")
     check_asked(chosen, asked)
-    return image, asked, asked_as_text(**asked)
+    record = asked_as_text(**asked)
+    if "composed" in old:
+        image = composed_again(image, old, Path(args.picture).parent, Path(args.config_from).parent)
+        record["composed"] = old["composed"]
+    return image, asked, record
 
 
 def add_flagged(asked: dict[str, Any], args: argparse.Namespace, image: Image.Image) -> None:
-    """Add what the flags of `add_mask` ask for; a mask of theirs comes before another."""
-    if args.mask_file:
-        asked["mask"] = open_mask(args.mask_file, image.size)
-    if args.paste:
+    """Add what the flags of `add_mask` ask for, where a command has them; a mask of theirs comes before another."""
+    flags = vars(args)
+    if flags.get(MASK):
+        asked["mask"] = open_mask(flags[MASK], image.size)
+    if flags.get("paste"):
         asked["paste"] = True
 
 
@@ -241,25 +241,24 @@ def plan_edit(args: argparse.Namespace) -> Job:
 
     sentences = tuple(map(read_sentences, vars(args).get("sentences") or ()))
     path = Path(args.picture)
-    image = pictures.open_picture(path)
-    picture = identity(path)
+    image, picture = pictures.open_picture(path), identity(path)
+    known = old["picture"] if old and not label else {}
+    if known.get("sha256") == picture["sha256"]:
+        image, picture = scaled_as(image, known), known | picture
+    elif known:
+        notes.append(f"{path} is not the picture that {args.config_from} was made from ({known['name']})")
     image, asked, record = args.prepare(args, image, chosen, {} if label else old)
     if sentences:
         notes.append("the settings in the picture do not hold your sentences: give them again to repeat this edit")
     if label:
         check_label(label, args.trajectory, image, source, changes)
-    elif old and old["picture"]["sha256"] != picture["sha256"]:
-        notes.append(f"{path} is not the picture that {args.config_from} was made from ({old['picture']['name']})")
 
     loras = read_loras(args.lora)
     args.lora = loras or None  # what is read is not read again
     if args.config_from:
         notes += check_same(old, loras, args.config_from)
     model = args.model or model_of(old, args.config_from or args.trajectory)
-    fetch, known = must_fetch(model), known_model(model)
-    if known and known.repo:
-        check_known(known, image, (source, *targets), changes, truncate)
-    check_tokenizer(args.tokenizer)
+    fetch = check_model(model, image, (source, *targets), changes, truncate, args.tokenizer)
 
     outs = outputs(args.out, named_after(path.stem, "-edit.png"), len(targets))
     sheet = None
@@ -324,11 +323,10 @@ def run(args: argparse.Namespace) -> None:
     carry_out(plan_edit(args), args, _edit_all)
 
 
-def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: bool) -> dict[str, Any]:
+def _edit_all(job: Job, model: Any, progress: Progress, print_paths: bool) -> dict[str, Any]:
     import sage
-    if why := job.method.fits(model):
-        raise SettingsError(f"{job.method.name} cannot edit with {model.name}: {why}")
-    config = (job.base or job.method.recommended(model)).but(**job.changes)
+    from sage.editing import settings_for
+    config = settings_for(model, job.base, job.method.where).but(**job.changes)
     plans = [sage.check_prompts(model, job.source, target, config, truncate=job.truncate) for target in job.targets]
     notes = _warnings(job, config, made_by(model))
 
@@ -356,7 +354,8 @@ def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: 
             rebuilt = [("autoencoder alone", sage.vae_reconstruction(model, result.trajectory)),
                        ("inversion and back", sage.ddim_reconstruction(model, result.trajectory, progress))]
         if job.sheet:
-            mask = [("may change", pictures.show_mask(job.image, result.masks[-1]))] if result.masks else []
+            found, given = result.masks[-1] if result.masks else None, job.asked.get("mask")
+            mask = [("may change", pictures.show_mask(job.image, found, given))] if result.masks or given else []
             rows.append([("input", job.image), (target, result.image), *rebuilt, *mask])
         if not job.method.follows_target(config):
             trajectory = result.trajectory
@@ -368,9 +367,6 @@ def _edit_all(job: Job, model: Any, progress: Progress, note: Any, print_paths: 
         pictures.save_picture(pictures.sheet(rows), job.sheet)
         if print_paths:
             progress.say(job.sheet)
-    progress.close()  # lest a note runs into its bar
-    for message in notes:
-        note(message)
     return {"out": [str(out) for out in job.outs], "sheet": str(job.sheet) if job.sheet else None,
             "explain": [str(folder) for folder in job.inside], "settings": settings, "notes": notes}
 

@@ -1,25 +1,16 @@
-"""The flags of every command that works with a method: the model, the method, and each of its settings.  No tensors.
-
-Torch is imported when a model is fetched or loaded, and not before.
-"""
+"""The flags of every command that works with a method: the model, the method, and each of its settings.  No tensors."""
 
 import argparse
-import json
 import os
-import sys
-import time
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field
 from typing import Any
 
 from sage.auto import AUTO, auto_of
-from sage.display import console
-from sage.display.progress import Progress
-from sage.errors import ModelError, SageError, SettingsError
+from sage.errors import SageError, SettingsError
 from sage.method import DEFAULTS, Method, able, method
-from sage.models.known import AT_HAND, KNOWN, KnownModel, find_model, installed, known_model, weights_dir
-from sage.pictures.metadata import PREDICTIONS, read_record, versions
+from sage.models.known import KNOWN
+from sage.pictures.metadata import PREDICTIONS, read_record
 from sage.prompts.phrases import read_factors, read_phrases
 from sage.settings import Factors, Phrases, Settings, annotations
 from sage.trajectory.label import flag, read_label
@@ -144,7 +135,7 @@ def reader(owner: type[Settings], field: str) -> Callable[[str], Any]:
 
 def _for_argparse(read: Callable[[str], Any]) -> Callable[[str], Any]:
     if read in (int, float):
-        return read  # a type whose name argparse puts into its own message
+        return read  # which the parser of all commands has words for
 
     def parse(text: str) -> Any:
         try:
@@ -170,13 +161,14 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     return changes
 
 
-def model_of(old: dict[str, Any], where: str | None) -> str:
-    """The model of an earlier picture, by name only: no path that stands in a picture is ever opened."""
-    if not old:
-        return DEFAULT_MODEL
-    if old["model"] not in KNOWN:
-        raise ModelError(f"{where} was made with a model of your own, {old['model']!r}: say where it is with --model")
-    return old["model"]
+def given_for_all(args: argparse.Namespace) -> dict[str, Any]:
+    """The same for edits by several methods: without what only the name of the first, such as p2p+direct, stands for.
+
+    Raises:
+        SettingsError: one out of its range.
+    """
+    variant = method(args.method).variant
+    return {name: value for name, value in given_settings(args).items() if variant.get(name) != value}
 
 
 def published(args: argparse.Namespace) -> Settings | None:
@@ -186,72 +178,3 @@ def published(args: argparse.Namespace) -> Settings | None:
         SettingsError: nobody knows them.
     """
     return method(args.method).preset("published") if args.published else None
-
-
-def must_fetch(model: str) -> bool:
-    """Whether a model has to be downloaded first.
-
-    Raises:
-        ModelError: neither a known name nor there.
-    """
-    known = known_model(model)
-    if known is not None and known.repo and installed(known.name) is None:
-        return True
-    find_model(model)
-    return False
-
-
-def ask_to_fetch(model: KnownModel, yes: bool) -> None:
-    """Have a person say whether gigabytes may come; where nobody sits at a terminal, and with `yes`, they may.
-
-    Raises:
-        ModelError: they may not.
-    """
-    if yes or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
-        return
-    print(f"sage: {model.name} is not here yet: {model.download / 1e9:.1f} GB from {model.repo} to {weights_dir()}, "
-          f"licence {model.licence} ({model.licence_url})\ndownload it? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise ModelError(f"{model.name} was not downloaded: {AT_HAND}")
-
-
-def fetch_model(model: str, args: argparse.Namespace) -> None:
-    """Download a known model, if that is wanted."""
-    ask_to_fetch(known_model(model), args.yes)
-    from sage.models.fetch import fetch
-    from sage.models.loading import choose_device
-    choose_device(args.device)  # before gigabytes are fetched for a device that is not there
-    fetch(model, progress=not args.quiet)
-
-
-def load(model: str, prediction_type: str | None, args: argparse.Namespace) -> tuple[Any, list[str]]:
-    """The model, and what its loading warned of."""
-    console.begin(f"loading {model}", sys.stderr.isatty() and not args.quiet)
-    import sage
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
-        loaded = sage.load_model(model, device=args.device, dtype=args.dtype, prediction_type=prediction_type,
-                                 tokenizer=args.tokenizer, lora=args.lora)
-    return loaded, [str(w.message) for w in caught if w.category is UserWarning]
-
-
-def carry_out(job: Any, args: argparse.Namespace, work: Callable[..., dict[str, Any]]) -> None:
-    """Load the model of a planned job, let the work be done, and print what came of it if --json asks for it.
-
-    Args:
-        job: has `notes`, `model`, `prediction_type`, and `fetch`, whether the model is to be downloaded.
-        work: (job, model, progress, note, print_paths) -> the report, its notes among it.
-    """
-    began, note = time.monotonic(), (lambda message: None) if args.quiet else console.note
-    for message in job.notes:
-        note(message)
-    if job.fetch:
-        fetch_model(job.model, args)
-    model, messages = load(job.model, job.prediction_type, args)
-    for message in messages:
-        note(message)
-    with Progress(shown=sys.stderr.isatty() and not args.quiet) as progress:
-        report = work(job, model, progress, note, print_paths=not args.json)
-    if args.json:
-        report["notes"] = [*job.notes, *messages, *report["notes"]]
-        print(json.dumps({**report, "seconds": round(time.monotonic() - began, 2), "versions": versions()}))

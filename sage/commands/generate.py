@@ -13,18 +13,16 @@ from typing import Any
 from PIL import Image
 
 from sage import pictures
-from sage.commands.checks import OUT, check_tokenizer, check_words, outputs
+from sage.commands.checks import OUT, check_tokenizer, check_words, must_fetch, outputs
 from sage.commands.flags import (
     add_method,
     add_model,
     add_ways,
-    carry_out,
     given_settings,
-    model_of,
-    must_fetch,
     published,
     typed,
 )
+from sage.commands.running import carry_out, model_of
 from sage.display.progress import Progress
 from sage.errors import PictureError, PromptError, SettingsError
 from sage.files import named_after
@@ -56,8 +54,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
         command: (name, run, help, **options) -> the parser of a new command.
         chosen: whose settings are its flags.
     """
-    parser = command("generate", run, "make pictures of a prompt from nothing", epilog=EXAMPLES,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command("generate", run, "make pictures of a prompt from nothing",
+                     usage="%(prog)s PROMPT [PROMPT ...] [FLAGS]", epilog=EXAMPLES)
     add = parser.add_argument
     add("prompts", metavar="PROMPT", type=typed, nargs="*",
         help="what it shall show; several are made one after the other")
@@ -191,8 +189,7 @@ def run(args: argparse.Namespace) -> None:
     carry_out(plan_generation(args), args, _make_all)
 
 
-def _make_all(job: Job, model: Any, progress: Progress, note: Callable[[str], None],
-              print_paths: bool) -> dict[str, Any]:
+def _make_all(job: Job, model: Any, progress: Progress, print_paths: bool) -> dict[str, Any]:
     from sage.editing import settings_for
     config = settings_for(model, job.base, job.method.where, "generate").but(**job.changes)
     size = (job.size[0] or model.sample_size, job.size[1] or model.sample_size)
@@ -216,9 +213,6 @@ def _make_all(job: Job, model: Any, progress: Progress, note: Callable[[str], No
                               job.sheet)
         if print_paths:
             progress.say(job.sheet)
-    progress.close()  # lest a note runs into its bar
-    for message in notes:
-        note(message)
     return {"out": [str(out) for out in job.outs], "sheet": str(job.sheet) if job.sheet else None, "settings": records,
             "notes": notes}
 

@@ -1,29 +1,33 @@
 """`sage grid`: arguments -> one picture under every combination of some settings.  Imports no torch by itself."""
 
 import argparse
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from sage import pictures
+from sage.commands.checks import check_model
 from sage.commands.flags import (
     DEFAULT_MODEL,
     add_method,
     add_model,
-    fetch_model,
-    given_settings,
-    load,
-    must_fetch,
+    add_ways,
+    given_for_all,
+    published,
     reader,
     typed,
 )
+from sage.commands.running import carry_out
 from sage.display import console
 from sage.display.progress import Progress
 from sage.errors import SettingsError
 from sage.method import Method, check_task, method
-from sage.pictures.metadata import check_prompt, identity
+from sage.pictures.metadata import check_prompt
+from sage.pictures.originals import identity
 
 MOST = 1000  # cells
 EXAMPLES = """
@@ -43,8 +47,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
         command: (name, run, help, **options) -> the parser of a new command.
         chosen: whose settings are its flags.
     """
-    parser = command("grid", run, "edit a picture in every combination of some settings", epilog=EXAMPLES,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command("grid", run, "edit a picture in every combination of some settings",
+                     usage="%(prog)s IMG --source PROMPT --target PROMPT --x NAME=VALUES [FLAGS]", epilog=EXAMPLES)
     add = parser.add_argument
     add("picture", metavar="IMG", help="the picture to edit")
     add("--source", metavar="PROMPT", type=typed, required=True, help="what the picture shows")
@@ -52,9 +56,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
     for name, text in (("x", "from left to right"), ("y", "from top to bottom"), ("z", "one table after the other")):
         add(f"--{name}", metavar="NAME=VALUES", type=typed, required=name == "x", help=f"what differs {text}")
     add("--out", metavar="DIR", default="grid", help="where the pictures, sheet.png and index.html go [%(default)s]")
-    add("--truncate", action="store_true", help="cut prompts that are too long for the model")
-    add("--yes", action="store_true", help="download a model that is not here without asking")
-    add("--quiet", action="store_true", help="no progress, no notes")
+    add_ways(parser, "paths, how many edits were there already, notes, seconds, versions")
     add_model(parser)
     add_method(parser, chosen)
 
@@ -91,38 +93,79 @@ def read_axis(text: str | None, chosen: Method) -> tuple[str, tuple[Any, ...]]:
     return name, values
 
 
-def run(args: argparse.Namespace) -> None:
-    """Make what is not there yet, and say where."""
+@dataclass(frozen=True)
+class Job:
+    """What one `sage grid` shall do, checked as far as it can be without the model; as that of `sage edit`.
+
+    Attributes:
+        method: by its name, of which all cells are whose axes name no other.
+        axes: x, y and z; one that was not given has no name and one value.
+        preset: of each cell's method, "" for what the model recommends.
+    """
+
+    image: Image.Image
+    picture: dict[str, str]
+    source: str
+    target: str
+    model: str
+    prediction_type: str | None
+    method: str
+    preset: str
+    changes: dict[str, Any]
+    axes: tuple[tuple[str, tuple[Any, ...]], ...]
+    truncate: bool
+    fetch: bool
+    folder: Path
+    notes: tuple[str, ...] = ()
+
+
+def plan(args: argparse.Namespace) -> Job:
+    """Check everything that was given.
+
+    Raises:
+        SageError: whatever is wrong with it.
+    """
     chosen = method(args.method)
     check_task(chosen, "edit")
-    axes = [read_axis(getattr(args, name), chosen) for name in ("x", "y", "z")]
+    axes = tuple(read_axis(getattr(args, name), chosen) for name in ("x", "y", "z"))
     named = [name for name, _ in axes if name]
     if len(named) != len({*named}):
         raise SettingsError("two axes go through the same: give each another")
     if (cells := prod(len(values) for _, values in axes)) > MOST:
         raise SettingsError(f"the grid has {cells} cells: at most {MOST}")
-    changes = {**chosen.variant, **given_settings(args)}
+    changes, _ = given_for_all(args), published(args)
     path, folder = Path(args.picture), Path(args.out)
     image, picture = pictures.open_picture(path), identity(path)
-    for name in ("source", "target"):
-        check_prompt(name, getattr(args, name))
+    source, target = (check_prompt(name, getattr(args, name)) for name in ("source", "target"))
     pictures.check_writable(folder / "sheet.png")
-    model_name = args.model or DEFAULT_MODEL
-    if must_fetch(model_name):
-        fetch_model(model_name, args)
-    model, messages = load(model_name, args.prediction_type, args)
-    from sage.batch.grid import Axis, Grid, make_grid
-    x, y, z = (Axis(name, values) for name, values in axes)
-    grid = Grid(image, picture, args.source, args.target, chosen.where, changes, (x, y, z), folder, args.truncate)
-    there = 0
-    with Progress(shown=sys.stderr.isatty() and not args.quiet) as progress:
-        def each(cell: Any, was_there: bool) -> None:
-            nonlocal there
-            there += was_there
+    model = args.model or DEFAULT_MODEL
+    targets = next((values for name, values in axes if name == "target"), (target,))
+    fetch = check_model(model, image, (source, *targets), changes, args.truncate, args.tokenizer)
+    return Job(image, picture, source, target, model, args.prediction_type, args.method,
+               "published" if args.published else "", changes, axes, args.truncate, fetch, folder)
 
-        sheet, page = make_grid(grid, model, progress, each)
-        for made in (sheet, page):
-            progress.say(made)
-    if not args.quiet:
-        for message in [*messages, *([f"{there} of {cells} edits were there already"] if there else [])]:
-            console.note(message)
+
+def run(args: argparse.Namespace) -> None:
+    """Make what is not there yet, and say where."""
+    carry_out(plan(args), args, _make_all)
+
+
+def _make_all(job: Job, model: Any, progress: Progress, print_paths: bool) -> dict[str, Any]:
+    from sage.batch.grid import Axis, Grid, make_grid
+    x, y, z = (Axis(name, values) for name, values in job.axes)
+    grid = Grid(job.image, job.picture, job.source, job.target, job.method, job.changes, (x, y, z), job.folder,
+                job.truncate, job.prediction_type, job.preset)
+    cells, kept, notes = list[str](), 0, list[str]()
+
+    def each(cell: Any, result: Any) -> None:
+        nonlocal kept
+        cells.append(str(cell.path))
+        kept += result is None
+        notes.extend(note for note in (result.notes if result else ()) if note not in notes)
+
+    sheet, page = make_grid(grid, model, progress, each)
+    if print_paths:
+        progress.say(sheet)
+        progress.say(page)
+    notes += [f"{kept} of {len(cells)} edits were there already"] if kept else []
+    return {"sheet": str(sheet), "page": str(page), "edits": cells, "kept": kept, "notes": notes}

@@ -1,10 +1,7 @@
 """`sage invert`: a picture and its description -> a trajectory that edits start from."""
 
 import argparse
-import json
 import os
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,26 +10,22 @@ from typing import Any
 from PIL import Image
 
 from sage import pictures
-from sage.commands.checks import OUT, check_known, check_phrases, check_tokenizer, outputs
+from sage.commands.checks import OUT, check_model, check_phrases, outputs
 from sage.commands.flags import (
     DEFAULT_MODEL,
     add_method,
     add_model,
     add_ways,
-    fetch_model,
     given_settings,
-    load,
-    must_fetch,
     published,
     typed,
 )
-from sage.display import console
+from sage.commands.running import carry_out
 from sage.display.progress import Progress
 from sage.errors import SettingsError
 from sage.files import named_after
 from sage.method import Method, check_task, method
-from sage.models.known import known_model
-from sage.pictures.metadata import check_prompt, versions
+from sage.pictures.metadata import check_prompt
 from sage.settings import Settings
 from sage.trajectory.label import check_place, is_trajectory, read_label
 
@@ -58,11 +51,14 @@ class Job:
     source: str
     target: str | None
     model: str
+    prediction_type: str | None
     method: Method
     base: Settings | None
     changes: dict[str, Any]
+    truncate: bool
     fetch: bool
     out: Path
+    notes: tuple[str, ...] = ()
 
 
 def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method) -> None:
@@ -73,7 +69,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
         chosen: whose settings are its flags.
     """
     parser = command("invert", run, "carry a picture to noise once, for many edits that then cost only their sampling",
-                     epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+                     usage="%(prog)s IMG --source PROMPT [FLAGS]", epilog=EPILOG)
     add = parser.add_argument
     add("picture", metavar="IMG", help="the picture to invert")
     add("--source", metavar="PROMPT", type=typed, help="what the picture shows")
@@ -89,27 +85,21 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
 
 def run(args: argparse.Namespace) -> None:
     """Invert, write, and say where."""
-    job, began = plan(args), time.monotonic()
-    if job.fetch:
-        fetch_model(job.model, args)
-    model, notes = load(job.model, args.prediction_type, args)
+    carry_out(plan(args), args, _invert)
+
+
+def _invert(job: Job, model: Any, progress: Progress, print_paths: bool) -> dict[str, Any]:
     import sage
-    if why := job.method.fits(model):
-        raise SettingsError(f"{job.method.name} cannot edit with {model.name}: {why}")
-    config = (job.base or job.method.recommended(model)).but(**job.changes)
-    with Progress(shown=sys.stderr.isatty() and not args.quiet) as progress:
-        trajectory = sage.invert(model, job.image, job.source, config, progress, job.target, args.truncate)
-        sage.save_trajectory(trajectory, job.out, model, name=job.name, truncate=args.truncate,
-                             prediction_type=args.prediction_type)
+    from sage.editing import settings_for
+    config = settings_for(model, job.base, job.method.where).but(**job.changes)
+    trajectory = sage.invert(model, job.image, job.source, config, progress, job.target, job.truncate)
+    sage.save_trajectory(trajectory, job.out, model, name=job.name, truncate=job.truncate,
+                         prediction_type=job.prediction_type)
+    if print_paths:
+        progress.say(job.out)
     facts = read_label(job.out, job.method.where).facts(job.out)
-    notes += [*trajectory.notes, f"{job.out} takes {facts['bytes'] / 1e6:.1f} MB"]
-    if args.json:
-        print(json.dumps({"out": str(job.out), "bytes": facts["bytes"], "settings": facts, "notes": notes,
-                          "seconds": round(time.monotonic() - began, 2), "versions": versions()}))
-        return
-    print(job.out, flush=True)
-    for message in [] if args.quiet else notes:
-        console.note(message)
+    return {"out": str(job.out), "bytes": facts["bytes"], "settings": facts,
+            "notes": [*trajectory.notes, f"{job.out} takes {facts['bytes'] / 1e6:.1f} MB"]}
 
 
 def plan(args: argparse.Namespace) -> Job:
@@ -128,11 +118,9 @@ def plan(args: argparse.Namespace) -> Job:
         raise SettingsError("--target is missing: with these settings the inversion depends on it")
     path = Path(args.picture)
     image, model = pictures.open_picture(path), args.model or DEFAULT_MODEL
-    fetch, known = must_fetch(model), known_model(model)
-    if known and known.repo:
-        check_known(known, image, (source, *([target] if target else [])), changes, args.truncate)
-    check_tokenizer(args.tokenizer)
-    return Job(image, path.name, source, target, model, chosen, base, changes, fetch, _out(args.out, path))
+    fetch = check_model(model, image, (source, *([target] if target else [])), changes, args.truncate, args.tokenizer)
+    return Job(image, path.name, source, target, model, args.prediction_type, chosen, base, changes, args.truncate,
+               fetch, _out(args.out, path))
 
 
 def _out(out: str | None, picture: Path) -> Path:

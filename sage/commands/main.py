@@ -28,9 +28,18 @@ from sage.commands.invert import add_command as add_invert_command
 from sage.commands.methods import add_command as add_methods_command
 from sage.commands.ui import add_commands as add_ui_commands
 from sage.display import console
+from sage.display.help import Help
 from sage.errors import SageError, disk_full, of_the_machine
 from sage.machine.allocator import keep_freed_memory
 from sage.machine.threads import sleep_while_waiting
+from sage.method import METHODS, method
+
+EXAMPLES = """
+examples:
+  sage edit mug.png --source "a blue mug" --target "a red mug" --model stilllife
+  sage edit --help          # what a command takes
+  sage ui                   # the same in a browser
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # any file name can be printed: as its bytes, or escaped
         sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding == "utf-8" else "backslashreplace")
     try:
-        given = sys.argv[1:] if argv is None else argv
+        given = list(sys.argv[1:] if argv is None else argv)
+        if given[:1] == ["help"]:  # as other tools have it
+            given = [*given[1:], "--help"]
         parser = make_parser(given)
         if not given:
             parser.print_help()
@@ -77,6 +88,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self.register("type", None, named)  # what is read by no other type is a name
+        self.register("type", int, whole_number)
+        self.register("type", float, number)
 
     def add_subparsers(self, **options: Any) -> Any:
         """As argparse's; what stands behind a command's name is read by that command."""
@@ -89,9 +102,19 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """As argparse's, but here and not in the parser above it an unknown flag is an error."""
         known, rest = super().parse_known_args(args, namespace)
-        if strange := next((word.partition("=")[0] for word in rest if word.startswith("--")), None):
-            self.error(f"there is no {strange}{console.did_you_mean(strange, self._option_string_actions)}")
+        if strange := next((word.partition("=")[0] for word in rest if word.startswith("-")), None):
+            self.error(f"there is no {strange}{self._instead_of(strange)}")
+        if rest:
+            self.error(f"{rest[0]!r} stands behind no flag that takes it")
         return known, rest
+
+    def _instead_of(self, strange: str) -> str:
+        """What somebody may have had in mind who gave a flag that there is not."""
+        if chosen := self._defaults.get("method"):
+            field = strange.removeprefix("--").replace("-", "_")
+            if having := [name for name in METHODS if field in method(name).Settings.names()]:
+                return f" of {chosen}: it is of --method {', '.join(having)}"
+        return console.did_you_mean(strange, self._option_string_actions)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
@@ -112,16 +135,33 @@ def named(text: str) -> str:
     return text
 
 
+def whole_number(text: str) -> int:
+    """An int; argparse's own error speaks of Python's types."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number") from None
+
+
+def number(text: str) -> float:
+    """A float, likewise."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number") from None
+
+
 def make_parser(argv: Sequence[str] = ()) -> Parser:
     """The parser of all commands; the method that `argv` names says which settings are flags."""
     chosen = named_method(argv)
-    parser = Parser(prog="sage", description="Edit a real picture by rewriting its description.", allow_abbrev=False)
+    parser = Parser(prog="sage", description="Edit a real picture by rewriting its description.", epilog=EXAMPLES,
+                    formatter_class=Help, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"sage {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, help: str, **options: Any) -> Parser:
         sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False,
-                                  **options)
+                                  formatter_class=Help, **options)
         sub.set_defaults(run=run)
         return sub
 

@@ -6,11 +6,10 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
+from sage.display import console
 from sage.method import METHODS, Method, method
 from sage.settings import annotations
 from sage.trajectory.label import flag
-
-WIDTH = 100
 
 
 def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -34,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
         print(page(args.name, found[args.name]))
     else:
         print("\n".join(line(name, of) for name, of in found.items()))
-        print("\nsage methods NAME tells the settings of one; sage edit --method NAME edits by it.")
+        print("\nN is --steps. sage methods NAME tells the settings of one; sage edit --method NAME edits by it.")
 
 
 def facts(found: Method) -> dict[str, Any]:
@@ -53,15 +52,14 @@ def line(name: str, of: dict[str, Any]) -> str:
     does = " and ".join(word for word, can in (("edits", of["edits"]), ("generates", of["generates"])) if can)
     head = f"{name:12} {of['title']}" + (f" (arXiv {of['paper']})" if of["paper"] else "")
     rest = f"{does}; reads {', '.join(of['reads'])}" + (f"; network calls {of['calls']}" if of["calls"] else "")
-    return "\n".join([head, *textwrap.wrap(of["about"], WIDTH, initial_indent=" " * 13, subsequent_indent=" " * 13),
-                      *textwrap.wrap(rest, WIDTH, initial_indent=" " * 13, subsequent_indent=" " * 13)])
+    return "\n".join([*_wrapped(head), *_wrapped(of["about"], " " * 13), *_wrapped(rest, " " * 13)])
 
 
 def page(name: str, of: dict[str, Any]) -> str:
     """A method with its settings."""
     lines, group = [line(name, of)], ""
     if of["presets"]:
-        lines.append(" " * 13 + f"presets: {', '.join(of['presets'])}")
+        lines += _wrapped(f"presets: {', '.join(of['presets'])}", " " * 13)
     for field, about in of["settings"].items():
         if about["group"] != group:
             group = about["group"]
@@ -69,8 +67,13 @@ def page(name: str, of: dict[str, Any]) -> str:
         default = "" if about["default"] in (None, {}) else f" [{about['default']}]"
         what = f"{{{','.join(about['choices'])}}}" if about["choices"] else about["type"]
         lines.append(f"  {flag(field)} {what}")
-        lines += textwrap.wrap(about["help"] + default, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines += _wrapped(about["help"] + default, " " * 6)
     return "\n".join(lines)
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, console.width(), initial_indent=indent, subsequent_indent=indent or " " * 13,
+                         break_on_hyphens=False)
 
 
 def _kind(annotation: Any) -> str:

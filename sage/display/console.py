@@ -1,10 +1,16 @@
-"""What is said on stderr: one line each, without control characters."""
+"""What is said to people: on stderr one line each, without control characters."""
 
+import shutil
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-LONGEST = 1000
+LONGEST, WIDEST = 1000, 100
+
+
+def width() -> int:
+    """Columns that a text may fill: the terminal's, 80 where there is none, and no more than can be read with ease."""
+    return min(shutil.get_terminal_size().columns, WIDEST)
 
 
 def printable(text: str) -> str:
@@ -34,7 +40,12 @@ def fail(message: str) -> int:
     return 2
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`: did you mean X?` with the nearest of the known words, to be added to what is wrong; "" if none is near."""
-    near = get_close_matches(word, known, n=1)
-    return f": did you mean {near[0]}?" if near else ""
+def did_you_mean(word: str, known: Iterable[str], alike: float = 0.6) -> str:
+    """`: did you mean X?` with the nearest of the known words, to be added to what is wrong; "" if none is near.
+
+    Args:
+        alike: share of the letters that both have to have.
+    """
+    bare = {other.lstrip("-"): other for other in known}  # that both are flags makes no two of them alike
+    near = get_close_matches(word.lstrip("-"), bare, n=1, cutoff=alike)
+    return f": did you mean {bare[near[0]]}?" if near else ""

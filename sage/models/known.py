@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sage.display.console import did_you_mean
 from sage.errors import ModelError
 from sage.files import check_plain
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parent
+NETWORKS = ("unet", "transformer")  # folders, one of which every model has
 PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
 # Said where a model cannot be had now.
 AT_HAND = ("a folder or a .safetensors file of your own will do as --model, and so will stilllife, which is bundled "
@@ -110,8 +112,9 @@ def known_model(name: str) -> KnownModel | None:
 
 def unknown(name: str) -> ModelError:
     """The error for a name that nothing has."""
-    return ModelError(f"no model is called {name!r}, and no folder or file either; known are "
-                      f"{', '.join([*KNOWN, *own_names()])}")
+    known = [*KNOWN, *own_names()]
+    hint = did_you_mean(name, known, alike=0.8) or f"; known are {', '.join(known)}"  # sd-3 is no slip of sd-2.1
+    return ModelError(f"no model is called {name!r}, and no folder or file either{hint}")
 
 
 def weights_dir() -> Path:
@@ -181,6 +184,8 @@ def find_model(model: str | Path) -> tuple[str, Path]:
     if path.suffix.lower() in PICKLES:
         raise pickled(path)
     if os.path.isdir(path):  # not path.is_dir(), which before Python 3.14 fails on what no name can be
+        if not any(os.path.isdir(path / network) for network in NETWORKS):
+            raise ModelError(f"{path} is no model: a diffusers folder has in it a folder {' or '.join(NETWORKS)}")
         return path.resolve().name, path
     if path.suffix.lower() == ".safetensors":
         check_plain(path, ModelError)

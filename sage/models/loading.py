@@ -147,8 +147,12 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
-        torch.zeros(1, device=device).item()  # which "meta" cannot give
     except Exception as error:  # torch raises nearly anything, by how it was built
+        raise SettingsError(f"there is no device {str(device)[:40]!r}: give cpu, cuda, cuda:1, mps or another that "
+                            "torch knows") from error
+    try:
+        torch.zeros(1, device=device).item()  # which "meta" cannot give
+    except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise SettingsError(f"device {str(device)!r} cannot be used: {reason}") from error
     return device

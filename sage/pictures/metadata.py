@@ -2,14 +2,14 @@
 
     {"version": 2, "method": "p2p", "settings": {...}, "savings": {...}, "source": ..., "target": ..., ...}
 
-"lora" is there where files were merged into the model, each by its name, the hash of its bytes and its scale.
+"picture" is as `sage.pictures.originals` has it, which says too when "composed" is there.  "lora" is there where files
+were merged into the model, each by its name, the hash of its bytes and its scale.
 A picture made from nothing has "task": "generate", its prompt as "target", and "negative", "size" and "batch" in place
 of "source" and "picture".  The command line and the studio write the same record, so that either repeats what the other
 made.  Version 1, of when there was one method, has "config" in place of "method" and "settings", and is read as
 version 2.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from sage import __version__, pictures
 from sage.errors import PictureError, PromptError, SettingsError
-from sage.files import open_plain
 from sage.method import method, method_of
 from sage.models.loras import are_loras
 from sage.models.savings import Savings
 from sage.pictures.masks import mask_of_text, mask_text
+from sage.pictures.originals import is_identity, pastes_in
 from sage.pictures.regions import Move
 from sage.prompts.tokens import check_text
 from sage.settings import Settings
@@ -38,7 +38,7 @@ SHARED = {"target": str, "model": str, "method": str, "settings": dict, "savings
 TYPES: dict[str, dict[str, type]] = {"edit": {"source": str, "picture": dict, **SHARED},
                                      "generate": {"negative": str, "size": list, "batch": int, **SHARED}}
 CHECKS: dict[str, Callable[[Any], bool]] = {
-    "picture": lambda value: all(isinstance(value.get(k), str) for k in ("name", "sha256")),
+    "picture": is_identity,
     "size": lambda value: len(value) == 2 and all(type(side) is int and side > 0 for side in value),
     "batch": lambda value: type(value) is int and value > 0}
 
@@ -49,7 +49,7 @@ def make_record(model: "Backbone", source: str, target: str, settings: Settings,
     """All that is needed to repeat an edit, as JSON values.
 
     Args:
-        picture: its `identity`.
+        picture: its `originals.identity`.
         prediction_type: where the user overrode the checkpoint's own word.
         savings: what was done to need less memory.
         more: what else the method reads, as JSON values.
@@ -152,19 +152,6 @@ def versions() -> dict[str, str]:
     return {"sage": __version__, "torch": metadata.version("torch")}
 
 
-def identity(path: Path, name: str | None = None) -> dict[str, str]:
-    """What a picture file is known by: its name, or `name` instead, and the hash of its bytes.
-
-    Raises:
-        PictureError: it cannot be read, though it may have been a moment ago.
-    """
-    with open_plain(path, PictureError, advice="give the path of a picture") as file:
-        try:
-            return {"name": name or path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-        except OSError as error:
-            raise PictureError(f"{path} cannot be read ({error.strerror or error})") from error
-
-
 def read_record(path: str | Path, task: str | None = None, trusted: str = "") -> dict[str, Any]:
     """The settings that `sage edit` or `sage generate` stored in a picture, their types checked.
 
@@ -197,6 +184,7 @@ def read_record(path: str | Path, task: str | None = None, trusted: str = "") ->
     try:
         settings_in(record)
         asked_in(record)
+        pastes_in(record)
         Savings.from_dict(record["savings"])
     except (PictureError, SettingsError) as error:
         raise PictureError(f"{path}: the settings in it are damaged: {error}") from error

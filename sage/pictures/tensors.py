@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 from sage.errors import NumericsError, SettingsError
 from sage.pictures.files import normalise
@@ -111,13 +111,18 @@ def to_picture(x: "Tensor", size: tuple[int, int] | None = None, quantise: str =
     return image if size is None or image.size == tuple(size) else image.resize(size, Image.Resampling.LANCZOS)
 
 
-def show_mask(image: Image.Image, mask: "Tensor") -> Image.Image:
+def show_mask(image: Image.Image, mask: "Tensor | None", within: Image.Image | None = None) -> Image.Image:
     """A picture with everything outside a mask faded.
 
     Args:
-        mask: (..., h, w), bool or in [0, 1].
+        mask: (..., h, w), bool or in [0, 1]; None for everywhere.
+        within: a mask besides, 0 and 255 ("L"), of the picture's size.
     """
-    values = np.clip(mask.detach().float().cpu().numpy().reshape(-1, *mask.shape[-2:])[0], 0, 1)
-    inside = Image.fromarray(np.rint(values * 255).astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
+    inside = Image.new("L", image.size, 255)
+    if mask is not None:
+        values = np.clip(mask.detach().float().cpu().numpy().reshape(-1, *mask.shape[-2:])[0], 0, 1)
+        inside = Image.fromarray(np.rint(values * 255).astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
+    if within is not None:
+        inside = ImageChops.multiply(inside, within)
     faded = Image.blend(ImageOps.grayscale(image).convert("RGB"), Image.new("RGB", image.size, "white"), 0.75)
     return Image.composite(image, faded, inside)

@@ -5,14 +5,13 @@ A folder holds them in words.txt, one a line; a model without such a file was ta
 
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 
 from sage.errors import ModelError
 
 FILE, MOST = "words.txt", 2**20  # bytes
 SHOWN = 5  # unknown words that a note names
-SHORTEST = 3  # letters of a word that somebody may have meant
+SHORTEST, LONG = 4, 7  # letters of a word that may be a slip of another, by one letter; by two, from so many on
 
 
 def words_of(text: str) -> list[str]:
@@ -59,5 +58,21 @@ def about_unknown(model: str, known: Iterable[str], texts: Iterable[str]) -> tup
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    near = get_close_matches(word, [other for other in known if len(other) >= SHORTEST], n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    """The known word of which another looks like a slip of the fingers; most words that are not known are no slips."""
+    if len(word) < SHORTEST:
+        return ""
+    most = 1 + (len(word) >= LONG)
+    slips = [(slip, other) for other in known if other[:1] == word[:1] and (slip := _slips(word, other)) <= most]
+    return f" (did you mean {min(slips)[1]!r}?)" if slips else ""
+
+
+def _slips(a: str, b: str) -> int:
+    """Letters dropped, added, changed, or swapped with their neighbour that make one word the other."""
+    before, row = list[int](), list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        older, before, row = before, row, [i]
+        for j, y in enumerate(b, 1):
+            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (x != y)))
+            if i > 1 and j > 1 and (x, y) == (b[j - 2], a[i - 2]):
+                row[j] = min(row[j], older[j - 2] + 1)
+    return row[-1]

@@ -8,6 +8,7 @@ from PIL import Image
 
 from sage.method import Method
 from sage.pictures.metadata import settings_in
+from sage.pictures.originals import pastes_in
 from sage.studio import form
 from sage.studio.jobs import Job
 from sage.studio.service import Studio
@@ -55,11 +56,13 @@ def result_as(entry: Entry) -> dict[str, Any]:
 
 def record_as(studio: Studio, who: str, record: dict[str, Any]) -> dict[str, Any]:
     """What a page needs of a record to show its settings again."""
-    task = record.get("task", "edit")
+    task, picture = record.get("task", "edit"), studio.visit(who).picture
+    pictured = "picture" in record and picture is not None and picture.is_of(record)
     return {"task": task, "source": record.get("source", ""), "target": record["target"],
             "negative": record.get("negative", ""), "model": record["model"], "truncate": record["truncate"],
             "here": record["model"] in studio.places, "prediction": record.get("prediction_type") or "",
-            "picture": record.get("picture"), "size": record.get("size"),
+            "picture": record.get("picture"), "pictured": pictured, "size": record.get("size"),
+            "references": [paste.reference["name"] for paste in pastes_in(record)],
             "mask": studio.mask_in(who, record), "paste": "paste" in record, "moves": studio.moves_in(who, record),
             "form": form.shown(settings_in(record), task)}
 

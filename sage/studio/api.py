@@ -240,10 +240,10 @@ def _add_pictures(app: FastAPI, studio: Studio) -> None:
         return picture_as(studio.visit(who).picture) | {"record": record and record_as(studio, who, record)}
 
     @app.post("/api/masks", tags=["pictures"])
-    def bring_mask(who: Who, data: Given = b"") -> dict[str, Any]:
-        """Bring a picture of where an edit may be: white there, black elsewhere."""
+    def bring_mask(who: Who, data: Given = b"", name: str = "mask.png") -> dict[str, Any]:
+        """Bring a picture of where an edit may be, white there, black elsewhere; or one to put something in from."""
         with _uploaded(data) as path:
-            return picture_as(studio.take_mask(who, path))
+            return picture_as(studio.take_mask(who, path, name))
 
     @app.post("/api/pictures/of/{result}", tags=["pictures"])
     def use_result(who: Who, result: str) -> dict[str, Any]:

@@ -31,10 +31,10 @@ def as_command(record: dict[str, Any], model: Backbone | None, name: str = "edit
     """The command line that makes the same picture.
 
     Args:
-        name: the result's file, in which masks and moves are.
+        name: the result's file, in which is what no flag can say.
     """
     edited = "picture" in record
-    if "mask" in record or "moves" in record:  # which no flag can say
+    if _asked(record) or _remade(record):  # which no flag can say
         return shlex.join(["sage", "edit", record["picture"]["name"], "--config-from", name])
     words = ["sage", TASKS[edited][0]]
     words += [record["picture"]["name"], "--source", record["source"], "--target", record["target"]] if edited else []
@@ -55,7 +55,7 @@ def as_python(record: dict[str, Any], model: Backbone | None, name: str = "edit.
     """Python that makes the same picture.
 
     Args:
-        name: the result's file, in which masks and moves are.
+        name: the result's file, in which is what no flag can say.
     """
     edited = "picture" in record
     given = ", ".join(f"{name}={value!r}" for name, value in changed(record, model).items())
@@ -64,16 +64,32 @@ def as_python(record: dict[str, Any], model: Backbone | None, name: str = "edit.
              + ("" if edited else ", 'generate'") + ")" + (f".but({given})" if given else "")]
     more = ", truncate=True" if record["truncate"] else ""
     if edited:
-        asked = ", **asked" if "mask" in record or "moves" in record else ""
+        picture, asked, remade = repr(record["picture"]["name"]), _asked(record), _remade(record)
+        if asked or remade:
+            lines[1:1] = [f"from sage.pictures.metadata import {'asked_in, ' if asked else ''}read_record",
+                          *(["from sage.pictures.originals import original"] if remade else [])]
+            lines.append(f"record = read_record({name!r})")
+        if remade:
+            lines.append(f"picture = original(record, {picture})  # scaled, and with what was put into it")
+            picture = "picture"
         if asked:
-            lines[:1] = ["import sage", "from sage.pictures.metadata import asked_in, read_record"]
-            lines.append(f"asked = asked_in(read_record({name!r}))  # the mask and the moves")
-        lines += [f"result = sage.edit(model, {record['picture']['name']!r}, {record['source']!r},",
-                  f"                   {record['target']!r}, settings{asked}{more})"]
+            lines.append("asked = asked_in(record)  # the mask and the moves")
+        lines += [f"result = sage.edit(model, {picture}, {record['source']!r},",
+                  f"                   {record['target']!r}, settings{', **asked' if asked else ''}{more})"]
     else:
         lines += [f"[result] = sage.generate(model, {record['target']!r}, settings, negative={record['negative']!r},",
                   f"                         width={record['size'][0]}, height={record['size'][1]}{more})"]
     return "\n".join([*lines, 'result.image.save("result.png")', ""])
+
+
+def _asked(record: dict[str, Any]) -> bool:
+    """Whether more was asked for than prompts say."""
+    return "mask" in record or "moves" in record
+
+
+def _remade(record: dict[str, Any]) -> bool:
+    """Whether the picture that was edited is not the one in its file."""
+    return "composed" in record or "scaled" in record.get("picture", {})
 
 
 def _text(cls: type[Settings], name: str, value: Any) -> str:

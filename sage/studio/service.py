@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -44,13 +44,13 @@ from sage.pictures.metadata import (
     asked_as_text,
     asked_in,
     check_prompt,
-    identity,
     make_generation_record,
     make_record,
     read_record,
     settings_in,
 )
-from sage.pictures.regions import Move, box_mask, composite, read_box, read_move
+from sage.pictures.originals import MAX_PASTES, Paste, composed, identity, pastes_in, scaled_as
+from sage.pictures.regions import Move, box_mask, read_box, read_move
 from sage.prompts.plan import Plan
 from sage.prompts.vocabulary import unknown_words
 from sage.settings import Settings
@@ -99,6 +99,7 @@ class Studio:
         if gallery is not None:
             pictures.check_writable(gallery / "result.png")
         self.folder = folder or Path(tempfile.mkdtemp(prefix="sage-studio-"))
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.trajectories: Cache[Trajectory] = Cache(self.limits.memory, lambda trajectory: trajectory.nbytes)
         self.pictures: Cache[Picture] = Cache(self.limits.memory // 4, lambda picture: picture.size)
         self.paces: dict[tuple[Any, ...], Pace] = {}
@@ -193,8 +194,7 @@ class Studio:
         Raises:
             PictureError: no picture, damaged, or too large; the visitor's picture is then as before.
         """
-        name = "".join(c for c in name.replace("\\", "/").rpartition("/")[2] if c.isprintable())[-LONGEST_NAME:]
-        name = name if name.strip(". ") else "picture.png"
+        name = _plain(name)
         try:
             with self._opening:
                 picture = self._opened(path, name)
@@ -204,18 +204,18 @@ class Studio:
         self._show(who, picture)
         if record and "picture" in record:
             self.visit(who).restored = record
-            if known := self.pictures.get((who, record["picture"]["sha256"])):
-                self._show(who, known)
+            with suppress(PictureError):
+                self._show(who, self._edited_in(who, record))
         return record
 
-    def take_mask(self, who: str, path: Path) -> Picture:
-        """An uploaded file as a picture of where an edit may be; the visitor's picture stays.
+    def take_mask(self, who: str, path: Path, name: str = "mask.png") -> Picture:
+        """An uploaded file as a picture of where an edit may be, or of what is put in; the visitor's picture stays.
 
         Raises:
             PictureError: no picture, damaged, or too large.
         """
         with self._opening:
-            picture = self._opened(path, "mask.png")
+            picture = self._opened(path, _plain(name))
         key = who, picture.identity["sha256"]
         if (known := self.pictures.get(key)) is not None:  # it may be the visitor's picture too, by its own name
             return known
@@ -253,14 +253,38 @@ class Studio:
         Returns:
             The key of the mask that is white in the box.
         """
-        below, thing = self.picture(who, picture), self.picture(who, reference).image
+        below, thing = self.picture(who, picture), self.picture(who, reference)
+        if len(below.pastes) == MAX_PASTES:
+            raise SettingsError(f"{MAX_PASTES} things were put into this picture: go on from a result, as picture")
         place = read_box(_as_text(box), below.image.size)
-        where = black_and_white(self.picture(who, mask).image, thing.size)
-        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            path = Path(folder) / f"{Path(below.identity['name']).stem}-composed.png"
-            pictures.save_picture(composite(pictures.normalise(below.image), thing, where, place), path)
-            self.take(who, path, path.name)
+        where = black_and_white(self.picture(who, mask).image, thing.image.size)
+        whole = self._composed(who, below, [Paste(thing.identity, where, place)])
+        pictures.settings_text(whole.as_record())  # a result has to hold it
+        self._show(who, whole)
         return self._remembered(who, box_mask(place, below.image.size))
+
+    def _composed(self, who: str, below: Picture, pastes: Sequence[Paste]) -> Picture:
+        """One of the visitor's pictures with things of others of theirs put into it.
+
+        Raises:
+            PictureError: one of them is not remembered, or is another.
+        """
+        image = composed(pictures.normalise(below.image), pastes,
+                         lambda known: self.picture(who, known["sha256"]).image)
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            path = Path(folder) / f"{Path((below.background or below.identity)['name']).stem}-composed.png"
+            pictures.save_picture(image, path)
+            return replace(self._opened(path, path.name), background=below.background or below.identity,
+                           pastes=(*below.pastes, *pastes))
+
+    def _edited_in(self, who: str, record: dict[str, Any]) -> Picture:
+        """The visitor's picture that an edit with this record was made of.
+
+        Raises:
+            PictureError: it is not remembered, or what was put into it.
+        """
+        picture, pastes = self.picture(who, record["picture"]["sha256"]), pastes_in(record)
+        return self._composed(who, picture, pastes) if pastes else picture
 
     def seen(self, who: str, key: str) -> dict[str, str]:
         """What a model of a small world makes of a picture.
@@ -291,8 +315,8 @@ class Studio:
         image, known_by = pictures.open_picture(path), identity(path, name)
         if (share := self.limits.pixels / (image.width * image.height)) < 1:
             width, height = (max(1, int(side * share**0.5)) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.LANCZOS)
             known_by["scaled"] = f"{width} x {height}"
+            image = scaled_as(image, known_by)
         return Picture(image, known_by)
 
     def _show(self, who: str, picture: Picture) -> None:
@@ -338,7 +362,8 @@ class Studio:
         """One of the visitor's own edits again; its picture becomes theirs, if it is still remembered."""
         visit, entry = self.visit(who), self.entry(who, key)
         if "picture" in entry.record:
-            visit.picture = self.pictures.get((who, entry.record["picture"]["sha256"])) or visit.picture
+            with suppress(PictureError):
+                self._show(who, self._edited_in(who, entry.record))
             visit.restored = entry.record
         return entry
 
@@ -401,7 +426,7 @@ class Studio:
         record = entry.record
         if "picture" not in record:
             raise SettingsError("a picture from text has no inside to look into: take an edit")
-        picture, clock = self.picture(who, record["picture"]["sha256"]), Clock()
+        picture, clock = self._edited_in(who, record), Clock()
         request = EditRequest(record["model"], record["source"], record["target"], settings_in(record),
                               record["truncate"], mask=self.mask_in(who, record), paste="paste" in record,
                               moves=asked_in(record).get("moves", ()))
@@ -488,16 +513,16 @@ class Studio:
             self.trajectories.spare(self.trajectories.largest)  # before another is made beside them
         self._foresee(clock, picture, request, inverted=trajectory is not None)
         savings = None
-        if recorded and request.is_of(recorded) and recorded["picture"]["sha256"] == picture.identity["sha256"]:
+        if recorded and request.is_of(recorded) and picture.is_of(recorded):
             savings = Savings.from_dict(recorded["savings"])
         mask = self._mask(who, picture, request)
         seen = Glimpses(self.model, job.show, picture.image.size, clock.pace.seconds.get("glimpse", 0.0))
         result = self._made(picture, plan, request, clock, trajectory, mask, watch=seen, savings=savings)
         if seen.cost:
             clock.pace.seconds["glimpse"] = seen.cost
-        record = make_record(self.model, request.source, request.target, request.config, picture.identity,
-                             request.truncate, savings=result.savings,
-                             **asked_as_text(mask, request.moves, request.paste))
+        record = make_record(self.model, request.source, request.target, request.config,
+                             truncate=request.truncate, savings=result.savings,
+                             **asked_as_text(mask, request.moves, request.paste), **picture.as_record())
         saved = None if trajectory is None else clock.pace.seconds.get("invert", 0.0) * (len(trajectory.latents) - 1)
         with visit.lasting():  # of who has left nothing is kept
             self.trajectories.put(key, result.trajectory)
@@ -632,6 +657,12 @@ def _encoder() -> Encoder:
 def _as_text(numbers: Sequence[float]) -> str:
     """Coordinates as `read_move` and `read_box` take them."""
     return ",".join(f"{number:.2f}" for number in numbers)
+
+
+def _plain(name: str) -> str:
+    """The last part of what a visitor calls a file."""
+    name = "".join(c for c in name.replace("\\", "/").rpartition("/")[2] if c.isprintable())[-LONGEST_NAME:]
+    return name if name.strip(". ") else "picture.png"
 
 
 def _name_of(prompt: str) -> str:

@@ -1,12 +1,16 @@
 """A grid of edits: its cells, its page, and going on where it was."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+from sage.batch.grid import Axis, Grid
 from sage.commands import main as cli
-from sage.commands.grid import read_axis
+from sage.commands.grid import plan, read_axis
 from sage.errors import SettingsError
 from sage.method import method
 from sage.pictures import read_settings
@@ -15,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MUG = ROOT / "examples" / "mug.png"
 ASKED = ["grid", str(MUG), "--model", "stilllife", "--source", "a blue mug", "--target", "a red mug", "--method",
          "plain", "--steps", "2", "--quiet"]
+SITES = [SimpleNamespace(kind="cross", place="down", level=0)]
+STUB = SimpleNamespace(name="stub", recommends={}, distilled=False, sites=lambda: SITES)
 
 
 def test_every_combination_is_made_once_and_holds_its_settings(tmp_path, capsys, monkeypatch):
@@ -48,6 +54,43 @@ def test_methods_are_an_axis_each_with_its_own_settings(tmp_path):
     assert [read_settings(tmp_path / f"{i}-1-1.png")["method"] for i in (1, 2)] == ["plain", "sdedit"]
 
 
+def test_what_a_methods_name_stands_for_is_of_its_own_cells_alone():
+    args = cli.make_parser(["grid", "--method", "p2p+direct"]).parse_args(
+        ["grid", str(MUG), "--source", "a", "--target", "b", "--model", "stilllife", "--x", "method=p2p,p2p+negative",
+         "--method", "p2p+direct", "--steps", "3", "--prediction-type", "epsilon"])
+    job = plan(args)
+    grid = Grid(job.image, job.picture, job.source, job.target, job.method, job.changes,
+                tuple(Axis(*axis) for axis in job.axes), job.folder)
+    assert [(cell.config.inversion, cell.config.steps) for cell in grid.cells(STUB)] == [("ddim", 3), ("negative", 3)]
+    alone = replace(grid, axes=(Axis("seed", (1,)), Axis("", ("",)), Axis("", ("",))))
+    assert [cell.config.inversion for cell in alone.cells(STUB)] == ["direct"]
+
+
+def test_the_report_says_what_was_made_what_was_there_and_what_is_to_be_known(tmp_path, capsys):
+    asked = [*ASKED[:-1], "--target", "a red xylophone", "--x", "seed=1,2", "--out", str(tmp_path), "--json",
+             "--prediction-type", "v_prediction"]
+    for kept in (0, 2):
+        assert cli.main(asked) == 0
+        out, err = capsys.readouterr()
+        found = json.loads(out)
+        assert found["kept"] == kept and found["edits"] == [str(tmp_path / f"{i}-1-1.png") for i in (1, 2)]
+        assert found["sheet"] == str(tmp_path / "sheet.png") and "torch" in found["versions"]
+        assert ("'xylophone'" in err) == (not kept) == any("'xylophone'" in note for note in found["notes"])
+        assert ("2 of 2 edits were there already" in err) == bool(kept)
+    assert read_settings(tmp_path / "1-1-1.png")["prediction_type"] == "v_prediction"
+
+
+def test_published_settings_are_those_of_each_cells_method(tmp_path):
+    asked = ["grid", str(MUG), "--model", "stilllife", "--source", "a blue mug", "--target", "a red mug", "--published",
+             "--x", "method=sage,plain", "--quiet", "--out", str(tmp_path)]
+    assert cli.main(asked) == 2  # nobody published plain sampling
+    assert not list(tmp_path.iterdir())
+    grid = Grid(None, {}, "a", "b", "sage", {}, (Axis("seed", (1,)), Axis("", ("",)), Axis("", ("",))), tmp_path,
+                preset="published")
+    [cell] = grid.cells(STUB)
+    assert cell.config == method("sage").preset("published", seed=1)
+
+
 @pytest.mark.parametrize("axes, words", [
     (["--x", "guidance_scale"], "is no axis"), (["--x", "guidance_scale=1,"], "is no axis"),
     (["--x", "guidance=1"], "did you mean guidance_scale"), (["--x", "guidance_scale=much"], "no number"),
@@ -55,7 +98,7 @@ def test_methods_are_an_axis_each_with_its_own_settings(tmp_path):
     (["--x", "seed=1,2", "--y", "seed=1"], "the same"),
     (["--x", "seed=" + ",".join(map(str, range(50))), "--y", "steps=" + ",".join(map(str, range(1, 50)))], "at most")])
 def test_mistakes_are_one_line_before_a_model_is_loaded(tmp_path, capsys, monkeypatch, axes, words):
-    monkeypatch.setattr("sage.commands.grid.load", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("sage.commands.running.load", lambda *_: pytest.fail("too late"))
     assert cli.main([*ASKED, *axes, "--out", str(tmp_path)]) == 2
     assert words in capsys.readouterr().err
 

@@ -60,7 +60,7 @@ def test_the_record_says_what_when_where_and_how(stubbed, benchmark, tmp_path, c
     text = (tmp_path / "tables.md").read_text()
     facts = dict(re.findall(r"^- (.*?): (.*)$", text, re.MULTILINE))
     assert facts["date"] == datetime.now(UTC).date().isoformat()
-    assert facts["machine"].endswith(f"{os.cpu_count()} cores, 1 threads") and platform.node() not in text
+    assert facts["machine"].endswith(f"{os.cpu_count()} cores, 1 thread") and platform.node() not in text
     assert facts["versions"].startswith(f"sage {sage.__version__}, Python {platform.python_version()}, torch "
                                         f"{metadata.version('torch')}, transformers ")
     assert facts["cases"] == "4" and facts["command"] == (

@@ -86,6 +86,9 @@ def test_a_drag_asks_for_its_moves_and_records_them(asked, capsys):
     assert call.config.steps == 20 and (call.source, call.target) == ("a mug", "a mug")
     assert run("drag", "in.png", "--config-from", "o.png", "--out", "again.png") == 0
     assert asked[1].moves[0].target.tobytes() == move.target.tobytes()
+    capsys.readouterr()
+    assert cli.main(["info", "o.png"]) == 0
+    assert "\nmoves: 8% of 40 x 30, in the box 5,5,15,15, to 8% of 40 x 30, in" in capsys.readouterr().out
     assert run("drag", "in.png", "--from", "mask.png", "--to", "30,20", "--drag-class", "cut", "--method", "eedit") == 0
     assert asked[2].config.drag_class == "cut" and asked[2].source == "a photograph"
     for words, said in ((["--from", "1,1"], "1 --from and 0 --to"), ([], "0 --from and 0 --to"),
@@ -112,11 +115,54 @@ def test_a_composition_edits_the_paste_inside_its_box(asked, capsys):
     assert np.array_equal(pasted[outside], before[outside]) and not np.array_equal(pasted, before)
     assert call.mask.getbbox() == (20, 10, 35, 25) and call.paste is True
     record = read_settings("o.png")
-    assert record["composed"]["box"] == [20, 10, 35, 25] and record["composed"]["reference"]["name"] == "in.png"
-    assert "sage compose makes it again" in refused(capsys, "edit", "in.png", "--config-from", "o.png")
+    [paste] = record["composed"]
+    assert paste["box"] == [20, 10, 35, 25] and paste["reference"]["name"] == "in.png"
+    capsys.readouterr()
+    assert cli.main(["info", "o.png"]) == 0
+    told = capsys.readouterr().out
+    assert "\nmask: 19% of 40 x 30, in the box 20,10,35,25\n" in told
+    assert "\ncomposed: with in.png, in the box 20,10,35,25\n" in told
     assert run(*words, "--pixels", "--out", "p.png") == 0 and len(asked) == 1
     assert "--box is missing" in refused(capsys, *words[:-2])
     assert "no mask: these do" in refused(capsys, *words, "--method", "p2p", "--guidance-scale", "2")
+
+
+def test_a_composition_is_made_again_from_its_settings(asked, capsys):
+    for folder in ("things", "made", "elsewhere"):
+        Path(folder).mkdir()
+    Image.new("RGB", (40, 30), "red").save("things/red.png")
+    assert run("compose", "in.png", "--reference", "things/red.png", "--reference-mask", "mask.png", "--box",
+               "20,10,35,25", "--source", "a table", "--target", "a mug", "--out", "made/o.png") == 0
+    said = refused(capsys, "edit", "in.png", "--config-from", "made/o.png")
+    assert "composed with red.png" in said and "no such file" in said and "put it there" in said
+    Image.new("RGB", (40, 30), "green").save("made/red.png")
+    assert "made/red.png is not the file" in refused(capsys, "edit", "in.png", "--config-from", "made/o.png")
+    Path("elsewhere/in.png").write_bytes(Path("in.png").read_bytes())
+    for place in ("made", "elsewhere", "."):  # beside the edit, beside the picture, and here
+        Path(place, "red.png").write_bytes(Path("things/red.png").read_bytes())
+        for command in ("edit", "compose"):
+            assert run(command, "elsewhere/in.png", "--config-from", "made/o.png", "--out", "again.png") == 0
+            assert Path("again.png").read_bytes() == Path("made/o.png").read_bytes()
+        Path(place, "red.png").unlink()
+    assert len({(call.image.tobytes(), call.mask.tobytes(), call.source, call.target) for call in asked}) == 1
+    assert run("compose", "in.png", "--config-from", "made/o.png", "--reference", "in.png", "--reference-mask",
+               "mask.png", "--box", "0,0,9,9", "--out", "b.png") == 0  # another thing, under the same prompts
+    assert asked[-1].mask.getbbox() == (0, 0, 9, 9) and asked[-1].target == "a mug"
+
+
+def test_a_picture_that_was_scaled_down_is_scaled_again(asked, capsys):
+    from sage.pictures.originals import identity
+    assert run("edit", "in.png", *WORDS, "--method", "plain", "--out", "o.png") == 0
+    record = read_settings("o.png")
+    record["picture"]["scaled"] = "20 x 15"
+    sage.pictures.save_picture(Image.new("RGB", (20, 15), "blue"), "small.png", record)
+    assert run("edit", "in.png", "--config-from", "small.png", "--out", "again.png") == 0
+    assert asked[1].image.size == (20, 15)
+    assert read_settings("again.png")["picture"] == identity(Path("in.png")) | {"scaled": "20 x 15"}
+    for scaled, said in (("99999 x 15", "scaled down to 99999 x 15"), ("tiny", "damaged (picture)"), (3, "damaged")):
+        record["picture"]["scaled"] = scaled
+        sage.pictures.save_picture(Image.new("RGB", (20, 15)), "small.png", record)
+        assert said in refused(capsys, "edit", "in.png", "--config-from", "small.png")
 
 
 @pytest.mark.parametrize("command", ("edit", "drag", "compose", "generate"))

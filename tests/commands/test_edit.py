@@ -184,7 +184,7 @@ WRONG = {
     "endless": (["edit", "mug.png", "--source", "a", "--target", "a" * 5000], "5000 characters"),
     "too many words": (["edit", "mug.png", "--source", "a", "--target", "a " * 76], "76 words"),
     "no number": (["edit", "mug.png", *PROMPTS, "--steps", "many"], "--steps"),
-    "out of range": (["edit", "mug.png", *PROMPTS, "--steps", "0"], "steps is '0'"),
+    "out of range": (["edit", "mug.png", *PROMPTS, "--steps", "0"], "steps is 0"),
     "infinite": (["edit", "mug.png", *PROMPTS, "--guidance-scale", "inf"], "guidance_scale"),
     "no choice": (["edit", "mug.png", *PROMPTS, "--decay", "slow"], "--decay"),
     "size": (["edit", "mug.png", *PROMPTS, "--size", "500"], "such as 512"),
@@ -508,6 +508,18 @@ def test_ctrl_c_in_the_demo(monkeypatch, capsys):
     assert demo() == 130 and capsys.readouterr() == ("", "demo: interrupted\n")
 
 
+def test_help_is_laid_out_for_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for asked in (["help", "batch"], ["batch", "--help"]):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(asked)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "usage: sage batch TABLE --out DIR [FLAGS]"
+        assert "  cat.jpg,a cat on a sofa,a dog on a sofa,dog,50" in lines and max(map(len, lines)) <= 80
+    assert cli.main([]) == 0
+    assert '--model stilllife\n' in capsys.readouterr().out  # a first edit to try
+
+
 def test_sage_alone_is_the_help(capsys):
     assert cli.main([]) == 0
     assert capsys.readouterr().out.startswith("usage: sage [-h] [--version] COMMAND")
@@ -522,6 +534,14 @@ def test_sage_alone_is_the_help(capsys):
      "argument --spacing: there is no 'leadin': did you mean leading? (see sage edit --help)"),
     (["bench", "stillife"],
      "argument BENCHMARK: there is no 'stillife': did you mean stilllife? (see sage bench --help)"),
+    (["edit", "mug.png", "--prompt", "a cat"], "there is no --prompt (see sage edit --help)"),
+    (["edit", "mug.png", "--strength", "0.5", "--method", "p2p"],
+     "there is no --strength of p2p: it is of --method sdedit, ddpm, turbo, turbo-ddpm, regiondrag, infedit, flowedit, "
+     "uni-edit, eedit, rf-inversion, rf-solver, fireflow, kv-edit, edict, bdia, fixed-point (see sage edit --help)"),
+    (["edit", "mug.png", "make it red"], "'make it red' stands behind no flag that takes it (see sage edit --help)"),
+    (["edit", "mug.png", "--steps", "ten"], "argument --steps: 'ten' is no whole number (see sage edit --help)"),
+    (["edit", "mug.png", "--guidance-scale", "3,5"],
+     "argument --guidance-scale: '3,5' is no number (see sage edit --help)"),
     (["models", "--xyzzy"], "there is no --xyzzy (see sage models --help)")])
 def test_what_is_nearest_to_a_slip_is_named(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
@@ -543,10 +563,18 @@ def test_a_reader_that_leaves_early_gets_no_traceback():
     assert done.returncode == 141 and done.stderr == ""
 
 
-def test_a_mask_is_a_file_and_a_word_the_setting_of_that_name(engine):
+def test_a_mask_is_a_file_and_a_word_the_setting_of_that_name(engine, monkeypatch):
     Image.new("L", (48, 32), "white").save("where.png")
     for mask in ("sum", "where.png"):
         assert cli.main(["edit", "mug.png", *PROMPTS, "--mask", mask]) == 0
-    word, file = engine.edits
+    word, file = engine.edits[:2]
     assert word.config.mask == "sum" and word.mask is None
+    tiles = []
+    monkeypatch.setattr(pictures, "sheet", lambda rows: tiles.extend(rows[0]) or Image.new("RGB", (4, 4)))
+    half = Image.new("L", (48, 32))
+    half.paste(255, (0, 0, 24, 32))
+    half.save("half.png")
+    assert cli.main(["edit", "mug.png", *PROMPTS, "--mask", "half.png", "--sheet"]) == 0
+    [shown] = [picture for title, picture in tiles if title == "may change"]
+    assert shown.getpixel((2, 2)) == (255, 0, 0) != shown.getpixel((46, 30))  # though blending found that place too
     assert file.config.mask == "union" and file.mask.size == (48, 32)

@@ -21,7 +21,7 @@ from sage.commands import main as cli
 from sage.errors import ModelError, PictureError, SettingsError
 from sage.files import LONGEST_NAME, Journal, named_after, unwritable
 from sage.models import known
-from sage.pictures.metadata import identity
+from sage.pictures.originals import identity
 from tests import small
 from tests.hardening.test_settings_fuzz import RECORD
 

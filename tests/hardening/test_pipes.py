@@ -22,7 +22,7 @@ from sage.errors import SageError
 from sage.files import check_plain, open_plain, read_plain
 from sage.models import loading
 from sage.models.describe import describe
-from sage.pictures.metadata import identity
+from sage.pictures.originals import identity
 from sage.trajectory.label import is_trajectory, read_label
 from tests.hardening.soon import soon
 from tests.models import tiny

@@ -206,6 +206,7 @@ def test_known_names(one, tmp_path, monkeypatch):
 def test_unknown_name_lists_the_known_ones():
     message = refusal("sd-3")
     assert "'sd-3'" in message and all(name in message for name in known.KNOWN)
+    assert refusal("stillife").endswith("no folder or file either: did you mean stilllife?")
 
 
 def test_weights_dir(tmp_path, monkeypatch):
@@ -260,6 +261,7 @@ def test_missing_file_is_named(broken, file):
 def test_missing_paths(tmp_path):
     assert refusal(tmp_path / "no.safetensors") == f"{tmp_path / 'no.safetensors'} does not exist"
     assert refusal(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'} does not exist"
+    assert refusal(tmp_path) == f"{tmp_path} is no model: a diffusers folder has in it a folder unet or transformer"
     assert "missing" in refusal(tmp_path)  # a folder that holds nothing
     (tmp_path / "notes.txt").write_text("hello")
     assert "neither a diffusers folder nor" in refusal(tmp_path / "notes.txt")

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from sage.errors import SettingsError
-from sage.pictures import to_mask
+from sage.pictures import show_mask, to_mask
 
 
 def test_a_place_is_in_the_mask_where_half_of_it_is_white():
@@ -32,3 +32,16 @@ def test_pictures_of_any_mode_are_masks(mode):
 def test_what_marks_nothing_is_refused(image, said):
     with pytest.raises(SettingsError, match=said):
         to_mask(image, (2, 2))
+
+
+def test_what_is_shown_as_free_to_change_lies_in_both_masks():
+    picture, given = Image.new("RGB", (8, 8), "red"), Image.new("L", (8, 8))
+    given.paste(255, (0, 0, 8, 4))
+    found = torch.tensor([[[[1.0, 0.0]]]])  # the left half
+
+    def free(image: Image.Image) -> set[tuple[int, int]]:
+        return {(x, y) for x in (0, 7) for y in (0, 7) if image.getpixel((x, y)) == (255, 0, 0)}
+
+    assert free(show_mask(picture, found)) == {(0, 0), (0, 7)}
+    assert free(show_mask(picture, None, given)) == {(0, 0), (7, 0)}
+    assert free(show_mask(picture, found, given)) == {(0, 0)}

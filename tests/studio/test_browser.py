@@ -412,7 +412,7 @@ def test_something_of_another_picture_is_put_in(visitor, tmp_path):
     assert me.edit().startswith("Done in")
     result = me.download(tmp_path / "result.png")
     assert Image.open(result).getpixel((100, 60)) == Image.open(MUG).convert("RGB").getpixel((100, 60))
-    assert repeated(result, paste, tmp_path / "again.png")
+    assert repeated(result, MUG, tmp_path / "again.png")  # other.png lies beside the result
     me.shot("composed")
     assert me.errors == []
 

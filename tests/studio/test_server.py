@@ -171,6 +171,15 @@ def test_parts_are_moved_and_put_in(http):
     paste = http.post("/api/compose", json={"picture": mug["picture"], "reference": mug["picture"], "mask": mask,
                                             "box": [0, 0, 16, 16]}).json()
     assert paste["name"] == "mug-composed.png" and http.get(f"/api/pictures/{paste['mask']}").status_code == 200
+    put_in = asked(paste["picture"], method="plain", settings={"steps": 1})
+    [result] = ended(http, http.post("/api/edit", json=put_in))["results"]
+    assert "--config-from" in http.get(f"{result['url']}/recipe").json()["command"]
+    bring(http)  # another picture meanwhile
+    download = http.get(result["url"]).content
+    for came in (http.post(f"{result['url']}/restore"), bring(http, io.BytesIO(download), "result.png")):
+        record, shown = came.json()["record"], came.json()["picture"]
+        assert record["pictured"] and record["references"] == ["mug.png"]
+        assert (shown if isinstance(shown, str) else shown["picture"]) == paste["picture"]
     file = http.get(f"{paste['url']}/file")
     assert file.headers["content-type"] == "image/png"
     assert bring(http, io.BytesIO(file.content), "mug-composed.png").json()["picture"] == paste["picture"]

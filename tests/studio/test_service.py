@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import sage
 from sage import EditConfig, pictures
 from sage.commands import main as cli
 from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError
@@ -260,14 +261,15 @@ def test_no_visitor_names_a_file_as_a_region(studio, who):
         studio.moved(who, studio.visit(who).picture.identity["sha256"], [(str(MUG), (9, 9))])
 
 
-def test_something_of_another_picture_is_put_in(studio, who, tmp_path):
+def test_something_of_another_picture_is_put_in(studio, who, tmp_path, monkeypatch):
     Image.new("RGB", (40, 20), "red").save(tmp_path / "red.png")
     mask = Image.new("L", (40, 20))
     mask.paste(255, (10, 5, 30, 15))
     mask.save(tmp_path / "mask.png")
     studio.take(who, MUG, "mug.png")
     below = studio.visit(who).picture
-    reference, marked = (studio.take_mask(who, tmp_path / name).identity["sha256"] for name in ("red.png", "mask.png"))
+    reference = studio.take_mask(who, tmp_path / "red.png", "C:\\things\\red.png").identity["sha256"]
+    marked = studio.take_mask(who, tmp_path / "mask.png").identity["sha256"]
     box = studio.compose(who, below.identity["sha256"], reference, marked, (4.2, 8, 24, 18))
     picture, before = studio.visit(who).picture, np.asarray(Image.open(MUG).convert("RGB"))
     assert picture.identity["name"] == "mug-composed.png"
@@ -277,6 +279,29 @@ def test_something_of_another_picture_is_put_in(studio, who, tmp_path):
     config = studio.recommended("edit", "ddpm").but(steps=4)
     entry = ended(studio.edit(who, EditRequest("stilllife", SOURCE, TARGET, config, mask=box, paste=True)))
     assert (np.asarray(Image.open(entry.path))[~where] == before[~where]).all()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mug.png").write_bytes(MUG.read_bytes())
+    (tmp_path / entry.path.name).write_bytes(entry.path.read_bytes())
+    words = shlex.split(recipe.as_command(entry.record, studio.model, entry.path.name))
+    assert cli.main([*words[1:], "--out", "again.png", "--quiet"]) == 0
+    assert (tmp_path / "again.png").read_bytes() == entry.path.read_bytes()
+    monkeypatch.setattr(sage, "load_model", lambda name: studio.model)
+    exec(recipe.as_python(entry.record, studio.model, entry.path.name), {})
+    assert (np.asarray(Image.open("result.png")) == np.asarray(Image.open(entry.path))).all()
+    studio.take(who, MUG, "mug.png")
+    assert not studio.visit(who).picture.is_of(entry.record)
+    studio.restore(who, entry.key)
+    assert studio.visit(who).picture == picture and picture.is_of(entry.record)
+    studio.take(who, entry.path, entry.path.name)  # as who comes back with the download
+    assert studio.visit(who).picture == picture
+    assert ended(studio.look_inside(who, entry)).startswith("<!doctype html>")
+    monkeypatch.setattr(service, "MAX_PASTES", 2)
+    studio.compose(who, picture.identity["sha256"], reference, marked, (30, 8, 50, 18))
+    twice = studio.visit(who).picture
+    assert [paste.box for paste in twice.pastes] == [(4, 8, 24, 18), (30, 8, 50, 18)]
+    assert twice.background == below.identity and twice.identity["name"] == "mug-composed.png"
+    with pytest.raises(SettingsError, match="go on from a result"):
+        studio.compose(who, twice.identity["sha256"], reference, marked, (30, 8, 50, 18))
     Image.new("L", (40, 20)).save(tmp_path / "none.png")
     nothing = studio.take_mask(who, tmp_path / "none.png").identity["sha256"]
     with pytest.raises(SageError, match="has no white place"):
@@ -593,6 +618,23 @@ def test_a_large_photograph_is_scaled_down(studio, who, tmp_path):
     picture = studio.visit(who).picture
     assert 15_900_000 < picture.image.width * picture.image.height <= studio.limits.pixels
     assert picture.identity["scaled"] == "{} x {}".format(*picture.image.size)
+
+
+def test_an_edit_of_what_was_scaled_down_is_repeated_by_its_command(studio, who, tmp_path, monkeypatch):
+    monkeypatch.setattr(studio, "limits", replace(studio.limits, pixels=9_000))
+    monkeypatch.chdir(tmp_path)
+    Path("mug.png").write_bytes(MUG.read_bytes())
+    studio.take(who, Path("mug.png"), "mug.png")
+    config = studio.recommended("edit", "plain").but(steps=1)
+    entry = ended(studio.edit(who, EditRequest("stilllife", SOURCE, TARGET, config)))
+    Path(entry.path.name).write_bytes(entry.path.read_bytes())
+    assert entry.record["picture"]["scaled"] == "94 x 94"
+    words = shlex.split(recipe.as_command(entry.record, studio.model, entry.path.name))
+    assert cli.main([*words[1:], "--out", "again.png", "--quiet"]) == 0
+    assert Path("again.png").read_bytes() == entry.path.read_bytes()
+    monkeypatch.setattr(sage, "load_model", lambda name: studio.model)
+    exec(recipe.as_python(entry.record, studio.model, entry.path.name), {})
+    assert (np.asarray(Image.open("result.png")) == np.asarray(Image.open(entry.path))).all()
 
 
 def test_no_visitor_names_code_to_run(studio, who, tmp_path):

@@ -183,7 +183,7 @@ const movePart = told(async () => boxes.open(page.picture, "move", ["move.from",
 /** Something of another picture: painted over there, and put into a box of this one. */
 const putIn = told(async file => {
   if (!file || !page.picture) return;
-  const other = await brought(file, "api/masks");
+  const other = await brought(file, `api/masks?name=${encodeURIComponent(file.name)}`);
   say("");
   brush.open(other, mask => boxes.open(page.picture, "put", ["put.where"], told(async ([box]) => {
     remember();
@@ -269,8 +269,8 @@ async function restore(record, picture, how) {
   $("paste").checked = record.paste;
   await showMethod("edit", record.form.method, record.form.values);
   let note = how === "name" ? t("restored.name", {name: record.picture.name}) : t("restored"), kind = "done";
-  if (picture && picture.picture !== record.picture.sha256)
-    note += ` ${t(how === "name" ? "restored.drop" : "restored.gone", {name: record.picture.name})}`;
+  if (picture && !record.pictured)
+    note += ` ${t(how === "name" ? "restored.drop" : "restored.gone", {name: [record.picture.name, ...record.references].join(", ")})}`;
   if (!record.here) { kind = "note"; note += ` ${t("restored.model", {model: record.model})}`; }
   if (record.prediction) { kind = "note"; note += ` ${t("restored.prediction", {prediction: record.prediction})}`; }
   return [note, kind];
