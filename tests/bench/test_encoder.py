@@ -118,6 +118,7 @@ def test_figures_of_a_still_life(encoder):
         assert reconstructed["asked"] is None and reconstructed["kept"] >= 0.8
 
 
+@pytest.mark.slow
 def test_melted_is_far_from_every_true_thing_of_its_form(encoder, scenes, shown):
     rows, columns = np.mgrid[:128, :128]
     wavy = (np.clip(rows + 8 * np.sin(columns / 10), 0, 127).astype(int),

@@ -46,6 +46,7 @@ def pixels(outcome):
 EDITS = [name for name, c in CONFIGURATIONS.items() if c.makes == "edit"]
 
 
+@pytest.mark.slow
 def test_every_configuration_runs_and_scores(model, benchmark, tmp_path):
     names = ["source", "autoencoder", *(name + STEPS for name in EDITS)]
     lines = run(benchmark, [configuration(n) for n in names], ModelEngine(model), tmp_path, batch=2)
@@ -100,6 +101,7 @@ def test_every_method_is_a_configuration_and_its_result_that_of_sage_edit(model,
     assert np.array_equal(np.asarray(result.image), pixels(outcome))
 
 
+@pytest.mark.slow
 def test_methods_of_one_run_are_told_apart_and_scored(model, benchmark, tmp_path):
     names = [f"method={name}:steps=2" for name in ("sage", "p2p", "ddpm", "flowedit", "edict", "plain")]
     lines = run(benchmark, [configuration(n) for n in names], ModelEngine(model), tmp_path, batch=2)

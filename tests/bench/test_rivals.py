@@ -178,6 +178,7 @@ def experiment(folder, known, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_methods_that_cannot_use_the_model_are_left_out_and_told(folder, known, tmp_path, monkeypatch):
     monkeypatch.setattr(type(sage.method("sdedit")), "fits", lambda *_: "it wants a flow")
     found = compete(place(tmp_path, known, trials=1, points=1), maker(folder))
@@ -185,6 +186,7 @@ def test_methods_that_cannot_use_the_model_are_left_out_and_told(folder, known, 
     assert "sdedit is left out: it wants a flow." in markdown(found, {})
 
 
+@pytest.mark.slow
 def test_a_setting_that_fails_everywhere_is_not_chosen(folder, known, tmp_path):
     def fail(configuration):
         if configuration.changes.get("guidance_scale") == 7.5:

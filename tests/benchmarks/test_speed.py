@@ -166,7 +166,7 @@ def test_operations_by_kind(name, kind):
     assert parts.kind_of(name) == kind
 
 
-@pytest.mark.parametrize("name", (OURS, pytest.param(BASELINE, marks=pytest.mark.slow)))
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in (OURS, BASELINE)])
 def test_the_profile_finds_every_part(folder, name):
     seconds = parts.measure(TINY, name, folder)["seconds"]
     assert {"UNet, forward", "UNet, backward", "VAE", "text", "sampling"} <= set(seconds)

@@ -121,6 +121,7 @@ def differences(moments):
     return pytest.approx([m.difference.square().mean().sqrt().item() for m in moments], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_edit_made_again_is_explained_as_the_one_that_was_kept(model, picture, tmp_path):
     config = settings(model).but(**CONFIG | {"retries": 1, "most_drift": 0.0, "steps": 3})
     explanation, moments, result = explained(model, picture, config)

@@ -468,7 +468,8 @@ print((memory("VmHWM") - base) / loaded, loaded)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
-@pytest.mark.parametrize(("stored", "dtype"), ((torch.float16, "float32"), (torch.float32, "float16")))
+@pytest.mark.parametrize(("stored", "dtype"), ((torch.float16, "float32"), pytest.param(
+    torch.float32, "float16", marks=pytest.mark.slow)))
 def test_peak_memory_stays_below_1_2_times_the_bytes_loaded(one, broken, stored, dtype):
     big = oracle.UNetParams(channels=(256, 512), attention=(True, False), heads=(8, 8), context_width=64)
     with torch.device("meta"):

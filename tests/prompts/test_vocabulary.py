@@ -96,6 +96,7 @@ def test_the_bundled_model_lists_its_words(capsys):
     assert line.removeprefix("words: ").split() == list(known)
 
 
+@pytest.mark.slow
 def test_the_bundled_model_knows_the_words_of_its_benchmark():
     known = read_words(installed("stilllife"))
     for kind in range(len(KINDS)):

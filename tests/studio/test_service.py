@@ -224,6 +224,7 @@ def test_a_mask_says_where_an_edit_may_be(studio, who, tmp_path):
         studio.edit(who, replace(masked, mask="0" * 64))
 
 
+@pytest.mark.slow
 def test_a_part_is_moved_as_sage_drag_moves_it(studio, who, tmp_path):
     key = (studio.take(who, MUG, "mug.png"), studio.visit(who).picture.identity["sha256"])[1]
     config = studio.recommended("edit", "regiondrag").but(steps=6)
@@ -583,7 +584,7 @@ def fitting(studio, name):
 
 
 # All that the studio does with a method these show; the others differ in their own files.
-QUICK = {"sage", "p2p", "turbo-ddpm", "regiondrag"}
+QUICK = {"sage", "regiondrag"}
 every = pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
                                          for name in able("edit")])
 

@@ -219,6 +219,7 @@ def test_from_pictures_to_an_edit(tmp_path, words, small):
     assert torch.equal(again.vae.decoder.conv_in.weight, model.vae.decoder.conv_in.weight)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_a_model_alone(tmp_path, words, small):
     """Nothing but the folder that a user has: what it encodes is learnt, and its autoencoder exported as it is."""
     first = folder(tmp_path / "first", words)

@@ -55,6 +55,7 @@ def test_twice_in_one_process_is_the_same(model, name):
     assert torch.equal(once.latents, again.latents) and once.image.tobytes() == again.image.tobytes()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_bytes():
     assert alone(1, "0")["sha256"] == alone(1, "12345")["sha256"]
 
