@@ -481,7 +481,8 @@ def sabotage(model: StableDiffusion, monkeypatch, when, value: float = float("in
     return calls
 
 
-@pytest.mark.parametrize("spoilt", (1, 5, 6), ids=("inversion", "target pass", "guided source pass"))
+@pytest.mark.parametrize("spoilt", (pytest.param(1, marks=pytest.mark.slow), 5, 6),
+                         ids=("inversion", "target pass", "guided source pass"))
 def test_a_stage_that_overflows_once_is_repeated_in_float32(half, monkeypatch, spoilt):
     config = GUIDED.but(steps=3)
     before = list(half.unet.parameters())

@@ -43,9 +43,14 @@ def fail(message: str) -> int:
 def did_you_mean(word: str, known: Iterable[str], alike: float = 0.6) -> str:
     """`: did you mean X?` with the nearest of the known words, to be added to what is wrong; "" if none is near.
 
+    Of several that begin with what was typed all are named.
+
     Args:
         alike: share of the letters that both have to have.
     """
     bare = {other.lstrip("-"): other for other in known}  # that both are flags makes no two of them alike
-    near = get_close_matches(word.lstrip("-"), bare, n=1, cutoff=alike)
-    return f": did you mean {bare[near[0]]}?" if near else ""
+    typed = word.lstrip("-")
+    near = get_close_matches(typed, bare, n=3, cutoff=alike)
+    longer = [other for other in near if other.startswith(typed)]
+    meant = " or ".join(bare[other] for other in (longer if len(longer) > 1 else near[:1]))
+    return f": did you mean {meant}?" if meant else ""

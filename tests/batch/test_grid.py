@@ -13,13 +13,14 @@ from sage.commands import main as cli
 from sage.commands.grid import plan, read_axis
 from sage.errors import SettingsError
 from sage.method import method
+from sage.models.sites import Sites
 from sage.pictures import read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 MUG = ROOT / "examples" / "mug.png"
 ASKED = ["grid", str(MUG), "--model", "stilllife", "--source", "a blue mug", "--target", "a red mug", "--method",
          "plain", "--steps", "2", "--quiet"]
-SITES = [SimpleNamespace(kind="cross", place="down", level=0)]
+SITES = Sites([SimpleNamespace(kind="cross", place="down", level=0)])
 STUB = SimpleNamespace(name="stub", recommends={}, distilled=False, sites=lambda: SITES)
 
 

@@ -157,6 +157,7 @@ def test_the_autoencoder_is_given_the_true_edit(model, benchmark):
         assert np.array_equal(pixels(outcome), np.asarray(pictures.to_picture(x)))
 
 
+@pytest.mark.slow
 def test_inversions_are_shared_only_where_nothing_changes(model, benchmark, monkeypatch):
     cases = benchmark.cases[:2]
     sources = [benchmark.source(case) for case in cases]

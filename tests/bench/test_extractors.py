@@ -241,6 +241,7 @@ def test_features_of_patches(folder):
     assert "DIFT" in found.versions["features"] and extractors.DINOV2.repo in found.versions
 
 
+@pytest.mark.slow
 def test_dift_is_the_second_up_block_at_a_little_noise(folder, copied, monkeypatch):
     """The mean over eight noises of what the block gives at timestep 261, under the prompt."""
     tiny.make(copied / extractors.SD21.name)

@@ -207,6 +207,7 @@ class Untouched(StubEngine):
                 for case, source in zip(cases, sources, strict=True)]
 
 
+@pytest.mark.slow
 def test_places_are_run_like_any_other(monkeypatch, tmp_path):
     monkeypatch.setattr(sage, "load_model", lambda *args, **kwargs: None)
     monkeypatch.setattr(engines, "ModelEngine", lambda model: Untouched())

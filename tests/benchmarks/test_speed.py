@@ -61,6 +61,7 @@ def test_operations_counted_by_hand():
     assert count.flops(lambda: F.scaled_dot_product_attention(q, k, k)) == 2 * 2 * (2 * 4 * 7 * 9 * 8)
 
 
+@pytest.mark.slow
 def test_the_counts_of_an_edit():
     one, eight = (count.counted("tiny", 64, batch) for batch in (1, 8))
     for part in ("forward", "backward", "decode", "encode", "reference"):

@@ -11,6 +11,7 @@ import sage
 from sage import EditConfig
 from sage.commands import main as cli
 from sage.models.savings import Savings
+from sage.models.sites import Sites
 from sage.pictures.files import read_settings
 from sage.pictures.metadata import asked_in, read_record
 
@@ -30,7 +31,7 @@ def asked(monkeypatch, tmp_path):
 
     def load_model(model, **options):
         return SimpleNamespace(name=str(model), recommends={}, device="cpu", dtype="torch.float32", sample_size=64,
-                               prediction_type="epsilon", sites=tuple)
+                               prediction_type="epsilon", sites=Sites)
 
     monkeypatch.setattr(sage, "edit", edit, raising=False)
     monkeypatch.setattr(sage, "load_model", load_model, raising=False)

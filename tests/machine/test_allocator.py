@@ -25,6 +25,7 @@ def calls(program: str) -> int:
     return done.stdout.split().count("mallopt")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_loading_a_model_leaves_the_allocator_alone():
     assert calls("import sage; sage.load_model('stilllife', device='cpu')") == 0

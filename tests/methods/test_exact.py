@@ -185,8 +185,9 @@ PRECISIONS = {"model": (torch.float32, CLOSE, 3 * CLOSE), "float64": (torch.floa
 
 
 @pytest.mark.parametrize("case, prompts, precision", (
-    *((case, "a word", "float64") for case in CASES), ("the source's attention", "a word more", "float64"),
-    *((case, "a word", "model") for case in ("own attention", "the source's attention", "all the way"))))
+    *(pytest.param(case, "a word", "float64", marks=[] if case in ("for a while", "unmixed") else pytest.mark.slow)
+      for case in CASES), ("the source's attention", "a word more", "float64"),
+    *((case, "a word", "model") for case in ("own attention", "all the way"))))
 def test_every_step_is_that_of_edicts_code(made, case, prompts, precision):
     dtype, close, close_all_the_way = PRECISIONS[precision]
     double = calling(deepcopy(made.unet).to(dtype), dtype)
@@ -317,6 +318,7 @@ def test_another_order_of_the_two_latents_leads_elsewhere(made):
     assert distance(last.z, z0) > 1e-3
 
 
+@pytest.mark.slow
 def test_what_is_mixed_less_grows_less_on_the_way_to_noise(made):
     """Unmixing divides by p: with many steps the latents part, as EDICT's paper says of a small p."""
     apart = {}

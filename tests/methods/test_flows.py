@@ -204,6 +204,7 @@ def test_every_step_of_second_order_is_that_of_its_formulas(made, name, by, shar
     held(ours(model, name, s), theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ("rf-solver", "fireflow"))
 def test_steps_of_second_order_lead_back_better_than_eulers(flow, name):
     """Halving the steps divides the error by 2, or by 4."""

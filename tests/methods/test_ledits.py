@@ -102,7 +102,8 @@ EDITS = {
 
 
 @pytest.mark.parametrize("solver, inverted", (("second-order", ""), ("ddpm", SOURCE)))
-@pytest.mark.parametrize("case", EDITS)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] if "alone" in case else [])
+                                  for case in EDITS])
 def test_every_step_is_that_of_diffusers(made, monkeypatch, case, inverted, solver):
     changes, edit = EDITS[case]
     request = None

@@ -217,7 +217,8 @@ def test_every_step_of_masactrl_is_that_of_the_original_code(made, theirs, ours)
 
 
 @pytest.mark.parametrize("theirs, ours", (
-    (dict(quantile=0.6), {}), (dict(quantile=0.6, kind="l1"), dict(proximal_kind="l1")),
+    (dict(quantile=0.6), {}),
+    pytest.param(dict(quantile=0.6, kind="l1"), dict(proximal_kind="l1"), marks=pytest.mark.slow),
     (dict(quantile=-0.3), dict(proximal_quantile=-0.3))))
 def test_every_step_of_proximal_masactrl_is_that_of_its_authors_code(made, theirs, ours):
     """The quantile is of the target's guidance alone, away from the empty prompt; the source is as it is predicted."""

@@ -196,6 +196,7 @@ def test_on_a_flow_uni_edit_is_the_authors_for_flows(flowing, strength):
     assert all(off(a, b) < 2e-5 for a, b in zip(steps, down, strict=True))
 
 
+@pytest.mark.slow
 def test_foresight_comes_nearer_to_the_picture_than_ddim(made):
     back = {}
     for method, more in (("plain", {}), ("uni-edit", dict(strength=1.0))):

@@ -134,6 +134,7 @@ def test_the_inversion_network_begins_with_standard_noise_and_sees_its_second_pi
     assert not network.conv_in.weight[:, 4:].any() and network.conv_in.weight[:, :4].any()
 
 
+@pytest.mark.slow
 def test_both_trainings_learn_and_the_student_stays_as_it_is(tmp_path, teacher, latents, monkeypatch):
     monkeypatch.setattr("training.run.learning_rate", lambda peak, *given, **more: 1e-3)
     guided = teacher.copy().requires_grad_(False)
