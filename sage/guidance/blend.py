@@ -4,15 +4,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from operator import or_
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sage.guidance import masks
 from sage.guidance.hooks import Tap, listen, record
-from sage.models.sites import QueriesKeys, Sites
+from sage.models.sites import QueriesKeys, Sites, Where
 from sage.prompts.plan import Plan, token_mask
 from sage.prompts.tokens import Span
+
+if TYPE_CHECKING:
+    from sage.job import Job
 
 BRANCHES = ("source", "target")
 
@@ -50,6 +54,20 @@ class BlendingMask:
         self.kept = {name: torch.zeros_like(seen) for name, seen in self.attention.items()
                      if any(plan.kept for plan in plans)}
         self.difference = torch.zeros_like(z[:, :1])
+
+    @classmethod
+    def of_job(cls, job: "Job[Any]", z: Tensor, where: Where | None = None, **how: Any) -> "BlendingMask":
+        """As a job's settings, of which `Blending` is a group, say.
+
+        Args:
+            z: (B, C, h, w) latents.
+            where: the attention that is read, where that is not cross-attention at the settings' `cross_level`.
+            how: union, kept, pooled.
+        """
+        s = job.settings
+        marks = s.mask_from == "attention" and any(plan.blend for plan in job.plans)
+        sites = job.model.sites().at(where or Where("cross", s.cross_level)) if marks else Sites()
+        return cls(sites, job.plans, z, s.blend_threshold, **how)
 
     @contextmanager
     def listen(self, wanted: bool = True, untouched: bool = False) -> Iterator[Tap | None]:

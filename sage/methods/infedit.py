@@ -108,11 +108,9 @@ class InfEdit(Uninverted[Settings]):
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
         s, x = job.settings, path.latents[0]
-        marks = s.mask_from == "attention" and any(plan.blend for plan in job.plans)
-        seen = job.model.sites().at(kit.Where("cross", s.cross_level)) if marks else kit.Sites()
-        blend = kit.BlendingMask(seen, job.plans, x, s.blend_threshold)
+        blend = kit.BlendingMask.of_job(job, x)
         control = Control(job, s.mutual == "yes" and blend.used)
-        own = OwnMask(seen, job, control.carried) if marks and s.published else None
+        own = OwnMask(blend.sites, job, control.carried) if blend.sites and s.published else None
         first = s.steps - s.sampled_steps
         if first == s.steps:
             return

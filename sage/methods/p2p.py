@@ -160,9 +160,7 @@ class PromptToPrompt(Method[Settings]):
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
         s, held, carried = job.settings, anchors.anchor(job, path), Carried(job)
-        marks = s.mask_from == "attention" and any(plan.blend for plan in job.plans)
-        seen = job.model.sites().at(kit.Where("cross", s.cross_level)) if marks else kit.Sites()
-        blend = kit.BlendingMask(seen, job.plans, path.noise, s.blend_threshold, kept=s.except_threshold)
+        blend = kit.BlendingMask.of_job(job, path.noise, kept=s.except_threshold)
         preservation = kit.Preservation(job, len(job.down))
         source = target = path.noise
         for i, (here, there) in enumerate(job.down):

@@ -313,9 +313,7 @@ class _Passes:
         self.heard_self, self.heard_cross = heard.get(self.selfs, ()), heard.get(self.crosses, ())
         self.self_sites = sites.at(self.selfs) if s.reconstruction in ("self", "replace") else kit.Sites()
         self.cross_sites = sites.at(self.crosses) if self.replaces or s.reconstruction == "cross" else kit.Sites()
-        marked = s.mask_from == "attention" and any(plan.blend for plan in job.plans)
-        self.blend = kit.BlendingMask(sites.at(self.crosses) if marked else kit.Sites(), job.plans, path.noise,
-                                      s.blend_threshold, union=s.mask == "union")
+        self.blend = kit.BlendingMask.of_job(job, path.noise, self.crosses, union=s.mask == "union")
 
     def at(self, step: int, z: "Tensor", level: "kit.Level") -> tuple["kit.Prediction", "kit.Prediction",
                                                                       "Tensor | None", tuple[float, ...] | None]:

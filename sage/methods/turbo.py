@@ -162,10 +162,7 @@ class _Mask:
     """
 
     def __init__(self, job: "Job[Settings]", z: "Tensor"):
-        s = self.s = job.settings
-        marks = s.mask_from == "attention" and any(plan.blend for plan in job.plans)
-        seen = job.model.sites().at(kit.Where("cross", s.cross_level)) if marks else kit.Sites()
-        self.blend = kit.BlendingMask(seen, job.plans, z, s.blend_threshold, union=False, pooled=False)
+        self.s, self.blend = job.settings, kit.BlendingMask.of_job(job, z, union=False, pooled=False)
         self.looks, self.by_hand = self.blend.used, job.mask
 
     def at(self, step: int, source: "kit.Prediction | None", target: "kit.Prediction") -> "Tensor | None":

@@ -10,8 +10,8 @@ latents run ahead of the timestep, which the shift makes up for; and the last no
 shortened to `last_limit`, or to `last_norm`.
 
 The original's grids for SDXL-Turbo are presets: timesteps 799, 599, 399, 199, and in three steps 799, 499, 199.  The
-default is that of students with the anchors 999, 749, 499, 249, without the first.  No student is needed: any diffusion
-network will do, worse.
+default is that of students with the anchors 999, 749, 499, 249, without the first.  Any diffusion network will do, in
+more steps and without a shift; there SAGE's loss and a mask, both off at first, let more of the way be taken.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from sage import kit
 from sage.method import LOSS, Method, Step
-from sage.settings import Picture, Preserved, Solver, Span, frozen, setting, share_of
+from sage.settings import AUTO, Blending, Phrases, Picture, Preserved, Solver, Span, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ LEAST, MOST = 199, 799  # timesteps
 
 
 @frozen
-class Settings(Preserved, Solver, Picture):
+class Settings(Preserved, Blending, Solver, Picture):
     """Few steps."""
 
     fixes = frozenset({"strength", "shift"})
@@ -52,10 +52,21 @@ class Settings(Preserved, Solver, Picture):
     last_norm: float = setting(0.0, "the same as the norm of the whole tensor, whatever the picture's size, as in the "
                                "original; 0 for no limit", low=0)
 
+    blend: Phrases = setting(None, "phrases that mark where the picture may change: none (everywhere), auto "
+                             "(what differs between the prompts), or SOURCE,TARGET", search=(None, AUTO))
+    mask_from: str = setting("difference", "what marks where the picture may change: attention to the phrases, or "
+                             "where the predictions under the two prompts differ", "attention", "difference")
+    cross_level: int = setting(1, "halvings of the latents at which attention is read for the blending mask", low=0,
+                               high=8)
+    blend_fraction: float = setting(1.0, "share of the steps taken, from the first, with blending", low=0, high=1)
+
     @property
     def taken(self) -> int:
         """How many steps there are."""
         return share_of(self.strength, self.steps)
+
+    def blends_at(self, step: int) -> bool:
+        return step < share_of(self.blend_fraction, self.taken)
 
 
 class TurboDDPM(Method[Settings]):
@@ -69,7 +80,8 @@ class TurboDDPM(Method[Settings]):
     beside = (LOSS,)
 
     def defaults(self, model: "Backbone") -> Settings:
-        return Settings(preserve_level=min(1, model.sites().deepest("self")))
+        sites = model.sites()
+        return Settings(preserve_level=min(1, sites.deepest("self")), cross_level=min(1, sites.deepest("cross")))
 
     def fits(self, model: "Backbone") -> str:
         return "it is a flow, and has no timesteps to shift" if model.prediction_type == "flow" else ""
@@ -109,18 +121,25 @@ class TurboDDPM(Method[Settings]):
     # ---- the way back
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
+        import torch
         s, z = job.settings, path.noise
-        preservation = kit.Preservation(job, len(job.down))
+        preservation, blend = kit.Preservation(job, len(job.down)), kit.BlendingMask.of_job(job, z)
         for i, (here, there) in enumerate(job.down):
-            seen = job.together(here, source=(z, job.source), target=(z, job.target))
+            with blend.listen() as tap:
+                seen = job.together(here, source=(z, job.source), target=(z, job.target))
+            blend.add(tap, "source", "target")
+            blend.add_difference(seen["target"].eps - seen["source"].eps)
             noise = path.noises[i]  # type: ignore[attr-defined]
             if i == len(job.down) - 1:
                 noise = shortened(noise, s)
             guided = kit.classifier_free(seen["source"], seen["target"], s.guidance_scale)
             mean, _ = kit.ancestral(guided, here, there)  # linear: w may act on what is predicted
             pull = preservation.pull(i, here, path.latents[-1 - i], z)
-            z = job.confined(mean + noise - pull, path.latents[-2 - i])
-            yield Step(i, z, here, seen["source"], seen["target"], guided, mask=job.mask)
+            z, mask = job.confined(mean + noise - pull, path.latents[-2 - i]), job.mask
+            if blend.used and s.blends_at(i):
+                mask = blend.at(z) if mask is None else blend.at(z) * mask
+                z = torch.where(mask > 0, z, path.latents[-2 - i])
+            yield Step(i, z, here, seen["source"], seen["target"], guided, mask=mask)
 
 
 def original_timesteps(steps: int) -> list[int]:

@@ -128,6 +128,23 @@ def test_equal_prompts_give_the_picture_unless_the_last_noise_is_shortened(made)
     assert off(last(last_limit=0.01), latents()) > 1e-2
 
 
+def test_outside_the_mask_are_the_recorded_latents(made):
+    settings = sage.method("turbo-ddpm").Settings(blend="auto", blend_threshold=0.5)
+    steps = list(sage.run("turbo-ddpm", made.model, latents(), SOURCE, TARGET, settings))
+    outside = (steps[-1].mask == 0).expand_as(latents())
+    assert outside.any() and not outside.all()
+    assert torch.equal(steps[-1].z[outside], latents()[outside])
+    assert off(steps[-1].z[~outside], latents()[~outside]) > 0.05
+
+    difference = sum((step.target.eps - step.source.eps).abs().mean(1, keepdim=True) for step in steps)
+    greatest = torch.nn.functional.max_pool2d(difference, 3, 1, 1)
+    assert torch.equal(steps[-1].mask, (greatest > 0.5 * greatest.max()).float())
+
+    early = [step.mask is None for step in sage.run("turbo-ddpm", made.model, latents(), SOURCE, TARGET,
+                                                    settings.but(blend_fraction=0.33))]
+    assert early == [False, True, True]
+
+
 def test_a_flow_is_refused(made, monkeypatch):
     monkeypatch.setattr(made.model, "prediction_type", "flow")
     with pytest.raises(sage.SageError, match="turbo-ddpm cannot edit with small: it is a flow"):
