@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from sage import kit
 from sage.method import LOSS, Method, Step
-from sage.settings import AUTO, Blending, Phrases, Picture, Preserved, Solver, Span, frozen, setting, share_of
+from sage.settings import Blending, Phrases, Picture, Preserved, Solver, Span, frozen, setting, share_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,9 +53,11 @@ class Settings(Preserved, Blending, Solver, Picture):
                                "original; 0 for no limit", low=0)
 
     blend: Phrases = setting(None, "phrases that mark where the picture may change: none (everywhere), auto "
-                             "(what differs between the prompts), or SOURCE,TARGET", search=(None, AUTO))
+                             "(what differs between the prompts), or SOURCE,TARGET")
     mask_from: str = setting("difference", "what marks where the picture may change: attention to the phrases, or "
                              "where the predictions under the two prompts differ", "attention", "difference")
+    blend_threshold: float = setting(0.3, "attention or difference, relative to its maximum, above which a place is in "
+                                     "the mask", low=0, high=1)
     cross_level: int = setting(1, "halvings of the latents at which attention is read for the blending mask", low=0,
                                high=8)
     blend_fraction: float = setting(1.0, "share of the steps taken, from the first, with blending", low=0, high=1)
