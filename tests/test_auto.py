@@ -75,6 +75,27 @@ def test_the_command_takes_it_and_flags_win(folder, picture, record, capsys):
     assert "--config-from and --method auto are two sets of settings" in capsys.readouterr().err
 
 
+def test_an_edit_that_names_no_method_takes_what_is_recorded(folder, picture, record, capsys):
+    command = ["edit", str(picture), "--source", "a cat", "--target", "a cab", "--model", str(folder), "--json"]
+
+    def made(name, *flags):
+        assert main([*command, "--out", str(picture.with_name(name)), *flags]) == 0
+        report = json.loads(capsys.readouterr().out)
+        return report["settings"][0]["method"], report["notes"][:1]
+
+    assert made("bare.png")[0] == "sage"
+    record()
+    assert made("recorded.png") == ("p2p", ["auto takes p2p+direct, as recorded for tiny"])
+    assert made("named.png", "--method", "sage")[0] == "sage"
+    assert made("again.png", "--config-from", str(picture.with_name("bare.png")))[0] == "sage"
+    with pytest.raises(SystemExit):
+        main([*command, "--reconstruction-scale", "3"])
+    assert "there is no --reconstruction-scale of p2p" in capsys.readouterr().err
+    (folder / auto.FILE).write_text("{")
+    assert main(command) == 2
+    assert "auto.json is damaged" in capsys.readouterr().err
+
+
 def test_settings_and_auto_are_one_too_many(folder, picture):
     model = sage.load_model(folder)
     with pytest.raises(SettingsError, match="auto brings its own"):

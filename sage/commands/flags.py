@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field
 from typing import Any
 
-from sage.auto import AUTO, auto_of
+from sage.auto import AUTO, auto_of, read_auto
 from sage.errors import SageError, SettingsError
 from sage.method import DEFAULTS, Method, able, method
-from sage.models.known import KNOWN
+from sage.models.known import KNOWN, find_model
 from sage.pictures.metadata import PREDICTIONS, read_record
 from sage.prompts.phrases import read_factors, read_phrases
 from sage.settings import Factors, Phrases, Settings, annotations
@@ -17,6 +17,7 @@ from sage.trajectory.label import flag, read_label
 
 DEFAULT_MODEL = "sd-1.4"
 DTYPES = ("float32", "float16", "bfloat16")
+BASES = ("method", "published", "config_from", "trajectory")  # whose settings an edit starts from
 MASK = "mask_file"  # where the value of --mask is: a setting may be called mask too
 
 
@@ -57,6 +58,34 @@ def add_ways(parser: argparse.ArgumentParser, reported: str) -> None:
     add("--quiet", action="store_true", help="no progress, no notes")
 
 
+def with_recorded(argv: Sequence[str]) -> list[str]:
+    """A command line, with `--method auto` in an edit that names no method where one is recorded for its model.
+
+    Raises:
+        ModelError: the record is damaged.
+    """
+    argv, given = list(argv), _telling(argv)
+    if argv[:1] != ["edit"] or given is None or any(vars(given)[name] for name in BASES):
+        return argv
+    try:
+        folder = find_model(given.model or DEFAULT_MODEL)[1]
+    except SageError:  # told in its place
+        return argv
+    return ["edit", "--method", AUTO, *argv[1:]] if folder.is_dir() and read_auto(folder) else argv
+
+
+def _telling(argv: Sequence[str]) -> argparse.Namespace | None:
+    """What of a command line tells its method; None where a flag has nothing behind it, which the real parser says."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("--method", "--config-from", "--trajectory", "--model"):
+        finder.add_argument(name)
+    finder.add_argument("--published", action="store_true")
+    try:
+        return finder.parse_known_args(list(argv))[0]
+    except argparse.ArgumentError:
+        return None
+
+
 def named_method(argv: Sequence[str]) -> Method:
     """The method that a command line names, or an earlier edit or trajectory in it: it says which flags there are.
 
@@ -64,12 +93,8 @@ def named_method(argv: Sequence[str]) -> Method:
         SettingsError: no such method.
     """
     default = DEFAULTS.get(argv[0] if argv else "", DEFAULTS["edit"])
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("--method", "--config-from", "--trajectory", "--model"):
-        finder.add_argument(name)
-    try:
-        given = finder.parse_known_args(list(argv))[0]
-    except argparse.ArgumentError:  # a flag with nothing behind it: the real parser says so
+    given = _telling(argv)
+    if given is None:
         return method(default)
     if given.method == AUTO and argv[0] == "edit":
         return auto_of(given.model or DEFAULT_MODEL).as_method()
@@ -96,11 +121,12 @@ def add_method(parser: argparse.ArgumentParser, chosen: Method, task: str = "edi
     """
     unread = chosen.of_pictures if task == "generate" else ()
     parser.set_defaults(method=chosen.where, **chosen.variant)
+    usual = DEFAULTS[default or task]
     parser.add_argument_group("method").add_argument(
         "--method", default=argparse.SUPPRESS, metavar="NAME",
         help=f"{', '.join(able(task))}, or path/to/file.py:Class; with sage edit also {AUTO}, for what is recorded for "
-             f"the model; the settings below are those of {chosen.name} "
-             f"(sage methods) [{DEFAULTS[default or task]}]")
+             f"the model; the settings below are those of {chosen.name} (sage methods) "
+             f"[{usual}; of sage edit {AUTO} where there is a record]")
     for heading, members in chosen.Settings.groups().items():
         if read := [f for f in members if f.name not in unread and f.name not in but]:
             group = parser.add_argument_group(heading)

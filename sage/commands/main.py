@@ -21,7 +21,7 @@ from sage.commands.compose import add_command as add_compose_command
 from sage.commands.doctor import add_command as add_doctor_command
 from sage.commands.drag import add_command as add_drag_command
 from sage.commands.edit import add_command as add_edit_command
-from sage.commands.flags import named_method
+from sage.commands.flags import named_method, with_recorded
 from sage.commands.generate import add_command as add_generate_command
 from sage.commands.grid import add_command as add_grid_command
 from sage.commands.invert import add_command as add_invert_command
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = list(sys.argv[1:] if argv is None else argv)
         if given[:1] == ["help"]:  # as other tools have it
             given = [*given[1:], "--help"]
+        given = with_recorded(given)
         parser = make_parser(given)
         if not given:
             parser.print_help()

@@ -57,7 +57,7 @@ def test_source_auto_is_shown_and_can_be_corrected(picture, engine, capsys, monk
 
     monkeypatch.setattr(sys, "stdin", Terminal("a blue cup\n"))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    assert cli.main([*given[:-1], "make the cup green", "--model", "stilllife"]) == 0
+    assert cli.main([*given[:-1], "make the cup green", "--model", "stilllife", "--method", "sage"]) == 0
     assert engine.edits[-1].source == "a blue cup" and engine.edits[-1].target == "a green cup"
 
 

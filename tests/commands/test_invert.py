@@ -72,7 +72,7 @@ def test_an_edit_from_a_trajectory_is_the_edit_without_it(loads, capsys):
     assert out == "out/mug-trajectory.safetensors\n"
     assert err == f"sage: note: {out.strip()} takes {Path(out.strip()).stat().st_size / 1e6:.1f} MB\n"
     run(*EDIT, "--target", TARGETS[0], "--target", TARGETS[1], "--sheet", "a.png", "--out", "a/")
-    shared = ["--source", SOURCE, "--model", "stilllife", "--steps", "3"]
+    shared = ["--source", SOURCE, "--model", "stilllife", "--method", "sage", "--steps", "3"]
     run("edit", "mug.png", *shared, "--target", TARGETS[0], "--target", TARGETS[1], "--sheet", "b.png", "--out", "b/")
     for name in ("mug-edit.png", "mug-edit-2.png"):
         assert Path("a", name).read_bytes() == Path("b", name).read_bytes()
@@ -146,7 +146,7 @@ def test_reweighting_every_pass_needs_the_target_for_the_inversion(loads, capsys
     assert "--target is missing" in one_error(capsys, *INVERT, *everywhere) and loads == []
     run(*INVERT, *everywhere, "--target", TARGETS[0], "--quiet")
     run(*EDIT, "--target", TARGETS[0], "--out", "a.png")
-    run("edit", "mug.png", *INVERT[2:], *everywhere, "--target", TARGETS[0], "--out", "b.png")
+    run("edit", "mug.png", *INVERT[2:], *everywhere, "--method", "sage", "--target", TARGETS[0], "--out", "b.png")
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
     before = sorted(os.listdir("out"))  # the first of several edits would be right, and is not begun
     assert "other reweighting" in one_error(capsys, *EDIT, "--target", TARGETS[0], "--target", "a big mug", "--quiet")
