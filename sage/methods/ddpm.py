@@ -63,6 +63,7 @@ class DDPM(Method[Settings]):
     reads = frozenset({"source", "target", "mask"})
     presets = {"published": PUBLISHED, "benchmark": BENCHMARK}
     calls = "N + 2 strength N; 3 strength N with attention carried over; 2 N with source_guidance_scale above 1"
+    keep = "preserve_scale"
     beside = (LOSS,)
     strength = "strength"
 

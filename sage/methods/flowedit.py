@@ -48,6 +48,7 @@ class FlowEdit(Uninverted[Settings]):
     reads = frozenset({"source", "target", "negative", "mask"})
     presets = {"published": PUBLISHED, "sd3": SD3}
     calls = "3 strength N; 4 strength N with source_guidance_scale above 1; as often for each of the averages"
+    keep = "preserve_scale"
     beside = (LOSS,)
     strength = "strength"
 

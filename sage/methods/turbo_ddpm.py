@@ -78,6 +78,7 @@ class TurboDDPM(Method[Settings]):
     about = "edits in three or four steps by the noises that the picture would need; made for few-step students"
     reads = frozenset({"source", "target", "mask"})
     presets = {"published": PUBLISHED, "published-3": PUBLISHED | THREE}
+    keep = "preserve_scale"
     calls = "3 strength N"
     beside = (LOSS,)
 

@@ -168,7 +168,7 @@ class _Asks:
 
     def config(self, task: Task, asked: Asked) -> Settings:
         """The settings that are meant: the recommended ones with changes."""
-        base = self.studio.recommended(task, asked.method or DEFAULTS[task])
+        base = self.studio.recommended(task, asked.method or self.studio.usual(task))
         return changed(base, asked.settings)
 
     def edit(self, who: str, asked: Edit) -> EditRequest:
@@ -429,7 +429,7 @@ def _add_knowledge(app: FastAPI, studio: Studio, asks: _Asks) -> None:
                 "words": list(model.prompts.taught) if model else [], "queue": studio.jobs.counts,
                 "limits": {"steps": limits.steps, "retries": limits.retries, "pixels": limits.pixels,
                            "upload": UPLOAD, "variants": VARIANTS},
-                "defaults": dict(DEFAULTS)}
+                "defaults": {task: studio.usual(task) for task in DEFAULTS}}
 
     @app.get("/api/methods", tags=["about"])
     def methods(task: Task = "edit") -> list[dict[str, Any]]:

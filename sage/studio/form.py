@@ -63,7 +63,7 @@ PRESETS: dict[str, dict[str, tuple[float, float]]] = {
 def span_of(cls: type[Settings], name: str) -> Span | None:
     """The numbers a slider of a setting goes through: those worth a search, or its range; None without an end."""
     f = next(f for f in cls.fields() if f.name == name)
-    if isinstance(span := f.metadata["search"], Span):
+    if isinstance(span := f.metadata["search"] or cls.tried.get(name), Span):
         return span
     low, high = f.metadata["low"], f.metadata["high"]
     return Span(low, high) if math.isfinite(low) and math.isfinite(high) else None
@@ -73,7 +73,7 @@ def _nearer(span: Span, value: float, to: tuple[float, float]) -> float:
     """A number some way from where it is to an end of the span; itself where that is no way."""
     end, share = to
     here = span.share(value)
-    return span.at(here + share * (end - here)) if share else value
+    return span.at(here + share * (end - here)) if share and here != end else value
 
 
 def _field(cls: type[Settings], f: Field) -> dict[str, Any]:

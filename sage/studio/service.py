@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from sage import pictures
+from sage.auto import AUTO, recorded
 from sage.bench.encoder import Encoder, bundled, load_encoder
 from sage.editing import (
     EditResult,
@@ -162,7 +163,7 @@ class Studio:
         found = examples(self.folder)
         example = found[index if 0 <= index < len(found) else 0]
         self.take(who, example.path, example.name)
-        return EditRequest(MODEL, example.source, example.target, self.recommended("edit", DEFAULTS["edit"]),
+        return EditRequest(MODEL, example.source, example.target, self.recommended("edit", self.usual("edit")),
                            picture=self.visit(who).picture.identity["sha256"])
 
     def welcome(self, who: str) -> Entry | None:
@@ -459,6 +460,12 @@ class Studio:
         found = self.found(name, task)
         settings = found.Settings() if self.model is None else settings_for(self.model, None, name, task)
         return settings if words is None else carried(settings, words)
+
+    def usual(self, task: str) -> str:
+        """The method that a task begins with: for edits the one that is recorded for the model, else everybody's."""
+        values = self.model.recommends.get(AUTO) if self.model and task == "edit" else None
+        name = recorded(values, self.name).method if values else ""
+        return name if name in self.methods.get(task, ()) else DEFAULTS[task]
 
     def found(self, name: Any, task: str = "edit") -> Method[Any]:
         """A method by the name that a visitor sends: one of ours, never a file."""

@@ -550,8 +550,10 @@ def test_one_model_in_memory(tmp_path, monkeypatch):
     little = studio.recommended("edit", "sage")
     try:
         assert studio.model.name == "little" and list(studio.places) == ["little", find_model("stilllife")[0]]
+        assert studio.usual("edit") == "sage"  # nothing is recorded for it
         studio.use("stilllife")
         assert studio.recommended("edit", "sage") != little and studio.model.name == "stilllife"
+        assert (studio.usual("edit"), studio.usual("generate")) == ("turbo-ddpm", "plain")
         with pytest.raises(ModelError, match="no model"):
             studio.use(str(ROOT))
         studio.use("little")
