@@ -88,9 +88,8 @@ def test_an_edit_that_names_no_method_takes_what_is_recorded(folder, picture, re
     assert made("recorded.png") == ("p2p", ["auto takes p2p+direct, as recorded for tiny"])
     assert made("named.png", "--method", "sage")[0] == "sage"
     assert made("again.png", "--config-from", str(picture.with_name("bare.png")))[0] == "sage"
-    with pytest.raises(SystemExit):
-        main([*command, "--reconstruction-scale", "3"])
-    assert "there is no --reconstruction-scale of p2p" in capsys.readouterr().err
+    assert made("settings.png", "--reconstruction-scale", "3")[0] == made("one.png", "--decay=none")[0] == "sage"
+    assert made("shared.png", "--guidance-scale", "3")[0] == "p2p"
     (folder / auto.FILE).write_text("{")
     assert main(command) == 2
     assert "auto.json is damaged" in capsys.readouterr().err

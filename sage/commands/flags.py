@@ -61,6 +61,8 @@ def add_ways(parser: argparse.ArgumentParser, reported: str) -> None:
 def with_recorded(argv: Sequence[str]) -> list[str]:
     """A command line, with `--method auto` in an edit that names no method where one is recorded for its model.
 
+    One with settings that the usual method alone has means that one.
+
     Raises:
         ModelError: the record is damaged.
     """
@@ -71,7 +73,12 @@ def with_recorded(argv: Sequence[str]) -> list[str]:
         folder = find_model(given.model or DEFAULT_MODEL)[1]
     except SageError:  # told in its place
         return argv
-    return ["edit", "--method", AUTO, *argv[1:]] if folder.is_dir() and read_auto(folder) else argv
+    if not (folder.is_dir() and read_auto(folder)):
+        return argv
+    usual, taken = (set(map(flag, found.Settings.names()))
+                    for found in (method(DEFAULTS["edit"]), auto_of(str(folder)).as_method()))
+    words = {word.partition("=")[0] for word in argv}
+    return argv if words & (usual - taken) else ["edit", "--method", AUTO, *argv[1:]]
 
 
 def _telling(argv: Sequence[str]) -> argparse.Namespace | None:
