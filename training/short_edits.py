@@ -1,6 +1,6 @@
 """A newcomer's own prompts: 60 short edits, each asked for in five phrasings, on one contact sheet for the eye.
 
-    python -m training.short_edits [--model stilllife] [--out runs/short_edits]
+    python -m training.short_edits [--model stilllife] [--method auto] [--out runs/short_edits]
 
 Writes sheet.png, a row for each edit (source, true edit, five results), and prompts.txt, which says what was asked.
 """
@@ -13,6 +13,8 @@ import numpy as np
 
 import sage
 from sage import pictures
+from sage.auto import AUTO
+from sage.editing import settings_for
 from sage.files import written_whole
 from sage.stilllife import EditCase, edit_case
 from sage.stilllife.edits import Prompts, asked
@@ -46,12 +48,13 @@ def phrasings(edit: EditCase, seed: int) -> list[Prompts]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="stilllife")
+    parser.add_argument("--method", default=AUTO, help="by name; auto: what `sage edit` takes")
     parser.add_argument("--out", type=Path, default=Path("runs/short_edits"))
     args = parser.parse_args()
     model = sage.load_model(args.model)
     drawn = [cases.of(edit, prompts, model.sample_size)
              for i, edit in enumerate(edits()) for prompts in phrasings(edit, i)]
-    results = cases.run(model, drawn, model.recommended)
+    results = cases.run(model, drawn, settings_for(model, None, args.method))
     rows = []
     for i in range(0, len(drawn), PHRASINGS):
         part = drawn[i:i + PHRASINGS]
