@@ -193,6 +193,8 @@ def test_from_a_dropped_picture_to_a_file_that_repeats_the_edit(visitor, tmp_pat
     me.page.wait_for_selector("#status:has-text('taken to show')")
     me.describe(SOURCE, TARGET)
     me.page.wait_for_selector("#words .prompt span.differs:has-text('blue')")
+    me.page.select_option("#method", "sage")  # whose words can be weighed
+    me.page.wait_for_selector("#words .weight input")
     me.page.focus("#target")
     me.page.keyboard.press("Control+Enter")
     me.page.wait_for_selector("#progress-words:has-text('step')")
@@ -472,7 +474,7 @@ def test_methods_sliders_presets_and_variants(visitor):
     me.page.fill("#set-steps", "2")
     me.page.select_option("#method", "flowedit")
     me.page.wait_for_selector("#set-averages", state="attached")
-    assert me.page.locator("#brush").is_visible() and me.page.locator("#set-slider-keep").count() == 0
+    assert me.page.locator("#brush").is_visible() and me.page.locator("#set-slider-keep").count() == 1
     me.page.fill("#set-steps", "3")
     me.page.click("#brush")
     canvas = me.page.locator("#canvas").bounding_box()
@@ -497,7 +499,7 @@ def test_methods_sliders_presets_and_variants(visitor):
     assert me.page.locator("#grid button").nth(2).get_attribute("aria-pressed") == "true"
     me.page.locator("#grid").scroll_into_view_if_needed()
     me.shot("variants")
-    me.page.select_option("#method", "sage")
+    me.page.select_option("#method", "turbo-ddpm")
     me.page.wait_for_function("() => document.querySelector('#set-steps')?.value === '2'")  # as it was left
     assert me.errors == []
 
