@@ -74,6 +74,7 @@ class Settings:
             differ from it in all others.
         free: names of settings whose phrases need not stand in any prompt.
         regional: names of the class's own settings that say nothing unless something is moved.
+        tried: what is worth trying of settings that are off by themselves.
 
     Raises:
         SettingsError: a value of the wrong type or out of its range, named with what is allowed.
@@ -82,6 +83,7 @@ class Settings:
     fixes: ClassVar[frozenset[str]] = frozenset()
     free: ClassVar[frozenset[str]] = frozenset()
     regional: ClassVar[frozenset[str]] = frozenset()
+    tried: ClassVar[Mapping[str, Span]] = MappingProxyType({})
 
     if TYPE_CHECKING:  # what __post_init__ checks by the annotations
         def __init__(self, **values: Any) -> None: ...
@@ -381,7 +383,7 @@ class Preserved(Settings):
     """Preservation."""
 
     # Searched where a name such as ddpm+sage adds it, and begins in the middle; by itself it is off.
-    tried: ClassVar[Mapping[str, Span]] = MappingProxyType({"preserve_scale": Span(2000, 100_000, log=True)})
+    tried = MappingProxyType({"preserve_scale": Span(2000, 100_000, log=True)})
 
     preserve_scale: float = setting(0.0, "step size of the gradient that draws the edit's self-attention maps to those "
                                     "of the source branch, as SAGE's does (there reconstruction_scale x loss_gain); 0 "
