@@ -10,6 +10,7 @@ from sage.guidance.hooks import listen
 from sage.guidance.losses import gradient, limited, map_slopes
 from sage.models.sites import QueriesKeys, Where
 from sage.sampling.levels import Level
+from sage.sampling.steps import Prediction
 from sage.settings import share_of
 
 if TYPE_CHECKING:
@@ -43,25 +44,34 @@ class Preservation:
         Raises:
             NumericsError: the gradient is not finite, in float32 neither.
         """
+        return self._pull(step, level, source, z, "")[0]
+
+    def pull_and_source(self, step: int, level: Level, source: Tensor,
+                        z: Tensor) -> tuple[Tensor | float, Prediction | None]:
+        """The same, and what `z` is made of under the source prompt where the gradient came by it; else None."""
+        return self._pull(step, level, source, z, "source")
+
+    def _pull(self, step: int, level: Level, source: Tensor, z: Tensor,
+              branch: str) -> tuple[Tensor | float, Prediction | None]:
         s = self.job.settings
         if not self.sites or step >= self.drawn or not self.job.in_full(step) or torch.equal(source, z):
-            return 0.0
-        g = self._gradient(level, source, z)
+            return 0.0, None
+        g, seen = self._gradient(level, source, z, branch)
         if not g.isfinite().all():
             with self.job.model.full_precision():
-                g = self._gradient(level, source, z)
+                g, seen = self._gradient(level, source, z, branch)
             if not g.isfinite().all():
                 raise NumericsError(f"the preservation gradient at step {step + 1} is not finite, in float32 too: "
                                     "nothing was written; try a smaller preserve_scale")
-        return limited(self.gain * s.preserve_scale * (1 - step / self.steps) * g, self.gain * s.preserve_limit)
+        return limited(self.gain * s.preserve_scale * (1 - step / self.steps) * g, self.gain * s.preserve_limit), seen
 
-    def _gradient(self, level: Level, source: Tensor, z: Tensor) -> Tensor:
+    def _gradient(self, level: Level, source: Tensor, z: Tensor, branch: str) -> tuple[Tensor, Prediction]:
         with listen(self.sites) as tap:
             self.job.predict(source, level, self.job.source)
             reference = [QueriesKeys(*(t.detach() for t in pair)) for pair in tap.pop()]
         z = z.detach().clone().requires_grad_()
         with torch.enable_grad(), listen(self.sites, last=True) as tap:
-            self.job.predict(z, level, self.job.source)
+            seen = self.job.predict(z, level, self.job.source, branch).detach()
             pairs = tap.pop()
         _, slopes = map_slopes(pairs, reference)
-        return gradient([t for pair in pairs for t in pair], slopes, z)
+        return gradient([t for pair in pairs for t in pair], slopes, z), seen

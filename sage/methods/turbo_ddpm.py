@@ -128,16 +128,19 @@ class TurboDDPM(Method[Settings]):
         s, z = job.settings, path.noise
         preservation, blend = kit.Preservation(job, len(job.down)), kit.BlendingMask.of_job(job, z)
         for i, (here, there) in enumerate(job.down):
-            with blend.listen() as tap:
-                seen = job.together(here, source=(z, job.source), target=(z, job.target))
-            blend.add(tap, "source", "target")
+            pull, known = preservation.pull_and_source(i, here, path.latents[-1 - i], z)
+            if known is None or blend.sites:
+                with blend.listen() as tap:
+                    seen = job.together(here, source=(z, job.source), target=(z, job.target))
+                blend.add(tap, "source", "target")
+            else:
+                seen = {"source": known, "target": job.predict(z, here, job.target, "target")}
             blend.add_difference(seen["target"].eps - seen["source"].eps)
             noise = path.noises[i]  # type: ignore[attr-defined]
             if i == len(job.down) - 1:
                 noise = shortened(noise, s)
             guided = kit.classifier_free(seen["source"], seen["target"], s.guidance_scale)
             mean, _ = kit.ancestral(guided, here, there)  # linear: w may act on what is predicted
-            pull = preservation.pull(i, here, path.latents[-1 - i], z)
             z, mask = job.confined(mean + noise - pull, path.latents[-2 - i]), job.mask
             if blend.used and s.blends_at(i):
                 mask = blend.at(z) if mask is None else blend.at(z) * mask

@@ -71,6 +71,7 @@ LENIENT = {"most_spread": 1e9, "most_drift": 1e9}
 PRESERVED = dict(preserve_scale=1e5, preserve_limit=0.001, preserve_level=0, preserve_fraction=0.4)
 WITH_PRESERVATION = dict.fromkeys(("preserve_limit", "preserve_level", "preserve_fraction"),
                                   dict(preserve_scale=1e5))
+BLENDED = dict(blend=("cat", "dog"), blend_threshold=0.8, cross_level=0)
 OWN_SPACING = {"spacing": "refused: the steps of a flow have a spacing of their own"}
 OF_FLOWS = {"guidance_by": "of a flow alone: tests/methods/test_flows.py"}
 ROWS = {
@@ -141,7 +142,9 @@ ROWS = {
         others=dict(strength=0.5, frozen_steps=1, mask_blur=1.0, blend_threshold=0.4)),
     "turbo-ddpm": Row(
         base=dict(strength=1.0, spacing="leading"), plainly=dict(last_limit=0.0), bound="picture",
-        others=PRESERVED | dict(strength=0.5, shift=100, last_limit=1e-4, last_norm=1e-2), beside=WITH_PRESERVATION),
+        others=PRESERVED | dict(strength=0.5, shift=100, last_limit=1e-4, last_norm=1e-2, cross_level=1),
+        beside=WITH_PRESERVATION | dict.fromkeys(("mask_from", "blend_threshold", "blend_fraction"), BLENDED) | {
+            "cross_level": BLENDED | dict(mask_from="attention")}),
     "regiondrag": Row(
         base=dict(strength=0.75), bound="picture", others=dict(strength=0.5),
         silent=dict.fromkeys(("until", "drag_class", "alpha", "margin", "vacated", "unnamed"),
