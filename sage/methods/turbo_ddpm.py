@@ -47,7 +47,7 @@ class Settings(Preserved, Blending, Solver, Picture):
     shift: int = setting(200, "timesteps by which latents are noised less than the network is told", low=0, high=1000,
                          search=(0, 100, 200))
     guidance_scale: float = setting(1.5, "w: how much of the difference that the target prompt makes is added; 1 adds "
-                                    "it once", low=0, high=100, search=Span(1, 3))
+                                    "it once", low=0, high=100, search=Span(1, 5))
     last_limit: float = setting(15.5 / 128, "largest noise of the last step, root mean square; 0 for no limit", low=0)
     last_norm: float = setting(0.0, "the same as the norm of the whole tensor, whatever the picture's size, as in the "
                                "original; 0 for no limit", low=0)
@@ -75,7 +75,8 @@ class TurboDDPM(Method[Settings]):
     """TurboEdit by edit-friendly noises."""
 
     name, title, paper = "turbo-ddpm", "TurboEdit (DDPM)", "2408.00735"
-    about = "edits in three or four steps by the noises that the picture would need; made for few-step students"
+    about = ("keeps structure by the noises that the picture would need; made for students of three or four steps, and "
+             "good in more with SAGE's loss")
     reads = frozenset({"source", "target", "mask"})
     presets = {"published": PUBLISHED, "published-3": PUBLISHED | THREE}
     keep = "preserve_scale"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from sage.models.known import KNOWN
 from sage.pictures import from_pixels, save_picture
 from sage.stilllife import edit_case
 
@@ -35,6 +36,6 @@ def examples(folder: Path) -> tuple[Example, ...]:
     for kind, seed, title in CASES:
         case = edit_case(kind, seed)
         name = f"still-life-{kind}-{seed}.png"
-        path = save_picture(from_pixels(case.pictures()[0]), folder / name)
+        path = save_picture(from_pixels(case.pictures(KNOWN[MODEL].size)[0]), folder / name)
         made.append(Example(title, name, case.source_prompt, case.target_prompt, path))
     return tuple(made)

@@ -183,6 +183,7 @@ def test_the_first_edit_is_made_once_and_everybody_finds_it(studio, who, monkeyp
     assert mine.record == first.record and mine.path != first.path
     assert mine.path.read_bytes() == first.path.read_bytes() and studio.welcome(who) is None  # only once
     assert studio.visit(who).picture.identity["sha256"] == first.record["picture"]["sha256"]
+    assert studio.visit(who).picture.image.size == (studio.model.sample_size,) * 2
     studio.first = None
 
 
