@@ -181,6 +181,7 @@ def test_a_mask_from_the_difference_is_where_the_predictions_differ(model):
     assert not edit(model, small.picture(), SOURCE, TARGET, config.but(blend=None)).masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", (
     dict(reconstruction="none"), dict(reconstruction="cross"), dict(reconstruction="replace"),
     dict(reconstruction="latent"), dict(map_loss="l2"), dict(guided_steps=2), dict(decay="none"), dict(replace=None),

@@ -86,6 +86,7 @@ class Own(Plain):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", able("edit"))
 def test_every_method_is_a_configuration_and_its_result_that_of_sage_edit(model, benchmark, name):
     case, found = benchmark.cases[0], method(name)

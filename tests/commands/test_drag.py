@@ -175,7 +175,8 @@ def test_the_flags_of_every_method_fit_beside_those_of_the_commands(command):
 
 
 def test_the_settings_of_a_cache_are_flags(asked):
-    assert run("edit", "in.png", *WORDS, "--cache", "eedit", "--inv-skip", "3", "--out", "o.png") == 0
+    saved = ["--cache", "eedit", "--inv-skip", "3"]
+    assert run("edit", "in.png", *WORDS, "--method", "sage", *saved, "--out", "o.png") == 0
     assert asked[0].config == EditConfig.from_dict(read_settings("o.png")["settings"])
     assert (asked[0].config.cache, asked[0].config.inv_skip) == ("eedit", 3)
 

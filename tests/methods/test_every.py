@@ -368,6 +368,7 @@ def test_a_cache_of_whole_steps_is_none_to_the_bit(model, name):
     assert torch.equal(ours.latents, dense.latents) and ours.image.tobytes() == dense.image.tobytes()
 
 
+@pytest.mark.slow
 @every
 def test_every_method_edits_with_a_cache(model, name):
     dense = settings_of(name)

@@ -124,7 +124,8 @@ def embedded(model):
 
 # On networks of random weights, whose maps are steep, a gradient of 0.1 makes 4e-4 of rounding.
 @pytest.mark.parametrize("changes", (dict(inversion="ddim", cross_guidance=0.01, noise_rounds=2),
-                                     dict(inversion="direct", cross_guidance=0.01, noise_rounds=1),
+                                     pytest.param(dict(inversion="direct", cross_guidance=0.01, noise_rounds=1),
+                                                  marks=pytest.mark.slow),
                                      pytest.param(dict(cross_guidance=0.0, noise_rounds=0), marks=pytest.mark.slow),
                                      dict(conventions="authors", cross_guidance=0.01, noise_rounds=1)))
 def test_every_step_is_that_of_the_benchmarks_code(made, changes):

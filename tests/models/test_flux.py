@@ -265,6 +265,7 @@ def test_equal_prompts_and_scale_one_reconstruct(flow, name, fits):
     assert distance(result.latents, back) < 1e-4 < distance(back, result.trajectory.latents[0])
 
 
+@pytest.mark.slow
 @every
 def test_pictures_of_a_batch_are_each_as_if_alone(dev, name, fits):
     settings = settings_of(dev, name).wordless()
