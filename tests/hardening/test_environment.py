@@ -116,8 +116,8 @@ def test_what_is_right_passes(monkeypatch):
 @pytest.mark.parametrize("limit", ("-v 300000", *(pytest.param(limit, marks=pytest.mark.slow) for limit in (
     "-n 8", "-n 12", "-n 24", "-v 150000", "-v 600000", "-v 900000", "-v 1200000", "-v 2000000"))))
 def test_too_little_to_begin_with(picture, tmp_path, limit):
-    done = run("edit", str(picture), "--source", "a", "--target", "b", "--model", "stilllife", "--steps", "1", "--quiet",
-               "--out", str(tmp_path / "e.png"), limits=f"ulimit {limit};")
+    done = run("edit", str(picture), "--source", "a", "--target", "b", "--model", "stilllife", "--steps", "1",
+               "--quiet", "--out", str(tmp_path / "e.png"), limits=f"ulimit {limit};")
     if done.returncode:
         assert "ulimit" in (error := one_line(done)) or "out of memory" in error
 
