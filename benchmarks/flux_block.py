@@ -140,17 +140,18 @@ def passes(p: FluxParams, tokens: int, text: int, device: str, dtype: torch.dtyp
     runs = {"double": lambda: torch.cat(double(words, image, vector[:, 0], rotation), dim=1),
             "single": lambda: single(x, text, vector[:, 0], rotation)}
     levels = [Level(t, 1 - t, t) for t in (0.9, 0.8, 0.1)]
-    cache = Cache(Shallow(network), Settings(), tuple(zip(levels, levels[1:], strict=False)), [True, False], None,
-                  (p.patch * side, p.patch * side), text)
+    edges = tuple(zip(levels, levels[1:], strict=False))
+    # Of each kind its own: a pass through one block holds nothing of the other.
+    caches = {kind: Cache(Shallow(network), Settings(), edges, [True, False], None, (p.patch * side,) * 2, text)
+              for kind in runs}
 
-    def held(run: Run, step: int) -> Run:
+    def held(kind: str, step: int) -> Run:
         def cached() -> Tensor:
-            with cache.around(levels[step], ["target"]):
-                return run()
+            with caches[kind].around(levels[step], ["target"]):
+                return runs[kind]()
         return cached
 
-    return {(kind, how): held(run, step) for step, how in enumerate(("whole", "between"))
-            for kind, run in runs.items()}
+    return {(kind, how): held(kind, step) for step, how in enumerate(("whole", "between")) for kind in runs}
 
 
 def counts(settings: Settings) -> dict[str, int]:

@@ -51,6 +51,9 @@ def test_a_pass_between_takes_attention_from_the_whole_one_before():
         whole = {kind: runs[kind, "whole"]() for kind in ("double", "single")}
         for kind in whole:  # of the same tokens, so that whatever is taken over is what would be computed
             assert torch.allclose(runs[kind, "between"](), whole[kind], atol=1e-5)
+        for key in reversed(runs):  # as every second round takes them
+            assert torch.allclose(runs[key](), whole[key[0]], atol=1e-5)
+        runs["single", "whole"](), runs["double", "between"](), runs["double", "between"]()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         counted = []
         for how in ("whole", "between"):
