@@ -173,8 +173,9 @@ def edits(runs: dict[tuple[str, str], Run], p: FluxParams, device: str, rounds: 
     for run in runs.values():
         run()
     for i in range(rounds):
-        for key in [*runs][::-1 if i % 2 else 1]:
-            took[key].append(seconds(runs[key], device))
+        for kind in ("double", "single")[::-1 if i % 2 else 1]:
+            for how in ("whole", "between"):  # in this order: between is what it is after a whole one
+                took[kind, how].append(seconds(runs[kind, how], device))
         done()
     once = {how: p.depth * statistics.median(took["double", how]) + p.depth_single * statistics.median(
         took["single", how]) for how in ("whole", "between")}

@@ -207,9 +207,18 @@ class Job(Generic[S]):
         return of_points(self.requests[row].points, self.model.vae.factor * patch,  # type: ignore[attr-defined]
                          (height, width), patch)
 
-    def confined(self, z: Tensor, kept: Tensor) -> Tensor:
+    def allowed(self, found: Tensor | None) -> Tensor | None:
+        """Where the pictures may change: inside the mask that was given, and there where a method finds that they may.
+
+        Args:
+            found: (B, 1, h, w) from 0 to 1; None for everywhere.
+        """
+        return self.mask if found is None else found if self.mask is None else self.mask * found
+
+    def confined(self, z: Tensor, kept: Tensor, found: Tensor | None = None) -> Tensor:
         """`z` where the pictures may change, and elsewhere `kept`, both (B, C, h, w)."""
-        return z if self.mask is None else torch.where(self.mask > 0, z, kept)
+        mask = self.allowed(found)
+        return z if mask is None else torch.where(mask > 0, z, kept)
 
     # ---- passes
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field
 from typing import Any
 
-from sage.auto import AUTO, auto_of, read_auto
+from sage.auto import AUTO, auto_of, read_auto, recorded
 from sage.errors import SageError, SettingsError
 from sage.method import DEFAULTS, Method, able, method
 from sage.models.known import KNOWN, find_model
@@ -70,13 +70,14 @@ def with_recorded(argv: Sequence[str]) -> list[str]:
     if argv[:1] != ["edit"] or given is None or any(vars(given)[name] for name in BASES):
         return argv
     try:
-        folder = find_model(given.model or DEFAULT_MODEL)[1]
+        name, folder = find_model(given.model or DEFAULT_MODEL)
     except SageError:  # told in its place
         return argv
-    if not (folder.is_dir() and read_auto(folder)):
+    values = read_auto(folder) if folder.is_dir() else None
+    if not values:
         return argv
     usual, taken = (set(map(flag, found.Settings.names()))
-                    for found in (method(DEFAULTS["edit"]), auto_of(str(folder)).as_method()))
+                    for found in (method(DEFAULTS["edit"]), recorded(values, name).as_method()))
     words = {word.partition("=")[0] for word in argv}
     return argv if words & (usual - taken) else ["edit", "--method", AUTO, *argv[1:]]
 

@@ -162,17 +162,17 @@ class _Mask:
     """
 
     def __init__(self, job: "Job[Settings]", z: "Tensor"):
-        self.s, self.blend = job.settings, kit.BlendingMask.of_job(job, z, union=False, pooled=False)
-        self.looks, self.by_hand = self.blend.used, job.mask
+        self.job, self.s = job, job.settings
+        self.blend = kit.BlendingMask.of_job(job, z, union=False, pooled=False)
+        self.looks = self.blend.used
 
     def at(self, step: int, source: "kit.Prediction | None", target: "kit.Prediction") -> "Tensor | None":
         """(B, 1, h, w) from 0 to 1, or None for everywhere."""
-        mask = self.by_hand
+        found = None
         if source is not None and self.looks:
             self.blend.add_difference(target.eps - source.eps)
-            if self.s.blends_at(step):
-                found = self.blend.at(target.x0)
-                mask = found if mask is None else mask * found
+            found = self.blend.at(target.x0) if self.s.blends_at(step) else None
+        mask = self.job.allowed(found)
         if mask is None or not self.s.mask_blur:
             return mask
         half = min(int(2 * self.s.mask_blur + 0.999), min(mask.shape[-2:]) - 1)

@@ -51,7 +51,6 @@ class Settings(Preserved, Blending, Solver, Picture):
     last_limit: float = setting(15.5 / 128, "largest noise of the last step, root mean square; 0 for no limit", low=0)
     last_norm: float = setting(0.0, "the same as the norm of the whole tensor, whatever the picture's size, as in the "
                                "original; 0 for no limit", low=0)
-
     blend: Phrases = setting(None, "phrases that mark where the picture may change: none (everywhere), auto "
                              "(what differs between the prompts), or SOURCE,TARGET")
     mask_from: str = setting("difference", "what marks where the picture may change: attention to the phrases, or "
@@ -125,7 +124,6 @@ class TurboDDPM(Method[Settings]):
     # ---- the way back
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
-        import torch
         s, z = job.settings, path.noise
         preservation, blend = kit.Preservation(job, len(job.down)), kit.BlendingMask.of_job(job, z)
         for i, (here, there) in enumerate(job.down):
@@ -142,11 +140,9 @@ class TurboDDPM(Method[Settings]):
                 noise = shortened(noise, s)
             guided = kit.classifier_free(seen["source"], seen["target"], s.guidance_scale)
             mean, _ = kit.ancestral(guided, here, there)  # linear: w may act on what is predicted
-            z, mask = job.confined(mean + noise - pull, path.latents[-2 - i]), job.mask
-            if blend.used and s.blends_at(i):
-                mask = blend.at(z) if mask is None else blend.at(z) * mask
-                z = torch.where(mask > 0, z, path.latents[-2 - i])
-            yield Step(i, z, here, seen["source"], seen["target"], guided, mask=mask)
+            found = blend.at(z) if blend.used and s.blends_at(i) else None
+            z = job.confined(mean + noise - pull, path.latents[-2 - i], found)
+            yield Step(i, z, here, seen["source"], seen["target"], guided, mask=job.allowed(found))
 
 
 def original_timesteps(steps: int) -> list[int]:

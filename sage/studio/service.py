@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from sage import pictures
-from sage.auto import AUTO, recorded
+from sage.auto import AUTO
 from sage.bench.encoder import Encoder, bundled, load_encoder
 from sage.editing import (
     EditResult,
@@ -463,8 +463,8 @@ class Studio:
 
     def usual(self, task: str) -> str:
         """The method that a task begins with: for edits the one that is recorded for the model, else everybody's."""
-        values = self.model.recommends.get(AUTO) if self.model and task == "edit" else None
-        name = recorded(values, self.name).method if values else ""
+        recorded = self.model.recommends.get(AUTO, {}) if self.model and task == "edit" else {}
+        name = str(recorded.get("method"))
         return name if name in self.methods.get(task, ()) else DEFAULTS[task]
 
     def found(self, name: Any, task: str = "edit") -> Method[Any]:
