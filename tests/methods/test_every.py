@@ -216,6 +216,17 @@ def model(diffusion, flow, name):
     return flow if sage.method(name).fits(diffusion) else diffusion
 
 
+@pytest.fixture(scope="module")
+def edited(diffusion, flow):
+    """The edit of the picture, made once for all tests that compare with it."""
+    @cache
+    def result_of(key: str, name: str, target: str) -> sage.EditResult:
+        model = flow if sage.method(name).fits(diffusion) else diffusion
+        return sage.edit(model, picture(), SOURCE, target, sage.method(name).Settings.from_dict(json.loads(key)))
+
+    return lambda settings, target=TARGET: result_of(json.dumps(settings.as_dict()), method_of(settings).name, target)
+
+
 def names() -> list[str]:
     return [name for name in METHODS if sage.method(name).edits]
 
@@ -304,9 +315,9 @@ def test_pictures_of_a_batch_are_each_as_if_alone(model, name):
 
 
 @every
-def test_a_trajectory_from_a_file_gives_what_a_fresh_one_gives(model, name, tmp_path):
+def test_a_trajectory_from_a_file_gives_what_a_fresh_one_gives(model, edited, name, tmp_path):
     settings = settings_of(name)
-    fresh = sage.edit(model, picture(), SOURCE, TARGET, settings)
+    fresh = edited(settings)
     target = TARGET if sage.method(name).follows_target(settings) else None
     made = sage.invert(model, picture(), SOURCE, settings, target=target)
     loaded = sage.load_trajectory(sage.save_trajectory(made, tmp_path / "t.safetensors", model), model)
@@ -337,34 +348,26 @@ def _swept() -> list[Any]:
 
 
 @pytest.mark.parametrize("name, setting, value", _swept())
-def test_every_setting_changes_something(model, made, name, setting, value):
+def test_every_setting_changes_something(edited, name, setting, value):
+    def told(settings, target):
+        result = edited(settings, target)
+        return result.image.tobytes(), result.latents.numpy().tobytes(), result.notes
+
     assert value != "missing", f"ROWS[{name!r}].others says no other value of {setting}"
     known = {**BESIDE, **ROWS[name].beside}
     settings = settings_of(name, **known.get(f"{setting}={value}", known.get(setting, {})))
     assert getattr(settings, setting) != value
     target = ROWS[name].targets.get(f"{setting}={value}", TARGET)
-    assert made(settings, target) != made(settings.but(**{setting: value}), target)
-
-
-@pytest.fixture(scope="module")
-def made(diffusion, flow):
-    @cache
-    def bytes_of(key: str, name: str, target: str) -> tuple:
-        model = flow if sage.method(name).fits(diffusion) else diffusion
-        result = sage.edit(model, picture(), SOURCE, target, sage.method(name).Settings.from_dict(json.loads(key)))
-        return result.image.tobytes(), result.latents.numpy().tobytes(), result.notes
-
-    return lambda settings, target: bytes_of(json.dumps(settings.as_dict()), method_of(settings).name, target)
+    assert told(settings, target) != told(settings.but(**{setting: value}), target)
 
 
 # ---- a cache
 
 
 @every
-def test_a_cache_of_whole_steps_is_none_to_the_bit(model, name):
+def test_a_cache_of_whole_steps_is_none_to_the_bit(edited, name):
     settings = settings_of(name, cache="none")
-    cached = settings.but(cache="eedit", inv_skip=1, fresh_threshold=1)
-    dense, ours = (sage.edit(model, picture(), SOURCE, TARGET, s) for s in (settings, cached))
+    dense, ours = edited(settings), edited(settings.but(cache="eedit", inv_skip=1, fresh_threshold=1))
     assert torch.equal(ours.latents, dense.latents) and ours.image.tobytes() == dense.image.tobytes()
 
 
@@ -418,11 +421,11 @@ def test_steps_left_in_the_middle_leave_nothing(model, name):
 
 
 @every
-def test_the_record_repeats_the_edit_to_the_byte(model, name, tmp_path):
+def test_the_record_repeats_the_edit_to_the_byte(model, edited, name, tmp_path):
     path = tmp_path / "in.png"
     picture().save(path)
     settings = settings_of(name)
-    result = sage.edit(model, picture(), SOURCE, TARGET, settings)
+    result = edited(settings)
     known_as = {"name": "in.png", "sha256": "0" * 64}
     record = json.loads(json.dumps(make_record(model, SOURCE, TARGET, settings, known_as, savings=result.savings)))
     read = settings_in(record)

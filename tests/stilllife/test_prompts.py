@@ -12,7 +12,7 @@ from sage.stilllife.prompts import CANONICAL, WORDS, Wording, draw_wording, ever
 from sage.stilllife.scenes import ATTRIBUTES, Companion, Place, Scene, Thing
 from sage.stilllife.varied import nameable, varied_scene
 
-SCENES = [varied_scene(i) for i in range(2000)]
+SCENES = [varied_scene(i) for i in range(1000)]
 MUG = Scene(Thing("mug", "orange", tilt="tilted"), Companion("cube", "blue"), "stone", "brick wall", "sketch")
 
 

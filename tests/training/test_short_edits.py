@@ -2,21 +2,26 @@
 
 import re
 
+import pytest
+
 from sage.stilllife import is_held_out
 from training.short_edits import FIRST_SEED, KINDS, PHRASINGS, edits, phrasings
 
-EDITS = edits()
+
+@pytest.fixture(scope="module")
+def made():
+    return edits()
 
 
-def test_sixty_different_edits_of_held_out_scenes():
-    assert len(EDITS) == 60 == len(set(EDITS))
-    assert FIRST_SEED > 200_000 and {edit.kind for edit in EDITS} == set(KINDS)
-    assert all(is_held_out(scene) for edit in EDITS for scene in (edit.source, edit.target))
+def test_sixty_different_edits_of_held_out_scenes(made):
+    assert len(made) == 60 == len(set(made))
+    assert FIRST_SEED > 200_000 and {edit.kind for edit in made} == set(KINDS)
+    assert all(is_held_out(scene) for edit in made for scene in (edit.source, edit.target))
 
 
-def test_five_short_ways_to_ask_for_the_same():
+def test_five_short_ways_to_ask_for_the_same(made):
     lengths, longer = [], 0
-    for i, edit in enumerate(EDITS):
+    for i, edit in enumerate(made):
         asked = phrasings(edit, i)
         assert len(asked) == PHRASINGS and asked == phrasings(edit, i)
         a, the, bare, *more = (prompts.source for prompts in asked)
