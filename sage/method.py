@@ -138,6 +138,8 @@ class Method(ABC, Generic[S]):
         texts: names of embedded prompts that it asks for by `Job.text`; one that ends in a colon stands for all names
             that begin so.
         presets: named changes to the settings, such as "published": those of the original code.
+        published: by task, a key of `DEFAULTS`, which preset has the original code's settings for it, where that is
+            another than "published".
         calls: how often the network is asked for one picture, as people read it: "N" for an inversion of N steps.
         strength: the setting that says how much of the picture may change, the more the larger; it is one of those that
             are searched (`Settings.searched`).
@@ -158,6 +160,7 @@ class Method(ABC, Generic[S]):
     reads: ClassVar[frozenset[str]] = frozenset({"source", "target"})
     texts: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    published: ClassVar[Mapping[str, str]] = MappingProxyType({})
     calls: ClassVar[str] = ""
     strength: ClassVar[str] = "guidance_scale"
     keep: ClassVar[str] = ""
@@ -213,6 +216,16 @@ class Method(ABC, Generic[S]):
             raise SettingsError(f"{self.name} has no preset {name!r}"
                                 + (f": there is {', '.join(self.presets)}" if self.presets else ""))
         return self.Settings.from_dict({**self.presets[name], **self.variant, **changes})  # type: ignore[return-value]
+
+    def as_published(self, task: str = "edit") -> S:
+        """The settings that the original code has for a task.
+
+        Args:
+            task: a key of `DEFAULTS`, such as "drag".
+        Raises:
+            SettingsError: nobody knows them.
+        """
+        return self.preset(self.published.get(task, "published"))
 
     def fits(self, model: "Backbone") -> str:
         """Why a model cannot be used, in a few words; "" if it can."""

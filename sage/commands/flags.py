@@ -51,7 +51,7 @@ def add_ways(parser: argparse.ArgumentParser, reported: str) -> None:
         reported: what the JSON object tells.
     """
     add = parser.add_argument
-    add("--published", action="store_true", help="start from the settings of the method's original code")
+    add("--published", action="store_true", help="start from the settings that the method's original code has for this")
     add("--truncate", action="store_true", help="cut prompts that are too long for the model")
     add("--json", action="store_true", help=f"one JSON object on stdout: {reported}")
     add("--yes", action="store_true", help="download a model that is not here without asking")
@@ -124,11 +124,12 @@ def add_method(parser: argparse.ArgumentParser, chosen: Method, task: str = "edi
 
     Args:
         task: "edit" or "generate".
-        default: the command whose default method is shown; default: of the task.
+        default: the command whose default method is shown, and whose published settings are meant; default: of the
+            task.
         but: settings whose flags the command has for something else too.
     """
     unread = chosen.of_pictures if task == "generate" else ()
-    parser.set_defaults(method=chosen.where, **chosen.variant)
+    parser.set_defaults(method=chosen.where, task=default or task, **chosen.variant)
     usual = DEFAULTS[default or task]
     parser.add_argument_group("method").add_argument(
         "--method", default=argparse.SUPPRESS, metavar="NAME",
@@ -206,9 +207,9 @@ def given_for_all(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def published(args: argparse.Namespace) -> Settings | None:
-    """The settings of the method's original code, if they were asked for.
+    """The settings that the method's original code has for what the command does, if they were asked for.
 
     Raises:
         SettingsError: nobody knows them.
     """
-    return method(args.method).preset("published") if args.published else None
+    return method(args.method).as_published(args.task) if args.published else None

@@ -44,7 +44,7 @@ def facts(found: Method) -> dict[str, Any]:
                 for heading, members in found.Settings.groups().items() for f in members}
     return {"title": found.title, "paper": found.paper, "about": found.about, "reads": sorted(found.reads),
             "calls": found.calls, "edits": found.does("edit"), "generates": found.does("generate"),
-            "presets": list(found.presets), "settings": settings}
+            "presets": list(found.presets), "published": dict(found.published), "settings": settings}
 
 
 def line(name: str, of: dict[str, Any]) -> str:
@@ -59,7 +59,8 @@ def page(name: str, of: dict[str, Any]) -> str:
     """A method with its settings."""
     lines, group = [line(name, of)], ""
     if of["presets"]:
-        lines += _wrapped(f"presets: {', '.join(of['presets'])}", " " * 13)
+        taken = "".join(f"; of --published with sage {task}: {name}" for task, name in of["published"].items())
+        lines += _wrapped(f"presets: {', '.join(of['presets'])}{taken}", " " * 13)
     for field, about in of["settings"].items():
         if about["group"] != group:
             group = about["group"]

@@ -130,6 +130,7 @@ class EEdit(Method[Settings]):
     about = "edits by prompt, by dragging and by a reference, asking a flow's network for a third of its work"
     reads = frozenset({"source", "target", "negative", "mask", "moves", "points"})
     presets = {"published": PROMPT, "published-drag": DRAG, "published-composition": COMPOSE}
+    published = {"drag": "published-drag", "compose": "published-composition"}
     calls = ("N / inv_skip + 2 N, of which one in fresh_threshold is whole; half of the latter with guidance as an "
              "input where nothing is moved")
     strength = "eta"

@@ -99,6 +99,23 @@ def test_a_drag_asks_for_its_moves_and_records_them(asked, capsys):
         assert said in refused(capsys, "drag", "in.png", *words)
 
 
+def test_published_settings_are_those_of_the_task(asked, capsys):
+    found = sage.method("eedit")
+    region = ["--from", "5,5,15,15", "--to", "30,20"]
+    paste = ["--reference", "in.png", "--reference-mask", "mask.png", "--box", "20,10,35,25", "--target", "a mug"]
+    for command, words, preset in (("edit", WORDS, "published"), ("drag", region, "published-drag"),
+                                   ("compose", paste, "published-composition")):
+        assert run(command, "in.png", *words, "--method", "eedit", "--published") == 0
+        assert asked[-1].config == found.preset(preset) == found.as_published(command)
+        assert run(command, "in.png", *words, "--method", "eedit", "--published", "--eta", "0.5") == 0
+        assert asked[-1].config == found.preset(preset, eta=0.5)
+    assert run("compose", "in.png", *paste, "--method", "ddpm", "--published") == 0  # one preset for all that it does
+    assert asked[-1].config == sage.method("ddpm").preset("published")
+    assert "regiondrag has no preset 'published'" in refused(capsys, "drag", "in.png", *region, "--published")
+    assert cli.main(["methods", "eedit"]) == 0
+    assert "of --published with sage drag: published-drag" in " ".join(capsys.readouterr().out.split())
+
+
 def test_plain_pixels_need_no_network(asked, capsys):
     assert run("drag", "in.png", "--from", "0,0,10,10", "--to", "20,20", "--pixels", "--out", "o.png") == 0
     before, after = (np.asarray(Image.open(name).convert("RGB")) for name in ("in.png", "o.png"))

@@ -19,7 +19,7 @@ from sage.errors import SettingsError
 from sage.inversion import exact
 from sage.inversion.reconstruction import ddim_reconstruction
 from sage.job import Job
-from sage.method import METHODS, Request, method_of
+from sage.method import DEFAULTS, METHODS, Request, method_of
 from sage.pictures.metadata import make_record, settings_in
 from sage.prompts.plan import Plan
 from sage.settings import Cached, Settings, annotations
@@ -261,6 +261,7 @@ def test_it_says_what_it_is(name):
     assert found.paper.count(".") == 1 and len(found.paper) == 10
     assert all(f.metadata["help"] for f in found.Settings.fields())
     assert all(found.preset(preset) for preset in found.presets)
+    assert all(found.as_published(task) and task in DEFAULTS for task in found.published)
     assert type(found).__doc__ and found.Settings.__doc__
 
 
