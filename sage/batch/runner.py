@@ -179,7 +179,7 @@ def _made(model: Backbone, group: Sequence[Task], prediction_type: str | None, t
             yield task.line(FAILED, reason="out of memory: try a smaller size", seconds=_since(began))
             continue
         trajectory = result.trajectory
-        yield task.line(DONE, notes=tuple(result.notes), seconds=_since(began),
+        yield task.line(DONE, notes=(*task.row.notes, *result.notes), seconds=_since(began),
                         sha256=identity(task.path)["sha256"])
 
 

@@ -18,9 +18,11 @@ from sage.files import read_plain
 from sage.method import DEFAULTS, Method, able, check_task, method
 from sage.pictures import WRITTEN
 from sage.pictures.metadata import check_prompt
+from sage.prompts.instructions import follow, instructed
 from sage.settings import Phrases, Settings, annotations
 
 REQUIRED, NAMES, METHOD = ("picture", "source", "target"), ("out", "name", "id"), "method"
+INSTRUCTION = "instruction"  # may stand in the place of the target
 DEFAULT = DEFAULTS["edit"]
 COMMENTS = ("comment", "comments", "note", "notes", "remark", "remarks")
 # 2,5 and 0,125, but not 1,000, which is one to some and a thousand to others
@@ -44,6 +46,7 @@ class Row:
         out: where the edit goes, below the folder of the batch.
         method: what edits, as `sage.method.method` finds it.
         settings: those that the row has of its own.
+        notes: what is to be said of it when it is made.
         wrong: why it cannot be made, "" if nothing is known to be wrong; the other values are then not to be used.
     """
 
@@ -56,21 +59,23 @@ class Row:
     method: str = DEFAULT
     settings: Mapping[str, Any] = field(default_factory=dict)
     wrong: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def columns_of(default: str = DEFAULT) -> tuple[str, ...]:
     """Every column that a table may have: settings are those of any known method, and of the default one."""
     owners = [method(name).Settings for name in dict.fromkeys((default, *able("edit")))]
     settings = dict.fromkeys(name for owner in owners for name in owner.names())
-    return tuple(dict.fromkeys((*REQUIRED, *NAMES, METHOD, *settings)))
+    return tuple(dict.fromkeys((*REQUIRED, INSTRUCTION, *NAMES, METHOD, *settings)))
 
 
 def read_table(path: Path, default: str = DEFAULT) -> list[Row]:
     """Rows of a .csv or .tsv file with a header, or of a .jsonl file with an object a line; blank ones are left out.
 
-    Columns are picture, source and target; out, name or id for the file to write; method; and the settings of the row's
-    method.  Those that begin with #, or are called comment, note or remark, are left alone.  Numbers may have a decimal
-    comma.  Pictures are found from the table's folder.
+    Columns are picture, source and target, or in its place an instruction that makes one of the source by the grammar;
+    out, name or id for the file to write; method; and the settings of the row's method.  Those that begin with #, or
+    are called comment, note or remark, are left alone.  Numbers may have a decimal comma.  Pictures are found from the
+    table's folder.
 
     Args:
         default: the method of rows that name none.  A table is perhaps a stranger's: it may name a method that is
@@ -87,11 +92,12 @@ def read_table(path: Path, default: str = DEFAULT) -> list[Row]:
     if not cells:
         raise TableError(f"{path} has no rows")
     columns = {_column(name) for _, found in cells if not isinstance(found, str) for name in found}
-    if missing := [name for name in REQUIRED if name not in columns]:
+    if missing := [name for name in REQUIRED if name not in columns
+                   and not (name == "target" and INSTRUCTION in columns)]:
         if not columns:
             raise TableError(f"{path}, line {cells[0][0]}: {cells[0][1]}")
-        raise TableError(f"{path} has no column {' and no column '.join(missing)}; it needs {', '.join(REQUIRED)}, and "
-                         f"may have {', '.join((*NAMES, METHOD))} or any setting")
+        raise TableError(f"{path} has no column {' and no column '.join(missing)}; it needs {', '.join(REQUIRED)} "
+                         f"or {INSTRUCTION}, and may have {', '.join((*NAMES, METHOD))} or any setting")
     rows, taken, wrong = list[Row](), dict[str, int](), 0
     for number, (line, found) in enumerate(cells, start=1):
         row = _row(number, line, found, path.parent, known, default)
@@ -178,8 +184,8 @@ def _is_comment(column: str) -> bool:
 
 def _no_column(name: str, known: Sequence[str]) -> str:
     """What is said of one that there is not, with the one that may be meant."""
-    near = did_you_mean(_column(name), known) or (f": there are {', '.join((*REQUIRED, *NAMES, METHOD))} and any "
-                                                  "setting")
+    near = did_you_mean(_column(name), known) or (
+        f": there are {', '.join((*REQUIRED, INSTRUCTION, *NAMES, METHOD))} and any setting")
     return f"there is no column {name[:40]!r}{near}"
 
 
@@ -198,15 +204,26 @@ def _row(number: int, line: int, found: dict[str, Any] | str, folder: Path, know
             if column in cells:
                 raise TableError(f"it has {column} twice")
             cells[column] = value
-        texts = {name: _plain(name, cells.pop(name, None)) for name in (*REQUIRED, *NAMES, METHOD)}
+        texts = {name: _plain(name, cells.pop(name, None)) for name in (*REQUIRED, INSTRUCTION, *NAMES, METHOD)}
         if not texts["picture"]:
             raise TableError("picture is empty: give the path of one")
         chosen = _method(texts[METHOD] or default, default)
-        return Row(number, line, folder / texts["picture"], check_prompt("source", texts["source"]),
-                   check_prompt("target", texts["target"]), _out(number, texts), texts[METHOD] or default,
-                   _settings(chosen, cells))
+        source = check_prompt("source", texts["source"])
+        target, notes = _target(texts, source)
+        return Row(number, line, folder / texts["picture"], source, target, _out(number, texts),
+                   texts[METHOD] or default, _settings(chosen, cells), notes=notes)
     except SageError as error:
         return Row(number, line, wrong=str(error))
+
+
+def _target(texts: Mapping[str, str], source: str) -> tuple[str, tuple[str, ...]]:
+    """The target prompt of a row, its own or what its instruction makes of the source prompt; and what to say of it."""
+    if not (instruction := texts[INSTRUCTION]):
+        return check_prompt("target", texts["target"]), ()
+    if texts["target"].strip():
+        raise TableError(f"it has a target and an {INSTRUCTION}, which makes one: give one of them")
+    target = check_prompt("target", follow(instruction, source))
+    return target, (instructed(instruction, target),)
 
 
 def _method(name: str, default: str) -> Method:

@@ -26,11 +26,12 @@ the table: CSV with a header, or JSON lines; one row an edit
   picture,source,target,name,steps
   cat.jpg,a cat on a sofa,a dog on a sofa,dog,50
 
-picture is found from the table's folder. out, name or id say what the edit is called, below DIR. A column method names
-what edits the row [--method], and any setting of that method is a column too, with a value as its flag takes it; an
-empty cell means the flag's value where the method has such a setting, or the model's own. Columns that begin with # or
-are called comment are left alone; numbers may have a decimal comma. A batch that was stopped goes on when it is started
-again; rows that have changed are made again.
+picture is found from the table's folder. A column instruction, such as "make the cat black", may stand in the place of
+target: as --instruction of sage edit, it makes the target of what the source says. out, name or id say what the edit is
+called, below DIR. A column method names what edits the row [--method], and any setting of that method is a column too,
+with a value as its flag takes it; an empty cell means the flag's value where the method has such a setting, or the
+model's own. Columns that begin with # or are called comment are left alone; numbers may have a decimal comma. A batch
+that was stopped goes on when it is started again; rows that have changed are made again.
 """
 
 

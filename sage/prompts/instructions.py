@@ -371,6 +371,11 @@ def _clauses(instruction: str) -> Iterator[str]:
         yield re.sub(POLITE, "", part.strip().lower()).strip()
 
 
+def instructed(text: str, target: str) -> str:
+    """The note of an instruction that was followed."""
+    return f"{text!r} makes the target prompt: {target}"
+
+
 def follow(instruction: str, source: str) -> str:
     """The target prompt of an instruction: the source prompt with as few words changed as it asks for.
 

@@ -17,6 +17,8 @@ from sage import pictures
 from sage.commands import main as cli
 from sage.methods.sage import SAGE
 from sage.models.savings import Savings
+from sage.pictures.files import read_settings
+from sage.prompts.instructions import follow
 
 SOURCE = "a photograph of a big shiny blue mug in the centre, on stone tiles"
 YELLOW, RED = (SOURCE.replace("blue", colour) for colour in ("yellow", "red"))
@@ -244,6 +246,8 @@ from sage import pictures
 from sage.commands.main import main
 from sage.methods.sage import SAGE
 from sage.models.savings import Savings
+from sage.pictures.files import read_settings
+from sage.prompts.instructions import follow
 from sage.prompts.tokens import Prompt
 from sage.prompts.plan import Plan
 edits, replace = [], os.replace
@@ -309,6 +313,20 @@ def test_nothing_is_written_outside_the_folder(engine, place):
     assert all(line["status"] == "failed" for line in manifest()) and len(manifest()) == len(names)
     assert not list(Path("elsewhere").iterdir()) and made() == {"manifest.jsonl"}
     assert {p.name for p in place.iterdir()} == {"mug.png", "out", "elsewhere", "t.jsonl"}
+
+
+def test_an_instruction_makes_the_target_of_its_row(engine, capsys):
+    write({"instruction": "make the mug yellow", "name": "a"}, {"target": RED, "instruction": " ", "name": "b"},
+          {"instruction": "sing", "name": "c"}, {"target": RED, "instruction": "make it red", "name": "d"})
+    assert batch() == 1
+    assert [e.target for e in engine] == [follow("make the mug yellow", SOURCE), RED] and "yellow" in engine[0].target
+    lines = {line["row"]: line for line in manifest()}
+    assert lines[1]["target"] == engine[0].target == read_settings("out/a.png")["target"]
+    assert lines[1]["notes"] == [f"'make the mug yellow' makes the target prompt: {engine[0].target}", "a note"]
+    assert lines[2]["notes"] == ["a note"]
+    assert "is not understood" in lines[3]["reason"] and "give one of them" in lines[4]["reason"]
+    Path("t.csv").write_text(f"picture,source,instruction\nmug.png,\"{SOURCE}\",make the mug red\n")
+    assert batch(table="t.csv") == 0 and engine[-1].target == follow("make the mug red", SOURCE)
 
 
 @pytest.mark.parametrize("cells, word", [

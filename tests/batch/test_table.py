@@ -111,7 +111,7 @@ def test_settings_are_those_of_the_rows_method(tmp_path):
     ("picture,source,target,guidance\np.png,a,b,1\n",
      "there is no column 'guidance': did you mean guidance_by or guidance_scale"),
     ("picture,source,target,zzz\np.png,a,b,1\n",
-     "'zzz': there are picture, source, target, out, name, id, method and any"),
+     "'zzz': there are picture, source, target, instruction, out, name, id, method and any"),
     ('picture,source,target\np.png,"a,b\n', "line 2"), ('picture,source,target\np.png,"a"x,b\n', "line 2"),
     ("p\0i\0c\0t\0u\0r\0e\0,\0\n1,2\n", "no column")])
 def test_mistakes_of_a_whole_table(tmp_path, text, word):
