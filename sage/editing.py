@@ -572,10 +572,8 @@ def strange(model: Backbone, images: Sequence[Image.Image], z: Tensor, size: tup
     if not model.prompts.taught:
         return [[] for _ in images]
     given = torch.cat([pictures.to_tensor(image, size) for image in images])
-    held = quality.held(given, model.decode(z).cpu())
-    return [[f"the picture is unlike those that {model.name} was trained on, which gives it back with {db:.0f} dB: the "
-             "edit will be mush; for photographs take another model, such as sd-1.4"] if db < quality.STRANGE else []
-            for db in held.tolist()]
+    advice = "the edit will be mush; for photographs take another model, such as sd-1.4 (sage fetch sd-1.4 gets it)"
+    return [[f"{said}: {advice}"] if said else [] for said in quality.unlike(model.name, given, model.decode(z).cpu())]
 
 
 def unusual(model: Backbone, size: tuple[int, int]) -> list[str]:

@@ -16,6 +16,17 @@ def held(x: Tensor, rebuilt: Tensor) -> Tensor:
     return 10 * (4 / (x - rebuilt.clamp(-1, 1)).square().flatten(1).mean(dim=1)).log10()
 
 
+def unlike(model: str, x: Tensor, rebuilt: Tensor) -> list[str]:
+    """What is to be said of each picture that a model of a small world gives back badly; "" of the others.
+
+    Args:
+        model: its name.
+        x, rebuilt: (B, 3, H, W) pictures in [-1, 1], and as its autoencoder gave them back.
+    """
+    return [f"the picture is unlike those that {model} was trained on, which gives it back with {db:.0f} dB"
+            if db < STRANGE else "" for db in held(x, rebuilt).tolist()]
+
+
 def spread(z: Tensor, source: Tensor) -> Tensor:
     """(B,) standard deviation of edited latents (B, 4, h, w) over that of the source's.
 

@@ -20,21 +20,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from PIL import Image
 from torch import Tensor, nn
 
+from sage import quality
 from sage.bench.metrics import Array, Extractors
 from sage.errors import ModelError
 from sage.models.folders import load_tokenizer
 from sage.models.known import installed
 from sage.models.sd.clip import CLIPText, CLIPTextParams
 from sage.models.sd.configs import Config
+from sage.models.sd.loading import open_folder
 from sage.models.weights import fill, open_weights
-from sage.pictures import from_pixels
+from sage.pictures import from_pixels, to_tensor, working_size
 from sage.prompts.tokens import Prompts
 from sage.stilllife.render import render
 from sage.stilllife.scenes import VALUES
 from sage.stilllife.varied import sample_varied_scene
 
+BUNDLED = "stilllife"  # the model beside whose networks it lies
 FOLDER, CONFIG, WEIGHTS = "encoder", "config.json", "model.fp16.safetensors"
 TRUE_THINGS = 96  # of each form, to which others are held
 REMEMBERED = 256  # pictures whose features are kept: sources and truths come again with every configuration
@@ -305,7 +309,7 @@ def as_config(params: EncoderParams, accuracy: dict[str, dict[str, float]]) -> d
 
 def bundled() -> Path | None:
     """The folder of the encoder that comes with the bundled model, None where it is not."""
-    model = installed("stilllife")
+    model = installed(BUNDLED)
     return model / FOLDER if model and (model / FOLDER / CONFIG).is_file() else None
 
 
@@ -325,6 +329,23 @@ def load_encoder(folder: str | Path | None = None) -> Encoder:
                torch.float32)
     tokenizer = load_tokenizer(folder.parent / "tokenizer", params.text)
     return Encoder(net, Prompts(tokenizer, params.text.max_length), accuracy)
+
+
+def unlike_still_lifes(image: Image.Image) -> str:
+    """What is to be said of a picture, upright RGB, that is no rendered still life: whose description is no use then.
+
+    It goes by what the bundled model's autoencoder makes of it, as the notes of edits do; "" where it is not here.
+    """
+    model = installed(BUNDLED)
+    if model is None:
+        return ""
+    opened = open_folder(model)
+    vae: Any = opened.parts["vae"].load(torch.device("cpu"), torch.float32)
+    multiple = vae.factor * 2 ** (len(opened.unet.channels) - 1)
+    x = to_tensor(image, working_size(*image.size, opened.side, multiple))
+    with torch.no_grad():
+        [said] = quality.unlike(BUNDLED, x, vae.decode(vae.encode(x)))
+    return said
 
 
 def _read(config: Config) -> tuple[EncoderParams, dict[str, dict[str, float]]]:

@@ -1,4 +1,4 @@
-"""`sage caption`: what a still life shows, as its description in full, by the encoder of the bundled model."""
+"""`sage caption`: what a picture shows, a still life by the bundled model's encoder, any by a model of the user's."""
 
 import argparse
 import json
@@ -11,39 +11,74 @@ import numpy as np
 
 from sage import pictures
 from sage.display import console
-from sage.errors import ModelError
+from sage.errors import ModelError, SettingsError
 
 EXAMPLES = """
 examples:
   sage caption mug.png
   sage edit mug.png --source auto --instruction "make the mug red"
+  sage caption cat.jpg --captioner blip-image-captioning-base/     # a captioning model that you have
 
-It knows the rendered still lifes of the bundled model, and nothing else: of a photograph it says what still life that
-is most like.
+By itself it knows the rendered still lifes of the bundled model, and nothing else: of a photograph it says what still
+life that is most like, and a note says so.  For photographs name a captioning model: BLIP, GIT or another encoder of
+pictures before a decoder of text, as transformers saves them, in safetensors.
 """
 NO_ENCODER = ("a picture can be described where the bundled model's encoder is, a folder encoder in weights/stilllife: "
-              "write the source prompt yourself")
+              "write the source prompt yourself, or name a captioning model with --captioner")
 
 
 def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the command to those of `sage`."""
-    parser = command("caption", run, "describe a still life", epilog=EXAMPLES)
+    parser = command("caption", run, "describe a picture", epilog=EXAMPLES)
     parser.add_argument("picture", metavar="IMG", help="the picture to describe")
     parser.add_argument("--encoder", metavar="DIR", help="another encoder than the bundled model's")
-    parser.add_argument("--json", action="store_true", help="print the description, and how sure each part is")
+    add_captioner(parser)
+    parser.add_argument("--json", action="store_true", help="print the description, how sure each part of a still life "
+                                                            "is, and notes")
+
+
+def add_captioner(parser: argparse.ArgumentParser) -> None:
+    """The flag that names a captioning model."""
+    parser.add_argument("--captioner", metavar="FOLDER", help="describe by this model of transformers (BLIP, GIT, "
+                        "vision-encoder-decoder): a folder, or the name of one in the hub's cache")
 
 
 def run(args: argparse.Namespace) -> None:
     """Describe, and print it."""
+    if args.captioner and args.encoder:
+        raise SettingsError("--captioner and --encoder are two ways to describe a picture: give one of them")
     image = pictures.open_picture(Path(args.picture))
+    if args.captioner:
+        text = by_captioner(image, args.captioner)
+        print(json.dumps({"caption": text}) if args.json else text)
+        return
     text, read, unsure = caption(image, args.encoder)
+    foreign = _foreign(image)
     if args.json:
         print(json.dumps({"caption": text, "read": {name: {"value": value, "probability": round(share, 4)}
-                                                    for name, (value, share) in read.items()}, "unsure": unsure}))
+                                                    for name, (value, share) in read.items()}, "unsure": unsure,
+                          "notes": foreign}))
         return
     print(text)
     if unsure:
         console.note(f"not sure of {', '.join(name.replace('_', ' ') for name in unsure)}: left out")
+    for message in foreign:
+        console.note(message)
+
+
+def by_captioner(image: Any, where: str, device: str | None = None, shown: bool = True) -> str:
+    """What a captioning model of the user's says of a picture; where there is a terminal, that it is loaded."""
+    console.begin(f"loading {where}", shown and sys.stderr.isatty())
+    from sage.prompts.captioner import describe
+    return describe(image, where, device)
+
+
+def _foreign(image: Any) -> list[str]:
+    """The note of a picture that is no still life, if it is none."""
+    from sage.bench.encoder import unlike_still_lifes
+    said = unlike_still_lifes(pictures.normalise(image))
+    return [f"{said}: it is described as the still life that it is most like; for photographs write the source prompt "
+            "yourself, or name a captioning model with --captioner"] if said else []
 
 
 def caption(image: Any, folder: str | None = None) -> tuple[str, dict[str, tuple[str, float]], tuple[str, ...]]:
@@ -61,13 +96,21 @@ def caption(image: Any, folder: str | None = None) -> tuple[str, dict[str, tuple
     return text, read, unsure
 
 
-def described_picture(path: Path, quiet: bool) -> str:
+def described_picture(args: argparse.Namespace) -> str:
     """The description that stands in the place of `--source auto`; who sits at a terminal may correct it."""
-    text, _, unsure = caption(pictures.open_picture(path))
+    image, foreign = pictures.open_picture(Path(args.picture)), list[str]()
+    unsure: tuple[str, ...] = ()
+    if args.captioner:
+        text = by_captioner(image, args.captioner, args.device, not args.quiet)
+    else:
+        text, _, unsure = caption(image)
+        foreign = [] if args.quiet else _foreign(image)
     left_out = f" (not sure of {', '.join(name.replace('_', ' ') for name in unsure)})" if unsure else ""
-    if quiet:
+    if args.quiet:
         return text
     console.note(f"the picture is taken to show: {text}{left_out}")
+    for message in foreign:
+        console.note(message)
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return text
     print("Enter to take it, or another description: ", end="", file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sage import pictures
 from sage.auto import AUTO, auto_of
-from sage.commands.caption import described_picture
+from sage.commands.caption import add_captioner, described_picture
 from sage.commands.checks import OUT, check_model, check_phrases, outputs
 from sage.commands.flags import (
     DEFAULT_MODEL,
@@ -95,6 +95,7 @@ def add_flags(parser: argparse.ArgumentParser, chosen: Method, task: str = "edit
     add = parser.add_argument
     add("--source", metavar="PROMPT", type=typed, help="what the picture shows; auto: what `sage caption` says of "
         "it, to be corrected at a terminal")
+    add_captioner(parser)
     add("--target", metavar="PROMPT", type=typed, action="append",
         help="what it shall show; several share one inversion")
     add("--instruction", metavar="TEXT", type=typed, action="append",
@@ -232,7 +233,9 @@ def plan_edit(args: argparse.Namespace) -> Job:
     truncate = args.truncate or old.get("truncate", False)
 
     notes = [auto.note] if auto else []
-    given = described_picture(Path(args.picture), args.quiet) if args.source == AUTO else args.source
+    if args.captioner and args.source != AUTO:
+        raise SettingsError("--captioner describes the picture for --source auto: give that, or leave it out")
+    given = described_picture(args) if args.source == AUTO else args.source
     source = check_prompt("source", given if given is not None else old.get("source"))
     targets = _instructed(args, source, notes) or args.target or [old.get("target")]
     targets = tuple(check_prompt("target", target) for target in targets)

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib import get_data_path
 from PIL import Image
 
 import sage
@@ -41,6 +42,23 @@ def test_a_still_life_is_described_in_full(picture, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said["caption"] == prompt(SCENE) and said["read"]["form"]["value"] == "mug"
     assert said["read"]["form"]["probability"] > 0.5 and said["unsure"] == []
+
+
+@needs_encoder
+def test_of_a_photograph_a_note_says_that_it_is_no_still_life(picture, engine, capsys, tmp_path):
+    path = tmp_path / "photograph.png"
+    sage.pictures.open_picture(get_data_path() + "/sample_data/grace_hopper.jpg").resize((128, 128)).save(path)
+    assert cli.main(["caption", str(picture)]) == 0 and "note" not in capsys.readouterr().err
+    assert cli.main(["caption", str(path)]) == 0
+    [said] = [line for line in capsys.readouterr().err.splitlines() if "unlike" in line]
+    assert said.startswith("sage: note: the picture is unlike those that stilllife was trained on")
+    assert "most like" in said
+    assert cli.main(["caption", str(path), "--json"]) == 0
+    assert said.endswith(json.loads(capsys.readouterr().out)["notes"][0])
+    given = ["--source", "auto", "--target", "a red mug"]
+    assert cli.main(["edit", str(path), *given]) == 0 and said in capsys.readouterr().err
+    assert cli.main(["edit", str(picture), *given]) == 0 and "unlike" not in capsys.readouterr().err
+    assert cli.main(["edit", str(path), *given, "--quiet"]) == 0 and not capsys.readouterr().err
 
 
 @needs_encoder

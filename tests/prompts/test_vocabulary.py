@@ -123,6 +123,7 @@ def test_a_photograph_on_the_bundled_model_gets_a_note_that_names_what_to_use(bu
     side = (bundled.sample_size, bundled.sample_size)
     [none, [note]] = notes_of(bundled, scenes[0], photograph.resize(side))
     assert none == [] and "stilllife" in note and "for photographs take another model, such as sd-1.4" in note
+    assert "sage fetch sd-1.4" in note
     bundled.prompts.taught, known = (), bundled.prompts.taught
     try:
         assert notes_of(bundled, photograph) == [[]]

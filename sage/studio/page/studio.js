@@ -578,6 +578,11 @@ async function showStatus() {
   page.limits = status.limits;
   page.usual = status.defaults;
   $("model").replaceChildren(...status.models.map(name => make("option", {value: name, textContent: name, selected: name === status.model})));
+  if (!status.models.includes("sd-1.4")) {  // what is listed is on the disk, and a photograph needs another
+    const more = make("option", {disabled: true, textContent: t("model.more")});
+    more.dataset.text = "model.more";
+    $("model").append(more);
+  }
   $("known-part").hidden = !status.words.length;
   $("known").textContent = status.words.join(", ");
   for (const side of ["width", "height"]) if (!$(side).value || page.size !== status.size) $(side).value = status.size;
