@@ -47,8 +47,8 @@ from sage.pictures.metadata import (
     settings_in,
 )
 from sage.pictures.originals import composed_again, identity, scaled_as
-from sage.prompts.instructions import follow
-from sage.prompts.language_model import KEY, LanguageModel
+from sage.prompts.instructions import follow, instructed
+from sage.prompts.language_model import KEY, language_model
 from sage.prompts.sentences import read_sentences
 from sage.settings import Settings
 from sage.trajectory.label import check_label, read_label
@@ -100,9 +100,10 @@ def add_flags(parser: argparse.ArgumentParser, chosen: Method, task: str = "edit
         help="what it shall show; several share one inversion")
     add("--instruction", metavar="TEXT", type=typed, action="append",
         help="in the place of a target: what to do with what the source prompt says, such as \"make the mug red\"")
-    add("--llm", metavar="URL", help="have a language model at this OpenAI-compatible address follow the instructions, "
-        f"such as http://localhost:11434/v1; what is sent is shown; a key is taken from {KEY}")
-    add("--llm-model", metavar="NAME", help="which of the models there")
+    add("--llm", metavar="URL|FOLDER", help="have a language model follow the instructions: at this OpenAI-compatible "
+        f"address, such as http://localhost:11434/v1, with a key from {KEY}; or in this folder, as transformers saves "
+        "it; what is sent is shown")
+    add("--llm-model", metavar="NAME", help="which of the models at the address")
     if "sentences" in chosen.reads:
         add("--sentences", nargs=2, metavar=("OLD.txt", "NEW.txt"), help="what the direction of the edit is made of: "
             "sentences with the old words, and with the new, one a line")
@@ -298,7 +299,7 @@ def _instructed(args: argparse.Namespace, source: str, notes: list[str]) -> list
     Raises:
         SageError: beside targets, half a language model, or an instruction that is not understood.
     """
-    if (args.llm is None) != (args.llm_model is None):
+    if args.llm is None and args.llm_model is not None:
         raise SettingsError("a language model is an address and a name: give both --llm and --llm-model")
     if not args.instruction:
         if args.llm:
@@ -306,11 +307,10 @@ def _instructed(args: argparse.Namespace, source: str, notes: list[str]) -> list
         return []
     if args.target:
         raise SettingsError("--target says what an --instruction makes: give one of them")
-    model = None if args.llm is None else LanguageModel(args.llm, args.llm_model)
+    model = None if args.llm is None else language_model(args.llm, args.llm_model, args.device)
     targets = [follow(text, source) if model is None else model.follow(text, source, console.note)
                for text in args.instruction]
-    notes += [f"{text!r} makes the target prompt: {target}"
-              for text, target in zip(args.instruction, targets, strict=True)]
+    notes += [instructed(text, target) for text, target in zip(args.instruction, targets, strict=True)]
     return targets
 
 

@@ -88,7 +88,7 @@ def test_instructions_make_targets_and_notes_say_so(picture, engine, capsys):
 
 def test_a_language_model_is_asked_only_where_one_is_named(picture, engine, capsys, monkeypatch):
     asked = []
-    monkeypatch.setattr("sage.prompts.language_model.LanguageModel._answer",
+    monkeypatch.setattr("sage.prompts.language_model.Served._answer",
                         lambda self, body: asked.append((self.address, json.loads(body))) or "a mug that smiles")
     given = ["edit", str(picture), "--source", "a mug", "--instruction", "make it smile"]
     assert cli.main(given) == 2 and not asked and not engine.edits
