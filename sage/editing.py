@@ -550,8 +550,8 @@ def check_trajectory(trajectory: Trajectory, wanted: Origin, wants: Sequence[Wan
 
 
 def _noted(plan: Plan, request: Request) -> tuple[str, ...]:
-    """The notes of a plan; what is moved is a change that no prompt says."""
-    return tuple(note for note in plan.notes if note != SAME or not (request.moves or request.points))
+    """The notes of a plan; what is moved, and further targets, are changes that both prompts do not say."""
+    return tuple(note for note in plan.notes if note != SAME or not (request.moves or request.points or request.edits))
 
 
 def _words(origin: Origin) -> Any:

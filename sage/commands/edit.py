@@ -36,6 +36,7 @@ from sage.models.loras import check_same, read_loras
 from sage.models.savings import Savings
 from sage.pictures.masks import open_mask
 from sage.pictures.metadata import (
+    MAX_EDITS,
     asked_as_text,
     asked_in,
     check_prompt,
@@ -60,6 +61,7 @@ examples:
   sage edit cat.jpg --source "a cat on a sofa" --target "a grumpy cat on a sofa" --reweight grumpy:3 --out grumpy.png
   sage edit cat.jpg --source "a cat on a sofa" --target "a dog on a sofa" --mask cat-mask.png --paste
   sage edit cat.jpg --config-from out/cat-edit.png --steps 100
+  sage edit cat.jpg --method turbo --model stilllife-turbo --source "a red mug" --target "a blue mug" --also "a red cup"
   sage edit mug.png --source auto --instruction "make the mug red and remove the cone"
   sage edit cat.jpg --trajectory out/cat-trajectory.safetensors --target "a dog on a sofa"    # made by sage invert
 
@@ -79,6 +81,9 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
                      usage="%(prog)s IMG --source PROMPT --target PROMPT [FLAGS]", epilog=EXAMPLES)
     parser.set_defaults(prepare=prepare)
     parser.add_argument("picture", metavar="IMG", help="the picture to edit")
+    parser.add_argument("--also", metavar="PROMPT", type=typed, action="append", help="a further target, whose "
+                        "difference from the source is added to that of --target, from one inversion; for methods that "
+                        f"read edits ({', '.join(readers('edits'))}); can be repeated")
     add_mask(parser, "for methods that read one")
     add_flags(parser, chosen)
 
@@ -145,19 +150,23 @@ def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: d
 
 
 def add_flagged(asked: dict[str, Any], args: argparse.Namespace, image: Image.Image) -> None:
-    """Add what the flags of `add_mask` ask for, where a command has them; a mask of theirs comes before another."""
+    """Add what the flags ask for beside prompts, where a command has them; it comes before that of another edit."""
     flags = vars(args)
     if flags.get(MASK):
         asked["mask"] = open_mask(flags[MASK], image.size)
     if flags.get("paste"):
         asked["paste"] = True
+    if also := flags.get("also"):
+        if len(also) > MAX_EDITS:
+            raise SettingsError(f"there are {len(also)} further targets: give at most {MAX_EDITS} --also")
+        asked["edits"] = tuple(check_prompt("further target", prompt) for prompt in also)
 
 
 def check_asked(chosen: Method, asked: dict[str, Any]) -> None:
     """SettingsError for what a method does not read, with the methods that do; and for a paste around no mask."""
-    for what in ("mask", "moves"):
+    for what, called in (("mask", "mask"), ("moves", "moves"), ("edits", "further targets (--also)")):
         if what in asked and what not in chosen.reads:
-            raise SettingsError(f"{chosen.name} reads no {what}: these do: {', '.join(readers(what))}")
+            raise SettingsError(f"{chosen.name} reads no {called}: these do: {', '.join(readers(what))}")
     if asked.get("paste") and "mask" not in asked:
         raise SettingsError("--paste needs a mask to paste around: give --mask FILE, white where it may change")
 
@@ -262,7 +271,7 @@ def plan_edit(args: argparse.Namespace) -> Job:
     if args.config_from:
         notes += check_same(old, loras, args.config_from)
     model = args.model or model_of(old, args.config_from or args.trajectory)
-    fetch = check_model(model, image, (source, *targets), changes, truncate, args.tokenizer)
+    fetch = check_model(model, image, (source, *targets, *asked.get("edits", ())), changes, truncate, args.tokenizer)
 
     outs = outputs(args.out, named_after(path.stem, "-edit.png"), len(targets))
     sheet = None

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PREDICTIONS = ("epsilon", "v_prediction")
 VERSION, NOTHING_SAVED = 2, Savings()
-MAX_MOVES = 16
+MAX_MOVES = MAX_EDITS = 16
 SHARED = {"target": str, "model": str, "method": str, "settings": dict, "savings": dict, "made": dict, "truncate": bool}
 TYPES: dict[str, dict[str, type]] = {"edit": {"source": str, "picture": dict, **SHARED},
                                      "generate": {"negative": str, "size": list, "batch": int, **SHARED}}
@@ -81,16 +81,20 @@ def _record(model: "Backbone", settings: Settings, truncate: bool, prediction_ty
             "made": made_by(model)}
 
 
-def asked_as_text(mask: "Image.Image | None" = None, moves: Sequence[Move] = (), paste: bool = False) -> dict[str, Any]:
-    """What was asked for beside prompts, as the JSON values of a record; what was not is left out.
+def asked_as_text(mask: "Image.Image | None" = None, moves: Sequence[Move] = (), paste: bool = False,
+                  edits: Sequence[str] = ()) -> dict[str, Any]:
+    """What was asked for beside both prompts, as the JSON values of a record; what was not is left out.
 
     Args:
         mask: 0 and 255, of the picture's size.
         paste: whether the picture's own pixels were pasted around it.
+        edits: further targets.
     """
     said: dict[str, Any] = {} if mask is None else {"mask": mask_text(mask)}
     if moves:
         said["moves"] = [[mask_text(move.source), mask_text(move.target)] for move in moves]
+    if edits:
+        said["edits"] = list(edits)
     return said | {"paste": True} if paste else said
 
 
@@ -107,6 +111,12 @@ def asked_in(record: dict[str, Any]) -> dict[str, Any]:
                 isinstance(pair, list) and len(pair) == 2 for pair in pairs):
             raise PictureError("the moves in the settings are damaged")
         asked["moves"] = tuple(Move(*map(mask_of_text, pair)) for pair in pairs)
+    if "edits" in record:
+        edits = record["edits"]
+        if not isinstance(edits, list) or not 0 < len(edits) <= MAX_EDITS or not all(
+                isinstance(edit, str) and edit.strip() for edit in edits):
+            raise PictureError("the further edits in the settings are damaged")
+        asked["edits"] = tuple(check_text(edit, "further target prompt") for edit in edits)
     if len({mask.size for mask in masks_in(asked)}) > 1 or (record.get("paste") and "mask" not in asked):
         raise PictureError("the masks in the settings are damaged")
     return asked | {"paste": True} if record.get("paste") is True else asked
@@ -186,7 +196,7 @@ def read_record(path: str | Path, task: str | None = None, trusted: str = "") ->
         asked_in(record)
         pastes_in(record)
         Savings.from_dict(record["savings"])
-    except (PictureError, SettingsError) as error:
+    except (PictureError, PromptError, SettingsError) as error:
         raise PictureError(f"{path}: the settings in it are damaged: {error}") from error
     return record
 

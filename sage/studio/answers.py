@@ -64,6 +64,7 @@ def record_as(studio: Studio, who: str, record: dict[str, Any]) -> dict[str, Any
             "picture": record.get("picture"), "pictured": pictured, "size": record.get("size"),
             "references": [paste.reference["name"] for paste in pastes_in(record)],
             "mask": studio.mask_in(who, record), "paste": "paste" in record, "moves": studio.moves_in(who, record),
+            "edits": record.get("edits", []),
             "form": form.shown(settings_in(record), task)}
 
 

@@ -73,7 +73,7 @@ def as_python(record: dict[str, Any], model: Backbone | None, name: str = "edit.
             lines.append(f"picture = original(record, {picture})  # scaled, and with what was put into it")
             picture = "picture"
         if asked:
-            lines.append("asked = asked_in(record)  # the mask and the moves")
+            lines.append("asked = asked_in(record)  # what prompts do not say")
         lines += [f"result = sage.edit(model, {picture}, {record['source']!r},",
                   f"                   {record['target']!r}, settings{', **asked' if asked else ''}{more})"]
     else:
@@ -84,7 +84,7 @@ def as_python(record: dict[str, Any], model: Backbone | None, name: str = "edit.
 
 def _asked(record: dict[str, Any]) -> bool:
     """Whether more was asked for than prompts say."""
-    return "mask" in record or "moves" in record
+    return any(name in record for name in ("mask", "moves", "edits"))
 
 
 def _remade(record: dict[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from sage.models.savings import Savings
 from sage.models.sites import Sites
 from sage.pictures.files import read_settings
 from sage.pictures.metadata import asked_in, read_record
+from sage.studio import recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["--source", "a red mug", "--target", "a blue mug"]
@@ -31,7 +32,7 @@ def asked(monkeypatch, tmp_path):
 
     def load_model(model, **options):
         return SimpleNamespace(name=str(model), recommends={}, device="cpu", dtype="torch.float32", sample_size=64,
-                               prediction_type="epsilon", sites=Sites)
+                               prediction_type="epsilon", sites=Sites, part=lambda name: name)
 
     monkeypatch.setattr(sage, "edit", edit, raising=False)
     monkeypatch.setattr(sage, "load_model", load_model, raising=False)
@@ -97,6 +98,29 @@ def test_a_drag_asks_for_its_moves_and_records_them(asked, capsys):
                         (["--from", "1,1", "--to", "9,9", "--method", "ddpm"], "reads no moves: these do: regiondrag"),
                         (["--from", "1,1", "--to", "9,9", "--radius", "-3"], "--radius")):
         assert said in refused(capsys, "drag", "in.png", *words)
+
+
+def test_further_targets_reach_the_method_and_the_record_and_repeat_themselves(asked, capsys):
+    words = ["edit", "in.png", *WORDS, "--method", "turbo"]
+    assert run(*words, "--also", "a red cup", "--also", "a red mug on snow", "--out", "o.png") == 0
+    assert asked[0].edits == ("a red cup", "a red mug on snow")
+    assert read_settings("o.png")["edits"] == ["a red cup", "a red mug on snow"]
+    assert run("edit", "in.png", "--config-from", "o.png", "--out", "again.png") == 0
+    assert asked[1].edits == asked[0].edits and read_settings("again.png") == read_settings("o.png")
+    assert run("edit", "in.png", "--config-from", "o.png", "--also", "a red ball", "--out", "other.png") == 0
+    assert asked[2].edits == ("a red ball",)
+    assert run(*words, "--out", "plain.png") == 0
+    assert "edits" not in read_settings("plain.png") and not hasattr(asked[3], "edits")
+    command = recipe.as_command(read_settings("o.png"), None, "o.png")
+    assert command == "sage edit in.png --config-from o.png"
+    for more, said in ((["--method", "p2p", "--also", "a cup"], "p2p reads no further targets (--also): these do"),
+                       (["--also", " "], "the further target prompt is empty"),
+                       (["--also", "a cup"] * 17, "at most 16 --also")):
+        assert said in refused(capsys, *words, *more)
+    record = read_settings("o.png")
+    for damaged in ("a red cup", [], [3], [" "], ["a"] * 17, ["a" * 5000]):
+        sage.pictures.save_picture(Image.new("RGB", (40, 30)), "damaged.png", record | {"edits": damaged})
+        assert "damaged" in refused(capsys, "edit", "in.png", "--config-from", "damaged.png")
 
 
 def test_published_settings_are_those_of_the_task(asked, capsys):

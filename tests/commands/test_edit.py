@@ -97,7 +97,7 @@ def test_every_setting_is_a_flag_and_no_other():
     own = {"-h", "--help", "--source", "--target", "--model", "--out", "--sheet", "--config-from", "--published",
            "--explain", "--trajectory", "--truncate", "--json", "--quiet", "--device", "--dtype", "--prediction-type",
            "--tokenizer", "--method", "--yes", "--mask", "--paste", "--instruction", "--llm", "--llm-model",
-           "--lora"}
+           "--lora", "--captioner", "--also"}
     settings = [f for f in fields(EditConfig) if f.name != "mask"]  # it shares its flag with a file
     assert flags.keys() - own == {flag(f.name) for f in settings}
     for f in settings:

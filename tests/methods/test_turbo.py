@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 import sage
+from sage.editing import SAME
 from sage.errors import SageError
 from sage.guidance import masks
 from sage.models.sd.inversion import InversionNet, inversion_params
@@ -138,6 +139,8 @@ def test_further_targets_add_up_and_share_one_inversion(made):
     assert off(run(made.model, SOURCE, request={"edits": (OTHER,)})[-1], run(made.model, OTHER)[-1]) < 1e-4
     picture, settings = small.picture(), sage.method("turbo").Settings()
     first = sage.edit(made.model, picture, SOURCE, TARGET, settings)
+    alone = sage.edit(made.model, picture, SOURCE, SOURCE, settings, edits=(OTHER,))
+    assert SAME not in alone.notes and SAME in sage.edit(made.model, picture, SOURCE, SOURCE, settings).notes
     again = sage.edit(made.model, picture, SOURCE, OTHER, settings, trajectory=first.trajectory)
     fresh = sage.edit(made.model, picture, SOURCE, OTHER, settings)
     assert torch.equal(again.latents, fresh.latents)
