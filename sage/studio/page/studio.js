@@ -272,6 +272,7 @@ async function restore(record, picture, how) {
   if (picture && !record.pictured)
     note += ` ${t(how === "name" ? "restored.drop" : "restored.gone", {name: [record.picture.name, ...record.references].join(", ")})}`;
   if (!record.here) { kind = "note"; note += ` ${t("restored.model", {model: record.model})}`; }
+  if (record.edits.length) { kind = "note"; note += ` ${t("restored.edits", {also: record.edits.join("; ")})}`; }
   if (record.prediction) { kind = "note"; note += ` ${t("restored.prediction", {prediction: record.prediction})}`; }
   return [note, kind];
 }
