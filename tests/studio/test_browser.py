@@ -310,6 +310,25 @@ def test_the_picture_follows_what_is_typed(visitor, width, height, tmp_path):
     assert me.errors == []
 
 
+@pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])
+def test_a_word_that_the_model_knows_takes_the_place_of_a_marked_one(visitor, width, height):
+    me = visitor(width, height)
+    me.welcomed()
+    me.describe("a blue mug", "a blue mug on wood")
+    me.page.evaluate("() => { const t = document.querySelector('#target'); t.focus(); t.setSelectionRange(2, 6); }")
+    me.page.click("#known-part > summary")
+    me.page.click("#known button:text-is('red')")
+    assert me.page.input_value("#target") == "a red mug on wood" and me.sees("#known button:nth-child(1)", whole=False)
+    me.page.click("#known button:text-is('green')")
+    assert me.page.input_value("#target") == "a green mug on wood"
+    me.page.evaluate("document.querySelector('#target').setSelectionRange(99, 99)")
+    me.page.click("#known button:text-is('stone')")
+    assert me.page.input_value("#target") == "a green mug on wood stone"
+    me.page.wait_for_selector("#words .prompt span.differs:has-text('green')")
+    me.shot(f"known-{width}")
+    assert me.errors == []
+
+
 def test_two_visitors_wait_see_it_and_can_cancel(visitor, tmp_path):
     first, second = visitor(), visitor(390, 844)
     for me in (first, second):

@@ -601,6 +601,21 @@ async function showInside(done) {
   say(t("looked"));
 }
 
+// ---- words to choose from
+
+let writing = "target";  // the prompt that was written in last
+
+/** A word into that prompt, in the place of what is marked there; it is marked then, and the next one takes its place. */
+function suggest(word) {
+  const box = $(page.task === "edit" ? writing : "prompt"), {selectionStart: from, selectionEnd: to, value} = box;
+  const before = value.slice(0, from), after = value.slice(to);
+  const left = /\S$/.test(before) ? " " : "", right = /^\w/.test(after) ? " " : "";
+  box.setRangeText(left + word + right, from, to);
+  box.setSelectionRange(from + left.length, from + left.length + word.length);
+  box.focus();
+  box.dispatchEvent(new Event("input"));
+}
+
 // ---- models
 
 async function modelLoaded() {
@@ -622,7 +637,11 @@ async function showStatus() {
   page.usual = status.defaults;
   $("model").replaceChildren(...status.models.map(name => make("option", {value: name, textContent: name, selected: name === status.model})));
   $("known-part").hidden = !status.words.length;
-  $("known").textContent = status.words.join(", ");
+  $("known").replaceChildren(...status.words.map(word => {
+    const button = make("button", {type: "button", textContent: word});
+    button.addEventListener("click", () => suggest(word));
+    return button;
+  }));
   for (const side of ["width", "height"]) if (!$(side).value || page.size !== status.size) $(side).value = status.size;
   page.size = status.size;
   return status;
@@ -710,6 +729,7 @@ function wire() {
   $("pane-generate").addEventListener("submit", event => { event.preventDefault(); makeFromText(); });
   for (const name of ["source", "target"]) $(name).addEventListener("input", () => { page.filled = false; });
   for (const name of ["source", "target", "prompt", "negative"]) $(name).addEventListener("input", changed);
+  for (const name of ["source", "target"]) $(name).addEventListener("focus", () => { writing = name; });
   for (const name of ["source", "target", "truncate", "paste"]) $(name).addEventListener("input", () => follows("edit"));
   $("live").addEventListener("change", () => { page.live = $("live").checked; keep(); follows("edit"); });
   for (const kind of ["focusin", "pointerdown", "keydown"])
