@@ -2,7 +2,7 @@
 
 Of the standard library alone; with a token, give the address that the server printed.
 """
-import http.cookiejar, json, sys, time, urllib.parse, urllib.request  # noqa: E401, I001
+import http.cookiejar, json, sys, urllib.parse, urllib.request  # noqa: E401, I001
 
 address, picture, source, target, out = sys.argv[1:]
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}),
@@ -18,8 +18,7 @@ def ask(path, data=None, kind="application/json"):
 key = ask("api/pictures?name=mug.png", open(picture, "rb").read(), "application/octet-stream")["picture"]
 job = ask("api/edit", json.dumps({"picture": key, "source": source, "target": target}).encode())
 while job["state"] in ("waiting", "working"):
-    time.sleep(0.2)
-    job = ask(f"api/jobs/{job['job']}")
+    job = ask(f"api/jobs/{job['job']}?wait=10")
 if job["state"] != "done":
     sys.exit(job["error"] or job["state"])
 open(out, "wb").write(opener.open(urllib.parse.urljoin(address, job["results"][0]["url"])).read())

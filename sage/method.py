@@ -150,6 +150,7 @@ class Method(ABC, Generic[S]):
         of_pictures: settings that play no part where a picture is made from nothing.
         edits: whether it edits pictures (sage.edit).
         generates: whether it makes pictures from noise (sage.generate).
+        live: whether an edit takes so few calls that it can follow what is typed.
     """
 
     name: ClassVar[str]
@@ -168,6 +169,7 @@ class Method(ABC, Generic[S]):
     of_pictures: ClassVar[frozenset[str]] = frozenset({"encode", "size", "fit", *Cached.names()})
     edits: ClassVar[bool] = True
     generates: ClassVar[bool] = False
+    live: ClassVar[bool] = False
     variant: Mapping[str, Any] = MappingProxyType({})  # settings that a name such as "p2p+direct" stands for
     added: Mapping[str, Searched] = MappingProxyType({})  # what is searched of one such as "ddpm+sage" besides
 

@@ -63,6 +63,7 @@ class Turbo(Method[Settings]):
     reads = frozenset({"source", "target", "edits", "mask"})
     calls = "2 N + N; 2 N + 2 N with a mask from attention or differences; N for a picture from nothing"
     strength = "strength"
+    live = True
     of_pictures = Method.of_pictures | {*Blending.names(), "strength", "noise", "frozen_steps", "cross_level",
                                         "mask_blur"}
     generates = True

@@ -36,7 +36,7 @@ def job_as(studio: Studio, job: Job[Any]) -> dict[str, Any]:
                              "ahead": studio.jobs.ahead(job) if job.state == "waiting" else 0,
                              "glimpses": job.glimpses, "part": job.part, "parts": job.parts,
                              "results": [], **job.clock.as_dict()}
-    if job.state == "done" and job.kind in ("edit", "generate", "variants"):
+    if job.state == "done" and job.kind in ("edit", "live", "generate", "variants"):
         came = job.result()
         found["results"] = [result_as(entry) for entry in (came if isinstance(came, list) else [came])]
     return found

@@ -3,15 +3,17 @@
 A visitor is known by a cookie; what they bring and what is made for them is theirs alone.
 """
 
+import asyncio
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import Body, Depends, FastAPI, Request, Response
+from fastapi import Body, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
@@ -32,6 +34,7 @@ from sage.studio.words import carried
 
 COOKIE = "sage-visit"
 VARIANTS = 4
+LOOK = 0.01  # seconds between looks at a job that is waited for
 # Of a page that came out of an edit: it may run what it brought, and reach nothing.
 ALONE = ("sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
          "script-src 'unsafe-inline'")
@@ -63,6 +66,8 @@ class Edit(Asked):
         paste: whether outside the mask the picture's own pixels are put back.
         moves: from where to where a part of the picture is put: x, y, or left, top, right, bottom in its pixels, or the
             key of a mask.
+        live: whether it is made while something is being changed: earlier live edits that have not ended are ended, and
+            the next result takes its place among the results.
     """
 
     picture: str
@@ -71,6 +76,7 @@ class Edit(Asked):
     mask: str = ""
     paste: bool = False
     moves: Annotated[list[tuple[Where, Where]], Field(max_length=MAX_MOVES)] = []
+    live: bool = False
 
 
 class Compose(BaseModel):
@@ -174,7 +180,7 @@ class _Asks:
     def edit(self, who: str, asked: Edit) -> EditRequest:
         return EditRequest(asked.model or self.studio.name, asked.source, asked.target, self.config("edit", asked),
                            asked.truncate, asked.picture, asked.mask, asked.paste,
-                           self.studio.moved(who, asked.picture, asked.moves) if asked.moves else ())
+                           self.studio.moved(who, asked.picture, asked.moves) if asked.moves else (), asked.live)
 
     def make(self, asked: Make) -> MakeRequest:
         return MakeRequest(asked.model or self.studio.name, asked.prompt, asked.negative, asked.width, asked.height,
@@ -182,7 +188,7 @@ class _Asks:
 
     def variants(self, who: str, asked: Variants) -> list[EditRequest]:
         """As many edits as there are values of the axis."""
-        one = self.edit(who, asked)
+        one = replace(self.edit(who, asked), live=False)
         if asked.axis == "method":
             found = [self.studio.found(str(name)) for name in asked.values or self._methods(one.config)]
             return [replace(one, config=carried(self.studio.recommended("edit", m.name), one.config)) for m in found]
@@ -325,9 +331,15 @@ def _add_work(app: FastAPI, studio: Studio, asks: _Asks) -> None:
         return job_as(studio, studio.choose(who, name))
 
     @app.get("/api/jobs/{key}", tags=["work"])
-    def status(who: Who, key: str) -> dict[str, Any]:
-        """How far a job is, and what came of it; one that nobody asks about is ended after a while."""
-        return job_as(studio, _own(studio, who, key))
+    async def status(who: Who, key: str, wait: Annotated[float, Query(ge=0, le=30)] = 0) -> dict[str, Any]:
+        """How far a job is, and what came of it; one that nobody asks about is ended after a while.
+
+        The answer comes at once, or with `wait` when the job has ended, or after so many seconds.
+        """
+        job, until = _own(studio, who, key), time.monotonic() + wait
+        while not job.ended and time.monotonic() < until:
+            await asyncio.sleep(LOOK)
+        return job_as(studio, job)
 
     @app.delete("/api/jobs/{key}", tags=["work"])
     def cancel(who: Who, key: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Job(Generic[T]):
 
     Attributes:
         who: whose it is.
-        kind: "edit", "generate", "variants", "look" or "model".
+        kind: "edit", "live", "generate", "variants", "look" or "model".
         clock: how far it is.
         glimpse: what the picture looks like so far, the bytes of a PNG; b"" before the first.
         glimpses: how many there were.
@@ -52,6 +52,11 @@ class Job(Generic[T]):
         if self._future.cancelled() or isinstance(error := self._future.exception(), Cancelled):
             return "cancelled"
         return "failed" if error else "done"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state not in ("waiting", "working")
 
     @property
     def error(self) -> str:
@@ -136,12 +141,12 @@ class Jobs:
     def of(self, who: str) -> list[Job[Any]]:
         """Somebody's jobs that have not ended, the oldest first."""
         with self._lock:
-            return [job for job in self._jobs.values() if job.who == who and job.state in ("waiting", "working")]
+            return [job for job in self._jobs.values() if job.who == who and not job.ended]
 
     def ahead(self, job: Job[Any]) -> int:
         """How many come before a job that waits, with the one that is worked on."""
         with self._lock:
-            alive = [other for other in self._jobs.values() if other.state in ("waiting", "working")]
+            alive = [other for other in self._jobs.values() if not other.ended]
         return alive.index(job) if job in alive else 0
 
     @property

@@ -45,6 +45,7 @@ class EditRequest:
         mask: the key of the picture that says where the edit may be; "" for everywhere.
         paste: whether outside the mask the picture's own pixels are put back.
         moves: what is to be put elsewhere in it.
+        live: whether it is made while something is being changed: it takes the place of the visitor's live edits before.
     """
 
     model: str
@@ -56,6 +57,7 @@ class EditRequest:
     mask: str = ""
     paste: bool = False
     moves: tuple[Move, ...] = ()
+    live: bool = False
 
     def is_of(self, record: dict[str, Any]) -> bool:
         """Whether a record is of just this edit, of whatever picture."""

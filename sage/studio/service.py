@@ -387,7 +387,7 @@ class Studio:
 
     def _keep(self, visit: Visit, entry: Entry) -> None:
         visit.remember(entry)
-        if self.gallery is not None and visit is not self._visits.get(HOUSE):
+        if self.gallery is not None and not entry.live and visit is not self._visits.get(HOUSE):
             path = next(path for path in numbered(self.gallery / entry.path.name) if not path.exists())
             with written_whole(path) as file:
                 file.write(entry.path.read_bytes())
@@ -395,14 +395,18 @@ class Studio:
     # ---- edits
 
     def edit(self, who: str, request: EditRequest) -> Job[Entry]:
-        """Make one edit, when it is its turn.
+        """Make one edit, when it is its turn; the visitor's live edits that have not ended are ended for it.
 
         Raises:
             SageError: it cannot be made, and why; what only the model tells is an error of the job.
         """
         visit = self.visit(who)
         picture, clock = self._edited(who, visit, request), Clock()
-        return self.jobs.submit(who, "edit", clock, lambda job: self._edit(who, visit, picture, request, job))
+        for job in self.jobs.of(who):
+            if job.kind == "live":
+                job.cancel()
+        kind = "live" if request.live else "edit"
+        return self.jobs.submit(who, kind, clock, lambda job: self._edit(who, visit, picture, request, job))
 
     def variants(self, who: str, requests: Sequence[EditRequest]) -> Job[list[Entry]]:
         """Make several edits of one picture, one after the other; what they can share of an inversion is made once."""
@@ -536,7 +540,7 @@ class Studio:
             path = visit.new_file(f"{Path(picture.identity['name']).stem}-edit.png")
             pictures.save_picture(result.image, path, record)
             entry = Entry(record, path, clock.elapsed, saved, (*left_out, *result.notes),
-                          first_change(picture.image, result.image))
+                          first_change(picture.image, result.image), request.live)
             for image, eye in zip((picture.image, result.image), entry.eyes, strict=True):
                 pictures.save_picture(for_eyes(image), eye)
             self._keep(visit, entry)

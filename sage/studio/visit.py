@@ -61,6 +61,7 @@ class Entry:
         took, saved: seconds of this edit, and what reusing an inversion spared; None where none was reused.
         notes: for people to read.
         begins: how far from the left the first change is, as a share of the width.
+        live: whether the visitor's next result takes its place.
     """
 
     record: dict[str, Any]
@@ -69,6 +70,7 @@ class Entry:
     saved: float | None
     notes: tuple[str, ...]
     begins: float = 0.0
+    live: bool = False
 
     @property
     def key(self) -> str:
@@ -121,10 +123,13 @@ class Visit:
         return folder / name
 
     def remember(self, entry: Entry) -> None:
-        """Keep a result, and delete the oldest where there are too many."""
-        self.results.append(entry)
-        while len(self.results) > self.most:
-            shutil.rmtree(self.results.pop(0).path.parent, ignore_errors=True)
+        """Keep a result in the place of a live one, and delete the oldest where there are too many."""
+        gone = [old for old in self.results if old.live]
+        self.results = [*(old for old in self.results if not old.live), entry]
+        gone += self.results[:-self.most]
+        self.results = self.results[-self.most:]
+        for old in gone:
+            shutil.rmtree(old.path.parent, ignore_errors=True)
 
     def end(self) -> None:
         """Forget everything, and keep nothing from now on."""

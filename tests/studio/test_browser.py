@@ -242,6 +242,93 @@ def test_from_a_dropped_picture_to_a_file_that_repeats_the_edit(visitor, tmp_pat
     assert me.errors == []
 
 
+# Of every frame that is painted: whether a picture is seen, and which.
+WATCHED = """() => { const seen = window.frames_seen = []; const look = () => {
+  const e = document.querySelector('.compare .after');
+  const whole = e.complete && e.naturalWidth > 0 && e.getBoundingClientRect().width > 0 && !e.closest('.working');
+  const last = seen.at(-1);
+  if (!last || last.src !== e.src || last.whole !== whole) seen.push({src: e.src, whole, at: performance.now()});
+  requestAnimationFrame(look); }; look(); }"""
+
+
+@pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])
+def test_the_picture_follows_what_is_typed(visitor, width, height, tmp_path):
+    me = visitor(width, height)
+    me.welcomed()
+    me.drop(MUG)
+    me.page.wait_for_selector("#status:has-text('taken to show')")
+    me.page.select_option("#method", "sdedit")
+    me.steps(4)
+    assert not me.page.is_checked("#live")
+    me.page.fill("#source", "a blue mug")
+    me.page.fill("#target", "a blue mug")
+    me.page.wait_for_timeout(600)
+    results = me.page.locator("#history li").count()
+    assert me.page.locator("#progress").is_hidden()  # nothing is edited unless it is asked for
+    me.page.check("#live")
+    me.page.wait_for_selector("#status:has-text('Done in')")
+    me.page.locator("#compare").scroll_into_view_if_needed()
+    plain = me.page.locator("#compare").screenshot()
+    me.page.evaluate(WATCHED)
+
+    me.page.focus("#target")
+    me.page.keyboard.press("End")
+    for key in ["Backspace"] * 3 + list("ball on a wooden table"):
+        me.page.keyboard.press(key)
+        me.page.wait_for_timeout(60)
+    typed = me.page.input_value("#target")
+    assert typed == "a blue ball on a wooden table"
+    last = me.page.evaluate("performance.now()")
+    me.page.wait_for_function("typed => document.querySelector('#caption').textContent.includes(typed)", arg=typed)
+    took = me.page.evaluate("performance.now()") - last
+    me.page.wait_for_function("() => document.querySelector('#progress').hidden")
+    frames = me.page.evaluate("frames_seen")
+    assert all(frame["whole"] for frame in frames)  # what is seen stays until the next is there
+    assert len(frames) >= 2
+    assert me.page.evaluate("document.activeElement.id") == "target" and me.sees("#target")
+    assert me.sees("#compare")
+    assert me.page.locator("#compare").screenshot() != plain
+    me.shot(f"live-{width}")
+    print(f"from the last key to its picture: {took:.0f} ms, {len(frames)} pictures on the way")
+
+    # The slider too; all this is one result, and Edit keeps it.
+    me.page.wait_for_function("n => document.querySelectorAll('#history li').length === n", arg=results + 1)
+    before = frames[-1]["src"]
+    me.page.focus("#set-slider-strength")
+    for _ in range(10):
+        me.page.keyboard.press("ArrowLeft")
+    me.page.wait_for_function("""before => { const e = document.querySelector('.compare .after');
+        return e.src !== before && document.querySelector('#progress').hidden; }""", arg=before)
+    me.page.wait_for_timeout(500)
+    assert me.page.locator("#history li").count() == results + 1
+    assert me.edit().startswith("Done in")
+    assert me.page.locator("#history li").count() == results + 1
+    kept = me.download(tmp_path / "live.png")
+    assert read_settings(kept)["target"] == typed and repeated(kept, MUG, tmp_path / "again.png")
+    me.page.click("#undo")
+    me.page.wait_for_selector("#status:has-text('Undone')")
+    assert me.errors == []
+
+
+@pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])
+def test_a_word_that_the_model_knows_takes_the_place_of_a_marked_one(visitor, width, height):
+    me = visitor(width, height)
+    me.welcomed()
+    me.describe("a blue mug", "a blue mug on wood")
+    me.page.evaluate("() => { const t = document.querySelector('#target'); t.focus(); t.setSelectionRange(2, 6); }")
+    me.page.click("#known-part > summary")
+    me.page.click("#known button:text-is('red')")
+    assert me.page.input_value("#target") == "a red mug on wood" and me.sees("#known button:nth-child(1)", whole=False)
+    me.page.click("#known button:text-is('green')")
+    assert me.page.input_value("#target") == "a green mug on wood"
+    me.page.evaluate("document.querySelector('#target').setSelectionRange(99, 99)")
+    me.page.click("#known button:text-is('stone')")
+    assert me.page.input_value("#target") == "a green mug on wood stone"
+    me.page.wait_for_selector("#words .prompt span.differs:has-text('green')")
+    me.shot(f"known-{width}")
+    assert me.errors == []
+
+
 def test_two_visitors_wait_see_it_and_can_cancel(visitor, tmp_path):
     first, second = visitor(), visitor(390, 844)
     for me in (first, second):

@@ -137,6 +137,33 @@ def test_waiting_is_told_bounded_and_can_be_ended(http):
         assert http.delete(f"/api/jobs/{job['job']}").json()["state"] == "cancelled"
 
 
+def test_the_latest_live_edit_wins_and_an_edit_takes_its_place(http):
+    picture = bring(http).json()["picture"]
+    before = len(http.get("/api/results").json()["results"])
+    slow = http.post("/api/edit", json=asked(picture, live=True, settings={"steps": 20, "retries": 0})).json()
+    first = ended(http, http.post("/api/edit", json=asked(picture, live=True)))
+    assert http.get(f"/api/jobs/{slow['job']}").json()["state"] == "cancelled"
+    assert first["kind"] == "live" and first["state"] == "done"
+    second = ended(http, http.post("/api/edit", json=asked(picture, live=True, settings={"steps": 3})))
+    assert http.get(first["results"][0]["url"]).status_code == 422  # its place is taken
+    found = http.get("/api/results").json()["results"]
+    assert len(found) == before + 1 and found[0]["url"] == second["results"][0]["url"]
+    kept = ended(http, http.post("/api/edit", json=asked(picture)))
+    again = ended(http, http.post("/api/edit", json=asked(picture)))
+    found = [r["url"] for r in http.get("/api/results").json()["results"]]
+    assert len(found) == before + 2 and found[:2] == [job["results"][0]["url"] for job in (again, kept)]
+
+
+def test_an_edit_can_be_waited_for(http):
+    picture = bring(http).json()["picture"]
+    job = http.post("/api/edit", json=asked(picture)).json()
+    assert http.get(f"/api/jobs/{job['job']}", params={"wait": 30}).json()["state"] == "done"
+    assert http.get(f"/api/jobs/{job['job']}", params={"wait": 31}).status_code == 422
+    slow = http.post("/api/edit", json=asked(picture, settings={"steps": 20, "retries": 0})).json()
+    assert http.get(f"/api/jobs/{slow['job']}", params={"wait": 0.05}).json()["state"] in ("waiting", "working")
+    http.delete(f"/api/jobs/{slow['job']}")
+
+
 @pytest.mark.parametrize("change, words", [
     ({"source": " "}, "source prompt is empty"), ({"settings": {"steps": 21}}, "at most 20"),
     ({"settings": {"steps": "many"}}, "steps is 'many'"), ({"settings": {"no_such": 1}}, "no setting 'no_such'"),

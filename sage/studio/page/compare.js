@@ -41,6 +41,13 @@ export class Compare {
     this.move(before ? Math.round(100 * begins) : 0);
   }
 
+  /** Show a result in the place of the one before it, under the slider as it is. */
+  follow(result) {
+    const at = Number(this.range.value), single = this.at.classList.contains("single");
+    this.show(result);
+    this.move(single ? 0 : at);
+  }
+
   /** Show what is there of a result that is being made. */
   emerge(before, glimpse) {
     this.at.hidden = false;

@@ -5,41 +5,43 @@ import {Boxes} from "./boxes.js";
 import {Brush} from "./brush.js";
 import {Compare} from "./compare.js";
 import {Form} from "./form.js";
+import {Live} from "./live.js";
 import {Words} from "./words.js";
 
 const POLL = 250, LOST = 2000, SOON = 400;  // milliseconds
 const LITTLE = 0.05;  // seconds: a method without an inversion spares none
-const KEPT = ["model", "picture", "mask", "moves", "result", "job", "asked", "filled"];
+const KEPT = ["live", "model", "picture", "mask", "moves", "result", "job", "asked", "filled"];
 const TASKS = {
   edit: {pane: "pane-edit", menu: "method", about: "method-about", go: "edit", cancel: "cancel", sliders: "sliders"},
   generate: {pane: "pane-generate", menu: "make-method", about: "make-about", go: "make", cancel: "make-cancel",
              sliders: "make-sliders"},
 };
 
+// `live`: whether edits follow what is typed, null as the method has it; `stood`: how all was before a change by hand.
 // `filled`: the prompts are of an example or an earlier edit; `asked`: what is being made, as under a result.
 const page = {task: "edit", model: "", picture: null, mask: null, moves: [], result: null, job: null, asked: null, filled: false, following: 0, results: [],
-              past: [], left: {edit: {}, generate: {}}, methods: {edit: [], generate: []}, settled: false};
+              past: [], left: {edit: {}, generate: {}}, methods: {edit: [], generate: []}, settled: false, live: null, stood: null};
 const compare = new Compare($("compare"));
 const forms = Object.fromEntries(Object.entries(TASKS).map(([task, {sliders}]) => [task, new Form(
   {prefix: task === "edit" ? "set" : "make-set", sliders: $(sliders), often: make("div", {className: "settings"}),
-   rest: make("div", {className: "settings"})}, () => changed())]));
-const words = new Words($("words"), values => forms.edit.set(values), target => { $("target").value = target; changed(); });
+   rest: make("div", {className: "settings"})}, () => { changed(); follows(task); })]));
+const words = new Words($("words"), values => forms.edit.set(values), target => { $("target").value = target; changed(); follows("edit"); });
 const brush = new Brush(error => fail(error)), boxes = new Boxes();
 
 // ---- what is said
 
-/** Say something, and under it further lines; what is out of sight is brought into it. */
-function say(text, kind = "done", more = []) {
+/** Say something, and under it further lines; what is out of sight is brought into it, unless all is to stand `still`. */
+function say(text, kind = "done", more = [], still = false) {
   $("status").hidden = !text;
   $("status").className = `status ${kind}`;
   $("status").setAttribute("role", kind === "error" ? "alert" : "status");
   $("status").replaceChildren(text, ...more.length ? [make("ul", {}, ...more.map(line => make("li", {textContent: line})))] : []);
-  if (text) $("status").scrollIntoView({block: "nearest"});
+  if (text && !still) $("status").scrollIntoView({block: "nearest"});
 }
 
-function fail(error) {
+function fail(error, still = false) {
   if (!(error instanceof Refused || error instanceof Lost)) console.error(error);
-  say(error instanceof Lost ? t("lost") : error.message, "error");
+  say(error instanceof Lost ? t("lost") : error.message, "error", [], still);
 }
 
 /** A handler whose errors are said. */
@@ -83,6 +85,7 @@ async function showMethod(task, name, values = {}) {
   if (task === "edit") {
     showMask();
     const axes = ["strength", "keep"].filter(role => shown[role]).map(role => [role, shown[role].name]);
+    $("live").checked = page.live ?? shown.live;
     axes.push(["method", "method"]);
     if (shown.random) axes.push(["seed", "seed"]);
     $("axis").replaceChildren(...axes.map(([key, value]) => make("option", {value, textContent: t(`axis.${key}`)})));
@@ -105,6 +108,7 @@ const methodChosen = told(async task => {
   const along = Object.fromEntries(Object.entries(said).filter(([field]) => field in shown.values));
   await showMethod(task, name, {...page.left[task][name], ...along});
   say("");
+  follows(task);
 });
 
 let comparing = 0;
@@ -123,6 +127,43 @@ function changed() {
       if (error instanceof Refused && mine === comparing) words.show({problem: error.message});
     }
   }, 200);
+}
+
+// ---- edits that follow what is typed
+
+const live = new Live({
+  /** What is to be edited: an instruction as the description that it stands for; null while there is nothing to edit. */
+  async asked() {
+    const source = $("source").value, target = $("target").value;
+    if (page.job || !page.picture || !source.trim() || !target.trim()) return null;
+    const {instructed} = await ask("POST", "api/words", {source, target, method: forms.edit.shown.method, settings: forms.edit.changes});
+    if (instructed?.problem) return null;
+    return {...editAsked(), target: instructed?.target || target};
+  },
+  show(result) {
+    page.results = [result, ...page.results];
+    page.result = result.result;
+    compare.follow({before: page.picture?.url || result.before, after: result.after, begins: 0, source: result.source, target: result.target});
+    showCaption(result);
+    actions(result);
+    const [text, kind, notes] = story(result);
+    say(text, kind, notes, true);
+    keep();
+  },
+  say: error => fail(error, true),
+  /** A job that takes long enough to be told of; null when all is done. */
+  work(job) {
+    if (job) return progress(job);
+    if (!page.job) $("progress").hidden = true;
+    loadResults().catch(fail);
+  },
+});
+
+/** A change by hand, which an edit follows where that is asked for; the first of several can be undone. */
+function follows(task) {
+  if (task !== "edit" || !$("live").checked || !page.picture || page.job) return;
+  if (!live.running && page.stood) remember(page.stood);
+  live.change();
 }
 
 // ---- the picture
@@ -347,8 +388,8 @@ const snapshot = () => ({picture: page.picture, mask: page.mask, moves: page.mov
   method: forms.edit.shown?.method, values: forms.edit.values, result: page.result});
 
 /** What Undo will come back to. */
-function remember() {
-  page.past.push(snapshot());
+function remember(then = snapshot()) {
+  page.past.push(then);
   page.past = page.past.slice(-30);
   $("undo").disabled = false;
 }
@@ -367,6 +408,7 @@ const undo = told(async () => {
   const result = page.results.find(r => r.result === then.result);
   if (result) showResult(result); else if (then.picture) showAlone(then.picture);
   $("grid").hidden = true;
+  if (!result && $("live").checked) live.change();
   say(t("undone"));
 });
 
@@ -483,6 +525,7 @@ async function understood() {
 
 /** From the first moment on nothing else can be asked for. */
 async function submit(work) {
+  live.stop();
   busy(true);
   say("");
   try { return await work(); } catch (error) { busy(false); throw error; }
@@ -559,6 +602,21 @@ async function showInside(done) {
   say(t("looked"));
 }
 
+// ---- words to choose from
+
+let writing = "target";  // the prompt that was written in last
+
+/** A word into that prompt, in the place of what is marked there; it is marked then, and the next one takes its place. */
+function suggest(word) {
+  const box = $(page.task === "edit" ? writing : "prompt"), {selectionStart: from, selectionEnd: to, value} = box;
+  const before = value.slice(0, from), after = value.slice(to);
+  const left = /\S$/.test(before) ? " " : "", right = /^\w/.test(after) ? " " : "";
+  box.setRangeText(left + word + right, from, to);
+  box.setSelectionRange(from + left.length, from + left.length + word.length);
+  box.focus();
+  box.dispatchEvent(new Event("input"));
+}
+
 // ---- models
 
 async function modelLoaded() {
@@ -585,7 +643,11 @@ async function showStatus() {
     $("model").append(more);
   }
   $("known-part").hidden = !status.words.length;
-  $("known").textContent = status.words.join(", ");
+  $("known").replaceChildren(...status.words.map(word => {
+    const button = make("button", {type: "button", textContent: word});
+    button.addEventListener("click", () => suggest(word));
+    return button;
+  }));
   for (const side of ["width", "height"]) if (!$(side).value || page.size !== status.size) $(side).value = status.size;
   page.size = status.size;
   return status;
@@ -631,6 +693,8 @@ async function again(then) {
   $("undo").disabled = !page.past.length;
   for (const [task, held] of Object.entries(then.forms))
     if (held && page.methods[task].some(m => m.name === held.method)) await showMethod(task, held.method, held.values);
+  page.live = then.live ?? null;
+  $("live").checked = page.live ?? !!forms.edit.shown?.live;
   if (then.picture && (await fetch(then.picture.url)).ok) { showPicture(then.picture); page.mask = then.mask; page.moves = then.moves ?? []; showMask(); }
   select(then.task);
   const result = page.results.find(r => r.result === then.result);
@@ -671,6 +735,11 @@ function wire() {
   $("pane-generate").addEventListener("submit", event => { event.preventDefault(); makeFromText(); });
   for (const name of ["source", "target"]) $(name).addEventListener("input", () => { page.filled = false; });
   for (const name of ["source", "target", "prompt", "negative"]) $(name).addEventListener("input", changed);
+  for (const name of ["source", "target"]) $(name).addEventListener("focus", () => { writing = name; });
+  for (const name of ["source", "target", "truncate", "paste"]) $(name).addEventListener("input", () => follows("edit"));
+  $("live").addEventListener("change", () => { page.live = $("live").checked; keep(); follows("edit"); });
+  for (const kind of ["focusin", "pointerdown", "keydown"])
+    document.addEventListener(kind, () => { if (!live.running) page.stood = snapshot(); }, true);
   document.addEventListener("keydown", event => {
     if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || document.querySelector("dialog[open]")) return;
     event.preventDefault();
@@ -690,8 +759,8 @@ function wire() {
   });
   $("undo").addEventListener("click", undo);
   $("vary").addEventListener("click", vary);
-  $("brush").addEventListener("click", () => brush.open(page.picture, mask => { page.mask = mask.picture; showMask(); keep(); }));
-  $("unmask").addEventListener("click", () => { page.mask = null; page.moves = []; showMask(); keep(); });
+  $("brush").addEventListener("click", () => brush.open(page.picture, mask => { page.mask = mask.picture; showMask(); keep(); follows("edit"); }));
+  $("unmask").addEventListener("click", () => { page.mask = null; page.moves = []; showMask(); keep(); follows("edit"); });
   $("move").addEventListener("click", movePart);
   $("put-file").addEventListener("change", event => { putIn(event.target.files[0]); event.target.value = ""; });
   $("recommended").addEventListener("click", () => { form().set(form().recommended); say(t("recommends")); });

@@ -1,0 +1,57 @@
+// Edits that follow what is typed: one at a time, the latest wins, and what is seen stays until the next is there.
+
+import {Lost, Refused, ask} from "./base.js";
+
+const WAIT = 0.25;  // seconds of waiting for a job, between looks at what was changed meanwhile
+const SOON = 600;  // milliseconds: an edit that takes longer gives way to the next at once
+
+export class Live {
+  /** `asked` gives what to post, null for nothing; `show` takes a result; `say` what went wrong; `work` a job or null. */
+  constructor({asked, show, say, work}) {
+    Object.assign(this, {asked, show, say, work, wanted: false, running: false, began: 0});
+  }
+
+  /** Something was changed: edit what there is now, as soon as may be. */
+  change() {
+    this.wanted = true;
+    if (!this.running) this.run();
+  }
+
+  /** Whatever comes is not wanted any more. */
+  stop() {
+    this.wanted = false;
+    this.began = 0;
+  }
+
+  async run() {
+    this.running = true;
+    while (this.wanted) {
+      this.wanted = false;
+      try {
+        const asked = await this.asked();
+        if (asked) await this.follow(await ask("POST", "api/edit", {...asked, live: true}));
+      } catch (error) {
+        if (!(error instanceof Refused || error instanceof Lost)) console.error(error);
+        if (!this.wanted) this.say(error);
+      }
+    }
+    this.work(null);
+    this.running = false;
+  }
+
+  async follow(job) {
+    const began = this.began = performance.now();
+    while (["waiting", "working"].includes(job.state)) {
+      const late = performance.now() - began > SOON;
+      if (began !== this.began || (this.wanted && (late || job.state === "waiting"))) return;  // the server ends it for the next
+      if (late) this.work(job);
+      job = await ask("GET", `api/jobs/${job.job}?wait=${WAIT}`);
+    }
+    if (job.state === "failed" && !this.wanted) this.say(new Refused(job.error));
+    if (job.state !== "done" || began !== this.began) return;
+    const [result] = job.results, next = new Image();
+    next.src = result.after;
+    try { await next.decode(); } catch { return; }  // its place is taken already
+    if (began === this.began) this.show(result);
+  }
+}
