@@ -219,6 +219,11 @@ def test_a_student_makes_its_picture_in_four_steps(tmp_path, family):
     levels = model.schedule.levels(4, "trailing")
     assert [level.t for level in levels] == [0, 249, 499, 749, 999] and levels[0].alpha == 1
     assert "few" in describe(made.folder)["steps"]
+    for preset, grid in (("published", [799, 599, 399, 199]), ("published-3", [799, 499, 199])):
+        told, path = edited_by_turbo_ddpm(model, preset)
+        assert told == 2 * grid  # there, and back with both prompts in one pass
+        z0, *noisy = path.latents  # noised 200 timesteps less than the student is told, so at 199 not at all
+        assert [torch.equal(z, z0) for z in noisy[::-1]] == [t < 200 for t in grid]
     if family != "XL":
         return
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(7))
@@ -226,6 +231,18 @@ def test_a_student_makes_its_picture_in_four_steps(tmp_path, family):
                                        latents=noise, output_type="latent").images
     ours = sage.generate(model, SOURCE, width=32, height=32, latents=noise * levels[-1].noise)[0]
     assert ours.settings.steps == 4 and distance(ours.latents, theirs) < 1e-4
+
+
+def edited_by_turbo_ddpm(model, preset: str):
+    """The timesteps that a network is told, pass by pass, and the way to noise."""
+    told, ordinary = [], model.predict
+    model.predict = lambda z, level, text: told.append(level.t) or ordinary(z, level, text)
+    try:
+        found = sage.edit(model, small.picture(32, 32), SOURCE, TARGET, method("turbo-ddpm").preset(preset))
+    finally:
+        del model.predict
+    assert found.latents.isfinite().all() and found.image.size == (32, 32)
+    return told, found.trajectory
 
 
 def test_new_noise_at_every_step_is_what_eulers_ancestral_sampler_draws():
