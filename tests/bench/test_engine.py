@@ -14,6 +14,7 @@ from sage.bench.runner import run
 from sage.bench.scoring import DONE
 from sage.errors import SettingsError
 from sage.method import able, method
+from tests import small
 from tests.bench.world import make_benchmark, picture
 from tests.models import tiny
 
@@ -131,6 +132,46 @@ def test_calls_are_those_of_one_edit_alone_whatever_it_shares(model, benchmark):
                         ("sdedit:steps=4,strength=0.5,guidance_scale=2", 4), ("source", 0), ("autoencoder", 0)):
         for group in (slice(0, 2), slice(0, 1)):
             assert [o.calls for o in make(engine, name, cases[group], sources[group])] == [calls] * len(cases[group])
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A second model of other weights, with an inversion network."""
+    made = small.make(tmp_path_factory.mktemp("other") / "tokenizer", prediction="v_prediction").model
+    made.inversion = small.inversion(made)
+    return made
+
+
+def test_a_row_may_name_another_model_and_shares_nothing_with_the_runs_own(model, other, benchmark, tmp_path):
+    loaded, names = [], ("method=plain:steps=2", "method=plain@second:steps=2", "sdedit@second:steps=2", "autoencoder")
+    engine = ModelEngine(model, lambda name: loaded.append(name) or other)
+    lines = run(benchmark, [configuration(n) for n in names], engine, tmp_path / "out", batch=3)
+    assert [line.reason for line in lines if line.status != DONE] == [] and loaded == ["second"]
+    case = benchmark.cases[0]
+    for name, alone in ((names[0], model), (names[1], other)):
+        [outcome] = make(ModelEngine(alone), "method=plain:steps=2", [case], [benchmark.source(case)])
+        [again] = make(engine, name, [case], [benchmark.source(case)])
+        assert np.array_equal(pixels(outcome), pixels(again))
+    found = engine.configure(configuration(names[1]))
+    assert found["model"]["weights"] == other.fingerprint() != engine.describe()["weights"]
+    assert "model" not in engine.configure(configuration(names[0]))
+    assert pictures.read_settings(tmp_path / "out" / lines[3].picture)["model"] != pictures.read_settings(
+        tmp_path / "out" / lines[0].picture)["model"]
+
+
+def test_a_model_that_a_row_cannot_have_is_one_line(model):
+    with pytest.raises(SettingsError, match="this run has one model alone"):
+        ModelEngine(model).configure(configuration("plain@second"))
+    for name, said in (("source@second", "is a bound"), ("plain@", "name a model"), ("plain@:steps=2", "name a model")):
+        with pytest.raises(SettingsError, match=said):
+            configuration(name)
+
+
+def test_calls_of_an_inversion_network_count_too(other, benchmark):
+    case = benchmark.cases[0]
+    [whole], [part] = (make(ModelEngine(other), f"turbo:cross_level=0,iterations={n}", [case], [benchmark.source(case)])
+                       for n in (0, 2))
+    assert (whole.calls, part.calls) == (12, 6)
 
 
 def test_calls_that_are_differentiated_are_counted(model, benchmark):
