@@ -125,7 +125,9 @@ def test_both_algorithms_are_those_of_the_paper(made, strength):
 
 
 @pytest.mark.parametrize(("frozen", "words", "by_hand", "deviation"), [
-    (1, None, False, 0.0), (0, None, True, 1.0), (0, ("cat", "dog"), False, 0.5), (2, ("cat", "dog"), True, 0.75)])
+    (1, None, True, 1.0), (0, ("cat", "dog"), False, 0.5),
+    pytest.param(2, ("cat", "dog"), True, 0.75, marks=pytest.mark.slow),
+    pytest.param(3, None, False, 0.0, marks=pytest.mark.slow)])
 def test_so_are_the_mask_and_the_frozen_steps(made, frozen, words, by_hand, deviation):
     picture, hand = Image.new("L", (128, 128)), torch.zeros(1, 1, 16, 16)
     picture.paste(255, (0, 0, 64, 96))
@@ -142,9 +144,8 @@ def test_so_are_the_mask_and_the_frozen_steps(made, frozen, words, by_hand, devi
 def test_iterations_are_the_first_steps_of_all(made):
     """At the timesteps of all four, which two steps of a grid of two would not be at."""
     whole = run(made.model)
-    for count in (1, 2, 3):
-        assert all(torch.equal(a, b) for a, b in zip(run(made.model, iterations=count), whole[:count], strict=True))
-    assert len(run(made.model, iterations=9)) == 4 and not torch.equal(run(made.model, steps=2)[0], whole[1])
+    assert all(torch.equal(a, b) for a, b in zip(run(made.model, iterations=2), whole[:2], strict=True))
+    assert not torch.equal(run(made.model, steps=2)[1], whole[1])
     picture, settings = small.picture(), sage.method("turbo").Settings(cross_level=0)
     path = sage.invert(made.model, picture, SOURCE, settings.but(iterations=2))
     assert len(path.noises) == 2
