@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from sage import pictures
 from sage.bench.cases import Asked, Case
@@ -47,8 +47,8 @@ class Counted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def part(self, name: str) -> nn.Module | None:
-        """A further network of the model, whose calls count too."""
+    def part(self, name: str) -> Any:
+        """A further network of the model, whose calls count too; None where there is none."""
         found = self._model.part(name)
         return None if found is None else _Part(found, self)
 
@@ -67,7 +67,7 @@ class Counted:
 class _Part:
     """A further network that counts the latents for which its noise was asked."""
 
-    def __init__(self, network: nn.Module, counted: Counted):
+    def __init__(self, network: Any, counted: Counted):
         self._network, self._counted = network, counted
 
     def __getattr__(self, name: str) -> Any:
@@ -75,7 +75,7 @@ class _Part:
 
     def noise(self, x0: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
         self._counted.calls += len(x0)
-        return self._network.noise(x0, *given)  # type: ignore[operator]
+        return self._network.noise(x0, *given)
 
 
 @dataclass(frozen=True)
