@@ -93,7 +93,7 @@ def test_an_experiment_with_a_student_tells_seconds_and_differences_and_leaves_o
     assert bench(benchmark, tmp_path, "--experiment", "turbo", "--models", "no-kl=/some/where/no-kl") == 0
     assert "rows on single-step are left out" in capsys.readouterr().err
     names = [row["configuration"] for row in json.loads((tmp_path / "tables.json").read_text())["table"]]
-    assert names[:len(BOUNDS) + 3] == [*BOUNDS, *rows[:3]]
+    assert list(dict.fromkeys(names)) == [*BOUNDS, *rows[:3]]
     assert json.loads((tmp_path / "run.json").read_text())["batch"] == 1
     text = (tmp_path / "tables.md").read_text()
     assert "| seconds | network calls |" in text and "- @no-kl: weights no-kl\n" in text
