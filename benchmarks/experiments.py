@@ -48,7 +48,8 @@ CHANGED = ("asked", "inside_psnr")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__)
     add = parser.add_argument
-    add("--only", metavar="NAME", nargs="+", default=list(EXPERIMENTS), help="some experiments, in this order")
+    add("--only", metavar="NAME", nargs="+", default=[e.name for e in EXPERIMENTS.values() if not e.timed],
+        help="some experiments, in this order; not those of seconds, which need the machine to themselves")
     add("--run", type=Path, default=Path("runs/experiments"), help="where the runs live [runs/experiments]")
     add("--out", type=Path, default=Path("benchmarks/results/stilllife"), help="where tables and figures are written")
     add("--each", metavar="N", type=int, default=QUICK, help=f"cases of each kind [{QUICK}]")

@@ -23,6 +23,9 @@ from training.networks import CLEAN, FLOW_SCHEDULE, FLOWING, SCHEDULE, assemble,
 
 def unet_config(p: UNetParams, latent_side: int) -> dict:
     cross = ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in p.attention]
+    told = {"addition_embed_type": "text_time", "addition_time_embed_dim": p.size_width,
+            "projection_class_embeddings_input_dim": p.added_width,
+            "transformer_layers_per_block": p.depths} if p.pooled_width else {}  # as XL is
     return {
         "_class_name": "UNet2DConditionModel", "sample_size": latent_side, "in_channels": p.in_channels,
         "out_channels": p.out_channels, "block_out_channels": p.channels, "down_block_types": cross,
@@ -31,7 +34,7 @@ def unet_config(p: UNetParams, latent_side: int) -> dict:
         "attention_head_dim": p.heads, "cross_attention_dim": p.context_width, "norm_num_groups": p.groups,
         "norm_eps": p.norm_eps, "use_linear_projection": p.linear_projection, "upcast_attention": p.upcast_attention,
         "act_fn": "silu", "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1,
-        "center_input_sample": False}
+        "center_input_sample": False, **told}
 
 
 def vae_config(p: VAEParams, side: int) -> dict:
@@ -44,8 +47,10 @@ def vae_config(p: VAEParams, side: int) -> dict:
 
 
 def text_config(p: CLIPTextParams) -> dict:
+    projected = {"projection_dim": p.projection} if p.projection else {}
     return {
-        "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_size": p.width,
+        "architectures": ["CLIPTextModelWithProjection" if projected else "CLIPTextModel"], **projected,
+        "model_type": "clip_text_model", "hidden_size": p.width,
         "intermediate_size": p.mlp_width, "num_attention_heads": p.heads, "num_hidden_layers": p.layers,
         "vocab_size": p.vocabulary, "max_position_embeddings": p.max_length, "hidden_act": p.activation,
         "layer_norm_eps": 1e-5}

@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.speed import carried, table
 from benchmarks.speed.cells import CELLS, UNASKED, Cell
+from benchmarks.speed.few import CASES, METHODS
 from benchmarks.speed.memory import EDITS, STEPS
 from benchmarks.speed.models import MODELS, ROOT
 from sage.files import written_whole
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     add = parser.add_argument
     add("--only", metavar="NAME", nargs="+", help="what has one of these in its name, left out otherwise or not: "
-        "stilllife, sd14-256, sd14-512-cpu-float32-b1, cuda, memory, command, profile, ...")
+        "stilllife, sd14-256, sd14-512-cpu-float32-b1, cuda, memory, command, profile, few-sdxl, ...")
     add("--rounds", metavar="N", type=int, help="times each is measured; default: by cell")
     add("--whole", action="store_true", help="time whole edits of 50 steps, where they would be composed of few steps")
     add("--quick", action="store_true", help="one round of the miniature and of SD 1.4 at 256, without profile")
@@ -100,6 +101,15 @@ def plan(cells: Sequence[Cell], only: Sequence[str] | None, quick: bool, cuda: b
             for name in cell.implementations:
                 yield {"name": f"profile {cell.name} {name}", "kind": "profile", "cell": asdict(cell),
                        "implementation": name}
+    usual = [case.name for case in CASES if not case.asked]
+    for case in CASES:
+        by_name = any(part in case.name and not any(part in name for name in usual) for part in only or ())
+        for turn in range(case.rounds if by_name or not case.asked else 0):
+            for name in METHODS[::-1 if turn % 2 else 1]:
+                job = {"name": f"{case.name} {name} {turn + 1}", "kind": "few", "case": asdict(case), "method": name,
+                       "turn": turn}
+                if wanted(job["name"], only):
+                    yield job
     from benchmarks.speed.ablation import PLAIN, SHORT_CUTS
     for job in (*({"name": f"short cuts of {model}: {upto}", "kind": "ablation", "model": model, "size": size,
                    "upto": upto} for model, size in (("sd14", 256), ("stilllife", 64)) for upto in (PLAIN, *SHORT_CUTS)
@@ -150,9 +160,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 def result_of(job: Job, cache: Path) -> dict[str, Any]:
     """What a process of its own measures; {"failed": why} where it does not."""
     needs = job["cell"]["needs"] / (1 if job["implementation"] == "baseline" else 2) if "implementation" in job else 0
+    needs = job["case"]["needs"] if job["kind"] == "few" else needs
     if available() < needs:
         return {"failed": f"not tried: it needs about {needs:g} GiB of memory"}
-    about = MODELS[job["cell"]["model"]] if job["kind"] in ("edit", "profile") else None
+    about = (MODELS[job["cell"]["model"]] if job["kind"] in ("edit", "profile") else
+             MODELS[job["case"]["teacher" if job["method"] == "sage" else "student"]] if job["kind"] == "few" else None)
     if about and about.unet and not (cache / about.name).exists():
         write = ("import sys; from pathlib import Path; from benchmarks.speed.models import MODELS; "
                  "MODELS[sys.argv[1]].folder(Path(sys.argv[2]))")

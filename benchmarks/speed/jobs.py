@@ -72,6 +72,11 @@ def recommended(job: Job) -> Any:
     return {"seconds": seconds[1:], "guided": config.guided_steps}
 
 
+def few(job: Job) -> Any:
+    from benchmarks.speed.few import Few, measure
+    return measure(Few(**job["case"]), job["method"], Path(job["cache"]))
+
+
 def command(job: Job) -> Any:
     """The whole of an edit by the miniature from the shell."""
     about = MODELS["stilllife"]
@@ -85,7 +90,7 @@ def command(job: Job) -> Any:
 
 
 KINDS = {"edit": edit, "floor": floor, "count": count, "profile": profile, "many": many, "steps": steps,
-         "command": command, "ablation": ablation, "recommended": recommended}
+         "command": command, "few": few, "ablation": ablation, "recommended": recommended}
 
 
 def main() -> None:

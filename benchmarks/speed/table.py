@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.speed.cells import BASELINE, GUIDED, OURS, UNASKED, WHOLE, Cell
+from benchmarks.speed.few import WANTED
 
 GIB = 2**30
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -216,6 +217,12 @@ class Page:
         at_most("the same as it recommends, 17 guided steps", 2.5, median(known) if known else None)
         commands = [r["result"]["seconds"] for r in self.of("command")]
         at_most("miniature, CPU: the whole command, seconds", 8, median(commands) if commands else None)
+        of_turbo = [r["result"] for r in self.of("few") if r["job"]["method"] == "turbo"
+                    and r["job"]["case"]["student"] == "stilllife-turbo"]
+        for part, what in (("invert", "an inversion"), ("edit", "an edit")):
+            seconds = [s for r in of_turbo for s in r[part]]
+            at_most(f"few steps, the miniature's shape at 128 pixels: {what} by turbo, seconds", WANTED[part],
+                    median(seconds) if seconds else None)
         for r in self.of("many"):
             g = r["result"]["growth"]
             add("memory grows by an edit, KiB", "nothing", g["slope"], g["low"] <= 0 or g["slope"] < 1024,
@@ -247,6 +254,23 @@ class Page:
                 own = sum(seconds[part].values())
                 lines.append(row((part, digits(own), f"{100 * own / total:.0f}", *(
                     f"{100 * seconds[part][k] / total:.1f}" if k in seconds[part] else "" for k in kinds))))
+        return lines
+
+    def few(self) -> list[str]:
+        """A student of few steps beside SAGE, a row a method."""
+        lines = [row(("student, side, numbers", "method", "steps", "threads", "inversion s", "edit s",
+                      "calls, inversion + edit", "of them differentiated", "weights GiB", "peak beyond GiB")),
+                 row(["---"] * 10)]
+        rows = self.of("few")
+        for case, method in dict.fromkeys((r["job"]["case"]["student"], r["job"]["method"]) for r in rows):
+            own = [r for r in rows if (r["job"]["case"]["student"], r["job"]["method"]) == (case, method)]
+            first, about = own[0]["result"], own[0]["job"]["case"]
+            beyond = max(r["result"]["peak"] - r["result"]["interpreter"] for r in own) - first["weights"]
+            lines.append(row((f"{case} {about['size']} {about['dtype']}", method, str(first["steps"]),
+                              str(first["threads"]), *(spread([s for r in own for s in r["result"][part]])
+                                                       for part in ("invert", "edit")),
+                              " + ".join(map(str, first["calls"])), str(first["gradients"]), gib(first["weights"]),
+                              gib(beyond))))
         return lines
 
     def memory(self) -> list[str]:
@@ -292,6 +316,10 @@ def render(results: Mapping[str, Any]) -> str:
         lines += ["", f"## Where the time goes, of an edit of {WHOLE} steps", "",
                   "Per cent of the whole, by network and operation; maps are those that are materialised.",
                   *page.profile()]
+    if page.of("few"):
+        lines += ["", "## A student of few steps beside SAGE", "",
+                  "Random weights; an edit begins at an inversion that is there. The model is loaded before.", "",
+                  *page.few()]
     if page.of("many") or page.of("steps"):
         lines += ["", "## Memory of the miniature", "", *page.memory()]
     return "\n".join(lines) + "\n"

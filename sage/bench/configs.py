@@ -1,6 +1,6 @@
 """The configurations that can be measured by name: those below, and every method with what is recommended for it.
 
-`NAME:field=value,...` is one of them with some settings changed.
+`NAME:field=value,...` is one of them with some settings changed, and `NAME@MODEL` one on another model than the run's.
 """
 
 import json
@@ -23,6 +23,7 @@ WHOLE = {"reconstruction": "self", "replace": AUTO, "blend": AUTO, "mask_from": 
          "blend_threshold": 0.5, "retries": 0}
 MODELS = ("self_level", "cross_level", "preserve_level", "size")  # settings that say more of a model than of an edit
 WORDS = ("prompts", "benchmark", "source")
+NAME = r"(?:[^:=]*\.py:)?[^:@]*"  # of a configuration, a method, or a method of one's own
 EXPLICIT = "method="  # before the name of a method that is also that of a configuration
 
 
@@ -42,6 +43,7 @@ class Configuration:
             where that is not known) encoded and decoded, "pixels" what is moved or pasted as plain pixels.
         method: what edits, by name or path/to/file.py:Class.
         overrides: settings that were given after the name.
+        model: what it runs on, "" for the run's own model.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Configuration:
     makes: str = "edit"
     method: str = DEFAULTS["edit"]
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
 
     @property
     def is_bound(self) -> bool:
@@ -153,12 +156,13 @@ def configuration(text: str) -> Configuration:
     same name, and path/to/file.py:Class one of someone's own.  Values are written as the flags of `sage edit` take
     them; a comma followed by no `field=` belongs to the value: `plain:replace=cat,dog,reweight=grumpy:3,steps=20` has
     three.  `words=benchmark` takes the phrases that the benchmark names, `words=source` the source prompt for both.
+    `turbo@stilllife-turbo:steps=2` is on that model, whatever the run's own is.
 
     Raises:
         SettingsError: no such name or setting.
     """
-    name, changes = re.fullmatch(r"((?:[^:=]*\.py:)?[^:]*):?(.*)", text, re.DOTALL).groups()
-    found = _named(name)
+    name, model, changes = re.fullmatch(rf"({NAME})(?:@([^:]*))?:?(.*)", text, re.DOTALL).groups()
+    found = _on(_named(name), model)
     if not changes:
         return found
     if found.is_bound:
@@ -174,6 +178,16 @@ def configuration(text: str) -> Configuration:
         raise SettingsError(f"words is {str(words)[:40]!r}: must be {' or '.join(WORDS)}")
     owner().but(**overrides)
     return replace(found, name=text, help=f"{found.help}, with {changes}", words=words, overrides=overrides)
+
+
+def _on(found: Configuration, model: str | None) -> Configuration:
+    """A configuration on a model of its own, if one is named."""
+    if model is None:
+        return found
+    if found.is_bound or not model:
+        raise SettingsError(f"{found.name}@{model[:40]}: " + (f"{found.name} is a bound and needs no model of its own"
+                                                             if model else "name a model after @"))
+    return replace(found, name=f"{found.name}@{model}", help=f"{found.help}, on {model}", model=model)
 
 
 def _named(name: str) -> Configuration:

@@ -1,7 +1,7 @@
-"""The engine of the runner: a model that edits in batches."""
+"""The engine of the runner: a model that edits in batches, and further ones for the rows that name them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +47,11 @@ class Counted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
+    def part(self, name: str) -> Any:
+        """A further network of the model, whose calls count too; None where there is none."""
+        found = self._model.part(name)
+        return None if found is None else _Part(found, self)
+
     def predict(self, z: Tensor, level: Level, text: Any) -> Prediction:
         self.calls += len(z)
         prediction = self._model.predict(z, level, text)
@@ -57,6 +62,20 @@ class Counted:
     def counted(self) -> np.ndarray:
         """Calls and gradients so far."""
         return np.array([self.calls, self.gradients])
+
+
+class _Part:
+    """A further network that counts the latents for which its noise was asked."""
+
+    def __init__(self, network: Any, counted: Counted):
+        self._network, self._counted = network, counted
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+    def noise(self, x0: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+        self._counted.calls += len(x0)
+        return self._network.noise(x0, *given)
 
 
 @dataclass(frozen=True)
@@ -75,26 +94,31 @@ class Inversion:
 
 
 class ModelEngine:
-    """Edits with one model.
+    """Edits with a model, and with another where a configuration names one.
 
     Configurations of the same batch whose way to noise is the same share its inversion, as long as `KEPT` has room for
     it beside later ones; each is said to have taken what it would have taken alone.
+
+    Args:
+        load: the model of a name, for configurations that name one; each is loaded once, when it is first needed.
     """
 
-    def __init__(self, model: Backbone):
+    def __init__(self, model: Backbone, load: Callable[[str], Backbone] | None = None):
         self.model: Any = Counted(model)
+        self._load, self._others = load, dict[str, Any]()
         self._inversions: list[Inversion] = []  # the last one used at the end
 
     def describe(self) -> dict[str, Any]:
         # On a CPU the number of threads changes the last bits of sums.
         threads = {"threads": torch.get_num_threads()} if self.model.device.type == "cpu" else {}
-        return {"model": self.model.name, "family": self.model.family, "weights": self.model.fingerprint(),
-                **made_by(self.model), "device": self.model.device.type, **threads}
+        return {**_identity(self.model), **made_by(self.model), "device": self.model.device.type, **threads}
 
     def configure(self, configuration: Configuration) -> dict[str, Any]:
-        if not configuration.is_bound and (why := configuration.edits_by.fits(self.model)):
-            raise SettingsError(f"{configuration.method} cannot edit with {self.model.name}: {why}")
-        return configuration.record(self._recommended(configuration))
+        model = self._model_of(configuration)
+        if not configuration.is_bound and (why := configuration.edits_by.fits(model)):
+            raise SettingsError(f"{configuration.method} cannot edit with {model.name}: {why}")
+        own = {"model": _identity(model)} if configuration.model else {}
+        return configuration.record(self._recommended(configuration)) | own
 
     def make(self, configuration: Configuration, cases: Sequence[Case], sources: Sequence[Image.Image],
              truths: Sequence[Image.Image | None]) -> list[Outcome]:
@@ -110,8 +134,19 @@ class ModelEngine:
         made = iter(self._edit_all(configuration, [job for job in planned if not isinstance(job, str)]))
         return [Outcome(reason=job) if isinstance(job, str) else next(made) for job in planned]
 
+    def _model_of(self, configuration: Configuration) -> Any:
+        """The model that a configuration runs on."""
+        name = configuration.model
+        if not name:
+            return self.model
+        if self._load is None:
+            raise SettingsError(f"{configuration.name}: this run has one model alone")
+        if name not in self._others:
+            self._others[name] = Counted(self._load(name))
+        return self._others[name]
+
     def _recommended(self, configuration: Configuration) -> Settings:
-        return configuration.edits_by.recommended(self.model)
+        return configuration.edits_by.recommended(self._model_of(configuration))
 
     def _settings(self, configuration: Configuration, case: Case | None = None) -> Settings:
         return configuration.settings(self._recommended(configuration), case)
@@ -135,19 +170,19 @@ class ModelEngine:
         """What is asked of the method, and where the words of its prompts stand; or why not."""
         try:
             asked = case.asked(source, configuration.edits_by.reads, worded=configuration.words != "source")
-            return case, asked, self._plan(asked, self._settings(configuration, case))
+            return case, asked, self._plan(configuration, asked, self._settings(configuration, case))
         except SageError as error:
             return str(error)
 
-    def _plan(self, asked: Asked, settings: Settings) -> Plan:
-        prompts = asked.request.source, asked.request.target
+    def _plan(self, configuration: Configuration, asked: Asked, settings: Settings) -> Plan:
+        model, prompts = self._model_of(configuration), (asked.request.source, asked.request.target)
         try:
-            return check_prompts(self.model, *prompts, settings)
+            return check_prompts(model, *prompts, settings)
         except PromptError as error:
             if getattr(settings, "replace", None) in (None, AUTO):
                 raise
             # Of several marked phrases the released code makes one, which then is not in the prompt.
-            plan = check_prompts(self.model, *prompts, settings.but(replace=None))
+            plan = check_prompts(model, *prompts, settings.but(replace=None))
             return replace(plan, notes=(*plan.notes, f"cross-attention replacement is off: {error}"))
 
     def _edit_all(self, configuration: Configuration, jobs: list[Job]) -> list[Outcome]:
@@ -164,29 +199,30 @@ class ModelEngine:
         return [outcome for job in jobs for outcome in self._edit_all(configuration, [job])]
 
     def _edited(self, configuration: Configuration, jobs: Sequence[Job]) -> list[Outcome]:
-        settings, plans = self._settings(configuration), [plan for _, _, plan in jobs]
+        model, settings = self._model_of(configuration), self._settings(configuration)
+        plans = [plan for _, _, plan in jobs]
         images, requests = [asked.picture for _, asked, _ in jobs], [asked.request for _, asked, _ in jobs]
-        way = self._inverted(settings, images, plans, requests)
-        counted, began = self.model.counted, time.monotonic()
-        results = edit_batch(self.model, images, plans, settings, trajectory=way.trajectory, requests=requests)
-        calls, gradients = ((way.counted + self.model.counted - counted) / len(jobs)).round(2).tolist()
+        way = self._inverted(model, settings, images, plans, requests)
+        counted, began = model.counted, time.monotonic()
+        results = edit_batch(model, images, plans, settings, trajectory=way.trajectory, requests=requests)
+        calls, gradients = ((way.counted + model.counted - counted) / len(jobs)).round(2).tolist()
         each = {"calls": calls, "gradients": gradients,
                 "seconds": round((way.seconds + time.monotonic() - began) / len(jobs), 3)}
         return [Outcome(_around(asked, result.image), self._record(configuration, case, asked, result), result.notes,
                         **each) for (case, asked, _), result in zip(jobs, results, strict=True)]
 
-    def _inverted(self, settings: Settings, images: Sequence[Image.Image], plans: Sequence[Plan],
+    def _inverted(self, model: Any, settings: Settings, images: Sequence[Image.Image], plans: Sequence[Plan],
                   requests: Sequence[Request]) -> Inversion:
         """The inversion, from memory if it is just the same."""
         # Beside the prompts, which the key of the plans has: a cache may know the regions on the way to noise too.
         given = [replace(request, source="", target="") for request in requests]
-        key = sharing_key(settings, plans), [image.tobytes() for image in images], given
+        key = id(model), sharing_key(settings, plans), [image.tobytes() for image in images], given
         found = next((known for known in self._inversions if known.key == key), None)
         if found is None:
             self._make_room()
-            counted, began = self.model.counted, time.monotonic()
-            trajectory = invert_batch(self.model, images, plans, settings, requests=requests)
-            found = Inversion(key, trajectory, self.model.counted - counted, time.monotonic() - began)
+            counted, began = model.counted, time.monotonic()
+            trajectory = invert_batch(model, images, plans, settings, requests=requests)
+            found = Inversion(key, trajectory, model.counted - counted, time.monotonic() - began)
         self._inversions = [*(known for known in self._inversions if known is not found), found]
         return found
 
@@ -199,8 +235,13 @@ class ModelEngine:
         """What `sage edit` stores, but for the picture, which the runner adds; and which case this is."""
         request = asked.request
         more = asked_as_text(request.mask, request.moves, paste=asked.mask is not None and request.mask is not None)
-        return make_record(self.model, request.source, request.target, self._settings(configuration, case), {},
-                           savings=result.savings, case=case.name, configuration=configuration.name, **more)
+        return make_record(self._model_of(configuration), request.source, request.target,
+                           self._settings(configuration, case), {}, savings=result.savings, case=case.name,
+                           configuration=configuration.name, **more)
+
+
+def _identity(model: Any) -> dict[str, str]:
+    return {"model": model.name, "family": model.family, "weights": model.fingerprint()}
 
 
 def _around(asked: Asked, image: Image.Image) -> Image.Image:

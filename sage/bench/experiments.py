@@ -12,6 +12,12 @@ REGION_BOUNDS = ("source", "autoencoder", "pixels")  # and in those of cases tha
 W = (1, 1.5, 2, 3)
 SCALES = (2, 20, 60)
 
+# Names of models that --models says the places of: the few-step student, and two of the same with another inversion
+# network, trained without the KL term, and for one step alone.
+STUDENT, NO_KL, SINGLE = "student", "no-kl", "single-step"
+MODELS = {STUDENT: "stilllife-turbo"}
+OPTIONAL = (NO_KL, SINGLE)  # rows on these are left out where there is none
+
 # What a frontier sweeps is the strength w of the edit, for each way of keeping the rest.
 FRONTIERS = {
     "nothing": "guidance",
@@ -35,6 +41,7 @@ class Experiment:
     Attributes:
         configurations: as `sage.bench.configs.configuration` reads them.
         baseline: the one the others are compared with.
+        timed: what a result takes is part of the answer: network calls and seconds, each case edited alone.
     """
 
     name: str
@@ -42,6 +49,7 @@ class Experiment:
     question: str
     configurations: tuple[str, ...]
     baseline: str = "plain"
+    timed: bool = False
 
 
 def _varied(base: str, **values: tuple) -> tuple[str, ...]:
@@ -55,6 +63,7 @@ def sweep(base: str, scales: tuple = W) -> tuple[str, ...]:
 
 
 WHOLE = "self-guidance-replace-blend"
+TURBO = f"turbo@{STUDENT}"
 SAVINGS = "use_cache=no,", "inv_skip=1,", "use_cache=no,inv_skip=1,"  # of eedit: skipping alone, holding alone, neither
 RELEASED = ("grid=released", "decay=released", "blend_latents=noisier", "mask=sum", "quantise=truncate")
 
@@ -129,6 +138,15 @@ _ALL = (
                 *(f"eedit:{changes}words=source" for changes in (
                     "", *SAVINGS, *(f"{way}{saving}" for way in ("eta=0,", "put_back=drawn,")
                                     for saving in ("", SAVINGS[-1]))))), "pixels"),
+    Experiment("turbo", "TurboEdit: a few-step student beside SAGE on its teacher",
+               "What do few calls cost, at equal calls and at equal seconds, and which of the paper's claims hold?",
+               ("recommended", "recommended:steps=4,guided_steps=3,retries=0",
+                "recommended:steps=2,guided_steps=2,retries=0", TURBO,
+                *_varied(TURBO, iterations=(1, 2, 3)), f"turbo-ddpm@{STUDENT}:steps=4,strength=0.75",
+                f"turbo-ddpm@{STUDENT}:steps=4,strength=1",
+                *_varied(TURBO, strength=(-0.5, 0, 0.5, 1.5)), *_varied(TURBO, blend=("auto",)),
+                *_varied(TURBO, frozen_steps=(1,)), *_varied(TURBO, noise=("mean",)),
+                f"turbo@{NO_KL}", f"turbo@{SINGLE}"), TURBO, timed=True),
     Experiment("frontier", "The frontier: what is changed against what is kept",
                "Where is each way of keeping the rest ahead?",
                tuple(name for base in FRONTIERS.values() for name in sweep(base))),

@@ -82,6 +82,7 @@ LEGEND = {
     "iou": Entry(PLACED, "IoU", "overlap of what differs from the empty scene, in result and truth, times 100"),
     "seconds": Entry(COSTS, "seconds", "time of one result"),
     "calls": Entry(COSTS, "calls", "how often the network was asked for it, forward"),
+    "gradients": Entry(COSTS, "ways back", "how many of these calls were differentiated"),
     "clip_t_truth": Entry(TURNS, "CLIP-T, true", "the same of the true edit, for comparison"),
 }
 

@@ -88,6 +88,7 @@ METRICS = (
     Metric("iou", "IoU x 100", 1e2, True),
     Metric("seconds", "seconds", 1, False),
     Metric("calls", "network calls", 1, False, 1),
+    Metric("gradients", "ways back", 1, False, 1),
 )
 
 

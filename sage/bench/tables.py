@@ -95,7 +95,7 @@ class Results:
     """
 
     def __init__(self, lines: Iterable[Line], names: Sequence[str] = KINDS, costs: bool = False):
-        self.lines, self.names, self.costs = [_with_costs(line) if costs else line for line in lines], names, costs
+        self.lines, self.names, self.costs = _with_costs(lines) if costs else list(lines), names, costs
         self.kinds = sorted({line.kind for line in self.lines})
         self.by_case: dict[str, dict[str, Line]] = {}
         for line in self.lines:
@@ -143,9 +143,11 @@ class Results:
         return [c for c in found if c]
 
 
-def _with_costs(line: Line) -> Line:
-    cost = {"seconds": line.seconds, "calls": line.calls} if line.status == DONE else {}
-    return replace(line, scores={**line.scores, **cost})
+def _with_costs(lines: Iterable[Line]) -> list[Line]:
+    lines = list(lines)
+    costs = ("seconds", "calls", *(["gradients"] if any(line.gradients for line in lines) else []))
+    return [replace(line, scores={**line.scores, **{name: getattr(line, name) for name in costs}})
+            if line.status == DONE else line for line in lines]
 
 
 def as_dict(results: Results) -> dict[str, Any]:
@@ -167,16 +169,19 @@ def as_json(results: Results, networks: Mapping[str, str] | None = None) -> str:
 
 
 def as_record(title: str, results: Results, facts: Mapping[str, str],
-              wordings: Mapping[str, Collection[str]] | None = None) -> str:
+              wordings: Mapping[str, Collection[str]] | None = None, baselines: Sequence[str] = ()) -> str:
     """A Markdown file to keep: what was measured, when, where and how; the table, and one for each part.
 
     Args:
         wordings: the names of the cases of each wording; of several each has a table, beside each kind.
+        baselines: configurations that all others are compared with, case by case.
     """
     parts = [f"# {title}\n", "".join(f"- {name}: {' '.join(value.split())}\n" for name, value in facts.items()),
-             "Means over cases with 95 % bootstrap intervals.\n", as_markdown(results)]
+             "Means over cases with 95 % bootstrap intervals.\n", as_markdown(results),
+             *differences(results, baselines)]
     for wording, cases in (wordings or {}).items() if len(wordings or ()) > 1 else ():
-        parts += [f"## {wording} prompts\n", as_markdown(results.of(cases))]
+        own = results.of(cases)
+        parts += [f"## {wording} prompts\n", as_markdown(own), *differences(own, baselines)]
     for kind in results.kinds if len(results.kinds) > 1 else ():
         parts += [f"## {results.names[kind]}\n", as_markdown(results, kind)]
     return "\n".join(parts)
@@ -190,6 +195,21 @@ def as_markdown(results: Results, kind: int | None = None) -> str:
         cells = [results.mean(c, m.key, kind) for m in results.metrics]
         rows.append([c, *("" if v is None else v.text(m) for v, m in zip(cells, results.metrics, strict=True))])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def differences(results: Results, baselines: Sequence[str]) -> list[str]:
+    """For each baseline a table: the others less it, over the same cases, and the share of these in which they win."""
+    parts = []
+    for baseline in baselines:
+        rows = [[f"minus {baseline}", *(m.title for m in results.metrics)], ["---"] * (len(results.metrics) + 1)]
+        for c in results.configurations:
+            found = [results.compare(c, baseline, m) for m in results.metrics]
+            if c != baseline:
+                rows.append([c, *("" if d is None else f"{d.difference.text(m, signed=True)}, {d.wins:.0%}"
+                                  for d, m in zip(found, results.metrics, strict=True))])
+        parts += ["Paired differences with 95 % intervals, and the share of cases won.\n",
+                  "".join(f"| {' | '.join(row)} |\n" for row in rows)]
+    return parts
 
 
 def as_text(results: Results, width: int) -> str:

@@ -16,7 +16,7 @@ from shutil import get_terminal_size
 from sage.bench import places, tables
 from sage.bench.cases import MAPPING, WORDINGS, Benchmark, read_benchmark
 from sage.bench.configs import CONFIGURATIONS, DEFAULT, REGION_DEFAULT, Configuration, configuration
-from sage.bench.experiments import BOUNDS, EXPERIMENTS, REGION_BOUNDS, experiment
+from sage.bench.experiments import BOUNDS, EXPERIMENTS, MODELS, OPTIONAL, REGION_BOUNDS, Experiment, experiment
 from sage.bench.files import BenchmarkError, write_text
 from sage.bench.machine import today, versions
 from sage.bench.magicbrush import SESSIONS, Turn, final_turns, is_magicbrush, read_magicbrush
@@ -54,6 +54,8 @@ RECORD = "tables.md"
 
 CONFIGS = "configurations, any of them as NAME:SETTING=VALUE,... too:\n" + "".join(
     f"  {c.name:28} {c.help}\n" for c in CONFIGURATIONS.values()) + f"""
+NAME@MODEL and NAME@MODEL:SETTING=VALUE,... are on another model than --model's, in the same table.
+
 methods, each as it is recommended, by its name, or as method=NAME where a configuration has the same one:
   {" ".join(able("edit"))}, or path/to/file.py:Class\n""" + "\nexperiments:\n" + "".join(
     f"  {e.name:28} {e.title}\n" for e in EXPERIMENTS.values()) + f"""  {RIVALS:28} {RIVALS_TITLE}
@@ -65,6 +67,11 @@ prompt for both, and so asks for nothing else.
   sage bench dragbench --data DragBench-DR --extractors hub --out runs/drag
   sage bench tficon    --data TF-ICON --config pixels eedit ddpm:strength=0.4 --extractors hub --out runs/icon
   sage bench places    --experiment regions --quick --out runs/places
+
+turbo has rows on a few-step student beside those on its teacher, with what they take.  More students, by
+--models, add rows: {" and ".join(OPTIONAL)}.
+
+  sage bench stilllife --experiment turbo --prompts both --models student=weights/stilllife-turbo --out runs/turbo
 
 {RIVALS} compares all methods on equal terms, and is run alone.  Each method, also with the other inversions
 that it names, is given its settings by the same search: so many trials on the same tuning cases, which are
@@ -144,12 +151,14 @@ def _add_bench(parser: argparse.ArgumentParser, benchmark: str, batch: int, mode
             "folder has them, or a disc around each point; measured is by the points either way [regions]")
     _add_extractors(parser)
     add("--model", default=model, help=f"a name, a diffusers folder or a .safetensors file [{model}]")
+    add("--models", metavar="NAME=MODEL", nargs="+", type=_named_model, action="extend", help="what the names after @ "
+        f"stand for in rows; any other is the model's own [{' '.join(f'{k}={v}' for k, v in MODELS.items())}]")
     add("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one]")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="precision [float16 on cuda, else float32]")
     add("--trials", metavar="N", type=int, default=TRIALS, help=f"of the search for each method's settings, with "
         f"--experiment {RIVALS} [{TRIALS}]")
     add("--batch", metavar="N", type=int, help=f"cases that are edited together [{batch}; {BATCH} with --experiment "
-        f"{RIVALS}]")
+        f"{RIVALS}; 1 with one that tells seconds: {', '.join(e.name for e in EXPERIMENTS.values() if e.timed)}]")
     add("--shard", metavar="I/N", type=_shard, default=(1, 1), help="do the I-th of N parts, all into the same DIR")
     add("--threads", metavar="N", type=int, help="of the CPU for each model; another number may change last digits "
         "[as many as cores; 1 with --engine ray]")
@@ -180,6 +189,13 @@ def _shard(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def _named_model(text: str) -> tuple[str, str]:
+    name, equals, model = text.partition("=")
+    if not (equals and model and re.fullmatch(r"[\w.-]+", name)):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} must be NAME=MODEL, such as student=weights/stilllife-turbo")
+    return name, model
+
+
 def run_bench(args: argparse.Namespace) -> int:
     """Do what is missing of a run, and write and print its tables; 1 if any case failed."""
     for name in ("threads", "workers", "batch", "trials"):
@@ -188,23 +204,29 @@ def run_bench(args: argparse.Namespace) -> int:
     if RIVALS in (args.experiment or ()):
         from sage.commands.rivals import run_rivals
         return run_rivals(args)
-    args.batch = args.batch or args.usual_batch
-    configurations, out = _configurations(args), Path(args.out)
+    experiments = [experiment(name) for name in args.experiment or ()]
+    timed = any(e.timed for e in experiments)
+    args.models = dict(args.models) if args.models else None
+    args.batch = args.batch or (1 if timed else args.usual_batch)
+    configurations, out = _configurations(args, experiments), Path(args.out)
     with Progress(not args.quiet and sys.stderr.isatty(), unit="case", resumes=True) as bar:
         benchmark = _benchmark(args, out, bar)
         threads = args.threads or (1 if args.engine == "ray" else None)
         # The networks depend on what sort of cases there are: to a cluster one of them is enough to send.
         sort = replace(benchmark, cases=tuple(sorted(benchmark.cases, key=lambda case: not case.attributes)[:1]))
-        make = partial(make_engine, sort, args.model, args.device, args.dtype, threads, args.extractors)
+        make = partial(make_engine, sort, args.model, args.device, args.dtype, threads, args.extractors,
+                       MODELS | (args.models or {}))
         pool = _cluster(make, configurations, args, threads) if args.engine == "ray" else Here(*make())
         lines = run(benchmark, configurations, pool, out, batch=args.batch, shard=args.shard, progress=bar)
     everything = in_order(read_manifests(out).values(), benchmark, [c.name for c in configurations])
     facts = {"benchmark": args.benchmark}
     about = pool.describe()
     facts |= {name: said(value) for name, value in about.items()}
-    results = tables.Results(everything, benchmark.kinds, costs=args.benchmark in REGIONAL)
+    facts |= {f"@{c.model}": said(pool.configure(c)["model"]) for c in configurations if c.model}
+    results = tables.Results(everything, benchmark.kinds, costs=timed or args.benchmark in REGIONAL)
+    baselines = [name for name in dict.fromkeys(e.baseline for e in experiments) if name in results.configurations]
     _finish(results, benchmark, out, dict.fromkeys(results.configurations, out), facts | pool.versions(),
-            pool.versions(), args.json, {"machine": pool.machine(), "command": command_line(args)})
+            pool.versions(), args.json, {"machine": pool.machine(), "command": command_line(args)}, baselines)
     return status_of(lines)
 
 
@@ -225,12 +247,16 @@ def _benchmark(args: argparse.Namespace, out: Path, bar: Progress) -> Benchmark:
     return first_of_each_kind(found, QUICK) if args.quick else found
 
 
-def _configurations(args: argparse.Namespace) -> list[Configuration]:
+def _configurations(args: argparse.Namespace, groups: Sequence[Experiment]) -> list[Configuration]:
     """Those that the flags name; SettingsError for one that the benchmark has no use for."""
     regions = args.benchmark in REGIONAL
     bounds, default = (REGION_BOUNDS, REGION_DEFAULT) if regions else (BOUNDS, DEFAULT)
-    groups = [experiment(name) for name in args.experiment or ()]
-    named = [*(bounds if groups else ()), *(args.config or ()), *(name for e in groups for name in e.configurations)]
+    named = [*(bounds if groups else ()), *(args.config or ())]
+    absent = [name for name in OPTIONAL if name not in (args.models or ())]
+    rows = [configuration(name) for e in groups for name in e.configurations]
+    named += [row.name for row in rows if row.model not in absent]
+    if missing := sorted({row.model for row in rows} & set(absent)):
+        print(f"sage: rows on {' and '.join(missing)} are left out: name the models with --models", file=sys.stderr)
     found = [configuration(name) for name in dict.fromkeys(named or default)]
     for c in found:
         if c.makes == ("reconstruction" if regions else "pixels"):
@@ -287,18 +313,20 @@ def _against(folder: str) -> Benchmark:
 
 
 def _finish(results: tables.Results, benchmark: Benchmark, out: Path | None, roots: dict[str, Path],
-            facts: dict[str, str], networks: dict[str, str], as_json: bool, made: dict[str, str]) -> None:
+            facts: dict[str, str], networks: dict[str, str], as_json: bool, made: dict[str, str],
+            baselines: Sequence[str] = ()) -> None:
     """Write tables and report to `out` if there is one, and print the tables, with what the networks are.
 
     Args:
         made: what only the record says, since it may differ between runs that are otherwise the same.
+        baselines: configurations that the record compares the others with.
     """
     if out is not None:
         title = f"Edits of {facts['benchmark']}"
         cases = str(len({line.case for line in results.lines}))
         write_text(out / TABLES, tables.as_json(results, networks))
         record = {"date": today(), **made, **facts, "versions": versions(), "cases": cases}
-        write_text(out / RECORD, tables.as_record(title, results, record, benchmark.wordings))
+        write_text(out / RECORD, tables.as_record(title, results, record, benchmark.wordings, baselines))
         write_report(out / REPORT, title, benchmark, results, roots, facts)
     if as_json:
         print(tables.as_json(results, networks), end="")

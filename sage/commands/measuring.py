@@ -3,9 +3,10 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sage.bench.cases import WORDINGS, Benchmark
 from sage.bench.metrics import Extractors
@@ -14,9 +15,12 @@ from sage.bench.runner import Engine
 from sage.bench.scoring import DONE, Line
 from sage.bench.stilllife import FIRST_SEED, SIDE, TUNING_SEED, write_stilllife
 from sage.display.progress import Progress
-from sage.errors import SettingsError
+from sage.errors import ModelError, SettingsError
 from sage.machine.allocator import keep_freed_memory
 from sage.machine.threads import sleep_while_waiting
+
+if TYPE_CHECKING:
+    from sage.models.backbone import Backbone
 
 TUNING_SPAN = FIRST_SEED - TUNING_SEED  # as many tuning cases of a kind are not among those reported
 BENCHMARK, TABLES, NONE, BOTH = "benchmark", "tables.json", "none", "both"
@@ -39,8 +43,12 @@ def check_sizes(side: int, each: int) -> None:
 
 
 def make_engine(benchmark: Benchmark, model: str, device: str | None, dtype: str | None, threads: int | None,
-                extractors: str) -> tuple[Engine, Extractors]:
-    """The engine with its model and the networks that judge; on a cluster called in each worker."""
+                extractors: str, models: Mapping[str, str] | None = None) -> tuple[Engine, Extractors]:
+    """The engine with its model and the networks that judge; on a cluster called in each worker.
+
+    Args:
+        models: what the names of further models stand for, which rows name; any other is a model's own.
+    """
     keep_freed_memory()  # in each worker of a cluster too
     sleep_while_waiting()
     import torch
@@ -50,7 +58,15 @@ def make_engine(benchmark: Benchmark, model: str, device: str | None, dtype: str
     if threads:
         torch.set_num_threads(threads)
     networks = judges(benchmark, extractors, device)
-    return ModelEngine(sage.load_model(model, device=device, dtype=dtype)), networks
+
+    def load(name: str) -> "Backbone":
+        where = (models or {}).get(name, name)
+        try:
+            return sage.load_model(where, device=device, dtype=dtype)
+        except ModelError as error:
+            raise ModelError(f"{name}: {error} (--models {name}=FOLDER says where it is)") from error
+
+    return ModelEngine(sage.load_model(model, device=device, dtype=dtype), load), networks
 
 
 def judges(benchmark: Benchmark, where: str = NONE, device: str | None = None) -> Extractors:
@@ -80,15 +96,21 @@ def command_line(args: argparse.Namespace) -> str:
     """What to type for the same figures; of paths only the names."""
     words = ["sage", "bench", args.benchmark]
     for name, default in (("each", None), ("quick", False), ("tuning", False), ("side", SIDE), ("prompts", None),
-                          ("ask", None),
-                          ("config", None), ("experiment", None), ("trials", TRIALS), ("extractors", NONE),
-                          ("model", None), ("device", None), ("dtype", None), ("batch", None), ("threads", None)):
+                          ("ask", None), ("config", None), ("experiment", None), ("trials", TRIALS),
+                          ("extractors", NONE), ("model", None), ("models", None), ("device", None), ("dtype", None),
+                          ("batch", None), ("threads", None)):
         value = getattr(args, name, default)
         if value is True:
             words.append(f"--{name}")
         elif value != default:
-            words += [f"--{name}", *([Path(str(value)).name] if not isinstance(value, list) else value)]
+            words += [f"--{name}", *_words(value)]
     return shlex.join(words)
+
+
+def _words(value: object) -> list[str]:
+    if isinstance(value, dict):
+        return [f"{name}={Path(where).name}" for name, where in value.items()]
+    return value if isinstance(value, list) else [Path(str(value)).name]
 
 
 def status_of(lines: Sequence[Line]) -> int:

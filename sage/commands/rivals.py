@@ -38,7 +38,8 @@ from sage.errors import SettingsError
 
 def run_rivals(args: argparse.Namespace) -> int:
     """Compare all methods, and write and print what came of it; 1 if any case failed."""
-    given = [f"--{name}" for name, value in (("config", args.config), ("tuning", getattr(args, "tuning", False)),
+    given = [f"--{name}" for name, value in (("config", args.config), ("models", args.models),
+                                             ("tuning", getattr(args, "tuning", False)),
                                              ("engine ray", args.engine == "ray"), ("shard", args.shard != (1, 1)))
              if value]
     if len(args.experiment) > 1 or given:

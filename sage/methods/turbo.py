@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class Settings(Blending, Solver, Picture):
     """Words."""
 
-    fixes = frozenset({"noise"})
+    fixes = frozenset({"noise", "iterations"})
 
     strength: float = setting(1.0, "how far the embedding goes from the source prompt to the target: 0 stays, 1 gets "
                               "there, more overdoes it, less than 0 does the contrary", low=-10, high=10,
@@ -43,6 +43,8 @@ class Settings(Blending, Solver, Picture):
     steps: int = setting(4, "steps of the generator: those that it was trained for", low=1, high=1000)
     spacing: str = setting("trailing", "how the steps are spread over the noise levels", "leading", "trailing",
                            "linspace")
+    iterations: int = setting(0, "steps that are made of these, from the first: each makes the picture finer; 0 for "
+                              "all", low=0, high=1000)
     noise: str = setting("drawn", "noise of a step: drawn as the inversion network says, or its mean", "drawn", "mean")
     frozen_steps: int = setting(0, "steps, from the first, in which the target has the source's self-attention maps: 1 "
                                 "for short prompts", low=0, high=1000)
@@ -83,6 +85,11 @@ class Turbo(Method[Settings]):
 
     def inversion(self, settings: Settings) -> str:
         return "turbo"
+
+    def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
+        up, down = super().edges(model, settings, size)
+        made = settings.iterations or len(down)
+        return up[-made:], down[:made]
 
     def draws(self, settings: Settings) -> bool:
         return settings.noise == "drawn" or super().draws(settings)

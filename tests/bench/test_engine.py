@@ -1,4 +1,5 @@
 import warnings
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from sage.bench.runner import run
 from sage.bench.scoring import DONE
 from sage.errors import SettingsError
 from sage.method import able, method
+from tests import small
 from tests.bench.world import make_benchmark, picture
 from tests.models import tiny
 
@@ -131,6 +133,47 @@ def test_calls_are_those_of_one_edit_alone_whatever_it_shares(model, benchmark):
                         ("sdedit:steps=4,strength=0.5,guidance_scale=2", 4), ("source", 0), ("autoencoder", 0)):
         for group in (slice(0, 2), slice(0, 1)):
             assert [o.calls for o in make(engine, name, cases[group], sources[group])] == [calls] * len(cases[group])
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    """A model with an inversion network."""
+    made = small.make(tmp_path_factory.mktemp("other") / "tokenizer", prediction="v_prediction").model
+    made.inversion = small.inversion(made)
+    return made
+
+
+def test_a_row_may_name_another_model_and_shares_nothing_with_the_runs_own(model, benchmark, tmp_path):
+    other = deepcopy(model)
+    other.unet.conv_out.weight.mul_(0.5)
+    loaded, names = [], ("method=plain:steps=2", "method=plain@second:steps=2")
+    engine = ModelEngine(model, lambda name: loaded.append(name) or other)
+    lines = run(benchmark, [configuration(n) for n in names], engine, tmp_path, batch=3)
+    assert [line.reason for line in lines if line.status != DONE] == [] and loaded == ["second"]
+    case = benchmark.cases[0]
+    alone, own, named = (make(e, name, [case], [benchmark.source(case)])[0]
+                         for e, name in ((ModelEngine(other), names[0]), (engine, names[0]), (engine, names[1])))
+    assert np.array_equal(pixels(alone), pixels(named)) and not np.array_equal(pixels(own), pixels(named))
+    found = engine.configure(configuration(names[1]))
+    assert found["model"]["weights"] == other.fingerprint() != engine.describe()["weights"]
+    assert "model" not in engine.configure(configuration(names[0]))
+    first, second = (pictures.read_settings(tmp_path / lines[i].picture) for i in (0, 3))
+    assert first != second and first["settings"] == second["settings"]
+
+
+def test_a_model_that_a_row_cannot_have_is_one_line(model):
+    with pytest.raises(SettingsError, match="this run has one model alone"):
+        ModelEngine(model).configure(configuration("plain@second"))
+    for name, said in (("source@second", "is a bound"), ("plain@", "name a model"), ("plain@:steps=2", "name a model")):
+        with pytest.raises(SettingsError, match=said):
+            configuration(name)
+
+
+def test_calls_of_an_inversion_network_count_too(student, benchmark):
+    case, engine = benchmark.cases[0], ModelEngine(student)
+    [whole], [part] = (make(engine, f"turbo:cross_level=0,iterations={n}", [case], [benchmark.source(case)])
+                       for n in (0, 2))
+    assert (whole.calls, part.calls) == (12, 6)
 
 
 def test_calls_that_are_differentiated_are_counted(model, benchmark):

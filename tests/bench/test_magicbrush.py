@@ -182,7 +182,7 @@ def test_the_inputs_are_not_taken_for_results(folder):
 @pytest.fixture
 def stubbed(monkeypatch):
     monkeypatch.setattr(sage, "load_model", lambda *args, **kwargs: None)
-    monkeypatch.setattr(engines, "ModelEngine", lambda model: StubEngine())
+    monkeypatch.setattr(engines, "ModelEngine", lambda *given: StubEngine())
 
 
 def test_from_the_command_line(stubbed, folder, tmp_path, capsys):

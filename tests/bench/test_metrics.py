@@ -172,7 +172,8 @@ def test_of_a_strip_the_last_picture_counts():
 
 # Of drags and compositions (tests/bench/test_region_benchmarks.py), and what an edit costs
 OF_REGIONS = {"distance", "distance_share", "fidelity", "clip_kept", "lpips_background", "lpips_foreground",
-              "clip_image", "clip_text", "revealed_psnr", "place_error", "ghost", "iou", "seconds", "calls"}
+              "clip_image", "clip_text", "revealed_psnr", "place_error", "ghost", "iou", "seconds", "calls",
+              "gradients"}
 
 
 def test_every_figure_has_a_column(pair, mask):

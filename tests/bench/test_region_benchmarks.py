@@ -185,7 +185,7 @@ def test_the_record_of_a_result_repeats_it(model, compositions, tmp_path):
 def test_by_default_what_is_moved_is_measured_beside_plain_pixels(drags, monkeypatch, tmp_path, capsys):
     engine = StubEngine()
     monkeypatch.setattr(sage, "load_model", lambda *args, **kwargs: None)
-    monkeypatch.setattr(engines, "ModelEngine", lambda model: engine)
+    monkeypatch.setattr(engines, "ModelEngine", lambda *given: engine)
     assert bench("dragbench", drags, tmp_path / "out") == 0
     rows = [row.split("|")[1].strip() for row in capsys.readouterr().out.splitlines()]
     assert rows[2:] == list(REGION_DEFAULT) and {"regiondrag", "eedit", "source", "pixels"} <= set(rows)
@@ -210,7 +210,7 @@ class Untouched(StubEngine):
 @pytest.mark.slow
 def test_places_are_run_like_any_other(monkeypatch, tmp_path):
     monkeypatch.setattr(sage, "load_model", lambda *args, **kwargs: None)
-    monkeypatch.setattr(engines, "ModelEngine", lambda model: Untouched())
+    monkeypatch.setattr(engines, "ModelEngine", lambda *given: Untouched())
     words = ["bench", "places", "--out", str(tmp_path), "--side", "64", "--tuning", "--quiet", "--each", "1"]
     assert main([*words, "--config", "pixels", "eedit:words=source"]) == 0
     tables = json.loads((tmp_path / "tables.json").read_text())

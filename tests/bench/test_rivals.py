@@ -366,6 +366,7 @@ def test_the_front_is_of_those_that_no_other_beats_in_both():
     (["stilllife", "--config", "plain"], "leave out --config"),
     (["stilllife", "--experiment", "loss"], "leave out the other experiments"),
     (["stilllife", "--shard", "1/2"], "leave out --shard"),
+    (["stilllife", "--models", "student=x"], "leave out --models"),
     (["stilllife", "--engine", "ray"], "leave out --engine ray"),
     (["stilllife", "--tuning"], "leave out --tuning"), (["stilllife", "--trials", "0"], "--trials is 0"),
     (["magicbrush", "--data", "x"], "is for stilllife and piebench"), (["piebench", "--data", "x"], "no benchmark")])

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from benchmarks.speed import __main__ as command
 from benchmarks.speed import ablation, baseline, carried, count, floor, parts, table
 from benchmarks.speed.cells import BASELINE, CELLS, GUIDED, OURS, UNASKED, WHOLE, Cell
+from benchmarks.speed.few import CASES, METHODS, Few
+from benchmarks.speed.few import measure as measure_few
 from benchmarks.speed.measure import IMPLEMENTATIONS, Clock, Host, Ours, bytes_of, held, measure
 from benchmarks.speed.memory import slope
 from sage.machine.estimates import FILE
@@ -242,6 +244,41 @@ def test_every_cell_is_measured_or_says_why_not():
     turns = [name for name in names if name.startswith("sd14-256-cpu-float32-b1 ")]
     assert [t.split()[1] for t in turns] == [OURS, BASELINE, BASELINE, OURS, OURS, BASELINE]
     assert any("cuda" in job["name"] for job in command.plan(cells, None, False, cuda=True))
+
+
+def test_a_student_is_measured_beside_sage_and_the_large_one_only_where_it_is_asked_for():
+    def few(*only):
+        jobs = command.plan(command.chosen(only or None, None, False, False), only or None, False, cuda=False)
+        return [job["name"] for job in jobs if job["kind"] == "few"]
+
+    names = few("few-stilllife")
+    assert few() == few("few") == names and names[:4] == [
+        f"few-stilllife-turbo-128-float32 {name}" for name in ("turbo 1", "turbo-ddpm 1", "sage 1", "sage 2")]
+    assert [name.split()[1] for name in few("few-sdxl")] == ["turbo", "turbo-ddpm", "sage"] and few("memory") == []
+
+
+def test_targets_of_a_student_are_those_of_the_medians():
+    case = asdict(CASES[0])
+    row = {"steps": 4, "threads": 2, "calls": [8, 4], "gradients": 0, "weights": 2**30, "peak": 3 * 2**30,
+           "interpreter": 2**29}
+    kept = json.loads(Path("benchmarks/results/speed.json").read_text())
+    for edit, met in ((0.2, "yes"), (0.3, "**no**")):
+        of_turbo = row | {"invert": [0.4, 0.9, 0.4], "edit": [0.1, edit, 9.0]}
+        rows = [{"job": {"kind": "few", "case": case, "method": name}, "result": of_turbo} for name in METHODS]
+        text = table.render(kept | {"rows": kept["rows"] + rows})
+        assert "an inversion by turbo, seconds | at most 0.5 | 0.4 | yes |" in text
+        assert f"an edit by turbo, seconds | at most 0.25 | {edit:g} | {met} |" in text
+        assert ("| stilllife-turbo 128 float32 | turbo-ddpm | 4 | 2 | 0.4 (0.4 to 0.9) | "
+                f"{edit:g} (0.1 to 9) | 8 + 4 | 0 | 1.00 | 1.50 |") in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "calls", "back"), (("turbo", [8, 4], 0), ("turbo-ddpm", [3, 6], 0),
+                                                     ("sage", [20, 40], 17)))
+def test_a_student_of_xls_shape_is_written_and_measured(folder, name, calls, back):
+    found = measure_few(Few("tiny-xl", "tiny-xl", 64, "float32", timed=2), name, folder)
+    assert (found["calls"], found["gradients"]) == (calls, back)
+    assert len(found["invert"]) == len(found["edit"]) == 2 and found["peak"] > found["interpreter"] > 0
 
 
 def test_a_part_can_be_asked_for():

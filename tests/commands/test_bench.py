@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 
@@ -14,7 +15,7 @@ import sage
 from sage.bench import engine as engines
 from sage.bench.experiments import BOUNDS, EXPERIMENTS
 from sage.commands.main import main
-from sage.models.known import KNOWN
+from sage.models.known import KNOWN, find_model
 from tests.bench.world import StubEngine, make_benchmark
 from tests.models import tiny
 
@@ -24,7 +25,7 @@ def stubbed(monkeypatch):
     """No model is loaded; returns the engine that works instead."""
     engine = StubEngine()
     monkeypatch.setattr(sage, "load_model", lambda *args, **kwargs: None)
-    monkeypatch.setattr(engines, "ModelEngine", lambda model: engine)
+    monkeypatch.setattr(engines, "ModelEngine", lambda *given: engine)
     return engine
 
 
@@ -82,6 +83,35 @@ def test_a_second_run_gives_the_same_tables(benchmark, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     record = (tmp_path / "one/tables.md").read_text()
     assert "--model tiny --batch 3" in record and str(tmp_path) not in record and record.count("- versions: sage ") == 1
+
+
+def test_an_experiment_with_a_student_tells_seconds_and_differences_and_leaves_out_what_is_not_there(
+        stubbed, benchmark, tmp_path, capsys, monkeypatch):
+    rows = ("plain:steps=2", "plain@student:steps=2", "plain@no-kl:steps=2", "plain@single-step:steps=2")
+    monkeypatch.setitem(EXPERIMENTS, "turbo", replace(EXPERIMENTS["turbo"], configurations=rows, baseline=rows[1]))
+    stubbed.configure = lambda c: {"name": c.name, "model": {"weights": c.model}}
+    assert bench(benchmark, tmp_path, "--experiment", "turbo", "--models", "no-kl=/some/where/no-kl") == 0
+    assert "rows on single-step are left out" in capsys.readouterr().err
+    names = [row["configuration"] for row in json.loads((tmp_path / "tables.json").read_text())["table"]]
+    assert list(dict.fromkeys(names)) == [*BOUNDS, *rows[:3]]
+    assert json.loads((tmp_path / "run.json").read_text())["batch"] == 1
+    text = (tmp_path / "tables.md").read_text()
+    assert "| seconds | network calls |" in text and "- @no-kl: weights no-kl\n" in text
+    assert "--experiment turbo --model sd-1.4 --models no-kl=no-kl --batch 1" in text and "/some" not in text
+    [head, _, *body] = text.partition("| minus plain@student:steps=2 |")[2].splitlines()
+    assert "PSNR inside" in head and body[len(BOUNDS)].startswith("| plain:steps=2 | ") and "%" in body[len(BOUNDS)]
+
+
+def test_a_student_that_is_not_there_is_one_line(benchmark, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(engines.ModelEngine, "__init__", lambda self, model, load: load("student"))
+    monkeypatch.setattr(sage, "load_model", lambda where, **given: find_model(where))
+    monkeypatch.setenv("SAGE_WEIGHTS", str(tmp_path))
+    assert bench(benchmark, tmp_path / "out", "--config", "turbo@student", "--model", "stilllife", "--models",
+                 "student=nowhere") == 2
+    assert re.search(r"student: no model is called 'nowhere'.*\(--models student=FOLDER says", capsys.readouterr().err)
+    with pytest.raises(SystemExit):
+        bench(benchmark, tmp_path / "out", "--models", "student")
+    assert "'student' must be NAME=MODEL, such as" in capsys.readouterr().err
 
 
 def test_a_failure_is_exit_status_1(stubbed, benchmark, tmp_path, capsys):

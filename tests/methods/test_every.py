@@ -139,7 +139,7 @@ ROWS = {
     "turbo": Row(
         base=dict(spacing="leading", blend=("cat", "dog"), blend_threshold=0.7, cross_level=0),
         plainly=dict(blend=None), bound="reconstruction",
-        others=dict(strength=0.5, frozen_steps=1, mask_blur=1.0, blend_threshold=0.4)),
+        others=dict(strength=0.5, frozen_steps=1, iterations=1, mask_blur=1.0, blend_threshold=0.4)),
     "turbo-ddpm": Row(
         base=dict(strength=1.0, spacing="leading"), plainly=dict(last_limit=0.0), bound="picture",
         others=PRESERVED | dict(strength=0.5, shift=100, last_limit=1e-4, last_norm=1e-2, cross_level=1),

@@ -32,16 +32,20 @@ def latents(model, size=(128, 128)):
 
 
 class Maps:
-    """Keeps the probabilities of every layer of a kind, attn1 or attn2, in the graph."""
+    """Keeps the probabilities of every layer of a kind, attn1 or attn2, in the graph.
 
-    def __init__(self, found, name, kind="attn2"):
-        self.found, self.name, self.kind = found, name, kind
+    Args:
+        lent: by the layer's name, probabilities that it has in the place of its own.
+    """
+
+    def __init__(self, found, name, kind="attn2", lent=None):
+        self.found, self.name, self.kind, self.lent = found, name, kind, lent or {}
 
     def __call__(self, attn, x, encoder_hidden_states=None, **_):
         context = x if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = (t.unflatten(-1, (attn.heads, -1)).transpose(1, 2).flatten(0, 1)
                    for t in (attn.to_q(x), attn.to_k(context), attn.to_v(context)))
-        maps = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1)
+        maps = self.lent.get(self.name, (q @ k.transpose(-1, -2) * attn.scale).softmax(-1))
         if self.kind in self.name:
             self.found[self.name] = maps
         out = (maps @ v).unflatten(0, (-1, attn.heads)).transpose(1, 2).flatten(2)

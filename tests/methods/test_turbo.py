@@ -1,5 +1,7 @@
 """TurboEdit: its two algorithms written out with diffusers' UNet, and what must hold to the last bit."""
 
+import math
+
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +13,8 @@ from sage.guidance import masks
 from sage.models.sd.inversion import InversionNet, inversion_params
 from sage.sampling.levels import alphas_cumprod
 from tests import small
+from tests.methods.p2p_original import word_positions
+from tests.methods.test_pix2pix_zero import Maps
 from tests.models import oracle
 
 SOURCE, TARGET, OTHER = "a cat on a mat", "a dog on a mat", "a cat on a bed"
@@ -55,26 +59,99 @@ def theirs(made) -> torch.nn.Module:
     return network
 
 
+def watched(unet, z, t, text, lent=None):
+    """What diffusers' UNet gives, and every attention map (heads, queries, keys), some of them lent by another pass."""
+    kept, found = dict(unet.attn_processors), {}
+    unet.set_attn_processor({name: Maps(found, name, "attn", lent) for name in kept})
+    try:
+        return unet(z, t, text).sample, found
+    finally:
+        unet.set_attn_processor(kept)
+
+
+def blurred(mask, deviation):
+    """(1, 1, h, w) under a Gaussian that ends at two deviations, place by place; mirrored at the edges."""
+    half = math.ceil(2 * deviation)
+    weights = [math.exp(-k * k / (2 * deviation**2)) for k in range(-half, half + 1)]
+    for axis in (2, 3):
+        last = mask.shape[axis] - 1
+        mask = sum(w / sum(weights) * mask.index_select(axis, torch.tensor(
+            [last - abs(last - abs(i + k)) for i in range(last + 1)])) for k, w in enumerate(weights, start=-half))
+    return mask
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("strength", (1.0, 1.5, -0.5))
-def test_both_algorithms_are_those_of_the_paper(made, strength):
+def original(made, strength=1.0, frozen=0, words=None, hand=None, deviation=0.0, threshold=0.6):
+    """Both algorithms, mask and frozen attention written out: the edited latents of each step, and the last mask.
+
+    Args:
+        frozen: steps, from the first, in which the target has the source's self-attention maps.
+        words: one of each prompt, which mark the mask by the attention paid to them at 16 x 16 places.
+        hand: (1, 1, 16, 16) a mask by hand.
+    """
     finder, a = theirs(made), alphas_cumprod(made.model.schedule.params).float()
     source, target = (made.model.embed([made.model.prompts.parse(p)]).tokens for p in (SOURCE, TARGET))
     x0, x, y, found = latents(), torch.zeros(1, 4, 16, 16), torch.zeros(1, 4, 16, 16), []
-    edited = source + strength * (target - source)
+    edited, seen, mask = source + strength * (target - source), torch.zeros(256), None
     for k, t in enumerate(TIMES):
         s, n = a[t].sqrt(), (1 - a[t]).sqrt()
         mean, log_variance = finder(torch.cat([x0, x], dim=1), t, source).sample.chunk(2, dim=1)
         eps = mean + log_variance.clamp(-10, 4).exp().sqrt() * noise(k)
-
-        def generated(z, text, t=t, s=s, n=n):
-            return s * z - n * made.unet(z, t, text).sample
-
-        x, y = generated(s * x + n * eps, source), generated(s * y + n * eps, edited)
+        zs, zt = s * x + n * eps, s * y + n * eps
+        v, of_source = watched(made.unet, zs, t, source)
+        x = s * zs - n * v
+        v, of_target = watched(made.unet, zt, t, edited,
+                               {name: maps for name, maps in of_source.items() if "attn1" in name and k < frozen})
+        y = s * zt - n * v
+        for maps, prompt, word in zip((of_source, of_target), (SOURCE, TARGET), words or (), strict=False):
+            for name, m in maps.items():
+                if "attn2" in name and m.shape[1] == 256:
+                    seen += m.mean(0)[:, word_positions(made.tokenizer, prompt, word)].sum(-1)
+        parts = [*([hand] if hand is not None else []),
+                 *([(seen / seen.max() > threshold).float().view(1, 1, 16, 16)] if words else [])]
+        if parts:
+            mask = math.prod(parts)
+            mask = blurred(mask, deviation) if deviation else mask
+            y = mask * y + (1 - mask) * x
         found.append(y)
+    return found, mask
+
+
+@pytest.mark.parametrize("strength", (1.0, 1.5, -0.5))
+def test_both_algorithms_are_those_of_the_paper(made, strength):
+    found, _ = original(made, strength)
     got = run(made.model, strength=strength)
     assert len(got) == 4 and max(off(a, b) for a, b in zip(got, found, strict=True)) < 1e-4
     assert off(got[-1], run(made.model, SOURCE)[-1]) > 0.01
+
+
+@pytest.mark.parametrize(("frozen", "words", "by_hand", "deviation"), [
+    (1, None, True, 1.0), (0, ("cat", "dog"), False, 0.5),
+    pytest.param(2, ("cat", "dog"), True, 0.75, marks=pytest.mark.slow),
+    pytest.param(3, None, False, 0.0, marks=pytest.mark.slow)])
+def test_so_are_the_mask_and_the_frozen_steps(made, frozen, words, by_hand, deviation):
+    picture, hand = Image.new("L", (128, 128)), torch.zeros(1, 1, 16, 16)
+    picture.paste(255, (0, 0, 64, 96))
+    hand[..., :12, :8] = 1
+    found, mask = original(made, 1.0, frozen, words, hand if by_hand else None, deviation)
+    got = run(made.model, request={"mask": picture} if by_hand else None, frozen_steps=frozen, blend=words,
+              mask_blur=deviation)
+    assert max(off(a, b) for a, b in zip(got, found, strict=True)) < 1e-4
+    assert off(got[-1], run(made.model)[-1]) > 1e-3  # and it is of effect
+    if mask is not None:
+        assert mask.max() > 0.3 and mask.min() < 0.01 and ((mask > 0.01) & (mask < 0.99)).any()
+
+
+def test_iterations_are_the_first_steps_of_all(made):
+    """At the timesteps of all four, which two steps of a grid of two would not be at."""
+    whole = run(made.model)
+    assert all(torch.equal(a, b) for a, b in zip(run(made.model, iterations=2), whole[:2], strict=True))
+    assert not torch.equal(run(made.model, steps=2)[1], whole[1])
+    picture, settings = small.picture(), sage.method("turbo").Settings(cross_level=0)
+    path = sage.invert(made.model, picture, SOURCE, settings.but(iterations=2))
+    assert len(path.noises) == 2
+    with pytest.raises(SageError, match="iterations"):
+        sage.edit(made.model, picture, SOURCE, TARGET, settings, trajectory=path)
 
 
 def reconstruction(made) -> torch.Tensor:

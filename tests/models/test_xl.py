@@ -26,12 +26,14 @@ from sage.models import known, loading
 from sage.models.backbone import MEMBERS, Backbone, Text
 from sage.models.describe import describe
 from sage.models.sd import loading as sd
+from sage.models.sd.inversion import InversionNet, inversion_params
 from sage.models.sd.xl import StableDiffusionXL
 from sage.sampling.levels import DiffusionSchedule, Level
 from sage.sampling.steps import stochastic, with_noise
 from tests import small
 from tests.models import hub as hubs
-from tests.models import tiny
+from tests.models import oracle, tiny
+from training.export import unet_config, write_network
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -219,6 +221,11 @@ def test_a_student_makes_its_picture_in_four_steps(tmp_path, family):
     levels = model.schedule.levels(4, "trailing")
     assert [level.t for level in levels] == [0, 249, 499, 749, 999] and levels[0].alpha == 1
     assert "few" in describe(made.folder)["steps"]
+    for preset, grid in (("published", [799, 599, 399, 199]), ("published-3", [799, 499, 199])):
+        told, path = edited_by_turbo_ddpm(model, preset)
+        assert told == 2 * grid  # there, and back with both prompts in one pass
+        z0, *noisy = path.latents  # noised 200 timesteps less than the student is told, so at 199 not at all
+        assert [torch.equal(z, z0) for z in noisy[::-1]] == [t < 200 for t in grid]
     if family != "XL":
         return
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(7))
@@ -226,6 +233,18 @@ def test_a_student_makes_its_picture_in_four_steps(tmp_path, family):
                                        latents=noise, output_type="latent").images
     ours = sage.generate(model, SOURCE, width=32, height=32, latents=noise * levels[-1].noise)[0]
     assert ours.settings.steps == 4 and distance(ours.latents, theirs) < 1e-4
+
+
+def edited_by_turbo_ddpm(model, preset: str):
+    """The timesteps that a network is told, pass by pass, and the way to noise."""
+    told, ordinary = [], model.predict
+    model.predict = lambda z, level, text: told.append(level.t) or ordinary(z, level, text)
+    try:
+        found = sage.edit(model, small.picture(32, 32), SOURCE, TARGET, method("turbo-ddpm").preset(preset))
+    finally:
+        del model.predict
+    assert found.latents.isfinite().all() and found.image.size == (32, 32)
+    return told, found.trajectory
 
 
 def test_new_noise_at_every_step_is_what_eulers_ancestral_sampler_draws():
@@ -284,6 +303,37 @@ def test_inversions_of_prompt_to_prompt(model, name, tmp_path):
     again = sage.load_trajectory(tmp_path / "t.safetensors", model)
     a, b = (sage.edit(model, small.picture(32, 32), SOURCE, TARGET, settings, trajectory=t) for t in (path, again))
     assert torch.equal(a.latents, b.latents)
+
+
+@torch.no_grad()
+def test_an_inversion_network_is_told_what_the_generator_is(model):
+    """Pooled text and sizes, height before width, as diffusers' network is."""
+    torch.manual_seed(0)
+    ours = InversionNet(inversion_params(model.unet.params), model.vae.factor).eval()
+    theirs = oracle.unet(ours.params)
+    theirs.load_state_dict(ours.state_dict())
+    text = model.embed([model.prompts.parse(SOURCE)])
+    x0, x = torch.randn(2, 1, 4, 16, 24)
+    told = {"text_embeds": text.pooled, "time_ids": torch.tensor([[32, 48, 0, 0, 32, 48]])}
+    mean, log_variance = theirs(torch.cat([x0, x], 1), 499, text.tokens, added_cond_kwargs=told).sample.chunk(2, 1)
+    found = ours.noise(x0, x, model.schedule.level(499), text)
+    assert distance(found[0], mean) < 1e-4 and distance(found[1], log_variance.clamp(-10, 4)) < 1e-4
+    other = ours.noise(x0, x, model.schedule.level(499), Text(text.tokens, 2 * text.pooled))
+    assert distance(other[0], mean) > 1e-3
+
+
+def test_turbo_edits_with_it(made, tmp_path):
+    """From a folder that has the network beside the UNet; equal prompts give the reconstruction."""
+    folder = Path(shutil.copytree(made.folder, tmp_path / "student"))
+    params = inversion_params(tiny.UNETS["XL"])
+    torch.manual_seed(0)
+    write_network(folder / "inversion", InversionNet(params), unet_config(params, 16))
+    student = sage.load_model(folder, device="cpu")
+    assert student.part("inversion").params == params and student.part("inversion").factor == student.vae.factor
+    same, other = (sage.edit(student, small.picture(32, 48), SOURCE, target, method="turbo")
+                   for target in (SOURCE, TARGET))
+    assert torch.equal(same.latents, same.trajectory.reconstructions[-1])
+    assert other.latents.isfinite().all() and not torch.equal(same.latents, other.latents)
 
 
 def test_the_command_line(made, tmp_path, capsys):

@@ -10,7 +10,7 @@ from sage.sampling.levels import Level
 from sage.sampling.steps import Prediction, from_output
 from tests.models import tiny
 from training.turbo import __main__ as command
-from training.turbo import inversion, student
+from training.turbo import export, inversion, report, student
 from training.turbo import teacher as teachers
 from training.turbo.teacher import ANCHORS, Teacher
 
@@ -148,6 +148,82 @@ def test_both_trainings_learn_and_the_student_stays_as_it_is(tmp_path, teacher, 
     network = inversion.train(tmp_path, trained, teacher, latents, 32, 8)
     assert isinstance(network, InversionNet) and network.conv_out.weight.any()
     assert all(torch.equal(value, trained.state_dict()[name]) for name, value in kept.items())
+
+
+class Reads:
+    """An encoder that reads what it is told to: a picture's first number says which of its answers."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def attributes(self, picture):
+        return self.answers[int(picture.flat[0])]
+
+
+def test_a_changed_word_counts_where_it_changes_what_it_names():
+    pictures = [np.full((2, 2, 3), k, np.uint8) for k in range(2)]
+    encoder = Reads([{"colour": "red"}, {"colour": "blue"}])
+    pair = ("a red mug", "a blue mug", "colour", "blue")
+    for (before, after), counts in (((0, 1), 1), ((1, 1), 0), ((0, 0), 0), ((1, 0), 0)):
+        assert report.acted(encoder, [pictures[before]], [pictures[after]], [pair]).tolist() == [counts]
+
+
+def inverted(spread=(1.0, 1.0, 1.0, 1.0), steps=(20.0, 24.0, 26.0, 27.0)):
+    noises = torch.randn(len(spread), 8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    psnr = {"autoencoder": 28.0, **{f"after step {k}": value for k, value in enumerate(steps, start=1)},
+            "DDIM inversion and back": 21.0}
+    return {name: np.full(8, value) for name, value in psnr.items()}, noises * torch.tensor(spread)[:, None, None, None,
+                                                                                             None]
+
+
+@pytest.mark.parametrize(("given", "missed"), [
+    ({}, set()),
+    ({"spread": (1.0, 1.0, 1.0, 0.8)}, {"deviation of the noise, step by step"}),
+    ({"spread": (1.0, 1.0, 1.05, 2.0)}, {"deviation of the noise, step by step", "largest noise"}),
+    ({"steps": (20.0, 24.0, 23.0, 26.5)}, {"gained at each step, dB"}),
+    ({"steps": (20.0, 21.0, 22.0, 25.0)}, {"lost beside the autoencoder, dB", "gained beside DDIM inversion, dB"}),
+    ({"spread": (1.0,), "steps": (20.0,)}, set())])
+def test_the_inversion_network_is_held_to_its_targets(given, missed):
+    lines = report.inversion_lines(*inverted(**given))
+    assert {what for what, _, _, met in lines if met is False} == missed
+    asked = {what for what, _, wanted, met in lines if wanted and met is not None}
+    assert len(asked) == (6 if len(given.get("steps", "four")) > 1 else 3)
+    found, noises = inverted()
+    smooth = torch.nn.functional.avg_pool2d(noises.flatten(0, 1), 3, 1, 1).view_as(noises)
+    lines = report.inversion_lines(found, smooth / smooth.std())
+    assert "correlation of neighbours" in {what for what, _, _, met in lines if met is False}
+
+
+@pytest.mark.slow
+def test_the_report_has_every_target_and_says_which_are_met(tmp_path, folder, monkeypatch):
+    """Of random weights nearly none is; the single-step precursor is asked less."""
+    turbo, teacher = tmp_path / "turbo", Teacher(folder, workers=1)
+    generator = teacher.copy().requires_grad_(False)
+    network = inversion.from_student(generator)
+    monkeypatch.setattr(report, "load_encoder", lambda where: Reads([dict.fromkeys(report.ATTRIBUTES, "red")] * 256))
+    monkeypatch.setattr(report, "prompt", lambda scene: "a cat")
+    monkeypatch.setattr(report, "changed", lambda count: [("a cat", "a dog", "colour", "blue")] * count)
+    monkeypatch.setattr(student, "SOLVE", 4)
+    of_student = {"attributes read right, %": "lost <= 3", "endpoint from 999, dB": "> 22",
+                  "endpoint from 249, dB": "> 30", "sharpness, % of the teacher's": ">= 90",
+                  "changed words that act, %": "> 85"}
+    for steps in (4, 1):
+        export.export(folder, turbo, teacher, generator, network, {}, steps)
+        report.main(["--model", str(turbo), "--teacher", str(folder), "--count", "2"])
+        text = (turbo / "REPORT.md").read_text()
+        rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+        asked = {row[0]: (row[2], row[3].strip("*")) for row in rows[1:] if len(row) == 4}
+        assert {what: wanted for what, (wanted, _) in asked.items()} == of_student | {
+            "deviation of the noise, step by step": "0.9 to 1.1", "largest noise": "< 6",
+            "correlation of neighbours": "< 0.1",
+            **({"lost beside the autoencoder, dB": "<= 2", "gained at each step, dB": "> 0",
+                "gained beside DDIM inversion, dB": ">= 5"} if steps == 4 else {})}
+        missed = [met for _, met in asked.values() if met == "no"]
+        assert f"{len(missed)} of {len(asked)} targets are missed" in text and missed
+        assert sum(row[0].startswith("reconstruction, after step") for row in rows) == steps
+        assert sage.method("turbo").recommended(sage.load_model(turbo)).steps == steps
+        monkeypatch.setattr(report, "student_lines", lambda *given: [])  # it is the same
+        of_student = {}
 
 
 def test_from_a_folder_to_a_folder_that_edits(tmp_path, folder, monkeypatch):

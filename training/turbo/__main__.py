@@ -9,7 +9,7 @@ import torch
 from sage.models.known import find_model
 from training.turbo import inversion, student
 from training.turbo.export import export
-from training.turbo.teacher import Teacher
+from training.turbo.teacher import ANCHORS, Teacher
 
 STAGES = ("guided", "tuples", "student", "inversion", "export")
 
@@ -70,7 +70,8 @@ def main(argv: list[str] | None = None) -> None:
                    for name in ("guided", "student-first", "student", args.name)}
         history |= {"teacher": teacher.model.fingerprint(), "guidance scale": args.scale, "kl": args.kl,
                     "tuple files": args.tuple_files}
-        export(find_model(args.teacher)[1], args.weights, teacher, generator, network, history)
+        export(find_model(args.teacher)[1], args.weights, teacher, generator, network, history,
+               1 if args.single_step else len(ANCHORS))
         print(args.weights)
 
 

@@ -19,10 +19,11 @@ SETTINGS = {"turbo": {"steps": 4}, "turbo-ddpm": {"steps": 4, "strength": 0.75},
 
 
 def export(given: Path, weights: Path, teacher: Teacher, student: UNet, inversion: InversionNet,
-           history: dict[str, object]) -> None:
+           history: dict[str, object], steps: int = 4) -> None:
     """Write the folder `weights`, replacing what is there.
 
     Args:
+        steps: that the inversion network was trained for, and so is asked for.
         given: the teacher's folder, of which the other parts are copied.
         history: what stands in training.json of how they were made.
     """
@@ -34,7 +35,7 @@ def export(given: Path, weights: Path, teacher: Teacher, student: UNet, inversio
     side = teacher.model.sample_size // teacher.model.vae.factor
     scheduler = json.loads((given / "scheduler" / "scheduler_config.json").read_text())
     write_json(weights / "scheduler" / "scheduler_config.json", scheduler | {"prediction_type": "v_prediction"})
-    write_json(weights / "settings.json", SETTINGS)
+    write_json(weights / "settings.json", SETTINGS | {"turbo": {"steps": steps}})
     for part, network in (("unet", student), (INVERSION, inversion)):
         write_network(weights / part, network, unet_config(network.params, side))
     write_history(weights, history)

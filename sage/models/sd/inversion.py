@@ -23,7 +23,15 @@ def inversion_params(unet: UNetParams) -> UNetParams:
 
 
 class InversionNet(UNet):
-    """Predicts the noise for one step of a few-step generator."""
+    """Predicts the noise for one step of a few-step generator.
+
+    Args:
+        factor: pixels a side of a place of the latents, for networks that are told sizes, as those of XL are.
+    """
+
+    def __init__(self, params: UNetParams, factor: int = 8):
+        super().__init__(params)
+        self.factor = factor
 
     def noise(self, x0: Tensor, reconstruction: Tensor, level: Level, text: Text) -> tuple[Tensor, Tensor]:
         """Mean and log variance, each (B, C, h, w) float32.
@@ -34,6 +42,10 @@ class InversionNet(UNet):
             level: from which the step starts.
             text: embedded source prompts.
         """
-        both = self(torch.cat([x0, reconstruction], dim=1), level.t, text.tokens).float()
+        added = None
+        if text.pooled is not None:  # as the generator is told
+            height, width = (side * self.factor for side in x0.shape[-2:])
+            added = self.added(text.pooled, torch.tensor([[height, width, 0, 0, height, width]], device=x0.device))
+        both = self(torch.cat([x0, reconstruction], dim=1), level.t, text.tokens, added).float()
         mean, log_variance = both.chunk(2, dim=1)
         return mean, log_variance.clamp(*LOG_VARIANCE)

@@ -133,7 +133,8 @@ def open_source(source: Source) -> Opened:
     if source.holds(INVERSION):
         inversion, _ = configs.unet_params(source.config(f"{INVERSION}/config.json"))
         check_inversion(inversion, unet, vae, texts, source.path / INVERSION)
-        parts["inversion"] = Part(lambda: InversionNet(inversion), source.tensors(INVERSION),
+        factor = 2 ** (len(vae.channels) - 1)
+        parts["inversion"] = Part(lambda: InversionNet(inversion, factor), source.tensors(INVERSION),
                                   str(source.path / INVERSION))
     return Opened(source.path, family_of(unet, texts), unet, vae, tuple(texts), schedule, prediction, "", pixels,
                   student, parts, tokenizers, {**of_student, **source.recommends()}, more)
