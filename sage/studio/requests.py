@@ -45,7 +45,7 @@ class EditRequest:
         mask: the key of the picture that says where the edit may be; "" for everywhere.
         paste: whether outside the mask the picture's own pixels are put back.
         moves: what is to be put elsewhere in it.
-        live: whether it is made while something is being changed: it takes the place of the visitor's live edits before.
+        live: whether it is made while something is changed: it takes the place of the visitor's live edits before.
     """
 
     model: str
