@@ -181,7 +181,7 @@ class SAGE(Method[Settings]):
     reads = frozenset({"source", "target", "mask"})
     presets = {"published": RELEASED}
     keep = "reconstruction_scale"
-    beside = ("fixed-point",)
+    beside = ("fixed-point", "uni")
     calls = "3 N, and a way back through the network at each guided step"
 
     def defaults(self, model: "Backbone") -> Settings:

@@ -123,10 +123,9 @@ ROWS = {
                        others=dict(strength=0.15, fixed_point_rounds=1, fixed_point_tolerance=0.1,
                                    fixed_point_damping=0.5)),
     "pix2pix-zero": Row(base=dict(noise_rounds=1, noise_shifts=2, cross_guidance=1e-3,
-                                  direction="sentences"), bound="picture",
+                                  direction="sentences"),
                         others=dict(cross_guidance=0.01, autocorrelation=5.0, divergence=5.0, noise_rounds=2,
-                                    noise_shifts=1),
-                        beside={"conventions=authors": dict(inversion="ddim")}),
+                                    noise_shifts=1)),
     "sdedit": Row(plainly=dict(strength=0.0), bound="picture", others=dict(strength=0.3)),
     "ddpm": Row(
         base=dict(carry="refine", cross_fraction=0.6, self_fraction=0.5, reweight={"mat": 1.5}, self_level=1),

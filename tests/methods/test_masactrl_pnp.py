@@ -264,7 +264,7 @@ def test_a_negative_prompt_is_guided_from_and_no_more(made):
     settings = MASACTRL.preset("published", steps=N, guidance_scale=2.0, first_block=0.6)
     assert worst(made, MASACTRL, MasaCtrl(made, LAYERS, first_layer=6), settings, request) < 2e-5
     settings = PNP.preset("published", steps=N, guidance_scale=2.0, feature_layer=3)
-    original = PnP(made, LAYERS, 5, True, made.unet.up_blocks[1].resnets[1])
+    original = PnP(made, LAYERS, 5, False, made.unet.up_blocks[1].resnets[1])
     assert worst(made, PNP, original, settings, request) < 2e-5
 
 
