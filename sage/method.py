@@ -135,8 +135,8 @@ class Method(ABC, Generic[S]):
         about: one sentence: what it does, and what it is good at.
         Settings: its settings.
         reads: which members of a `Request` it looks at.
-        texts: names of embedded prompts that it asks for by `Job.text`; one that ends in a colon stands for all names
-            that begin so.
+        texts: names of embedded prompts, or of what is made of some, that it asks for by `Job.text`; one that ends in a
+            colon stands for all names that begin so.
         presets: named changes to the settings, such as "published": those of the original code.
         calls: how often the network is asked for one picture, as people read it: "N" for an inversion of N steps.
         strength: the setting that says how much of the picture may change, the more the larger; it is one of those that

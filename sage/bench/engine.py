@@ -172,8 +172,8 @@ class ModelEngine:
         calls, gradients = ((way.counted + self.model.counted - counted) / len(jobs)).round(2).tolist()
         each = {"calls": calls, "gradients": gradients,
                 "seconds": round((way.seconds + time.monotonic() - began) / len(jobs), 3)}
-        return [Outcome(_around(asked, result.image), self._record(configuration, case, asked, result), result.notes,
-                        **each) for (case, asked, _), result in zip(jobs, results, strict=True)]
+        return [Outcome(_around(asked, _whole(asked.picture, result.image)),
+                        self._record(configuration, case, asked, result), result.notes, **each) for (case, asked, _), result in zip(jobs, results, strict=True)]
 
     def _inverted(self, settings: Settings, images: Sequence[Image.Image], plans: Sequence[Plan],
                   requests: Sequence[Request]) -> Inversion:
@@ -201,6 +201,15 @@ class ModelEngine:
         more = asked_as_text(request.mask, request.moves, paste=asked.mask is not None and request.mask is not None)
         return make_record(self.model, request.source, request.target, self._settings(configuration, case), {},
                            savings=result.savings, case=case.name, configuration=configuration.name, **more)
+
+
+def _whole(source: Image.Image, made: Image.Image) -> Image.Image:
+    """A result of the picture's size: one of its middle square alone (fit=crop) is put back, so that all compare."""
+    if made.size == source.size:
+        return made
+    picture = source.convert("RGB")
+    picture.paste(made, pictures.middle(source.size))
+    return picture
 
 
 def _around(asked: Asked, image: Image.Image) -> Image.Image:

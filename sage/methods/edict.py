@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sage.prompts.tokens import Prompt, Prompts
 
 PUBLISHED = dict(steps=50, strength=0.8, mixing=0.93, guidance_scale=3.0, guided_from="empty", attention="own",
-                 conventions="published", precision="float64", encode="sample", seed=1)
+                 conventions="published", precision="float64", encode="sample", fit="crop", seed=1)
 
 
 @frozen

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sage.models.backbone import Backbone
 
 PUBLISHED = dict(steps=50, guidance_scale=7.5, direction="prompts", cross_guidance=0.1,
-                 autocorrelation=20.0, divergence=20.0, conventions="published", encode="sample")
+                 autocorrelation=20.0, divergence=20.0, conventions="published", encode="sample", fit="squash")
 AUTHORS = PUBLISHED | dict(guidance_scale=5.0, direction="sentences", conventions="authors")
 
 
@@ -64,6 +64,7 @@ class Pix2PixZero(Method[Settings]):
     name, title, paper = "pix2pix-zero", "pix2pix-zero", "2302.03027"
     about = "adds a direction from word to word to the source's text, and holds the layout by its cross-attention"
     reads = frozenset({"source", "target", "sentences"})
+    texts = ("direction",)
     presets = {"published": PUBLISHED, "authors": AUTHORS}
     keep = "cross_guidance"
     calls = "6 N, and 2 N ways back through the network"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sage.models.backbone import Backbone, Text
     from sage.prompts.tokens import Prompt, Prompts
 
+# start, stop and eta are those of the original pipeline's example; its signature has eta = 1, and nothing recorded of
+# it says that it was run so.
 PUBLISHED = dict(steps=28, guidance_scale=3.5, gamma=0.5, eta=0.9, start=0.0, stop=0.25, source_guidance_scale=0.0,
                  guidance_by="input", conventions="published", encode="sample")
 

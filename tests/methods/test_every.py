@@ -43,6 +43,7 @@ class Row:
         beside: settings without which a change of a setting, or of it to one value ("name=value"), shows nothing.
         silent: changes ("name=value") or settings that show nothing on these networks, and why.
         targets: changes ("name=value") that show only under another target prompt.
+        wordy, asked: settings, and members of a request, with which it asks for all of its `texts`.
     """
 
     base: Mapping[str, Any] = field(default_factory=dict)
@@ -52,6 +53,8 @@ class Row:
     beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     silent: Mapping[str, str] = field(default_factory=dict)
     targets: Mapping[str, str] = field(default_factory=dict)
+    wordy: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
 
 # Settings of sage.inversion.anchors
@@ -91,7 +94,7 @@ ROWS = {
         targets={"spare=removed": "a mat"}),
     "masactrl": Row(
         base=dict(first_step=1, first_block=0.3),
-        plainly=dict(source_text="source"),
+        plainly=dict(source_text="source"), asked=dict(negative="a mat"),  # which is not the source's empty prompt
         others={**ANCHORED, **dict(first_step=2, first_block=0.7, foreground=("cat", "dog"), foreground_threshold=0.6,
                                    cross_level=1)},
         beside={**WITH_ANCHORS, **dict.fromkeys(("foreground", "keys"), dict(source_text="source")),
@@ -100,7 +103,7 @@ ROWS = {
                 "negative_empty": dict(inversion="negative", source_text="source"),
                 "inversion=negative": dict(source_text="source")}),  # the empty prompt is the source's own
     "pnp": Row(
-        plainly=dict(feature_fraction=0.0, attention_fraction=0.0),
+        plainly=dict(feature_fraction=0.0, attention_fraction=0.0), wordy=dict(negative_prompt="a mat"),
         others=dict(feature_fraction=0.2, feature_layer=1, attention_fraction=1.0, first_block=0.8,
                     negative_prompt="dog")),
     "plain": Row(others=dict(eta=0.5)),
@@ -122,8 +125,8 @@ ROWS = {
                        bound="picture",
                        others=dict(strength=0.15, fixed_point_rounds=1, fixed_point_tolerance=0.1,
                                    fixed_point_damping=0.5)),
-    "pix2pix-zero": Row(base=dict(noise_rounds=1, noise_shifts=2, cross_guidance=1e-3,
-                                  direction="sentences"),
+    "pix2pix-zero": Row(base=dict(noise_rounds=1, noise_shifts=2, cross_guidance=1e-3, direction="sentences"),
+                        asked=dict(sentences=(("a cat", "the cat"), ("a dog", "the dog"))),
                         others=dict(cross_guidance=0.01, autocorrelation=5.0, divergence=5.0, noise_rounds=2,
                                     noise_shifts=1)),
     "sdedit": Row(plainly=dict(strength=0.0), bound="picture", others=dict(strength=0.3)),
@@ -137,7 +140,7 @@ ROWS = {
                                     "carry=none": dict(reweight={})}),
     "turbo": Row(
         base=dict(spacing="leading", blend=("cat", "dog"), blend_threshold=0.7, cross_level=0),
-        plainly=dict(blend=None), bound="reconstruction",
+        plainly=dict(blend=None), bound="reconstruction", asked=dict(edits=("a pig on a mat", "a cat on a rug")),
         others=dict(strength=0.5, frozen_steps=1, mask_blur=1.0, blend_threshold=0.4)),
     "turbo-ddpm": Row(
         base=dict(strength=1.0, spacing="leading"), plainly=dict(last_limit=0.0), bound="picture",
@@ -149,7 +152,7 @@ ROWS = {
         silent=dict.fromkeys(("until", "drag_class", "alpha", "margin", "vacated", "unnamed"),
                              "nothing is moved here: tests/methods/test_regiondrag.py")),
     "ledits": Row(
-        base=dict(cross_level=2, mask_quantile=0.5, steps=6), bound="picture",
+        base=dict(cross_level=2, mask_quantile=0.5, steps=6), bound="picture", wordy=dict(add={"dog": 3.0}),
         others=dict(add={"dog": 3.0}, remove={"mat": 3.0}, mask_quantile=0.8, quantiles={"dog": 0.9}, warmup=1,
                     cooldown=3, skip=0.6, source_guidance_scale=2.0),
         beside={"quantiles": dict(add={"dog": 3.0}), "guidance_scale": dict(add={})}),
@@ -192,6 +195,8 @@ ROWS = {
         silent=OWN_SPACING | dict.fromkeys(("pairing", "conventions", "mask_cells", "attn_scale"),
                                            "shows where there is a mask: tests/methods/test_flows.py")),
 }
+UNPUBLISHED = {"plain": "a baseline: its paper edits no picture",
+               "regiondrag": "its paper's has an IP-Adapter: docs/eedit.md says what differs"}
 OTHERS = dict(steps=5, eta=0.7, guidance_scale=3.0, size=96, seed=1, reweight={"dog": 3.0}, cross_level=1,
               blend=("mat", "mat"), blend_fraction=0.25, blend_threshold=0.6, cross_fraction=0.2)
 BESIDE = {"seed": dict(encode="sample"), "blend_match": dict(blend=("on a", "on a")), "fit": dict(size=96)}
@@ -260,6 +265,7 @@ def test_it_says_what_it_is(name):
     assert found.paper.count(".") == 1 and len(found.paper) == 10
     assert all(f.metadata["help"] for f in found.Settings.fields())
     assert all(found.preset(preset) for preset in found.presets)
+    assert ("published" in found.presets) != (name in UNPUBLISHED)
     assert type(found).__doc__ and found.Settings.__doc__
 
 
@@ -439,7 +445,9 @@ def small_latents(model, batch: int = 1) -> Tensor:
 
 @every
 def test_given_noises_and_embeddings_are_those_drawn_and_made(model, name, monkeypatch):
-    settings, z0, drawn = settings_of(name), small_latents(model), []
+    """Without them the network is given no word: its encoder is asked for the empty prompt alone, to know its width."""
+    row, z0, drawn, texts, embedded = ROWS[name], small_latents(model), [], dict[str, Any](), []
+    settings, request = settings_of(name, **row.wordy), Request(SOURCE, TARGET, **row.asked)
     for draw in ("noise", "whole"):
         ordinary = getattr(Job, draw)
         monkeypatch.setattr(Job, draw, lambda self, *tag, ordinary=ordinary: kept(ordinary(self, *tag)))
@@ -448,18 +456,34 @@ def test_given_noises_and_embeddings_are_those_drawn_and_made(model, name, monke
         drawn.append(torch.as_tensor(value))
         return value
 
-    want = [step.z for step in sage.run(name, model, z0, SOURCE, TARGET, settings)]
+    def asked(self, which, embed, ordinary=Job._text):
+        texts[which] = ordinary(self, which, embed)
+        return texts[which]
+
+    def embed(prompts):
+        assert [prompt.text for prompt in prompts] == [""] and not embedded, f"embeds {prompts[0].text!r}"
+        embedded.append(prompts)
+        return width
+
+    monkeypatch.setattr(Job, "_text", asked)
+    want = [step.z for step in sage.run(name, model, z0, SOURCE, TARGET, settings, request=request)]
     monkeypatch.undo()
     assert bool(drawn) == sage.method(name).random(settings)
-    texts = {which: model.embed([model.prompts.parse(prompt)])
-             for which, prompt in (("source", SOURCE), ("target", TARGET), ("empty", ""))}
-    got = [step.z for step in sage.run(name, model, z0, SOURCE, TARGET, settings, drawn or None, texts=texts)]
+    assert all(any(which == told or (told[-1] == ":" and which.startswith(told)) for which in texts)
+               for told in sage.method(name).texts)
+    width = model.embed([model.prompts.parse("")])
+    monkeypatch.setattr(model, "embed", embed)
+    got = [step.z for step in sage.run(name, model, z0, SOURCE, TARGET, settings, drawn or None, texts=texts,
+                                       request=request)]
+    monkeypatch.undo()
     assert len(got) == len(want) and all(map(torch.equal, got, want))
+    with pytest.raises(SettingsError, match=f"^{name} reads no embedded prompt 'sorce': it reads source, target"):
+        next(sage.run(name, model, z0, SOURCE, TARGET, settings, texts={"sorce": width}))
     if drawn:
         with pytest.raises(SettingsError, match="asks for more"):
-            list(sage.run(name, model, z0, SOURCE, TARGET, settings, drawn[:-1]))
+            list(sage.run(name, model, z0, SOURCE, TARGET, settings, drawn[:-1], request=request))
         other = [step.z for step in sage.run(name, model, z0, SOURCE, TARGET, settings, [
-            n.flip(-1) if n.dim() else 1 + n % 3 for n in drawn])]
+            n.flip(-1) if n.dim() else 1 + n % 3 for n in drawn], request=request)]
         assert not torch.equal(other[-1], want[-1])
 
 

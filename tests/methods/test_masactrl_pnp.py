@@ -11,6 +11,7 @@ from PIL import Image
 import sage
 from sage.editing import check_prompts
 from sage.errors import SettingsError
+from sage.job import TEXTS
 from tests import small
 from tests.methods.p2p_original import ALPHAS, ddim, word_positions
 
@@ -190,8 +191,9 @@ def worst(made, method, theirs, settings, request=None):
     texts = {name: model.embed([model.prompts.parse(prompt)]) for name, prompt in
              (("source", SOURCE), ("target", TARGET), ("empty", ""), ("negative", "a mat"))}
     theirs_of = {name: text.tokens for name, text in texts.items()}
+    texts = {name: text for name, text in texts.items() if name in (*TEXTS, *method.texts)}
     if request is not None and request.negative:
-        texts.pop("empty"), texts.pop("negative")
+        texts = {name: texts[name] for name in ("source", "target")}
         theirs_of["away"] = theirs_of["negative"] = model.embed([model.prompts.parse(request.negative)]).tokens
     path, found = theirs.run(z0, theirs_of, settings.guidance_scale)
     ours = [step.z for step in sage.run(method, model, z0, SOURCE, TARGET, settings, texts=texts, request=request)]
