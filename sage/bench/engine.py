@@ -173,7 +173,8 @@ class ModelEngine:
         each = {"calls": calls, "gradients": gradients,
                 "seconds": round((way.seconds + time.monotonic() - began) / len(jobs), 3)}
         return [Outcome(_around(asked, _whole(asked.picture, result.image)),
-                        self._record(configuration, case, asked, result), result.notes, **each) for (case, asked, _), result in zip(jobs, results, strict=True)]
+                        self._record(configuration, case, asked, result), result.notes, **each)
+                for (case, asked, _), result in zip(jobs, results, strict=True)]
 
     def _inverted(self, settings: Settings, images: Sequence[Image.Image], plans: Sequence[Plan],
                   requests: Sequence[Request]) -> Inversion:

@@ -53,6 +53,7 @@ class EDICT(Method[Settings]):
 
     name, title, paper = "edict", "EDICT", "2211.12446"
     about = "inverts to rounding by two coupled latents, under guidance too; keeps what the words leave, not a place"
+    good_at = "giving the picture back to rounding, guided or not"
     reads = frozenset({"source", "target", "negative"})
     presets = {"published": PUBLISHED}
     calls = "6 strength N; with guided_from=empty 8 strength N, and 10 with the source's attention"

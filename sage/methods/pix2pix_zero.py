@@ -63,6 +63,7 @@ class Pix2PixZero(Method[Settings]):
 
     name, title, paper = "pix2pix-zero", "pix2pix-zero", "2302.03027"
     about = "adds a direction from word to word to the source's text, and holds the layout by its cross-attention"
+    good_at = "one thing for another in the same layout: next to SAGE on stilllife, at twice its calls"
     reads = frozenset({"source", "target", "sentences"})
     texts = ("direction",)
     presets = {"published": PUBLISHED, "authors": AUTHORS}

@@ -55,7 +55,8 @@ class PlugAndPlay(Method[Settings]):
     """Plug-and-play features."""
 
     name, title, paper = "pnp", "Plug-and-play", "2211.12572"
-    about = "keeps shapes and layout strictly and lets all looks go; good at changing style and material"
+    about = "keeps shapes and layout strictly and lets all looks go"
+    good_at = "another style or material in the same shapes"
     reads = frozenset({"source", "target", "negative"})
     texts = ("negative",)
     presets = {"published": PUBLISHED}

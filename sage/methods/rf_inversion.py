@@ -71,9 +71,11 @@ class RFInversion(Method[Settings]):
 
     name, title, paper = "rf-inversion", "RF-inversion", "2410.10792"
     about = "draws the way to noise to a typical noise, and the way back to the picture; for changes of the whole"
+    good_at = "changes of the whole picture, its style above all"
     reads = frozenset({"source", "target", "negative", "mask"})
     presets = {"published": PUBLISHED}
-    calls = "3 strength N; 2 strength N where guidance is an input of the network, or 1"
+    calls = ("3 strength N; 2 strength N where guidance is an input of the network, or 1; strength N more with a "
+             "source_guidance_scale other than 0 and 1")
 
     # ---- the way to noise
 

@@ -65,10 +65,12 @@ class Turbo(Method[Settings]):
 
     name, title, paper = "turbo", "TurboEdit", "2408.08332"
     about = "edits in four calls after an inversion of eight, by a few-step generator and a network that inverts it"
+    good_at = "many strengths and targets from one inversion, at a call a step each"
     reads = frozenset({"source", "target", "edits", "mask"})
     texts = ("edit:",)
     presets = {"published": PUBLISHED}
-    calls = "2 N + N; 2 N + 2 N with a mask from attention or differences; N for a picture from nothing"
+    calls = ("2 N, and N of the inversion network; 3 N with a mask from attention or differences, or 1 more a frozen "
+             "step; N for a picture from nothing")
     strength = "strength"
     of_pictures = Method.of_pictures | {*Blending.names(), "strength", "noise", "frozen_steps", "cross_level",
                                         "mask_blur"}
