@@ -23,7 +23,7 @@ from sage.errors import NumericsError, SettingsError
 from sage.guidance.caching import Places
 from sage.job import TEXTS, Job, Noises, Progress
 from sage.machine.memory import Task, own_savings, settle, stepping_down
-from sage.method import DEFAULTS, METHODS, Method, Request, Step, check_task, method_of, readers
+from sage.method import DEFAULTS, Method, Request, Step, check_task, method_of, readers
 from sage.method import method as find_method
 from sage.models.backbone import Backbone, Text
 from sage.models.savings import Savings
@@ -41,7 +41,7 @@ class EditResult:
     """An edited picture and what it took.
 
     Attributes:
-        image: the size of the input.
+        image: the size of the input; with fit=crop of its middle square.
         latents: (1, C, h, w) float32, before decoding.
         settings: what it was made with.
         masks: (1, 1, h, w) float32 blending masks, one a blended step.
@@ -136,7 +136,7 @@ def edit(model: Backbone, image: Image.Image | str | Path, source: str, target: 
 
 def _pasted(result: EditResult, image: Image.Image, asked: Request) -> EditResult:
     from sage.pictures.masks import black_and_white, feather, pasted
-    original = pictures.normalise(image)
+    (original,), (asked,) = framed([pictures.normalise(image)], [asked], result.settings)
     assert asked.mask is not None
     said = (f"outside the mask are the picture's own pixels; the edit comes in over {feather(original.size)} pixels "
             "inside its edge")
@@ -216,7 +216,7 @@ def invert(model: Backbone, image: Image.Image | str | Path, source: str, config
 def invert_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: Settings,
                  progress: Progress | None = None, requests: Sequence[Request] = ()) -> Trajectory:
     """`invert` for several pictures at once, all worked at the size of the first."""
-    images = [pictures.normalise(image) for image in images]
+    images, requests = framed([pictures.normalise(image) for image in images], requests, config)
     with own_savings(model):
         return _inverted(model, images, plans, config, progress, requests)
 
@@ -259,7 +259,8 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
                requests: Sequence[Request] = (), savings: Savings | None = None) -> list[EditResult]:
     """`edit` for several pictures at once, all worked at the size of the first; who watches sees the first."""
     check_task(method_of(config), "edit")
-    images = [pictures.normalise(image) for image in images]
+    whole = [pictures.normalise(image) for image in images]
+    images, requests = framed(whole, requests, config)
     with own_savings(model, savings):
         task, notes = task_of(model, images, config), list[str]()
         if trajectory is None:
@@ -270,12 +271,43 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
             notes += settle(task)
         notes += unusual(model, task.size)
         said = strange(model, images, trajectory.latents[0], task.size)
+        for about, image, part in zip(said, whole, images, strict=True):
+            if part.size != image.size:
+                about.append(f"the picture is cropped to its middle square, and the result has {part.width} x "
+                             f"{part.height} pixels; fit=keep takes all of it")
         batch = _Batch(task, images, plans, requests, trajectory, progress, notes)
         results = batch.edited(config, watch)
         if isinstance(config, Retry):
             results = batch.retried(config, results, watch)
     return [replace(result, notes=(*result.notes, *of_picture, *notes, *_remarks(result, config)))
             for result, of_picture in zip(results, said, strict=True)]
+
+
+def framed(images: Sequence[Image.Image], requests: Sequence[Request], config: Settings
+           ) -> tuple[list[Image.Image], Sequence[Request]]:
+    """What of pictures, upright RGB, is worked at, and what was asked of them, seen from there."""
+    fit = getattr(config, "fit", "keep")
+    parts = [pictures.framed(image, fit) for image in images]
+    return parts, [request if part.size == image.size else _moved(request, image.size, fit)
+                   for request, image, part in zip(requests, images, parts, strict=bool(requests))]
+
+
+def _moved(asked: Request, size: tuple[int, int], fit: str) -> Request:
+    """What was asked of a picture of a size (W, H) as of the part of it that is worked at."""
+    def part(given: Any) -> Any:
+        if not isinstance(given, Image.Image):
+            return given  # which is refused where it is used
+        whole = pictures.normalise(given).convert("L")
+        return pictures.framed(whole if whole.size == size else whole.resize(size, Image.Resampling.NEAREST), fit)
+
+    left, top, *_ = pictures.middle(size)
+    try:
+        points = tuple((x - left, y - top, to_x - left, to_y - top) for x, y, to_x, to_y in asked.points)
+    except (TypeError, ValueError):
+        points = asked.points
+    return replace(asked, mask=part(asked.mask), points=points, foregrounds=tuple(map(part, asked.foregrounds)),
+                   moves=tuple(replace(move, source=part(move.source), target=part(move.target))
+                               for move in asked.moves))
 
 
 def _remarks(result: EditResult, config: Settings) -> Iterator[str]:
@@ -417,8 +449,8 @@ def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Te
         noises: every random tensor of the way to noise and back, in the order in which it is drawn, of 1 or B rows; or
             a function of its tag.  Default: drawn from the settings' seed.
         trajectory: start from this way to noise instead of making it.
-        texts: embedded prompts by "source", "target" and "empty", and by the names that the method has in `texts`;
-            one that it, or its settings, ask nothing of may be among them, if only some method does.
+        texts: embedded prompts by "source", "target", "empty" and "nothing", and by the names that the method has in
+            `texts`; those that these settings ask nothing of may be among them.
         request: what else the method reads.
         places: the tokens that a cache computes anew, by the number of the step and the path of the layer, such as
             (4, "single_transformer_blocks.0.proj_mlp"), in place of drawing them; for both ways.
@@ -479,12 +511,12 @@ def _latents(model: Backbone, given: Tensor) -> Tensor:
 
 
 def _embedded(model: Backbone, method: Method[Any], texts: Mapping[str, Text | Tensor], batch: int) -> dict[str, Text]:
-    known = {*TEXTS, *method.texts, *(text for name in METHODS for text in find_method(name).texts)}
+    known = (*TEXTS, *method.texts)
     own, found = model.embed([model.prompts.parse("")]), dict[str, Text]()
     for name, given in texts.items():
         if name not in known and not any(k.endswith(":") and name.startswith(k) for k in known):
-            asked = ", ".join((*TEXTS, *method.texts))
-            raise SettingsError(f"no method asks for an embedded prompt {name[:40]!r}: {method.name} does for {asked}")
+            raise SettingsError(f"{method.name} reads no embedded prompt {name[:40]!r}: it reads "
+                                + ", ".join(f"{k}..." if k.endswith(":") else k for k in known))
         text = Text(given) if isinstance(given, Tensor) else given
         if not isinstance(text, Text) or text.tokens.ndim != 3 or len(text) not in (1, batch):
             what = f"of shape {tuple(text.tokens.shape)}" if isinstance(text, Text) else type(text).__name__
@@ -503,7 +535,7 @@ def _embedded(model: Backbone, method: Method[Any], texts: Mapping[str, Text | T
 
 def origin_of(model: Backbone, images: Sequence[Image.Image], plans: Sequence[Plan], config: Settings) -> Origin:
     """Of what a trajectory of these pictures, upright RGB, would be."""
-    method = method_of(config)
+    method, (images, _) = method_of(config), framed(images, (), config)
     return Origin(model.fingerprint(), method.inversion(config), method.where, config, tuple(p.source for p in plans),
                   tuple(p.target for p in plans) if method.follows_target(config) else None,
                   tuple(map(pictures.digest, images)), images[0].size)

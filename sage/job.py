@@ -149,9 +149,15 @@ class Job(Generic[S]):
         """The empty prompt, whatever the negative one says."""
         return self.text("nothing", "") if any(request.negative for request in self.requests) else self.empty
 
-    def text(self, name: str, prompt: str) -> Text:
-        """A prompt of the method's own, embedded; what was given under `name`, one of its `texts`, comes before it."""
-        return self._text(name, lambda: self.model.embed([self.model.prompts.parse(prompt)] * len(self.z0)))
+    def text(self, name: str, prompt: str | Callable[[], Text]) -> Text:
+        """A text of the method's own; what was given under `name`, one of its `texts`, comes before it.
+
+        Args:
+            prompt: to be embedded; or what makes the text.
+        """
+        if isinstance(prompt, str):
+            return self._text(name, lambda: self.model.embed([self.model.prompts.parse(prompt)] * len(self.z0)))
+        return self._text(name, prompt)
 
     def _text(self, name: str, embed: Callable[[], Text]) -> Text:
         return self._texts[name].expand(len(self.z0)) if name in self._texts else embed()

@@ -132,15 +132,17 @@ class Method(ABC, Generic[S]):
     Attributes:
         name: in commands, tables and settings, such as "p2p".
         title, paper: for people: what it is called, and its arXiv number.
-        about: one sentence: what it does, and what it is good at.
+        about: one sentence: what it does, and what it cannot.
+        good_at: what it is good at, in one clause; docs/rivals.md has the figures.
         Settings: its settings.
         reads: which members of a `Request` it looks at.
-        texts: names of embedded prompts that it asks for by `Job.text`; one that ends in a colon stands for all names
-            that begin so.
+        texts: names of embedded prompts, or of what is made of some, that it asks for by `Job.text`; one that ends in a
+            colon stands for all names that begin so.
         presets: named changes to the settings, such as "published": those of the original code.
         published: by task, a key of `DEFAULTS`, which preset has the original code's settings for it, where that is
             another than "published".
-        calls: how often the network is asked for one picture, as people read it: "N" for an inversion of N steps.
+        calls: how often the network is asked for one picture, as people read it: "N" for an inversion of N steps;
+            without what SAGE's loss adds.  tests/methods/test_every.py counts them.
         strength: the setting that says how much of the picture may change, the more the larger; it is one of those that
             are searched (`Settings.searched`).
         keep: the setting that says how strongly the rest of the picture is kept, the more the larger, one that is
@@ -157,6 +159,7 @@ class Method(ABC, Generic[S]):
     title: ClassVar[str]
     paper: ClassVar[str] = ""
     about: ClassVar[str] = ""
+    good_at: ClassVar[str] = ""
     Settings: ClassVar[type[Settings]]
     reads: ClassVar[frozenset[str]] = frozenset({"source", "target"})
     texts: ClassVar[tuple[str, ...]] = ()

@@ -334,8 +334,8 @@ class Picture(Output, Cached):
                           "mean", "sample")
     size: int | None = setting(None, "side in pixels of the square whose area is worked at; default: the model's own",
                                low=8, high=4096)
-    fit: str = setting("keep", "keep the picture's aspect, or squash it to a square as the released code does",
-                       "keep", "squash")
+    fit: str = setting("keep", "keep the picture's aspect; squash it to a square as the released code does; or crop it "
+                       "to its middle square, which the result then is", "keep", "squash", "crop")
 
 
 @frozen

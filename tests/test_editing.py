@@ -9,13 +9,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sage import EditConfig, kit
+import sage
+from sage import EditConfig, editing, kit
 from sage.editing import EditResult, check_prompts, edit, edit_batch, invert, invert_batch
 from sage.errors import NumericsError, PromptError, SettingsError
 from sage.inversion.reconstruction import ddim_reconstruction, vae_reconstruction
 from sage.models.sd.attention import Attention
 from sage.models.sd.model import StableDiffusion
 from sage.models.sites import AttentionMap, Site
+from sage.pictures.regions import Move
 from sage.trajectory.kinds import Trajectory
 from tests import small
 
@@ -537,3 +539,30 @@ def test_invert_batch_takes_pictures_of_other_sizes_at_the_first_one_s(model):
     trajectory = invert_batch(model, [small.picture(64, 64), small.picture(96, 80)], [plan, plan], PLAIN)
     assert trajectory.noise.shape == (2, 4, 16, 16)
     assert trajectory.noise is trajectory.latents[-1] and len(trajectory.latents) == 5
+
+
+@pytest.mark.parametrize("size", ((96, 64), (64, 97)))
+def test_a_cropped_picture_is_edited_as_its_middle_square(model, size):
+    image, mask = small.picture(*size), Image.new("L", size)
+    mask.paste(255, (30, 20, 60, 50))
+    settings = sage.method("ddpm").Settings(steps=2, fit="crop")
+    result = sage.edit(model, image, SOURCE, TARGET, settings, mask=mask, paste=True)
+    box = (16, 0, 80, 64) if size[0] > size[1] else (0, 16, 64, 80)
+    alone = sage.edit(model, image.crop(box), SOURCE, TARGET, settings.but(fit="keep"), mask=mask.crop(box), paste=True)
+    assert result.image.size == (64, 64) and result.image.tobytes() == alone.image.tobytes()
+    assert torch.equal(result.latents, alone.latents) and result.trajectory.picture_size == (64, 64)
+    assert any("the result has 64 x 64 pixels" in note for note in result.notes) and not any(
+        "cropped" in note for note in alone.notes)
+    again = sage.edit(model, image, SOURCE, TARGET, settings, mask=mask, paste=True, trajectory=result.trajectory)
+    assert again.image.tobytes() == result.image.tobytes()
+
+
+def test_all_that_is_given_with_a_cropped_picture_is_cropped_with_it():
+    left, right = Image.new("L", (96, 64)), Image.new("L", (48, 32))  # one of another size is of the whole picture too
+    left.paste(255, (16, 0, 32, 64))
+    right.paste(255, (32, 0, 48, 32))
+    asked = sage.Request(points=((20.0, 5.0, 80.0, 9.0),), moves=(Move(left, right),), foregrounds=(left, right))
+    [part], [seen] = editing.framed([small.picture(96, 64)], [asked], sage.method("p2p").Settings(fit="crop"))
+    assert part.size == (64, 64) and seen.points == ((4.0, 5.0, 64.0, 9.0),)
+    given = (*seen.foregrounds, seen.moves[0].source, seen.moves[0].target)
+    assert [mask.getbbox() for mask in given] == [(0, 0, 16, 64), (48, 0, 64, 64)] * 2

@@ -208,8 +208,9 @@ class ModelEngine:
         calls, gradients = ((way.counted + model.counted - counted) / len(jobs)).round(2).tolist()
         each = {"calls": calls, "gradients": gradients,
                 "seconds": round((way.seconds + time.monotonic() - began) / len(jobs), 3)}
-        return [Outcome(_around(asked, result.image), self._record(configuration, case, asked, result), result.notes,
-                        **each) for (case, asked, _), result in zip(jobs, results, strict=True)]
+        return [Outcome(_around(asked, _whole(asked.picture, result.image)),
+                        self._record(configuration, case, asked, result), result.notes, **each)
+                for (case, asked, _), result in zip(jobs, results, strict=True)]
 
     def _inverted(self, model: Any, settings: Settings, images: Sequence[Image.Image], plans: Sequence[Plan],
                   requests: Sequence[Request]) -> Inversion:
@@ -242,6 +243,15 @@ class ModelEngine:
 
 def _identity(model: Any) -> dict[str, str]:
     return {"model": model.name, "family": model.family, "weights": model.fingerprint()}
+
+
+def _whole(source: Image.Image, made: Image.Image) -> Image.Image:
+    """A result of the picture's size: one of its middle square alone (fit=crop) is put back, so that all compare."""
+    if made.size == source.size:
+        return made
+    picture = source.convert("RGB")
+    picture.paste(made, pictures.middle(source.size))
+    return picture
 
 
 def _around(asked: Asked, image: Image.Image) -> Image.Image:

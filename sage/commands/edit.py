@@ -31,7 +31,7 @@ from sage.display.progress import Progress
 from sage.errors import PictureError, SettingsError
 from sage.explain import FILES as EXPLAINED
 from sage.files import named_after, same_file
-from sage.method import Method, check_task, method, readers
+from sage.method import Method, Request, check_task, method, readers
 from sage.models.loras import check_same, read_loras
 from sage.models.savings import Savings
 from sage.pictures.masks import open_mask
@@ -337,8 +337,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _edit_all(job: Job, model: Any, progress: Progress, print_paths: bool) -> dict[str, Any]:
     import sage
-    from sage.editing import settings_for
+    from sage.editing import framed, settings_for
     config = settings_for(model, job.base, job.method.where).but(**job.changes)
+    (shown,), (seen,) = framed([job.image], [Request(mask=job.asked.get("mask"))], config)
     plans = [sage.check_prompts(model, job.source, target, config, truncate=job.truncate) for target in job.targets]
     notes = _warnings(job, config, made_by(model))
 
@@ -366,9 +367,9 @@ def _edit_all(job: Job, model: Any, progress: Progress, print_paths: bool) -> di
             rebuilt = [("autoencoder alone", sage.vae_reconstruction(model, result.trajectory)),
                        ("inversion and back", sage.ddim_reconstruction(model, result.trajectory, progress))]
         if job.sheet:
-            found, given = result.masks[-1] if result.masks else None, job.asked.get("mask")
-            mask = [("may change", pictures.show_mask(job.image, found, given))] if result.masks or given else []
-            rows.append([("input", job.image), (target, result.image), *rebuilt, *mask])
+            found = result.masks[-1] if result.masks else None
+            mask = [("may change", pictures.show_mask(shown, found, seen.mask))] if result.masks or seen.mask else []
+            rows.append([("input", shown), (target, result.image), *rebuilt, *mask])
         if not job.method.follows_target(config):
             trajectory = result.trajectory
         if watch:

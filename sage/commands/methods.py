@@ -42,9 +42,10 @@ def facts(found: Method) -> dict[str, Any]:
     settings = {f.name: {"group": heading, "help": f.metadata["help"], "default": getattr(found.Settings(), f.name),
                          "choices": list(f.metadata["choices"]), "type": _kind(kinds[f.name])}
                 for heading, members in found.Settings.groups().items() for f in members}
-    return {"title": found.title, "paper": found.paper, "about": found.about, "reads": sorted(found.reads),
-            "calls": found.calls, "edits": found.does("edit"), "generates": found.does("generate"),
-            "presets": list(found.presets), "published": dict(found.published), "settings": settings}
+    return {"title": found.title, "paper": found.paper, "about": found.about, "good_at": found.good_at,
+            "reads": sorted(found.reads), "beside": list(found.beside), "calls": found.calls,
+            "edits": found.does("edit"), "generates": found.does("generate"), "presets": list(found.presets),
+            "published": dict(found.published), "settings": settings}
 
 
 def line(name: str, of: dict[str, Any]) -> str:
@@ -52,7 +53,10 @@ def line(name: str, of: dict[str, Any]) -> str:
     does = " and ".join(word for word, can in (("edits", of["edits"]), ("generates", of["generates"])) if can)
     head = f"{name:12} {of['title']}" + (f" (arXiv {of['paper']})" if of["paper"] else "")
     rest = f"{does}; reads {', '.join(of['reads'])}" + (f"; network calls {of['calls']}" if of["calls"] else "")
-    return "\n".join([*_wrapped(head), *_wrapped(of["about"], " " * 13), *_wrapped(rest, " " * 13)])
+    also = f"also: {', '.join(f'+{more}' for more in of['beside'])}" if of["beside"] else ""
+    good_at = f"good at {of['good_at']}" if of["good_at"] else ""
+    return "\n".join([*_wrapped(head), *(told for part in (of["about"], good_at, rest, also)
+                                         for told in _wrapped(part, " " * 13))])
 
 
 def page(name: str, of: dict[str, Any]) -> str:

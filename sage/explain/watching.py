@@ -140,7 +140,7 @@ class Watched:
         self.model, self.config = model, settings_for(model, config, method)
         self.prompts = {name: model.prompts.parse(text, truncate) for name, text in zip(PROMPTS, (source, target),
                                                                                         strict=True)}
-        self.picture = pictures.normalise(picture_of(picture))
+        self.picture = pictures.framed(pictures.normalise(picture_of(picture)), getattr(self.config, "fit", "keep"))
         if max(self.picture.size) > SIDE:
             self.picture = ImageOps.contain(self.picture, (SIDE, SIDE), Image.Resampling.LANCZOS)
         self._wanted, self._attempts, self._chosen = decoded, dict[int, _Attempt](), 0

@@ -41,9 +41,10 @@ class BDIA(Method[Settings]):
 
     name, title, paper = "bdia", "BDIA", "2307.10829"
     about = "inverts to rounding at DDIM's own cost; follows the target prompt, and nothing else holds the picture"
+    good_at = "giving the picture back to rounding at DDIM's own price"
     reads = frozenset({"source", "target", "negative"})
     presets = {"published": PUBLISHED}
-    calls = "3 strength N; 4 strength N with guided_from=empty"
+    calls = "3 strength N - 2; 4 strength N - 2 with guided_from=empty"
 
     def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
         return kit.part_way(exact.multiples(model, settings) or super().edges(model, settings, size), settings.taken)

@@ -60,9 +60,10 @@ class DDPM(Method[Settings]):
 
     name, title, paper = "ddpm", "Edit-friendly DDPM inversion", "2304.06140"
     about = "keeps structure by the noises that the picture itself would need; other seeds make other edits of it"
+    good_at = "well-formed changes: of the methods compared it melts things least"
     reads = frozenset({"source", "target", "mask"})
     presets = {"published": PUBLISHED, "benchmark": BENCHMARK}
-    calls = "N + 2 strength N; 3 strength N with attention carried over; 2 N with source_guidance_scale above 1"
+    calls = "N + 2 strength N; N + 3 strength N with attention carried over; N more with source_guidance_scale above 1"
     keep = "preserve_scale"
     beside = (LOSS,)
     strength = "strength"

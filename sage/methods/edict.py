@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sage.prompts.tokens import Prompt, Prompts
 
 PUBLISHED = dict(steps=50, strength=0.8, mixing=0.93, guidance_scale=3.0, guided_from="empty", attention="own",
-                 conventions="published", precision="float64", encode="sample", seed=1)
+                 conventions="published", precision="float64", encode="sample", fit="crop", seed=1)
 
 
 @frozen
@@ -53,6 +53,7 @@ class EDICT(Method[Settings]):
 
     name, title, paper = "edict", "EDICT", "2211.12446"
     about = "inverts to rounding by two coupled latents, under guidance too; keeps what the words leave, not a place"
+    good_at = "giving the picture back to rounding, guided or not"
     reads = frozenset({"source", "target", "negative"})
     presets = {"published": PUBLISHED}
     calls = "6 strength N; with guided_from=empty 8 strength N, and 10 with the source's attention"

@@ -128,11 +128,12 @@ class EEdit(Method[Settings]):
 
     name, title, paper = "eedit", "EEdit", "2503.10270"
     about = "edits by prompt, by dragging and by a reference, asking a flow's network for a third of its work"
+    good_at = "dragging and references on flows, and keeping the picture at few calls"
     reads = frozenset({"source", "target", "negative", "mask", "moves", "points"})
     presets = {"published": PROMPT, "published-drag": DRAG, "published-composition": COMPOSE}
     published = {"drag": "published-drag", "compose": "published-composition"}
-    calls = ("N / inv_skip + 2 N, of which one in fresh_threshold is whole; half of the latter with guidance as an "
-             "input where nothing is moved")
+    calls = ("strength N / inv_skip + 2 strength N, of which one in fresh_threshold is whole; half of the latter with "
+             "guidance as an input where nothing is moved")
     strength = "eta"
 
     def defaults(self, model: "Backbone") -> Settings:

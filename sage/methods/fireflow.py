@@ -23,7 +23,8 @@ class FireFlow(midpoint.Midpoint[Settings]):
 
     name, title, paper = "fireflow", "FireFlow", "2412.07517"
     about = "inverts a flow in few steps, each from the velocity of the one before, and lends the edit the values"
+    good_at = "retracing a picture with a flow in few calls"
     reads = frozenset({"source", "target", "negative", "mask"})
     presets = {"published": PUBLISHED}
-    calls = "2 strength N + 2 and 1 a shared step; 3 strength N with guidance by two passes"
+    calls = "2 strength N + 2 and 1 a shared step; 3 strength N + 3 and 1 with guidance by two passes"
     reuses = True

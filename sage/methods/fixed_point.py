@@ -33,9 +33,10 @@ class FixedPoint(Method[Settings]):
 
     name, title, paper = "fixed-point", "Fixed-point inversion", "2309.04907"
     about = "inverts by solving DDIM's step for its start, and follows the target prompt; nothing holds the picture"
+    good_at = "giving the picture back: of the methods compared only a cached one keeps more, and both do little"
     reads = frozenset({"source", "target", "negative"})
     presets = {"published": dict(steps=50, guidance_scale=7.5, fixed_point_rounds=11, fixed_point_tolerance=0.0)}
-    calls = "N + rounds, some 3 N, and 2 N; twice the rounds with guided_from=empty"
+    calls = "strength N (rounds + 2) + 1, some 5 strength N; strength N (2 rounds + 2) + 2 with guided_from=empty"
 
     def inversion(self, settings: Settings) -> str:
         return "fixed-point"

@@ -45,6 +45,7 @@ class FlowEdit(Uninverted[Settings]):
 
     name, title, paper = "flowedit", "FlowEdit", "2412.08629"
     about = "moves the picture by what two predictions differ by, without inversion; keeps all that both agree on"
+    good_at = "keeping the rest without inversion, on diffusions and flows: level with SAGE, and a little less done"
     reads = frozenset({"source", "target", "negative", "mask"})
     presets = {"published": PUBLISHED, "sd3": SD3}
     calls = "3 strength N; 4 strength N with source_guidance_scale above 1; as often for each of the averages"

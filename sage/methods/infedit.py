@@ -82,6 +82,7 @@ class InfEdit(Uninverted[Settings]):
 
     name, title, paper = "infedit", "InfEdit", "2312.04965"
     about = "edits without inversion in few steps; made for networks that predict the picture well from any noise"
+    good_at = "few steps, with networks that predict the picture well from any noise"
     reads = frozenset({"source", "target", "negative", "mask"})
     presets = {"published": PUBLISHED}
     keep = "self_fraction"

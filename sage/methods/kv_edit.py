@@ -56,6 +56,7 @@ class KVEdit(Method[Settings]):
 
     name, title, paper = "kv-edit", "KV-Edit", "2502.17363"
     about = "computes what is inside a mask and nothing else; the rest is the picture, exactly; takes a mask"
+    good_at = "changing or filling what a mask marks, the rest being left exactly"
     reads = frozenset({"source", "target", "negative", "mask"})
     presets = {"published": PUBLISHED}
     calls = "strength N whole, and 2 strength N of the mask's share"

@@ -78,11 +78,12 @@ class LEdits(Method[Settings]):
 
     name, title, paper = "ledits", "LEDITS++", "2311.16711"
     about = "adds and takes away several concepts at once, each inside a mask of its own; needs no target prompt"
+    good_at = "several changes at once, each confined to its place"
     reads = frozenset({"source", "target", "mask"})
     texts = ("concept:",)
     presets = {"published": PUBLISHED}
     keep = "mask_quantile"
-    calls = "N + N (1 + concepts); one more each way with source_guidance_scale above 1"
+    calls = "N + N (1 + concepts); N more each way under the source prompt with source_guidance_scale other than 1"
 
     def defaults(self, model: "Backbone") -> Settings:
         side = model.latent_shape((model.sample_size, model.sample_size))[1]

@@ -60,7 +60,8 @@ class MasaCtrl(Method[Settings]):
     """Mutual self-attention."""
 
     name, title, paper = "masactrl", "Mutual self-attention control", "2304.08465"
-    about = "gives a new layout the old looks; good at poses and views, unable to add what the picture has not"
+    about = "gives a new layout the old looks; unable to add what the picture has not"
+    good_at = "new poses, views and layouts of the same thing"
     reads = frozenset({"source", "target", "negative", "foregrounds"})
     presets = {"published": PUBLISHED, "proximal": PROXIMAL}
     calls = "4 N; 5 N under the source prompt"

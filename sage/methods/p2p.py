@@ -119,12 +119,13 @@ class PromptToPrompt(Method[Settings]):
     """Prompt-to-prompt."""
 
     name, title, paper = "p2p", "Prompt-to-prompt", "2208.01626"
-    about = "keeps the source's composition by its attention maps; good at swapping, adding and weighting words"
+    about = "keeps the source's composition by its attention maps, as long as both prompts say alike"
+    good_at = "swapping, adding and weighting words in the same composition"
     reads = frozenset({"source", "target", "negative"})
     presets = {"published": PUBLISHED}
     keep = "self_fraction"
-    calls = ("5 N; 4 N with negative, proximal or direct inversion, and some 6 N with fixed-point; 17 N at most and 10 "
-             "N ways back with null-text")
+    calls = ("5 N; 4 N with negative, proximal or direct inversion; N rounds + 3 N + 1, some 7 N, with fixed-point; 17 "
+             "N at most and 10 N ways back with null-text")
     beside = (*(name for name in anchors.INVERSIONS if name != "ddim"), LOSS)
 
     def defaults(self, model: "Backbone") -> Settings:

@@ -34,6 +34,7 @@ class Plain(Method[Settings]):
 
     name, title, paper = "plain", "Classifier-free guidance", "2207.12598"
     about = "follows the target prompt from the inverted noise; keeps of the picture what the noise holds of it"
+    good_at = "telling what guidance does by itself: a baseline"
     reads = frozenset({"source", "target", "negative"})
     calls = "3 N, 2 N at guidance_scale 1"
     of_pictures = Method.of_pictures | {"negative"}

@@ -33,7 +33,7 @@ class Settings(Guidance, Solver, Picture):
 
     fixes = frozenset({"conventions"})
 
-    inversion: str = setting("direct", "where the source's features come from: latents of sampling back from the "
+    inversion: str = setting("ddim", "where the source's features come from: latents of sampling back from the "
                              "noise, or those of the inversion itself", "ddim", "direct")
     feature_fraction: float = setting(0.8, "share of the steps with the source's features", low=0, high=1,
                                       search=Span(0.0, 1.0))
@@ -55,12 +55,14 @@ class PlugAndPlay(Method[Settings]):
     """Plug-and-play features."""
 
     name, title, paper = "pnp", "Plug-and-play", "2211.12572"
-    about = "keeps shapes and layout strictly and lets all looks go; good at changing style and material"
+    about = "keeps shapes and layout strictly and lets all looks go"
+    good_at = "another style or material in the same shapes"
     reads = frozenset({"source", "target", "negative"})
     texts = ("negative",)
     presets = {"published": PUBLISHED}
     keep = "attention_fraction"
-    calls = "4 N; 5 N with ddim"
+    calls = "5 N; 4 N with direct"
+    beside = ("direct",)
 
     def fits(self, model: "Backbone") -> str:
         return "" if model.features() else "it has no residual blocks"

@@ -66,8 +66,9 @@ class RegionDrag(Method[Settings]):
 
     name, title, paper = "regiondrag", "RegionDrag's rule on edit-friendly noises", "2407.18247"
     about = "puts regions of the picture elsewhere; without regions to move it is edit-friendly DDPM inversion"
+    good_at = "putting things elsewhere, and making them larger or smaller"
     reads = frozenset({"source", "target", "mask", "moves", "points"})
-    calls = "N + 2 strength N, or 3 with regions and unnamed"
+    calls = "3 strength N; 4 strength N with guidance_scale other than 1, or with regions and unnamed"
     strength = "strength"
 
     def defaults(self, model: "Backbone") -> Settings:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sage.models.backbone import Backbone, Text
     from sage.prompts.tokens import Prompt, Prompts
 
+# start, stop and eta are those of the original pipeline's example; its signature has eta = 1, and nothing recorded of
+# it says that it was run so.
 PUBLISHED = dict(steps=28, guidance_scale=3.5, gamma=0.5, eta=0.9, start=0.0, stop=0.25, source_guidance_scale=0.0,
                  guidance_by="input", conventions="published", encode="sample")
 
@@ -69,9 +71,11 @@ class RFInversion(Method[Settings]):
 
     name, title, paper = "rf-inversion", "RF-inversion", "2410.10792"
     about = "draws the way to noise to a typical noise, and the way back to the picture; for changes of the whole"
+    good_at = "changes of the whole picture, its style above all"
     reads = frozenset({"source", "target", "negative", "mask"})
     presets = {"published": PUBLISHED}
-    calls = "3 strength N; 2 strength N where guidance is an input of the network, or 1"
+    calls = ("3 strength N; 2 strength N where guidance is an input of the network, or 1; strength N more with a "
+             "source_guidance_scale other than 0 and 1")
 
     # ---- the way to noise
 

@@ -24,6 +24,7 @@ class RFSolver(midpoint.Midpoint[Settings]):
 
     name, title, paper = "rf-solver", "RF-Solver", "2411.04746"
     about = "inverts a flow by a solver of second order, and lends the edit the picture's values in its first steps"
+    good_at = "retracing a picture closely with a flow"
     reads = frozenset({"source", "target", "negative", "mask"})
     presets = {"published": PUBLISHED}
     calls = "4 strength N and 2 a shared step; 6 strength N with guidance by two passes"

@@ -41,6 +41,7 @@ class SAG(Method[Settings]):
 
     name, title, paper = "sag", "Self-Attention Guidance (SAG)", "2210.00939"
     about = "makes pictures from noise, led away from themselves blurred where the network attends; edits none"
+    good_at = "things that are better defined in pictures from nothing, without a prompt for it"
     reads = frozenset({"target", "negative"})
     presets = {"published": {"steps": 50, "guidance_scale": 7.5, "sag_scale": 0.75, "eta": 0.0}}
     calls = "3 N, 2 N at guidance_scale 1"

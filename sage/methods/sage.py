@@ -178,11 +178,13 @@ class SAGE(Method[Settings]):
 
     name, title, paper = "sage", "Self-attention guidance", "2505.09571"
     about = "holds the picture by the gradient of the distance between self-attention maps; strict about what is kept"
+    good_at = "doing what is asked at little harm elsewhere: ahead of all else that starts from DDIM's inversion"
     reads = frozenset({"source", "target", "mask"})
     presets = {"published": RELEASED}
     keep = "reconstruction_scale"
-    beside = ("fixed-point",)
-    calls = "3 N, and a way back through the network at each guided step"
+    beside = ("fixed-point", "uni")
+    calls = ("3 N, 4 N + 1 with uni, or N rounds + 3 N + 1, some 7 N, with fixed-point; and a way back through the "
+             "network at each guided step")
 
     def defaults(self, model: "Backbone") -> Settings:
         """SD 1.x at 512 and 2.1-base as published, SD 2.1 at 768 as its authors' demo."""

@@ -40,6 +40,7 @@ class SDEdit(Uninverted[Settings]):
 
     name, title, paper = "sdedit", "SDEdit", "2108.01073"
     about = "noises the picture and denoises it under the target prompt; the floor of every table of editing methods"
+    good_at = "telling what noise does by itself: a baseline"
     reads = frozenset({"target", "negative"})
     presets = {"published": PUBLISHED}
     calls = "2 strength N"

@@ -18,6 +18,7 @@ The paper says neither whether noise is drawn or the mean taken, nor from which 
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sage import kit
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
     from sage.job import Job
     from sage.models.backbone import Backbone
+
+# The paper's; a mask, by attention at 16 x 16 above 0.6, is for who wants one.
+PUBLISHED = dict(steps=4, strength=1.0, spacing="trailing", noise="drawn", frozen_steps=0, blend=None,
+                 mask_from="attention", blend_threshold=0.6, blend_fraction=1.0)
 
 
 @frozen
@@ -62,8 +67,12 @@ class Turbo(Method[Settings]):
 
     name, title, paper = "turbo", "TurboEdit", "2408.08332"
     about = "edits in four calls after an inversion of eight, by a few-step generator and a network that inverts it"
+    good_at = "many strengths and targets from one inversion, at a call a step each"
     reads = frozenset({"source", "target", "edits", "mask"})
-    calls = "2 N + N; 2 N + 2 N with a mask from attention or differences; N for a picture from nothing"
+    texts = ("edit:",)
+    presets = {"published": PUBLISHED}
+    calls = ("2 N, and N of the inversion network; 3 N with a mask from attention or differences, or 1 more a frozen "
+             "step; N for a picture from nothing")
     strength = "strength"
     live = True
     of_pictures = Method.of_pictures | {*Blending.names(), "strength", "noise", "frozen_steps", "cross_level",
@@ -147,11 +156,15 @@ class Turbo(Method[Settings]):
 
 
 def wanted(job: "Job[Settings]") -> "kit.Text":
-    """The source prompts, led towards the target and towards every further one, as far as the strength says."""
+    """The source prompts, led towards the target and towards every further one, as far as the strength says.
+
+    The further ones can be given as the texts "edit:0", "edit:1" and so on.
+    """
     text = job.source.mix(job.target, job.settings.strength)
     for k in range(max(len(request.edits) for request in job.requests)):
-        more = job.model.embed([job.model.prompts.parse(request.edits[k]) if k < len(request.edits) else plan.source
-                                for request, plan in zip(job.requests, job.plans, strict=True)])
+        prompts = [job.model.prompts.parse(request.edits[k]) if k < len(request.edits) else plan.source
+                   for request, plan in zip(job.requests, job.plans, strict=True)]
+        more = job.text(f"edit:{k}", partial(job.model.embed, prompts))
         text = text + (job.source.mix(more, job.settings.strength) - job.source)
     return text
 

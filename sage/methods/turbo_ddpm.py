@@ -76,6 +76,7 @@ class TurboDDPM(Method[Settings]):
     name, title, paper = "turbo-ddpm", "TurboEdit (DDPM)", "2408.00735"
     about = ("keeps structure by the noises that the picture would need; made for students of three or four steps, and "
              "good in more with SAGE's loss")
+    good_at = "both keeping and changing: ahead of SAGE in both on stilllife, at half its calls"
     reads = frozenset({"source", "target", "mask"})
     presets = {"published": PUBLISHED, "published-3": PUBLISHED | THREE}
     keep = "preserve_scale"

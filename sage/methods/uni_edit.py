@@ -62,6 +62,7 @@ class UniEdit(Method[Settings]):
 
     name, title, paper = "uni-edit", "UniEdit-Flow", "2504.13109"
     about = "inverts with foresight and edits where predictions differ most; few calls, and little changes elsewhere"
+    good_at = "small changes at few calls, on diffusions and flows"
     reads = frozenset({"source", "target", "mask"})
     presets = {"published": PUBLISHED, "flow": FLOW}
     calls = "3 strength N + 1"

@@ -15,8 +15,18 @@ from sage.pictures.files import (
     settings_text,
 )
 from sage.pictures.sheets import sheet
-from sage.pictures.tensors import check_side, from_pixels, show_mask, to_mask, to_picture, to_tensor, working_size
+from sage.pictures.tensors import (
+    check_side,
+    framed,
+    from_pixels,
+    middle,
+    show_mask,
+    to_mask,
+    to_picture,
+    to_tensor,
+    working_size,
+)
 
 __all__ = ["MAX_PIXELS", "MAX_SETTINGS", "MAX_SIDE", "TEXT_KEY", "WRITTEN", "check_side", "check_writable", "digest",
-           "from_pixels", "normalise", "open_picture", "read_settings", "save_picture", "settings_text", "sheet",
-           "show_mask", "to_mask", "to_picture", "to_tensor", "working_size"]
+           "framed", "from_pixels", "middle", "normalise", "open_picture", "read_settings", "save_picture",
+           "settings_text", "sheet", "show_mask", "to_mask", "to_picture", "to_tensor", "working_size"]

@@ -21,18 +21,30 @@ def working_size(width: int, height: int, size: int, multiple: int, fit: str = "
     Args:
         size: side in pixels of a square of that area.
         multiple: both sides are rounded to this.
-        fit: "keep" the aspect, up to 4 : 1 either way, or "squash" to a square.
+        fit: "keep" the aspect, up to 4 : 1 either way; or a square, by "squash" or "crop" (`framed`).
     Returns:
         Width and height.
     Raises:
         SettingsError: `size` is not a multiple, naming the nearest one that is.
     """
     check_side("size", size, multiple)
-    if fit == "squash":
+    if fit != "keep":
         return size, size
     stretch = math.sqrt(min(max(width / height, 1 / MAX_ASPECT), MAX_ASPECT))
     across, down = (max(1, round(side / multiple)) * multiple for side in (size * stretch, size / stretch))
     return across, down
+
+
+def middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The middle square of a picture of a size (W, H): left, top, right, bottom."""
+    side = min(size)
+    left, top = ((length - side) // 2 for length in size)
+    return left, top, left + side, top + side
+
+
+def framed(image: Image.Image, fit: str) -> Image.Image:
+    """What of a picture is worked at: with "crop" its middle square, else all of it."""
+    return image if fit != "crop" or image.width == image.height else image.crop(middle(image.size))
 
 
 def check_side(name: str, side: int, multiple: int) -> None:

@@ -14,14 +14,18 @@ if TYPE_CHECKING:
 def direction(job: "Job[Any]") -> "kit.Text":
     """(B, M, D) to be added to the source prompts.
 
-    From sentences it is mean E(new) - mean E(old), summed over what is changed; else E(target) - E(source).
+    From sentences it is mean E(new) - mean E(old), summed over what is changed; else E(target) - E(source).  What was
+    given as the text "direction" comes before both.
 
     Raises:
         SageError: sentences of the user's own that are none.
     """
-    plain = job.target - job.source
-    found = [_between(job, row) for row in range(len(plain))]
-    return kit.Text.cat([plain.rows([row]) if d is None else d for row, d in enumerate(found)])
+    def made() -> "kit.Text":
+        plain = job.target - job.source
+        found = [_between(job, row) for row in range(len(plain))]
+        return kit.Text.cat([plain.rows([row]) if d is None else d for row, d in enumerate(found)])
+
+    return job.text("direction", made)
 
 
 def _between(job: "Job[Any]", row: int) -> "kit.Text | None":

@@ -26,6 +26,7 @@ from sage.editing import (
     check_prompts,
     check_request,
     edit_batch,
+    framed,
     settings_for,
     sharing_key,
     strange,
@@ -527,7 +528,8 @@ class Studio:
         if recorded and request.is_of(recorded) and picture.is_of(recorded):
             savings = Savings.from_dict(recorded["savings"])
         mask = self._mask(who, picture, request)
-        seen = Glimpses(self.model, job.show, picture.image.size, clock.pace.seconds.get("glimpse", 0.0))
+        (shown,), _ = framed([picture.image], (), request.config)
+        seen = Glimpses(self.model, job.show, shown.size, clock.pace.seconds.get("glimpse", 0.0))
         result = self._made(picture, plan, request, clock, trajectory, mask, watch=seen, savings=savings)
         if seen.cost:
             clock.pace.seconds["glimpse"] = seen.cost
@@ -540,8 +542,8 @@ class Studio:
             path = visit.new_file(f"{Path(picture.identity['name']).stem}-edit.png")
             pictures.save_picture(result.image, path, record)
             entry = Entry(record, path, clock.elapsed, saved, (*left_out, *result.notes),
-                          first_change(picture.image, result.image), request.live)
-            for image, eye in zip((picture.image, result.image), entry.eyes, strict=True):
+                          first_change(shown, result.image), request.live)
+            for image, eye in zip((shown, result.image), entry.eyes, strict=True):
                 pictures.save_picture(for_eyes(image), eye)
             self._keep(visit, entry)
         return entry
@@ -566,7 +568,8 @@ class Studio:
                             **more)[0]
         if not request.paste:
             return result
-        return replace(result, image=pasted(result.image, pictures.normalise(picture.image), mask))
+        (original,), (asked,) = framed([pictures.normalise(picture.image)], [asked], request.config)
+        return replace(result, image=pasted(result.image, original, asked.mask))
 
     def _mask(self, who: str, picture: Picture, request: EditRequest) -> Image.Image | None:
         """Where the edit may be, at the picture's size; None for everywhere."""

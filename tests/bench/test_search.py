@@ -126,6 +126,13 @@ def test_sages_loss_is_searched_only_where_a_name_adds_it(name, model):
     assert space(beside)["preserve_scale"] == Span(2000, 100_000, log=True)
 
 
+@pytest.mark.parametrize("name", ("p2p", "masactrl", "pnp", "pix2pix-zero"))
+def test_methods_compete_with_ddims_inversion_and_with_direct(name):
+    alone, held = method(name), method(f"{name}+direct")
+    assert "direct" in alone.beside and alone.Settings.default("inversion") == "ddim"
+    assert held.preset("published").inversion == "direct" != alone.preset("published").inversion
+
+
 def test_a_search_begins_at_the_published_numbers_and_the_models_levels(model):
     p2p = method("p2p+direct")
     first = start(p2p, model, 20)

@@ -26,7 +26,14 @@ def test_one_is_told_with_all_its_settings(capsys, name):
     assert all(f"--{field.replace('_', '-')} " in out for field in method(name).Settings.names())
     assert cli.main(["methods", name, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)[name]
-    assert list(told["settings"]) == list(method(name).Settings.names()) and told["edits"] is method(name).does("edit")
+    found = method(name)
+    assert list(told["settings"]) == list(found.Settings.names()) and told["edits"] is found.does("edit")
+    assert (told["reads"], told["calls"], told["good_at"]) == (sorted(found.reads), found.calls, found.good_at)
+    assert told["beside"] == list(found.beside) and found.good_at and found.calls
+    out = " ".join(out.split())
+    assert f"reads {', '.join(told['reads'])}; network calls {found.calls}" in out and f"good at {found.good_at}" in out
+    assert ("also: " in out) == bool(found.beside)
+    assert not found.beside or "also: " + ", ".join(f"+{more}" for more in found.beside) in out
 
 
 def test_one_that_is_not_there_is_refused_in_a_line(capsys):

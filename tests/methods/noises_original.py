@@ -48,8 +48,8 @@ class Found:
 
 
 def ddpm(net: Net, z0: Tensor, noises, steps: int, skip: int, w_source: float, w: float, eta: float = 1.0,
-         ours: bool = False, control=None) -> Found:
-    """`control`: (tokenizer, source, target, p2p_original.Options) for attention carried over."""
+         ours: bool = False, control=None, pull=None) -> Found:
+    """`control`: (tokenizer, source, target, p2p_original.Options) for attention carried over; `pull`: of preserved."""
     k = 1000 // steps
     times = [1 + k * i for i in range(steps)]
     table = EXACT if ours else ALPHAS
@@ -87,8 +87,10 @@ def ddpm(net: Net, z0: Tensor, noises, steps: int, skip: int, w_source: float, w
             if control:
                 controller.finish()
             e = empty + torch.tensor([w_source, w]).reshape(2, 1, 1, 1) * (given - empty)
+            lost = pull(steps - skip - rank, t, xts[rank], z[1:]) if pull else 0.0
             mu, scale = step(z, e, t)
             z = (mu + scale * zs[rank - 1]).float()
+            z = torch.cat([z[:1], z[1:] - lost])
             latents.append(z)
     finally:
         net.unet.set_attn_processor(kept)
@@ -99,7 +101,7 @@ def ddpm(net: Net, z0: Tensor, noises, steps: int, skip: int, w_source: float, w
 
 
 def flowedit(net: Net, x: Tensor, noises, steps: int, n_max: int, n_min: int, n_avg: int, w_source: float,
-             w: float) -> list[Tensor]:
+             w: float, pull=None) -> list[Tensor]:
     """On a diffusion: what two DDIM steps, of the picture and of the edit, move apart by."""
     k, noises, z, out, sampled = 1000 // steps, iter(noises), x, [], None
     for i in range(steps - n_max, steps):
@@ -112,7 +114,8 @@ def flowedit(net: Net, x: Tensor, noises, steps: int, n_max: int, n_min: int, n_
                 zt = z + zs - x
                 es, et = net(zs.float(), t, "source", w_source), net(zt.float(), t, "target", w)
                 moves.append(ddim(zt, et, a, b) - zt - ddim(zs, es, a, b) + zs)
-            z = (z + sum(moves) / n_avg).float()
+            lost = pull(i - steps + n_max, t, zs.float(), zt.float()) if pull else 0.0
+            z = (z + sum(moves) / n_avg).float() - lost
             out.append(z)
         else:
             if sampled is None:

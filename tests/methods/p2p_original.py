@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, dim=0)
+ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, dim=0).double()  # rounded so by them
 
 
 @dataclass
@@ -43,6 +43,7 @@ class Options:
     epsilon: float = 1e-5
     lr: float = 1e-2
     ours: bool = False
+    pull: Callable | None = None  # tests.methods.preserved.pull
 
 
 @dataclass
@@ -257,7 +258,9 @@ def edit(unet, tokenizer, z0: Tensor, source: str, target: str, texts: dict[str,
                     delta, still = _prox(delta, o)
                     if o.hold == "picture" and late:
                         clean = lambda x0, still=still: x0 - o.eta * still * (x0 - z0)  # noqa: E731
+                lost = o.pull(i, t, z[:1], z[1:]) if o.pull else 0.0
                 z = ddim(z, un + o.w * delta, alpha(t), alpha(t - k), clean)
+                z = torch.cat([z[:1], z[1:] - lost])
                 before = path[-2 - i]
                 if o.inversion == "direct":
                     z = torch.cat([z[:1] + (before - z[:1]), z[1:]])

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import sage
+from sage.bench.engine import Counted
 from sage.editing import check_prompts, edit_batch
 from sage.errors import SettingsError
 from sage.inversion import exact
@@ -43,6 +44,9 @@ class Row:
         beside: settings without which a change of a setting, or of it to one value ("name=value"), shows nothing.
         silent: changes ("name=value") or settings that show nothing on these networks, and why.
         targets: changes ("name=value") that show only under another target prompt.
+        calls: by a clause of its `calls` the settings that it speaks of, and what is counted there: calls of the
+            network, and ways back, for 4 steps of which a strength of 0.75 takes 3.
+        wordy, asked: settings, and members of a request, with which it asks for all of its `texts`.
     """
 
     base: Mapping[str, Any] = field(default_factory=dict)
@@ -52,6 +56,9 @@ class Row:
     beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     silent: Mapping[str, str] = field(default_factory=dict)
     targets: Mapping[str, str] = field(default_factory=dict)
+    calls: Mapping[str, tuple[Mapping[str, Any], int, int]] = field(default_factory=dict)
+    wordy: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
 
 # Settings of sage.inversion.anchors
@@ -73,9 +80,13 @@ WITH_PRESERVATION = dict.fromkeys(("preserve_limit", "preserve_level", "preserve
                                   dict(preserve_scale=1e5))
 BLENDED = dict(blend=("cat", "dog"), blend_threshold=0.8, cross_level=0)
 OWN_SPACING = {"spacing": "refused: the steps of a flow have a spacing of their own"}
+FEW = dict(steps=4, strength=0.75, guidance_scale=2.0, cross_level=0, self_level=0)
+ROUNDS = dict(fixed_point_rounds=3, fixed_point_tolerance=0.0)
 OF_FLOWS = {"guidance_by": "of a flow alone: tests/methods/test_flows.py"}
 ROWS = {
     "sage": Row(
+        calls={"3 N,": ({}, 12, 4), "4 N + 1 with uni": (dict(inversion="uni"), 17, 4),
+               "N rounds + 3 N + 1": (dict(inversion="fixed-point", **ROUNDS), 25, 4)},
         base=dict(cross_level=0, reconstruction_scale=10.0, replace_fraction=0.5, blend_fraction=0.5,
                   reweight={"mat": 1.3}, pairing="level", noise_fraction=0.1, **LENIENT),
         plainly=dict(reconstruction="none", blend=None, noise_fraction=0.0, reweight={}),
@@ -90,8 +101,9 @@ ROWS = {
         silent={"middle": "it has a level of its own here: tests/test_published.py"},
         targets={"spare=removed": "a mat"}),
     "masactrl": Row(
+        calls={"4 N": ({}, 16, 0), "5 N under": (dict(source_text="source"), 20, 0)},
         base=dict(first_step=1, first_block=0.3),
-        plainly=dict(source_text="source"),
+        plainly=dict(source_text="source"), asked=dict(negative="a mat"),  # which is not the source's empty prompt
         others={**ANCHORED, **dict(first_step=2, first_block=0.7, foreground=("cat", "dog"), foreground_threshold=0.6,
                                    cross_level=1)},
         beside={**WITH_ANCHORS, **dict.fromkeys(("foreground", "keys"), dict(source_text="source")),
@@ -100,11 +112,16 @@ ROWS = {
                 "negative_empty": dict(inversion="negative", source_text="source"),
                 "inversion=negative": dict(source_text="source")}),  # the empty prompt is the source's own
     "pnp": Row(
-        plainly=dict(feature_fraction=0.0, attention_fraction=0.0),
+        calls={"5 N": ({}, 20, 0), "4 N with direct": (dict(inversion="direct"), 16, 0)},
+        plainly=dict(feature_fraction=0.0, attention_fraction=0.0), wordy=dict(negative_prompt="a mat"),
         others=dict(feature_fraction=0.2, feature_layer=1, attention_fraction=1.0, first_block=0.8,
                     negative_prompt="dog")),
-    "plain": Row(others=dict(eta=0.5)),
+    "plain": Row(calls={"3 N": ({}, 12, 0), "2 N at": (dict(guidance_scale=1.0), 8, 0)},
+                 others=dict(eta=0.5)),
     "p2p": Row(
+        calls={"5 N": ({}, 20, 0), "4 N with": (dict(inversion="proximal"), 16, 0),
+               "N rounds + 3 N + 1": (dict(inversion="fixed-point", **ROUNDS), 25, 0),
+               "17 N at most": (dict(inversion="null-text", null_text_tolerance=0.0), 68, 40)},
         base=dict(cross_level=0, cross_fraction=0.75, self_fraction=0.5, blend=("cat", "dog"), blend_threshold=0.8,
                   reweight={"mat": 1.5}),
         plainly=dict(reweight={}, blend=None),
@@ -114,21 +131,29 @@ ROWS = {
                     blend_except=("mat", "mat"), except_threshold=0.9),
         beside=WITH_ANCHORS | WITH_PRESERVATION | {"except_threshold": dict(blend_except=("mat", "mat")),
                                "word_starts": dict(carry="replace"), "reweight_steps": dict(cross_fraction=0.3)}),
-    "edict": Row(base=dict(attention="source", strength=0.75), bound="picture",
+    "edict": Row(calls={"6 strength N": ({}, 18, 0), "8 strength N": (dict(guided_from="empty"), 24, 0),
+                        "10 with": (dict(guided_from="empty", attention="source"), 30, 0)},
+                 base=dict(attention="source", strength=0.75), bound="picture",
                  others=dict(strength=0.5, mixing=0.8, cross_fraction=0.3, self_fraction=0.3)),
-    "bdia": Row(bound="picture", others=dict(strength=0.5, gamma=0.7)),
+    "bdia": Row(calls={"3 strength N - 2": ({}, 7, 0), "4 strength N - 2": (dict(guided_from="empty"), 10, 0)},
+                bound="picture", others=dict(strength=0.5, gamma=0.7)),
     # On networks of random weights the rounds converge at short steps alone, and a gradient of 0.1 is far too much.
-    "fixed-point": Row(base=dict(steps=40, strength=0.1, fixed_point_rounds=60, fixed_point_tolerance=1e-5),
+    "fixed-point": Row(calls={"strength N (rounds + 2) + 1": (ROUNDS, 16, 0),
+                              "(2 rounds + 2) + 2": (dict(guided_from="empty", **ROUNDS), 26, 0)},
+                       base=dict(steps=40, strength=0.1, fixed_point_rounds=60, fixed_point_tolerance=1e-5),
                        bound="picture",
                        others=dict(strength=0.15, fixed_point_rounds=1, fixed_point_tolerance=0.1,
                                    fixed_point_damping=0.5)),
-    "pix2pix-zero": Row(base=dict(noise_rounds=1, noise_shifts=2, cross_guidance=1e-3,
-                                  direction="sentences"), bound="picture",
+    "pix2pix-zero": Row(calls={"6 N": ({}, 24, 8)},
+                        base=dict(noise_rounds=1, noise_shifts=2, cross_guidance=1e-3, direction="sentences"),
+                        asked=dict(sentences=(("a cat", "the cat"), ("a dog", "the dog"))),
                         others=dict(cross_guidance=0.01, autocorrelation=5.0, divergence=5.0, noise_rounds=2,
-                                    noise_shifts=1),
-                        beside={"conventions=authors": dict(inversion="ddim")}),
-    "sdedit": Row(plainly=dict(strength=0.0), bound="picture", others=dict(strength=0.3)),
+                                    noise_shifts=1)),
+    "sdedit": Row(calls={"2 strength N": ({}, 6, 0)},
+                  plainly=dict(strength=0.0), bound="picture", others=dict(strength=0.3)),
     "ddpm": Row(
+        calls={"N + 2 strength N": ({}, 10, 0), "N + 3 strength N": (dict(carry="refine"), 13, 0),
+               "N more": (dict(source_guidance_scale=2.0), 14, 0)},
         base=dict(carry="refine", cross_fraction=0.6, self_fraction=0.5, reweight={"mat": 1.5}, self_level=1),
         plainly=dict(reweight={}), bound="picture",
         others=PRESERVED | dict(
@@ -137,24 +162,31 @@ ROWS = {
         beside=WITH_PRESERVATION | {"word_starts": dict(carry="replace"), "reweight_steps": dict(cross_fraction=0.3),
                                     "carry=none": dict(reweight={})}),
     "turbo": Row(
+        calls={"2 N,": ({}, 8, 0), "3 N with a mask": (dict(blend="auto", cross_level=0), 12, 0),
+               "1 more": (dict(frozen_steps=1), 9, 0)},
         base=dict(spacing="leading", blend=("cat", "dog"), blend_threshold=0.7, cross_level=0),
-        plainly=dict(blend=None), bound="reconstruction",
+        plainly=dict(blend=None), bound="reconstruction", asked=dict(edits=("a pig on a mat", "a cat on a rug")),
         others=dict(strength=0.5, frozen_steps=1, iterations=1, mask_blur=1.0, blend_threshold=0.4)),
     "turbo-ddpm": Row(
+        calls={"3 strength N": ({}, 9, 0)},
         base=dict(strength=1.0, spacing="leading"), plainly=dict(last_limit=0.0), bound="picture",
         others=PRESERVED | dict(strength=0.5, shift=100, last_limit=1e-4, last_norm=1e-2, cross_level=1),
         beside=WITH_PRESERVATION | dict.fromkeys(("mask_from", "blend_threshold", "blend_fraction"), BLENDED) | {
             "cross_level": BLENDED | dict(mask_from="attention")}),
     "regiondrag": Row(
+        calls={"3 strength N": (dict(guidance_scale=1.0), 9, 0), "4 strength N": ({}, 12, 0)},
         base=dict(strength=0.75), bound="picture", others=dict(strength=0.5),
         silent=dict.fromkeys(("until", "drag_class", "alpha", "margin", "vacated", "unnamed"),
                              "nothing is moved here: tests/methods/test_regiondrag.py")),
     "ledits": Row(
-        base=dict(cross_level=2, mask_quantile=0.5, steps=6), bound="picture",
+        calls={"N + N (1 + concepts)": ({}, 12, 0),
+               "N more": (dict(source_text="source", source_guidance_scale=2.0), 20, 0)},
+        base=dict(cross_level=2, mask_quantile=0.5, steps=6), bound="picture", wordy=dict(add={"dog": 3.0}),
         others=dict(add={"dog": 3.0}, remove={"mat": 3.0}, mask_quantile=0.8, quantiles={"dog": 0.9}, warmup=1,
                     cooldown=3, skip=0.6, source_guidance_scale=2.0),
         beside={"quantiles": dict(add={"dog": 3.0}), "guidance_scale": dict(add={})}),
     "infedit": Row(
+        calls={"5 strength N": ({}, 15, 0), "4 strength N": (dict(mutual="no"), 12, 0)},
         base=dict(cross_level=0, blend=("cat", "dog"), blend_threshold=0.8, reweight={"mat": 1.5}, steps=6,
                   strength=0.9),
         plainly=dict(reweight={}, blend=None), bound="picture",
@@ -162,10 +194,13 @@ ROWS = {
                     word_starts={"dog": 0.4}, word_fractions={"on": 0.3}, self_start=0.4, self_fraction=1.0),
         beside={"word_starts": dict(carry="replace"), "reweight_steps": dict(cross_fraction=0.3)}),
     "flowedit": Row(
+        calls={"3 strength N": ({}, 9, 0), "4 strength N": (dict(source_guidance_scale=2.0), 12, 0),
+               "as often for each": (dict(averages=2), 18, 0)},
         plainly=dict(source_guidance_scale=1.0), bound="picture",
         others=PRESERVED | dict(strength=0.3, source_guidance_scale=2.0, averages=2, sampled_fraction=0.3),
         beside=WITH_PRESERVATION, silent=OF_FLOWS),
     "eedit": Row(
+        calls={"strength N / inv_skip + 2 strength N": (dict(inv_skip=2), 8, 0)},
         base=dict(stop=2), plainly=dict(eta=1.0, stop=STEPS), bound="picture",
         others=dict(eta=0.3, gamma=0.2, start=1, stop=3, strength=0.5, source_guidance_scale=3.0, fwd_skip=2),
         beside={"source_guidance_scale": dict(invert_under="source"),
@@ -177,22 +212,31 @@ ROWS = {
                 **dict.fromkeys(("grid", "text_offset", "twice_gated", "held_gates", "held_modulation"),
                                 "of flows: likewise"),
                 "cache_type": "both draw the same", "invert_under=empty": "the default"}),
-    "uni-edit": Row(base=dict(strength=0.8), others=dict(strength=0.3)),
+    "uni-edit": Row(calls={"3 strength N + 1": ({}, 10, 0)},
+                    base=dict(strength=0.8), others=dict(strength=0.3)),
     "rf-inversion": Row(
+        calls={"3 strength N": ({}, 9, 0), "2 strength N": (dict(guidance_scale=1.0), 6, 0),
+               "strength N more": (dict(source_guidance_scale=2.0), 12, 0)},
         base=dict(stop=0.75, decay=1.0), plainly=dict(gamma=0.0, eta=0.0, source_guidance_scale=1.0),
         others=dict(strength=0.5, gamma=0.2, eta=0.5, start=0.5, stop=0.5, decay=0.0, source_guidance_scale=2.0),
         silent=OF_FLOWS | {"conventions": "refused: of a flow alone"}),
     "rf-solver": Row(
+        calls={"4 strength N and 2": (dict(guidance_by="input", shared_steps=1), 14, 0),
+               "6 strength N": (dict(shared_steps=1), 20, 0)},
         base=dict(shared_steps=2), plainly=dict(shared_steps=0), bound="solver",
         others=dict(strength=0.5, shared_steps=1, first_block=0.1), silent=OWN_SPACING),
     "fireflow": Row(
+        calls={"2 strength N + 2 and 1": (dict(guidance_by="input"), 9, 0), "3 strength N + 3 and 1": ({}, 13, 0)},
         base=dict(shared_steps=2), plainly=dict(shared_steps=0), bound="solver",
         others=dict(strength=0.5, shared_steps=1, first_block=0.1), silent=OWN_SPACING),
     "kv-edit": Row(
+        calls={"strength N whole, and 2 strength N": ({}, 9, 0)},
         others=dict(strength=0.5, source_guidance_scale=2.0, renewed=0.5),
         silent=OWN_SPACING | dict.fromkeys(("pairing", "conventions", "mask_cells", "attn_scale"),
                                            "shows where there is a mask: tests/methods/test_flows.py")),
 }
+UNPUBLISHED = {"plain": "a baseline: its paper edits no picture",
+               "regiondrag": "its paper's has an IP-Adapter: docs/eedit.md says what differs"}
 OTHERS = dict(steps=5, eta=0.7, guidance_scale=3.0, size=96, seed=1, reweight={"dog": 3.0}, cross_level=1,
               blend=("mat", "mat"), blend_fraction=0.25, blend_threshold=0.6, cross_fraction=0.2)
 BESIDE = {"seed": dict(encode="sample"), "blend_match": dict(blend=("on a", "on a")), "fit": dict(size=96)}
@@ -262,7 +306,19 @@ def test_it_says_what_it_is(name):
     assert all(f.metadata["help"] for f in found.Settings.fields())
     assert all(found.preset(preset) for preset in found.presets)
     assert all(found.as_published(task) and task in DEFAULTS for task in found.published)
+    assert ("published" in found.presets) != (name in UNPUBLISHED)
     assert type(found).__doc__ and found.Settings.__doc__
+
+
+@every
+def test_the_network_is_asked_as_often_as_it_says(model, name):
+    found = sage.method(name)
+    z0 = torch.randn(1, *model.latent_shape((32, 32)), generator=torch.Generator().manual_seed(3))
+    for clause, (changes, calls, gradients) in ROWS[name].calls.items():
+        counted, given = Counted(model), {**FEW, **changes}
+        settings = found.defaults(model).but(**{key: v for key, v in given.items() if key in found.Settings.names()})
+        list(sage.run(name, counted, z0, SOURCE, TARGET, settings))
+        assert clause in found.calls and counted.counted.tolist() == [calls, gradients], clause
 
 
 @every
@@ -441,7 +497,9 @@ def small_latents(model, batch: int = 1) -> Tensor:
 
 @every
 def test_given_noises_and_embeddings_are_those_drawn_and_made(model, name, monkeypatch):
-    settings, z0, drawn = settings_of(name), small_latents(model), []
+    """Without them the network is given no word: its encoder is asked for the empty prompt alone, to know its width."""
+    row, z0, drawn, texts, embedded = ROWS[name], small_latents(model), [], dict[str, Any](), []
+    settings, request = settings_of(name, **row.wordy), Request(SOURCE, TARGET, **row.asked)
     for draw in ("noise", "whole"):
         ordinary = getattr(Job, draw)
         monkeypatch.setattr(Job, draw, lambda self, *tag, ordinary=ordinary: kept(ordinary(self, *tag)))
@@ -450,18 +508,34 @@ def test_given_noises_and_embeddings_are_those_drawn_and_made(model, name, monke
         drawn.append(torch.as_tensor(value))
         return value
 
-    want = [step.z for step in sage.run(name, model, z0, SOURCE, TARGET, settings)]
+    def asked(self, which, embed, ordinary=Job._text):
+        texts[which] = ordinary(self, which, embed)
+        return texts[which]
+
+    def embed(prompts):
+        assert [prompt.text for prompt in prompts] == [""] and not embedded, f"embeds {prompts[0].text!r}"
+        embedded.append(prompts)
+        return width
+
+    monkeypatch.setattr(Job, "_text", asked)
+    want = [step.z for step in sage.run(name, model, z0, SOURCE, TARGET, settings, request=request)]
     monkeypatch.undo()
     assert bool(drawn) == sage.method(name).random(settings)
-    texts = {which: model.embed([model.prompts.parse(prompt)])
-             for which, prompt in (("source", SOURCE), ("target", TARGET), ("empty", ""))}
-    got = [step.z for step in sage.run(name, model, z0, SOURCE, TARGET, settings, drawn or None, texts=texts)]
+    assert all(any(which == told or (told[-1] == ":" and which.startswith(told)) for which in texts)
+               for told in sage.method(name).texts)
+    width = model.embed([model.prompts.parse("")])
+    monkeypatch.setattr(model, "embed", embed)
+    got = [step.z for step in sage.run(name, model, z0, SOURCE, TARGET, settings, drawn or None, texts=texts,
+                                       request=request)]
+    monkeypatch.undo()
     assert len(got) == len(want) and all(map(torch.equal, got, want))
+    with pytest.raises(SettingsError, match=f"^{name} reads no embedded prompt 'sorce': it reads source, target"):
+        next(sage.run(name, model, z0, SOURCE, TARGET, settings, texts={"sorce": width}))
     if drawn:
         with pytest.raises(SettingsError, match="asks for more"):
-            list(sage.run(name, model, z0, SOURCE, TARGET, settings, drawn[:-1]))
+            list(sage.run(name, model, z0, SOURCE, TARGET, settings, drawn[:-1], request=request))
         other = [step.z for step in sage.run(name, model, z0, SOURCE, TARGET, settings, [
-            n.flip(-1) if n.dim() else 1 + n % 3 for n in drawn])]
+            n.flip(-1) if n.dim() else 1 + n % 3 for n in drawn], request=request)]
         assert not torch.equal(other[-1], want[-1])
 
 

@@ -14,7 +14,9 @@ from sage.errors import SettingsError
 from sage.sampling.levels import Level
 from tests import small
 from tests.methods import noises_original as original
+from tests.methods import preserved
 from tests.methods.p2p_original import Options
+from tests.methods.precise import in_float64
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
 N = 10
@@ -90,6 +92,29 @@ def test_every_step_of_ddpm_is_that_of_the_original_code(made, case, conventions
     assert all(off(a, b) < 2e-5 for a, b in zip(path.noises[:-1], theirs.zs[:0:-1], strict=True))
     assert path.noises[-1].any() == consistent
     assert len(steps) == 8 and all(off(a, b[1:]) < 2e-5 for a, b in zip(steps, theirs.latents, strict=True))
+
+
+LOSS = dict(preserve_scale=3e4, preserve_limit=0.0, preserve_level=0)
+
+
+@pytest.mark.parametrize("name", ("ddpm", "flowedit"))
+def test_with_sages_loss_every_step_loses_the_gradient_of_the_difference_of_the_maps(made, name):
+    """In float64, as all the rest of these steps."""
+    n, text = 5, embedded(made.model)["source"].tokens.double()
+    shape = dict(steps=n, strength=0.8, source_guidance_scale=1.0, guidance_scale=3.0)
+
+    def theirs(pull):
+        if name == "ddpm":
+            return [z[1:] for z in original.ddpm(net(made), picture().double(), drawn(n), n, 1, 1.0, 3.0, ours=True,
+                                                 pull=pull).latents]
+        return original.flowedit(net(made), picture().double(), drawn(n), n, 4, 0, 1, 1.0, 3.0, pull)
+
+    with in_float64(made):
+        made_so = [(ours(made, name, sage.method(name).Settings(**shape, **loss), drawn(n))[0], theirs(pull))
+                   for loss, pull in ((LOSS, preserved.pull(made.unet, text, 3e4, 4)), ({}, None))]
+        for steps, want in made_so:
+            assert len(steps) == 4 and all(off(a, b) < 1e-9 for a, b in zip(steps, want, strict=True))
+        assert off(made_so[0][1][-1], made_so[1][1][-1]) > 0.01
 
 
 @pytest.mark.parametrize("strength", (0.3, 1.0))

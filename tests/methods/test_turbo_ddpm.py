@@ -6,7 +6,8 @@ from diffusers import DDPMScheduler
 
 import sage
 from tests import small
-from tests.methods.test_pix2pix_zero import Maps
+from tests.methods.precise import in_float64
+from tests.methods.preserved import drawn_to
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
@@ -25,31 +26,13 @@ def off(a, b) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-def drawn_to(unet, text, places, t, recorded, z, scale):
-    """scale x the gradient of the mean difference of all self-attention maps of `places` places, by autograd."""
-    kept, found = dict(unet.attn_processors), {}
-    unet.set_attn_processor({name: Maps(found, name, "attn1") for name in kept})
-
-    def maps(latents):
-        unet(latents, t, text)
-        return torch.cat([m.flatten() for m in found.values() if m.shape[1] == places])
-
-    try:
-        with torch.enable_grad():
-            reference, z = maps(recorded).detach(), z.clone().requires_grad_()
-            (maps(z) - reference).abs().mean().backward()
-        return scale * z.grad
-    finally:
-        unet.set_attn_processor(kept)
-
-
 @torch.no_grad()
 def original(made, z0, noises, times, shift, w, limit, preserve=(0.0, 0)):
     """The three branches of the paper in one batch, with the scheduler's mean in the place of its formula."""
     scheduler = DDPMScheduler(**BETAS, prediction_type="epsilon")
     scheduler.set_timesteps(timesteps=times)
     scheduler._get_variance = lambda *args, **options: torch.tensor(0.0)
-    text = torch.cat([made.model.embed([made.model.prompts.parse(p)]).tokens for p in (SOURCE, SOURCE, TARGET)])
+    text = torch.cat([made.model.embed([made.model.prompts.parse(p)]).tokens for p in (SOURCE, SOURCE, TARGET)]).to(z0)
     drawn = dict(zip([t for t in times if t > shift], noises, strict=True))  # rows of one tensor, the noisiest first
     stored = [scheduler.add_noise(z0, drawn[t], torch.tensor([t - shift])) if t in drawn else z0 for t in times]
     z, found = stored[0], []
@@ -75,10 +58,11 @@ def original(made, z0, noises, times, shift, w, limit, preserve=(0.0, 0)):
 def test_every_step_is_that_of_the_formulas(made, preset, changes, times, shift, w, limit):
     settings = sage.method("turbo-ddpm").preset(preset, **changes, **{} if limit == 15.5 else {"last_norm": limit})
     noises = [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(t)) for t in times if t > shift]
-    got = [step.z for step in sage.run("turbo-ddpm", made.model, latents(), SOURCE, TARGET, settings, noises)]
-    want = original(made, latents(), noises, times, shift, w, limit)
+    with in_float64(made):
+        got = [step.z for step in sage.run("turbo-ddpm", made.model, latents(), SOURCE, TARGET, settings, noises)]
+        want = original(made, latents(), noises, times, shift, w, limit)
     assert len(got) == len(want) == len(times)
-    assert max(off(a, b) for a, b in zip(got, want, strict=True)) < 1e-4
+    assert max(off(a, b) for a, b in zip(got, want, strict=True)) < 5e-6  # diffusers' levels are float32
     assert off(got[-1], latents()) > 0.05
 
 
@@ -89,10 +73,11 @@ def test_with_sages_loss_every_step_loses_the_gradient_of_the_difference_of_the_
                                                 preserve_level=0, preserve_fraction=fraction)
     times = [799, 599, 399, 199]
     noises = [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(t)) for t in times if t > 200]
-    got = [step.z for step in sage.run("turbo-ddpm", made.model, latents(), SOURCE, TARGET, settings, noises)]
-    want = original(made, latents(), noises, times, 200, 1.5, 15.5, (3e4, drawn))
-    assert max(off(a, b) for a, b in zip(got, want, strict=True)) < 1e-3
-    without = original(made, latents(), noises, times, 200, 1.5, 15.5)
+    with in_float64(made):
+        got = [step.z for step in sage.run("turbo-ddpm", made.model, latents(), SOURCE, TARGET, settings, noises)]
+        want = original(made, latents(), noises, times, 200, 1.5, 15.5, (3e4, drawn))
+        without = original(made, latents(), noises, times, 200, 1.5, 15.5)
+    assert max(off(a, b) for a, b in zip(got, want, strict=True)) < 5e-6
     assert torch.equal(want[0], without[0]) and off(want[drawn - 1], without[drawn - 1]) > 0.02
 
 

@@ -272,7 +272,7 @@ def test_working_size(width, height, times, multiple):
     assert w % multiple == h % multiple == 0 and min(w, h) >= multiple
     assert w <= 2 * size + multiple and h <= 2 * size + multiple
     assert (w - h) * (width - height) >= 0
-    assert pictures.working_size(width, height, size, multiple, "squash") == (size, size)
+    assert all(pictures.working_size(width, height, size, multiple, fit) == (size, size) for fit in ("squash", "crop"))
     assert pictures.working_size(size, size, size, multiple) == (size, size)
 
 
