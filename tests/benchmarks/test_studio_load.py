@@ -40,10 +40,10 @@ def loaded(address, clients, asked, seconds):
     return *tallies, *studio_load.report("it", *tallies, False)
 
 
-@pytest.mark.parametrize("command", ("ui", "serve"))
+@pytest.mark.parametrize("command", ("ui", pytest.param("serve", marks=pytest.mark.slow)))
 def test_clients_get_their_own_edits(studio, address, clients, command):
     settings = studio_load.sent_as(studio_load.asked_settings(studio.model), command)
-    tally, after, curve, text, well = loaded(address, clients, {"method": "sage", "settings": settings}, 0.5)
+    tally, after, curve, text, well = loaded(address, clients, {"method": "sage", "settings": settings}, 0)
     assert well and not tally.lost and tally.answered >= 2 and after.answered == 1 and curve[-1] > 50, text
     assert f"it: {tally.answered} answered" in text and "s (median)" in text and "memory of the server" in text
 
