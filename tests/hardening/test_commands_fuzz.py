@@ -27,7 +27,9 @@ AXES = st.builds("{}{}{}".format, st.one_of(st.sampled_from(sorted(
 OWN = {"--from": REGIONS, "--to": REGIONS, "--mask": REGIONS, "--box": REGIONS, "--reference": REGIONS,
        "--reference-mask": REGIONS, "--radius": NUMBERS, "--x": AXES, "--y": AXES, "--z": AXES, "--port": NUMBERS,
        "--queue": NUMBERS, "--config-from": st.sampled_from(("p.png", "old.png", "gone.png"))}
-TRIED = {"drag": ["--from", "--to"], "compose": ["--reference", "--reference-mask", "--box"], "grid": ["--x"]}
+# What a command needs, and a value of each that can be.
+NEEDED = {"drag": {"--from": "4,4,20,20", "--to": "mask.png"}, "grid": {"--x": "seed=1,2"},
+          "compose": {"--reference": "p.png", "--reference-mask": "mask.png", "--box": "4,4,20,20"}}
 
 
 @pytest.fixture
@@ -63,9 +65,10 @@ def ends_in_a_job_or_one_line(command: str, words: list[str], jobs: list, capsys
 
 def drawn(data, command: str, names: list[str], words: list[str]) -> list[str]:
     """A command's words, and some of its flags with values; those that it needs are mostly there."""
-    own = list(TRIED.get(command, ())) if data.draw(st.integers(0, 5)) else []
-    for flag in own + data.draw(st.one_of(st.just([]), st.lists(st.sampled_from(names), max_size=3))):
-        words = [*words, flag, *data.draw(st.lists(OWN.get(flag, WORDS), min_size=flag in own, max_size=1))]
+    for flag, honest in NEEDED.get(command, {}).items():
+        words = [*words, flag, data.draw(st.one_of(st.just(honest), st.just(honest), OWN[flag]))]
+    for flag in data.draw(st.one_of(st.just([]), st.lists(st.sampled_from(names), max_size=3))):
+        words = [*words, flag, *data.draw(st.lists(OWN.get(flag, WORDS), max_size=1))]
     return words
 
 
@@ -73,7 +76,7 @@ def drawn(data, command: str, names: list[str], words: list[str]) -> list[str]:
 @tries(10, 800)
 @given(st.data())
 def test_any_flags_of_what_moves_and_puts_in(here, capsys, command, other, data):
-    name = data.draw(st.sampled_from((other, *able("edit"))))
+    name = data.draw(st.one_of(st.just(other), st.sampled_from(able("edit"))))
     words = drawn(data, command, flags([command, "--method", name]), ["p.png", "--method", name])
     ends_in_a_job_or_one_line(command, words + ["--model", "stilllife"], here, capsys)
 

@@ -148,7 +148,8 @@ def test_as_a_region_a_reference_a_lora_or_sentences(tmp_path, capsys):
     compose = ["compose", picture, "--box", "2,2,9,9"]
     for command in (
             [*edit, "--method", "sage", "--mask", fifo], [*edit, "--lora", lora], [*edit, "--lora", f"{lora}:0.5"],
-            [*edit, "--method", "pix2pix-zero", "--sentences", words], ["drag", picture, "--from", fifo, "--to", "8,8"],
+            [*edit, "--method", "pix2pix-zero", "--sentences", words, words],
+            ["drag", picture, "--from", fifo, "--to", "8,8"],
             ["drag", picture, "--from", "8,8", "--to", fifo], ["drag", fifo, "--from", "8,8", "--to", "9,9"],
             ["drag", picture, "--from", "8,8", "--to", "9,9", "--mask", fifo],
             ["drag", picture, "--pixels", "--from", fifo, "--to", mask],
