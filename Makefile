@@ -28,7 +28,7 @@ export SAGE_METHOD := $(value METHOD)
 unexport IMG SRC TGT MODEL OUT PROMPT METHOD
 
 .DEFAULT_GOAL := help
-.PHONY: help setup edit generate demo tour ui weights train train-encoder train-report train-turbo turbo-report test test-slow test-fuzz test-cluster test-ui lint docs docs-site audit bench bench-speed load experiments
+.PHONY: help setup edit generate demo tour ui weights train train-encoder train-report train-turbo turbo-report test test-slow test-fuzz fuzz-guided test-cluster test-ui lint docs docs-site audit bench bench-speed load experiments
 .PHONY: .picture-named
 
 help:  ## list the targets
@@ -120,8 +120,15 @@ test: $(TESTING)  ## the tests, on up to four cores
 test-slow: $(TESTING)  ## the tests that take minutes or gigabytes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+FUZZED := tests/hardening tests/trajectory/test_hostile.py tests/models/test_tokenizer.py --ignore tests/hardening/faults
+GUIDED := settings tables labels mapping indexes masks
+
 test-fuzz: $(TESTING)  ## thousands of hostile inputs, others each time, and how they ended
-	SAGE_FUZZ=1 $(BIN)/python -m pytest -q tests/hardening --ignore tests/hardening/faults $(ARGS)
+	SAGE_FUZZ=1 $(BIN)/python -m pytest -q $(FUZZED) $(ARGS)
+
+fuzz-guided: $(TESTING)  ## install atheris, and fuzz six parsers guided by coverage: [SECONDS=150] each
+	$(BIN)/pip install --quiet 'atheris>=3'
+	for entry in $(GUIDED); do $(BIN)/python -m tests.hardening.guided $$entry $(or $(SECONDS),150) || exit 1; done
 
 test-cluster: $(TESTING)  ## install Ray, and test the benchmark on a cluster of this machine
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'

@@ -6,13 +6,14 @@
 Without one, auto is sage as it is recommended.  Imports no torch.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sage.errors import ModelError, SageError
-from sage.files import parse_json
+from sage.files import parse_json, read_plain
 from sage.method import DEFAULTS, METHODS, Method, check_task, method
 from sage.models.known import find_model, installed, known_model
 
@@ -74,14 +75,11 @@ def read_auto(folder: Path) -> dict[str, Any] | None:
         ModelError: it cannot be read, or is no object.
     """
     path = folder / FILE
+    if not os.path.lexists(path):
+        return None
+    raw = read_plain(path, ModelError, MOST)
     try:
-        if not path.is_file():
-            return None
-        if path.stat().st_size > MOST:
-            raise ModelError(f"{path} has more than {MOST // 2**20} MB and was not read")
-        values = parse_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read ({error.strerror or error})") from error
+        values = parse_json(raw.decode())
     except ValueError as error:
         raise ModelError(f"{path} is damaged: it is not JSON") from error
     if not isinstance(values, dict):

@@ -99,9 +99,11 @@ def same_file(a: str | Path, b: str | Path) -> bool:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
+def written_whole(path: Path, new: bool = False) -> Iterator[BinaryIO]:
     """A file to write bytes to, that takes the place of `path` once the context is left without an error.
 
+    Args:
+        new: nothing may stand there by then, what another process has just written included.
     Raises:
         OSError: a place that cannot be written to, or a full disk; `path` is then as it was.
     """
@@ -113,9 +115,19 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             yield out
             out.flush()
             os.fsync(out.fileno())
-        os.replace(part, path)
+        (_linked if new else os.replace)(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _linked(part: Path, path: Path) -> None:
+    """Give a file its name, if nothing has it: FileExistsError otherwise."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:  # not every file system has links
+        os.replace(part, path)
 
 
 def unwritable(path: Path) -> str:

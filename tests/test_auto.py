@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from sage import auto
 from sage.auto import AUTO, auto_of, recorded
 from sage.commands.main import main
 from sage.errors import ModelError, SageError, SettingsError
+from tests.hardening.soon import soon
 from tests.models import tiny
 
 SETTINGS = {"steps": 2, "guidance_scale": 3.0, "cross_fraction": 0.5, "inversion": "direct"}
@@ -101,6 +103,17 @@ def test_settings_and_auto_are_one_too_many(folder, picture):
         sage.edit(model, Image.open(picture), **PROMPTS, method="auto", config=sage.EditConfig(steps=2))
     with pytest.raises(SageError, match="no method is called 'auto'"):
         sage.generate(model, "a cat", method="auto")
+
+
+def test_a_record_that_is_no_plain_file_is_refused_at_once(folder, record):
+    record()
+    (folder / auto.FILE).unlink()
+    os.mkfifo(folder / auto.FILE)
+    try:
+        with soon(), pytest.raises(ModelError, match="auto.json is no plain file"):
+            auto_of(str(folder))
+    finally:
+        (folder / auto.FILE).unlink()
 
 
 @pytest.mark.parametrize("text, message", [

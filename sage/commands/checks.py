@@ -17,6 +17,11 @@ from sage.settings import Blending, Factors, Phrases, Settings, annotations
 OUT = Path("out")  # where files go that were given no name
 
 
+def in_folder(out: str | None) -> bool:
+    """Whether files get names of our own: no file is named, or a folder is."""
+    return out is None or out.endswith(("/", os.sep)) or os.path.isdir(out)
+
+
 def outputs(out: str | None, name: str, number: int) -> tuple[Path, ...]:
     """Where pictures go: names of our own are never those of files that exist, the user's are taken as given.
 
@@ -24,7 +29,7 @@ def outputs(out: str | None, name: str, number: int) -> tuple[Path, ...]:
         out: a file or a folder, as the user gave it.
         name: what to call a picture otherwise.
     """
-    if out is None or out.endswith(("/", os.sep)) or os.path.isdir(out):
+    if out is None or in_folder(out):
         folder = OUT if out is None else Path(out)
         free = (path for path in numbered(folder / name) if not os.path.lexists(path))
         return tuple(next(free) for _ in range(number))

@@ -14,7 +14,7 @@ from PIL import Image
 from sage import pictures
 from sage.auto import AUTO, auto_of
 from sage.commands.caption import add_captioner, described_picture
-from sage.commands.checks import OUT, check_model, check_phrases, outputs
+from sage.commands.checks import OUT, check_model, check_phrases, in_folder, outputs
 from sage.commands.flags import (
     DEFAULT_MODEL,
     MASK,
@@ -182,6 +182,7 @@ class Job:
         savings: of the edit that is repeated.
         changes: the settings that were given as flags.
         fetch: the model must be downloaded first.
+        named: the user named the files, which may then be there already.
         inside: the folders that explain the edits, if that is wanted.
         notes: what the user should know beforehand.
         asked: what is asked for beside prompts, as `sage.edit` takes it; `record` is that and more for the record.
@@ -200,6 +201,7 @@ class Job:
     truncate: bool
     fetch: bool
     outs: tuple[Path, ...]
+    named: bool
     sheet: Path | None
     inside: tuple[Path, ...]
     made: dict[str, Any]
@@ -298,8 +300,8 @@ def plan_edit(args: argparse.Namespace) -> Job:
     prediction = args.prediction_type or old.get("prediction_type")
     savings = Savings.from_dict(old["savings"]) if old and not label else None
     return Job(image, Path(args.trajectory) if label else None, picture, source, targets, model, prediction, chosen,
-               base, changes, truncate, fetch, outs, sheet, inside, old.get("made", {}), savings, tuple(notes),
-               asked | {"sentences": sentences}, record)
+               base, changes, truncate, fetch, outs, not in_folder(args.out), sheet, inside, old.get("made", {}),
+               savings, tuple(notes), asked | {"sentences": sentences}, record)
 
 
 def _instructed(args: argparse.Namespace, source: str, notes: list[str]) -> list[str]:
@@ -343,7 +345,7 @@ def _edit_all(job: Job, model: Any, progress: Progress, print_paths: bool) -> di
     plans = [sage.check_prompts(model, job.source, target, config, truncate=job.truncate) for target in job.targets]
     notes = _warnings(job, config, made_by(model))
 
-    trajectory, rebuilt, rows, settings = None, list[tuple[str, Any]](), [], []
+    trajectory, rebuilt, rows, settings, outs = None, list[tuple[str, Any]](), [], [], list[Path]()
     if job.trajectory:
         from sage.editing import check_trajectory, origin_of
         trajectory = sage.load_trajectory(job.trajectory, model, job.method.where)
@@ -358,9 +360,9 @@ def _edit_all(job: Job, model: Any, progress: Progress, print_paths: bool) -> di
                            trajectory=trajectory, truncate=job.truncate, watch=watch, savings=job.savings, **job.asked)
         record = make_record(model, job.source, target, config, job.picture, job.truncate, job.prediction_type,
                              result.savings, **job.record)
-        pictures.save_picture(result.image, out, record)
+        outs.append(pictures.save_picture(result.image, out, record, new=not job.named))
         if print_paths:
-            progress.say(out)
+            progress.say(outs[-1])
         notes += [n for n in result.notes if n not in notes]
         settings.append(record)
         if (job.sheet or watch) and not (rebuilt and trajectory is result.trajectory):
@@ -380,7 +382,7 @@ def _edit_all(job: Job, model: Any, progress: Progress, print_paths: bool) -> di
         pictures.save_picture(pictures.sheet(rows), job.sheet)
         if print_paths:
             progress.say(job.sheet)
-    return {"out": [str(out) for out in job.outs], "sheet": str(job.sheet) if job.sheet else None,
+    return {"out": [str(out) for out in outs], "sheet": str(job.sheet) if job.sheet else None,
             "explain": [str(folder) for folder in job.inside], "settings": settings, "notes": notes}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from sage import pictures
-from sage.commands.checks import OUT, check_tokenizer, check_words, must_fetch, outputs
+from sage.commands.checks import OUT, check_tokenizer, check_words, in_folder, must_fetch, outputs
 from sage.commands.flags import (
     add_method,
     add_model,
@@ -85,6 +85,7 @@ class Job:
     Attributes:
         prompts: one for each picture.
         outs: a file for each picture.
+        named: the user named them, and they may be there already.
         size: (width, height), None where it is the model's own.
         base: the settings to start from, None for the model's own.
         changes: the settings that were given as flags.
@@ -95,6 +96,7 @@ class Job:
 
     prompts: tuple[str, ...]
     outs: tuple[Path, ...]
+    named: bool
     sheet: Path | None
     negative: str
     size: tuple[int | None, int | None]
@@ -162,7 +164,7 @@ def plan_generation(args: argparse.Namespace) -> Job:
     notes = [*check_same(old, loras, args.config_from)] if old else []
     if old and old["batch"] != args.batch:
         notes.append(f"the picture was made in a batch of {old['batch']}: this one may differ in its last bits")
-    return Job(of_pictures, outs, sheet, negative, size, args.count, args.batch, model,
+    return Job(of_pictures, outs, not in_folder(args.out), sheet, negative, size, args.count, args.batch, model,
                args.prediction_type or old.get("prediction_type"), chosen, base, changes, truncate,
                read_savings(args.savings) if args.savings else Savings.from_dict(old["savings"]) if old else None,
                fetch, old.get("made", {}), tuple(notes))
@@ -193,14 +195,14 @@ def _make_all(job: Job, model: Any, progress: Progress, print_paths: bool) -> di
     from sage.editing import settings_for
     config = settings_for(model, job.base, job.method.where, "generate").but(**job.changes)
     size = (job.size[0] or model.sample_size, job.size[1] or model.sample_size)
-    records, made = list[dict[str, Any]](), list[tuple[str, Image.Image]]()
+    records, made, outs = list[dict[str, Any]](), list[tuple[str, Image.Image]](), list[Path]()
     notes = differences(job.made, made_by(model))
     for prompt, out, result in _made(job, model, config, size, progress):
         record = make_generation_record(model, prompt, job.negative, result.settings, size, job.truncate,
                                         job.prediction_type, result.savings, min(job.batch, len(job.prompts)))
-        pictures.save_picture(result.image, out, record)
+        outs.append(pictures.save_picture(result.image, out, record, new=not job.named))
         if print_paths:
-            progress.say(out)
+            progress.say(outs[-1])
         notes += [n for n in result.notes if n not in notes]
         records.append(record)
         made.append((f"seed {getattr(result.settings, 'seed', 0)}", result.image))
@@ -213,7 +215,7 @@ def _make_all(job: Job, model: Any, progress: Progress, print_paths: bool) -> di
                               job.sheet)
         if print_paths:
             progress.say(job.sheet)
-    return {"out": [str(out) for out in job.outs], "sheet": str(job.sheet) if job.sheet else None, "settings": records,
+    return {"out": [str(out) for out in outs], "sheet": str(job.sheet) if job.sheet else None, "settings": records,
             "notes": notes}
 
 

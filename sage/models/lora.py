@@ -151,7 +151,7 @@ def _alphas(tensors: Mapping[str, Stored]) -> dict[str, float]:
                           if key.startswith(f"{part}.")} for part in ("unet", "transformer", "text_encoder",
                                                                      "text_encoder_2")}
         return dict(_told(tensors, entries))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ModelError(f"{path}: what it says of its alphas is damaged") from error
 
 

@@ -71,7 +71,8 @@ def are_loras(value: Any) -> bool:
     """Whether a value in a record is what `Lora.as_dict` gives, of each of some."""
     return isinstance(value, list) and all(
         isinstance(one, dict) and one.keys() == {"name", "sha256", "scale"} and isinstance(one["name"], str)
-        and isinstance(one["sha256"], str) and type(one["scale"]) in (int, float) for one in value)
+        and isinstance(one["sha256"], str) and type(one["scale"]) in (int, float) and abs(one["scale"]) <= MOST_SCALE
+        for one in value)
 
 
 def check_same(record: Mapping[str, Any], given: Iterable[Lora], where: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
 from sage.errors import PictureError
-from sage.files import open_plain, parse_json, unwritable, written_whole
+from sage.files import numbered, open_plain, parse_json, unwritable, written_whole
 
 MAX_BYTES = 2**29  # of a file: 50 million pixels of four times 16 bits, not compressed, are less
 MAX_PIXELS = 50_000_000
@@ -197,25 +198,34 @@ def check_writable(path: str | Path, size: tuple[int, int] = (1, 1)) -> None:
         raise PictureError(why)
 
 
-def save_picture(image: Image.Image, path: str | Path, settings: dict[str, Any] | None = None) -> Path:
+def save_picture(image: Image.Image, path: str | Path, settings: dict[str, Any] | None = None,
+                 new: bool = False) -> Path:
     """Write a picture and the settings that made it; whole or not at all, whatever happens meanwhile.
 
     Args:
         path: its ending is the format: .png (settings as text "sage"), .jpg or .webp (settings as EXIF comment).
         settings: JSON values.
+        new: if something has that name by then, take NAME-2, NAME-3 and so on.
+    Returns:
+        Where it was written.
     Raises:
         PictureError: another ending, a place that cannot be written to, or more than the format can hold.
     """
     path = Path(path)
     check_writable(path, image.size)
     options = _options(WRITTEN[path.suffix.lower()], None if settings is None else settings_text(settings))
-    try:
-        with written_whole(path) as out:
-            image.save(out, **options)
-    except (OSError, ValueError) as error:  # ValueError: what an encoder thinks impossible
-        reason = getattr(error, "strerror", None) or _line(error)
-        raise PictureError(f"{path} cannot be written ({reason})") from error
-    return path
+    names = numbered(path)
+    while True:
+        place = next(names)
+        try:
+            with written_whole(place, new) as out:
+                image.save(out, **options)
+            return place
+        except (OSError, ValueError) as error:  # ValueError: what an encoder thinks impossible
+            if new and isinstance(error, FileExistsError) and os.path.lexists(place):
+                continue
+            reason = getattr(error, "strerror", None) or _line(error)
+            raise PictureError(f"{place} cannot be written ({reason})") from error
 
 
 def settings_text(settings: dict[str, Any]) -> str:

@@ -1,9 +1,9 @@
 """Regions that are moved or filled: read from text, matched with each other, and moved or filled as plain pixels."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -12,7 +12,7 @@ from sage.errors import SettingsError
 from sage.pictures.masks import black_and_white, open_mask
 
 RADIUS = 10  # of the disc around a point: this share of the shorter side
-NUMBERS = re.compile(r"-?\d+(\.\d+)?(,-?\d+(\.\d+)?)+")
+NUMBERS = re.compile(r"-?\d{1,9}(\.\d+)?(,-?\d{1,9}(\.\d+)?)+")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _region(text: Image.Image | str, size: tuple[int, int]) -> Image.Image:
         return text
     if NUMBERS.fullmatch(text):
         return box_mask(read_box(text, size), size)
-    if not Path(text).exists():
+    if not os.path.exists(text):  # which no name is too long for
         raise SettingsError(f"{text[:60]!r} is no region: give x,y or left,top,right,bottom in pixels, or a mask file")
     return open_mask(text, size)
 

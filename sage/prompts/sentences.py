@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sage.errors import SettingsError
+from sage.files import read_plain
 from sage.prompts.tokens import check_text
 
 MOST_BYTES, MOST = 2**20, 2000
@@ -14,16 +15,7 @@ def read_sentences(path: str | Path) -> tuple[str, ...]:
     Raises:
         SageError: no such file, not UTF-8, too large, without a sentence, or with a line that no prompt can be.
     """
-    path = Path(path)
-    try:
-        if not path.is_file():
-            raise SettingsError(f"{path} is no file of sentences, one a line")
-        with path.open("rb") as file:
-            raw = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read ({error.strerror})") from error
-    if len(raw) > MOST_BYTES:
-        raise SettingsError(f"{path} has more than {MOST_BYTES // 2**20} MB: leave out some of its sentences")
+    raw = read_plain(path, SettingsError, MOST_BYTES, "give a file of sentences, one a line")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -3,15 +3,18 @@
 A folder holds them in words.txt, one a line; a model without such a file was taught a language, and has no list.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from sage.errors import ModelError
+from sage.files import read_plain
 
 FILE, MOST = "words.txt", 2**20  # bytes
 SHOWN = 5  # unknown words that a note names
-SHORTEST, LONG = 4, 7  # letters of a word that may be a slip of another, by one letter; by two, from so many on
+# Letters of a word that may be a slip of another, by one letter; by two, from so many on; by none, beyond the longest.
+SHORTEST, LONG, LONGEST = 4, 7, 40
 
 
 def words_of(text: str) -> list[str]:
@@ -26,14 +29,13 @@ def read_words(folder: Path) -> tuple[str, ...]:
         ModelError: a list that cannot be read.
     """
     path = folder / FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return ()
+    raw = read_plain(path, ModelError, MOST, "it must be a list of words, one a line")
     try:
-        if not path.is_file() or path.stat().st_size > MOST:
-            raise ModelError(f"{path} is no list of words: give it one a line, in at most {MOST // 2**20} MB")
-        return tuple(dict.fromkeys(words_of(path.read_bytes().decode("utf-8-sig"))))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        return tuple(dict.fromkeys(words_of(raw.decode("utf-8-sig"))))
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path} cannot be read ({error})") from error
 
 
 def unknown_words(known: Iterable[str], texts: Iterable[str]) -> tuple[str, ...]:
@@ -59,10 +61,11 @@ def about_unknown(model: str, known: Iterable[str], texts: Iterable[str]) -> tup
 
 def _nearest(word: str, known: Iterable[str]) -> str:
     """The known word of which another looks like a slip of the fingers; most words that are not known are no slips."""
-    if len(word) < SHORTEST:
+    if not SHORTEST <= len(word) <= LONGEST:
         return ""
     most = 1 + (len(word) >= LONG)
-    slips = [(slip, other) for other in known if other[:1] == word[:1] and (slip := _slips(word, other)) <= most]
+    near = (other for other in known if other[:1] == word[:1] and abs(len(other) - len(word)) <= most)
+    slips = [(slip, other) for other in near if (slip := _slips(word, other)) <= most]
     return f" (did you mean {min(slips)[1]!r}?)" if slips else ""
 
 

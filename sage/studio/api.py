@@ -8,7 +8,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,9 +17,11 @@ from fastapi import Body, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 
 from sage import __version__, pictures
-from sage.errors import SageError, SettingsError
+from sage.display.console import printable
+from sage.errors import PictureError, SageError, SettingsError
 from sage.method import DEFAULTS, method_of
 from sage.pictures.metadata import MAX_MOVES
 from sage.settings import Settings, Span
@@ -135,6 +137,7 @@ def api(studio: Studio, framed: bool = False) -> FastAPI:
         "httponly": True, "samesite": "strict"}
     app.add_exception_handler(SageError, _refused)
     app.add_exception_handler(RequestValidationError, _misread)
+    app.add_exception_handler(HTTPException, _unserved)
     asks = _Asks(studio)
     _add_pictures(app, studio)
     _add_work(app, studio, asks)
@@ -163,7 +166,14 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 async def _misread(request: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]  # type: ignore[attr-defined]
     where = ".".join(str(part) for part in first["loc"][1:])
-    return JSONResponse({"error": f"{where or 'the request'}: {first['msg'].lower()}"[:300]}, status_code=422)
+    said = printable(f"{where or 'the request'}: {first['msg'].lower()}")
+    return JSONResponse({"error": said[:300]}, status_code=422)
+
+
+async def _unserved(request: Request, error: Exception) -> JSONResponse:
+    """What there is not, or is asked for in another way, is one line too."""
+    status = error.status_code  # type: ignore[attr-defined]
+    return JSONResponse({"error": str(error.detail).lower()}, status)  # type: ignore[attr-defined]
 
 
 class _Asks:
@@ -228,9 +238,18 @@ def _spread(config: Settings, name: str) -> Sequence[Any]:
 
 @contextmanager
 def _uploaded(data: bytes) -> Iterator[Path]:
-    with tempfile.NamedTemporaryFile(prefix="upload-") as file:
-        file.write(data)
-        file.flush()
+    """A file of what was sent.
+
+    Raises:
+        PictureError: the disk has no room for it.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="upload-"))
+            file.write(data)
+            file.flush()
+        except OSError as error:
+            raise PictureError(f"the server cannot keep the file ({error.strerror}): tell whoever runs it") from error
         yield Path(file.name)
 
 

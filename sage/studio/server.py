@@ -19,6 +19,7 @@ from sage.studio.requests import UPLOAD, Limits
 from sage.studio.service import Studio
 
 MESSAGE = 1_000_000  # bytes of any other request
+LONGEST_LENGTH = 20  # digits of a number of bytes
 TOKEN = "sage-token"
 PAGE = Path(__file__).parent / "page"
 KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
@@ -188,7 +189,7 @@ class Guard:
             return await answer(send, 303, "", "text/plain", (b"set-cookie", cookie.encode()), (b"location", b"./"))
         most = UPLOAD if scope["path"] in ("/api/pictures", "/api/masks") else MESSAGE
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > most:
+        if not length.isdigit() or len(length) > LONGEST_LENGTH or int(length) > most:
             return await answer(send, 413, f"that is too large: at most {most // 10**6} MB")
         read, began = 0, False
 
@@ -218,12 +219,14 @@ class Guard:
 
     def _stranger(self, headers: dict[bytes, bytes]) -> str:
         """Why a request is not answered, though it came; "" for one that is."""
-        host = headers.get(b"host", b"").decode("latin-1")
-        if self.local and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
+        try:
+            named, site = urlsplit(f"//{host}").hostname, urlsplit(origin).netloc
+        except ValueError:  # a bracket without its other
+            named, site = "", "?"
+        if self.local and not is_loopback(named or ""):
             return "this studio is reached by the address that it printed"
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        foreign = origin and urlsplit(origin).netloc != host
-        return "another site may not speak to this studio" if foreign else ""
+        return "another site may not speak to this studio" if origin and site != host else ""
 
     def _known(self, headers: dict[bytes, bytes]) -> bool:
         bearer = headers.get(b"authorization", b"").decode("latin-1").removeprefix("Bearer ")

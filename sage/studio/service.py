@@ -386,12 +386,17 @@ class Studio:
             raise SettingsError("that picture is not in the gallery")
         return path
 
-    def _keep(self, visit: Visit, entry: Entry) -> None:
-        visit.remember(entry)
+    def _keep(self, visit: Visit, entry: Entry) -> Entry:
+        """Remember a result, and keep it in the gallery too; of a gallery that has no room it gets a note."""
         if self.gallery is not None and not entry.live and visit is not self._visits.get(HOUSE):
             path = next(path for path in numbered(self.gallery / entry.path.name) if not path.exists())
-            with written_whole(path) as file:
-                file.write(entry.path.read_bytes())
+            try:
+                with written_whole(path) as file:
+                    file.write(entry.path.read_bytes())
+            except OSError as error:
+                entry = replace(entry, notes=(*entry.notes, f"the gallery could not keep it ({error.strerror})"))
+        visit.remember(entry)
+        return entry
 
     # ---- edits
 
@@ -545,8 +550,7 @@ class Studio:
                           first_change(shown, result.image), request.live)
             for image, eye in zip((shown, result.image), entry.eyes, strict=True):
                 pictures.save_picture(for_eyes(image), eye)
-            self._keep(visit, entry)
-        return entry
+            return self._keep(visit, entry)
 
     def _look(self, who: str, entry: Entry, picture: Picture, request: EditRequest, clock: Clock) -> str:
         self._load(request.model, clock)
@@ -640,8 +644,7 @@ class Studio:
             pictures.save_picture(made.image, path, record)
             entry = Entry(record, path, clock.elapsed, None, made.notes)
             pictures.save_picture(for_eyes(made.image), entry.eyes[1])
-            self._keep(visit, entry)
-        return entry
+            return self._keep(visit, entry)
 
     def _load(self, name: str, clock: Clock) -> None:
         if name not in self.places:

@@ -50,6 +50,20 @@ def test_every_combination_is_made_once_and_holds_its_settings(tmp_path, capsys,
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "2-2-1.png").read_bytes()
 
 
+def test_a_third_axis_is_a_table_after_the_other(tmp_path):
+    asked = [*ASKED, "--steps", "1", "--x", "guidance_scale=1,3", "--z", "target=a red mug|a green mug"]
+    assert cli.main([*asked, "--out", str(tmp_path)]) == 0
+    for x, scale in enumerate((1.0, 3.0), 1):
+        for z, target in enumerate(("a red mug", "a green mug"), 1):
+            record = read_settings(tmp_path / f"{x}-1-{z}.png")
+            assert (record["settings"]["guidance_scale"], record["target"]) == (scale, target)
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<table") == page.count("<h2") == 2
+    assert page.index("<h2>a red mug") < page.index("<h2>a green mug")
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.height > 2 * 256 and sheet.width > 3 * 256
+
+
 def test_methods_are_an_axis_each_with_its_own_settings(tmp_path):
     assert cli.main([*ASKED, "--x", "method=plain,sdedit", "--out", str(tmp_path)]) == 0
     assert [read_settings(tmp_path / f"{i}-1-1.png")["method"] for i in (1, 2)] == ["plain", "sdedit"]

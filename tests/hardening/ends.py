@@ -1,6 +1,7 @@
 """How hostile input may end: in a value, or in an error of a promised type that says it in one line.
 
-SAGE_FUZZ=1 (`make test-fuzz`) tries many more inputs, others in every run; without it they are few and always the same.
+SAGE_FUZZ=1 (`make test-fuzz`) tries many more inputs, others in every run, SAGE_FUZZ=0.1 a tenth of those; without it
+they are few and always the same.
 """
 
 import os
@@ -12,13 +13,14 @@ from hypothesis import HealthCheck, settings
 
 from sage.display.console import LONGEST
 
-FUZZ = bool(os.environ.get("SAGE_FUZZ"))
+FUZZ = float(os.environ.get("SAGE_FUZZ") or 0)
 SEEN: dict[str, Counter[str]] = {}
 
 
 def tries(few: int, many: int) -> settings:
     """So many inputs normally, and so many in the long run."""
-    return settings(max_examples=many if FUZZ else few, derandomize=not FUZZ, deadline=None, database=None,
+    number = max(few, round(many * FUZZ)) if FUZZ else few
+    return settings(max_examples=number, derandomize=not FUZZ, deadline=None, database=None,
                     suppress_health_check=list(HealthCheck))
 
 

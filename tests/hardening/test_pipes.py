@@ -50,7 +50,7 @@ def refused(call) -> str:
 IN_A_MODEL = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json",
               "settings.json", "edit_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt",
               "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json", "tokenizer/added_tokens.json",
-              "tokenizer/tokenizer.json", "unet/diffusion_pytorch_model.safetensors",
+              "tokenizer/tokenizer.json", "words.txt", "auto.json", "unet/diffusion_pytorch_model.safetensors",
               "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors",
               "unet/diffusion_pytorch_model.safetensors.index.json")
 
@@ -136,6 +136,33 @@ def test_among_the_files_of_a_network_that_judges(tmp_path):
     pipe(tmp_path / CLIP_B32.name / "generation_config.json")
     assert PROTOCOLS["magicbrush"].clip == CLIP_B32
     assert "generation_config.json is no plain file" in refused(lambda: _found(CLIP_B32, tmp_path, {}))
+
+
+def test_as_a_region_a_reference_a_lora_or_sentences(tmp_path, capsys):
+    picture, mask, fifo = (str(tmp_path / name) for name in ("p.png", "m.png", "pipe.png"))
+    Image.new("RGB", (32, 32)).save(picture)
+    Image.new("L", (32, 32), 255).save(mask)
+    pipe(Path(fifo))
+    lora, words = (str(pipe(tmp_path / name)) for name in ("l.safetensors", "words.txt"))
+    edit = ["edit", picture, "--source", "a", "--target", "b", "--model", "stilllife"]
+    compose = ["compose", picture, "--box", "2,2,9,9"]
+    for command in (
+            [*edit, "--method", "sage", "--mask", fifo], [*edit, "--lora", lora], [*edit, "--lora", f"{lora}:0.5"],
+            [*edit, "--method", "pix2pix-zero", "--sentences", words, words],
+            ["drag", picture, "--from", fifo, "--to", "8,8"],
+            ["drag", picture, "--from", "8,8", "--to", fifo], ["drag", fifo, "--from", "8,8", "--to", "9,9"],
+            ["drag", picture, "--from", "8,8", "--to", "9,9", "--mask", fifo],
+            ["drag", picture, "--pixels", "--from", fifo, "--to", mask],
+            [*compose, "--reference", fifo, "--reference-mask", mask], ["compose", fifo, *compose[2:], "--reference",
+                                                                        picture, "--reference-mask", mask],
+            [*compose, "--reference", picture, "--reference-mask", fifo],
+            [*compose, "--pixels", "--reference", picture, "--reference-mask", fifo],
+            ["grid", fifo, "--source", "a", "--target", "b", "--x", "seed=1"], ["caption", fifo],
+            ["generate", "a", "--model", "stilllife", "--lora", lora]):
+        with soon():
+            assert cli.main(command) == 2, command
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "is no plain file" in said, (command, said)
 
 
 def test_on_the_command_line(tmp_path, capsys):

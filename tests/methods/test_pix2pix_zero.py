@@ -263,7 +263,7 @@ def test_equal_prompts_lead_nowhere(made):
 
 
 HOSTILE = {
-    "none.txt": (None, "is no file of sentences"), "empty.txt": (b"\n \n", "has 0 sentences"),
+    "none.txt": (None, "does not exist: give a file of sentences"), "empty.txt": (b"\n \n", "has 0 sentences"),
     "binary.txt": (b"\xff\xfe\x00", "is not UTF-8"), "zero.txt": (b"a\0b", "zero bytes"),
     "long.txt": (b"x" * 5000, "has 5000 characters"), "vast.txt": (b"a\n" * 2**20, "more than 1 MB"),
     "many.txt": (b"\n".join(b"a %d" % i for i in range(3000)), "has 3000 sentences"),
@@ -284,7 +284,7 @@ def test_lines_of_a_file_are_sentences(tmp_path):
     path = tmp_path / "s.txt"
     path.write_bytes("\ufeffa  cat\r\n\r\na dog\na cat\n".encode())
     assert read_sentences(path) == ("a cat", "a dog")
-    with pytest.raises(SettingsError, match="is no file"):
+    with pytest.raises(SettingsError, match="is a folder: give a file of sentences"):
         read_sentences(tmp_path)
 
 

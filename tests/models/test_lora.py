@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 import sage
 from sage.commands import main as cli
 from sage.errors import ModelError, SettingsError
-from sage.models.loras import read_lora
+from sage.models.lora import merge
+from sage.models.loras import are_loras, read_lora
 from sage.pictures.metadata import read_record
 from tests import small
 from tests.models import compvis, tiny
@@ -122,6 +123,10 @@ def test_alpha_of_the_metadata(folder, plain, tmp_path):
     path = written(path, peft(made), {"lora_adapter_metadata": json.dumps(of | {"unet.use_rslora": True})})
     with pytest.raises(ModelError, match="rslora"):
         sage.load_model(folder, device="cpu", lora=[path])
+    for lie in (10**400, "many", [1], {}):
+        path = written(path, peft(made), {"lora_adapter_metadata": json.dumps(of | {"unet.lora_alpha": lie})})
+        with pytest.raises(ModelError, match="its alphas is damaged"):
+            merge(plain, read_lora(path))
 
 
 def test_several_add_up_and_a_scale_of_none_is_none(folder, plain, tmp_path):
@@ -165,6 +170,13 @@ def test_names_and_scales(tmp_path, plain):
     for wrong, said in ((tmp_path / "x.pt", "can run programs"), (tmp_path / "x.safetensors", "does not exist")):
         with pytest.raises(ModelError, match=said):
             read_lora(wrong)
+
+
+def test_a_record_names_only_scales_that_can_be():
+    honest = {"name": "a.safetensors", "sha256": "0", "scale": 1}
+    assert are_loras([honest]) and not are_loras(honest)
+    for lie in (10**400, float("nan"), float("inf"), -1e9, True, "1", None):
+        assert not are_loras([honest | {"scale": lie}]), lie
 
 
 def test_an_edit_is_made_again_with_the_same_files(folder, plain, tmp_path, capsys):

@@ -56,7 +56,9 @@ def test_what_can_be_said_of_a_move(tmp_path):
 
 
 @pytest.mark.parametrize("start, end", [("10,12", "300,12"), ("a", "1,2"), ("1,2,3", "1,2"), ("", "1,2"),
-                                        ("1,2,1,2", "3,4"), ("10;12", "3,4"), ("nan,1", "2,2")])
+                                        ("1,2,1,2", "3,4"), ("10;12", "3,4"), ("nan,1", "2,2"),
+                                        ("1" * 400 + ",2", "3,4"), ("1,2,3," + "9" * 5000, "3,4"), ("x" * 5000, "3,4"),
+                                        ("\0", "3,4")])
 def test_what_is_no_region_is_said_in_one_line(start, end):
     with pytest.raises(SageError) as error:
         read_move(start, end, SIZE)

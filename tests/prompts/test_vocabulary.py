@@ -16,6 +16,7 @@ from sage.pictures import from_pixels
 from sage.prompts.vocabulary import FILE, MOST, about_unknown, read_words, unknown_words, words_of
 from sage.stilllife import KINDS, edit_case
 from tests import small
+from tests.hardening.soon import soon
 
 KNOWN = ("a", "red", "blue", "mug", "on", "grass", "photograph")
 
@@ -59,6 +60,11 @@ def test_a_list_is_read_strictly(tmp_path):
     os.mkfifo(tmp_path / FILE)
     with pytest.raises(ModelError, match=FILE):
         read_words(tmp_path)
+
+
+def test_words_of_any_length_are_compared_soon():
+    with soon(5):
+        assert about_unknown("m", ["a" * 500_000, *(f"{'a' * 4000}{i}" for i in range(99))], ["a" * 4000, "a" * 30])
 
 
 @pytest.fixture(scope="module")

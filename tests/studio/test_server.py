@@ -253,12 +253,18 @@ def test_nothing_else_is_served(http, path):
     assert http.get(path).status_code in (404, 422)
 
 
+def test_what_the_api_does_not_have_is_one_line(http):
+    for verb, path in (("GET", "/api/nothing"), ("DELETE", "/api/status"), ("GET", "/api/results/a/b/c")):
+        answer = http.request(verb, path)
+        assert answer.status_code in (404, 405) and "\n" not in answer.json()["error"]
+
+
 def test_what_is_too_long_is_refused(http):
     def pieces():
         for _ in range(30):
             yield b"x" * 100_000
 
-    for length in (str(server.UPLOAD + 1), "-1", "many"):
+    for length in (str(server.UPLOAD + 1), "-1", "many", "9" * 5000):
         with socket.create_connection(("127.0.0.1", http.base_url.port)) as own:
             own.sendall(f"POST /api/pictures HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {length}\r\n\r\n".encode())
             assert own.recv(100).startswith((b"HTTP/1.1 413", b"HTTP/1.1 400"))
@@ -271,7 +277,8 @@ def test_what_is_too_long_is_refused(http):
 
 
 @pytest.mark.parametrize("headers", [{"origin": "https://evil.example"}, {"origin": "null"},
-                                     {"host": "evil.example"}, {"host": "evil.example:80"}, {"host": ""}])
+                                     {"host": "evil.example"}, {"host": "evil.example:80"}, {"host": ""},
+                                     {"host": "["}, {"host": "[::1"}, {"origin": "http://["}])
 def test_another_site_may_not_speak_to_it(http, headers):
     assert http.get("/api/status", headers=headers).status_code in (400, 403)
 

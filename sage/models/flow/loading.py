@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from sage.errors import ModelError
+from sage.files import check_plain
 from sage.models.flow import configs, singlefile
 from sage.models.flow.model import Flux
 from sage.models.flow.t5 import T5Params, T5Text
@@ -24,7 +25,7 @@ from sage.models.folders import Source as FolderSource
 from sage.models.known import installed
 from sage.models.sd import renames
 from sage.models.sd.clip import CLIPText, CLIPTextParams
-from sage.models.sd.configs import MAX_LAYERS, MAX_LEVELS, MAX_WIDTH, Config, text_params
+from sage.models.sd.configs import MAX_BYTES, MAX_LAYERS, MAX_LEVELS, MAX_WIDTH, Config, text_params
 from sage.models.sd.vae import VAE, VAEParams
 from sage.models.weights import Part, check_room, open_weights, renamed
 from sage.sampling.levels import FlowParams
@@ -193,8 +194,7 @@ def load_t5_tokenizer(folder: Path, t5: T5Params, most: int) -> tuple[Any, int]:
         ModelError: no or damaged files, or more tokens than the text encoder has.
     """
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(f"{path} does not exist")
+    check_plain(path, ModelError, MAX_BYTES)
     from transformers import PreTrainedTokenizerFast  # which imports the hub's library, and that reads the environment
     try:
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="</s>", pad_token="<pad>",
@@ -202,8 +202,8 @@ def load_t5_tokenizer(folder: Path, t5: T5Params, most: int) -> tuple[Any, int]:
     except Exception as error:  # the library raises bare Exception on a damaged vocabulary
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(f"{folder} holds no readable tokenizer ({reason})") from error
-    if len(tokenizer) > t5.vocabulary:
-        raise ModelError(f"{folder} has {len(tokenizer)} tokens, the text encoder {t5.vocabulary}")
+    if (most_tokens := max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))) > t5.vocabulary:
+        raise ModelError(f"{folder} has {most_tokens} tokens, the text encoder {t5.vocabulary}")
     said = folder / "tokenizer_config.json"
     own = Config(said).get("model_max_length", most, int) if said.is_file() else most
     if own < 8:

@@ -4,6 +4,8 @@ import errno
 import os
 import shutil
 import subprocess
+import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -95,6 +97,108 @@ def test_an_edit_to_a_full_disk_is_one_line(disk, editing, capsys):
         assert "No space left" in (error := capsys.readouterr().err) and error.count("\n") == 1
         assert not (disk / "e.png").exists() and len(list(disk.iterdir())) == 1
     assert editing(disk / "e.png") == 0
+
+
+def whole(disk: Path) -> None:
+    """What lies on a disk was written to its end, and nothing else does."""
+    for path in disk.rglob("*"):
+        if path.is_file() and path.name != "filler":
+            assert path.suffix in (".png", ".html"), path
+            if path.suffix == ".png":
+                Image.open(path).load()
+            else:
+                assert path.read_text().rstrip().endswith("</html>")
+
+
+def fills(disk: Path, step: int, work) -> int:
+    """Do something with ever more room until it is done; returns how often it was refused, each time in one line."""
+    for refused in range(shutil.disk_usage(disk).total // step):
+        with only(disk, refused * step):
+            status = work()
+            whole(disk)
+        if status == 0:
+            return refused
+    raise AssertionError("never done")
+
+
+def lined(command: list[str], capsys) -> int:
+    status, error = cli.main(command), capsys.readouterr().err
+    assert status == 0 or (status == 2 and error.count("\n") == 1 and "No space left" in error), error
+    return status
+
+
+def test_a_grid_on_a_full_disk_goes_on_when_there_is_room(disk, editing, tmp_path, capsys):
+    command = ["grid", str(tmp_path / "p.png"), *PROMPTS[:4], "--method", "plain", "--x", "steps=1,2", "--model",
+               str(tmp_path / "m.safetensors"), "--out", str(disk), "--quiet"]
+    assert fills(disk, 12 << 10, lambda: lined(command, capsys)) >= 3
+    assert {p.name for p in disk.iterdir()} == {"1-1-1.png", "2-1-1.png", "sheet.png", "index.html"}
+    for name in ("sheet.png", "index.html"):  # the last that are written
+        (disk / name).unlink()
+    with only(disk, 0):
+        assert lined(command, capsys) == 2
+        assert not (disk / "sheet.png").exists() and not (disk / "index.html").exists()
+
+
+@pytest.mark.slow
+def test_an_explanation_on_a_full_disk_is_whole_or_one_line(disk, editing, tmp_path, capsys):
+    assert mount("-o", f"remount,size={16 * SIZE}", str(disk))
+    command = ["edit", str(tmp_path / "p.png"), *PROMPTS, "--model", str(tmp_path / "m.safetensors"), "--quiet",
+               "--out", str(disk / "e.png"), "--explain", str(disk / "inside")]
+    assert fills(disk, 256 << 10, lambda: lined(command, capsys)) >= 2
+    assert (disk / "inside" / "index.html").exists()
+
+
+def test_pictures_of_text_on_a_full_disk(disk, editing, tmp_path, capsys):
+    command = ["generate", "a cat", "--method", "plain", "--steps", "1", "--count", "2", "--sheet", "--model",
+               str(tmp_path / "m.safetensors"), "--quiet", "--out", str(disk / "g.png")]
+    assert fills(disk, 16 << 10, lambda: lined(command, capsys)) >= 3
+
+
+def test_the_studio_on_a_full_disk(disk, model, tmp_path, monkeypatch, capsys):
+    """A gallery without room costs nobody their edit; a server without room says so, and works again with some."""
+    pytest.importorskip("fastapi", reason="the extra `ui` is not installed")
+    from fastapi.testclient import TestClient
+
+    from sage.studio import service
+    from sage.studio.api import api
+    small.picture().save(tmp_path / "p.png")
+    monkeypatch.setattr(service, "load_model", lambda _: model)
+    studio = service.Studio(["stilllife"], folder=tmp_path / "studio", gallery=disk)
+    http, file = TestClient(api(studio)), {"content-type": "application/octet-stream"}
+
+    def bring():
+        return http.post("/api/pictures", content=(tmp_path / "p.png").read_bytes(), headers=file)
+
+    def edited() -> dict:
+        asked = {"picture": picture, "source": "a cat", "target": "a dog", "method": "plain", "settings": {"steps": 1}}
+        job = http.post("/api/edit", json=asked).json()["job"]
+        while (state := http.get(f"/api/jobs/{job}").json())["state"] in ("waiting", "working"):
+            time.sleep(0.01)
+        return state
+
+    try:
+        picture = bring().json()["picture"]
+        with only(disk, 4096):
+            [result] = edited()["results"]
+            assert "the gallery could not keep it (No space left on device)" in result["notes"]
+            assert [p.name for p in disk.iterdir()] == ["filler"] and http.get(result["url"]).status_code == 200
+        [result] = edited()["results"]
+        assert not any("gallery" in note for note in result["notes"]) and len(http.get("/api/gallery").json()) == 1
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        with only(disk, 4096):
+            refused = bring()
+            assert refused.status_code == 422 and "No space left" in refused.json()["error"]
+            assert "\n" not in refused.json()["error"]
+        assert bring().status_code == 200
+        monkeypatch.setattr(studio, "folder", disk / "studio")
+        http.cookies.clear()
+        picture = bring().json()["picture"]
+        with only(disk, 4096):
+            assert edited()["state"] == "failed" and not list(disk.rglob("*.part"))
+        assert edited()["state"] == "done"
+        assert "Traceback" not in capsys.readouterr().err
+    finally:
+        studio.close()
 
 
 def test_manifests_on_a_full_disk_go_on_when_there_is_room(disk):

@@ -1,6 +1,6 @@
 """Killed at any moment, an edit, a batch, a benchmark and a download leave no half file, and end with the same result.
 
-One moment of each, twenty in the slow run.
+One moment of each, twenty in the slow run; so do the other commands, of which all but one are killed in that alone.
 """
 
 import dataclasses
@@ -20,6 +20,10 @@ from sage.bench.runner import run
 from sage.commands import main as cli
 from sage.models import known
 from sage.models.fetch import fetch
+from sage.pictures.regions import box_mask
+from sage.studio import service
+from sage.studio.requests import EditRequest
+from sage.trajectory.label import read_label
 from tests import small
 from tests.bench.world import make_benchmark
 from tests.hardening.ends import SEEN
@@ -27,7 +31,8 @@ from tests.hardening.faults.killing import ended, killed, moments, started, time
 from tests.models import hub as hubs
 from tests.models import tiny
 
-TIMES = [1, pytest.param(20, marks=pytest.mark.slow)]
+MANY = pytest.param(20, marks=pytest.mark.slow)
+TIMES = [1, MANY]
 SETTINGS = ["--steps", "6", "--cross-level", "1"]
 PROMPTS = ["--source", "a cat on a mat", "--target", "a dog on a mat"]
 
@@ -59,6 +64,10 @@ def whole(path, raw: bytes) -> None:
         assert all(json.loads(line) for line in lines[:-1])
     elif path.endswith(".json"):
         json.loads(raw)
+    elif path.endswith(".safetensors"):
+        read_label(path)
+    elif path.endswith(".html"):
+        assert raw.strip().endswith(b"</html>")
 
 
 def survives(kind, work, place, times: int, seed: int, same=lambda files: files) -> None:
@@ -89,6 +98,52 @@ def test_an_edit(place, times):
     arguments = ["edit", "p0.png", *PROMPTS, *SETTINGS, "--out", "out/e.png", "--sheet", "--model",
                  str(place / "m.safetensors")]
     survives("edit", lambda: cli.main(arguments), place, times, 1)
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_a_grid(place, times):
+    arguments = ["grid", "p0.png", *PROMPTS, "--method", "plain", "--x", "steps=3,4", "--z", "seed=0,1", "--out", "out"]
+    survives("grid", commanded(place, *arguments), place, times, 5)
+
+
+COMMANDS = {
+    "generate": ["generate", "a cat on a mat", "--method", "plain", "--steps", "6", "--count", "2", "--sheet", "--out",
+                 "out/g.png"],
+    "invert": ["invert", "p0.png", *PROMPTS[:2], *SETTINGS, "--out", "out/t.safetensors"],
+    "drag": ["drag", "p0.png", "--from", "20,20", "--to", "40,40", "--steps", "6", "--out", "out/d.png"],
+    "compose": ["compose", "p0.png", "--reference", "p1.png", "--reference-mask", "mask.png", "--box", "8,8,40,48",
+                "--steps", "6", "--out", "out/c.png"],
+    "edit --explain": ["edit", "p0.png", *PROMPTS, "--steps", "2", *SETTINGS[2:], "--out", "out/e.png", "--explain",
+                       "out/inside"]}
+
+
+@pytest.mark.parametrize("times", [MANY])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_another_command(place, name, times):
+    box_mask((10, 10, 50, 50), (64, 64)).save("mask.png")
+    survives(name, commanded(place, *COMMANDS[name]), place, times, 6)
+
+
+def commanded(place, *arguments: str):
+    """The work of a command with the model of these tests."""
+    (place / "m.safetensors").touch()
+    return lambda: cli.main([*arguments, "--model", str(place / "m.safetensors")])
+
+
+@pytest.mark.parametrize("times", [MANY])
+def test_the_gallery_of_the_studio(place, model, monkeypatch, times):
+    """A result of before the kill stays in the gallery, and one of the same name comes beside it."""
+    monkeypatch.setattr(service, "load_model", lambda _: model)
+
+    def work():
+        studio = service.Studio(["stilllife"], folder=place / "studio", gallery=place / "out")
+        studio.take("me", place / "p0.png", "p0.png")
+        config = studio.recommended("edit", "plain").but(steps=6)
+        for target in ("a dog on a mat", "a fox on a mat"):
+            studio.edit("me", EditRequest("stilllife", "a cat on a mat", target, config)).result()
+        studio.close()
+
+    survives("gallery of the studio", work, place, times, 7, lambda files: set(files.values()))
 
 
 @pytest.mark.parametrize("times", TIMES)
