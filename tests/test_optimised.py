@@ -77,7 +77,8 @@ def fast():
     layers.LARGE = kept
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.slow) if name in ("cross", "latent", "l2") else name for name in SETTINGS])
 def test_the_bundled_model_s_edit(fast, plainly, name):
     config, result = fast[name]
     plain = edit(load_model("stilllife-64", device="cpu"), open_picture("examples/mug.png"), SOURCE, TARGET, config)

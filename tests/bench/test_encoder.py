@@ -101,6 +101,7 @@ def test_distance_is_lpips_formula(encoder, shown):
     assert encoder.distance(x, np.clip(x + 0.02, -1, 1)) < encoder.distance(x, y) / 10
 
 
+@pytest.mark.slow
 def test_figures_of_a_still_life(encoder):
     e = encoder.extractors()
     for kind in (1, 3, 6):

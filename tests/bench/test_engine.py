@@ -1,5 +1,4 @@
 import warnings
-from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -23,10 +22,19 @@ STEPS = ":steps=2,guided_steps=2"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "tiny"
     folder.mkdir()
     tiny.make(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return loaded(folder)
+
+
+def loaded(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return sage.load_model(folder)
@@ -143,13 +151,13 @@ def student(tmp_path_factory):
     return made
 
 
-def test_a_row_may_name_another_model_and_shares_nothing_with_the_runs_own(model, benchmark, tmp_path):
-    other = deepcopy(model)
-    other.unet.conv_out.weight.mul_(0.5)
-    loaded, names = [], ("method=plain:steps=2", "method=plain@second:steps=2")
-    engine = ModelEngine(model, lambda name: loaded.append(name) or other)
+def test_a_row_may_name_another_model_and_shares_nothing_with_the_runs_own(folder, model, benchmark, tmp_path):
+    other = loaded(folder)
+    other.unet.conv_in.bias.mul_(0.5)
+    asked, names = [], ("method=plain:steps=2", "method=plain@second:steps=2")
+    engine = ModelEngine(model, lambda name: asked.append(name) or other)
     lines = run(benchmark, [configuration(n) for n in names], engine, tmp_path, batch=3)
-    assert [line.reason for line in lines if line.status != DONE] == [] and loaded == ["second"]
+    assert [line.reason for line in lines if line.status != DONE] == [] and asked == ["second"]
     case = benchmark.cases[0]
     alone, own, named = (make(e, name, [case], [benchmark.source(case)])[0]
                          for e, name in ((ModelEngine(other), names[0]), (engine, names[0]), (engine, names[1])))

@@ -131,7 +131,8 @@ def embedded(model):
                                      pytest.param(dict(inversion="direct", cross_guidance=0.01, noise_rounds=1),
                                                   marks=pytest.mark.slow),
                                      pytest.param(dict(cross_guidance=0.0, noise_rounds=0), marks=pytest.mark.slow),
-                                     dict(conventions="authors", cross_guidance=0.01, noise_rounds=1)))
+                                     pytest.param(dict(conventions="authors", cross_guidance=0.01, noise_rounds=1),
+                                                  marks=pytest.mark.slow)))
 def test_every_step_is_that_of_the_benchmarks_code(made, changes):
     model, z0 = made.model, latents(made.model)  # of a side of 32
     texts = embedded(model)

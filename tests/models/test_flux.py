@@ -28,7 +28,7 @@ SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
 STEPS = 4
 
 
-@pytest.fixture(scope="module", params=(True, False), ids=("dev", "schnell"))
+@pytest.fixture(scope="module", params=(True, pytest.param(False, marks=pytest.mark.slow)), ids=("dev", "schnell"))
 def both(request, tmp_path_factory):
     return flux.make(tmp_path_factory.mktemp("flux") / "words", request.param)
 
