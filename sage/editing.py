@@ -23,7 +23,7 @@ from sage.errors import NumericsError, SettingsError
 from sage.guidance.caching import Places
 from sage.job import TEXTS, Job, Noises, Progress
 from sage.machine.memory import Task, own_savings, settle, stepping_down
-from sage.method import DEFAULTS, Method, Request, Step, check_task, method_of, readers
+from sage.method import DEFAULTS, METHODS, Method, Request, Step, check_task, method_of, readers
 from sage.method import method as find_method
 from sage.models.backbone import Backbone, Text
 from sage.models.savings import Savings
@@ -450,7 +450,7 @@ def run(method: str | Method[Any], model: Backbone, z0: Tensor, source: str | Te
             a function of its tag.  Default: drawn from the settings' seed.
         trajectory: start from this way to noise instead of making it.
         texts: embedded prompts by "source", "target", "empty" and "nothing", and by the names that the method has in
-            `texts`; those that these settings ask nothing of may be among them.
+            `texts`; one that it, or its settings, ask nothing of may be among them, if only some method does.
         request: what else the method reads.
         places: the tokens that a cache computes anew, by the number of the step and the path of the layer, such as
             (4, "single_transformer_blocks.0.proj_mlp"), in place of drawing them; for both ways.
@@ -511,12 +511,12 @@ def _latents(model: Backbone, given: Tensor) -> Tensor:
 
 
 def _embedded(model: Backbone, method: Method[Any], texts: Mapping[str, Text | Tensor], batch: int) -> dict[str, Text]:
-    known = (*TEXTS, *method.texts)
+    known = {*TEXTS, *(text for name in METHODS for text in find_method(name).texts)}
     own, found = model.embed([model.prompts.parse("")]), dict[str, Text]()
     for name, given in texts.items():
         if name not in known and not any(k.endswith(":") and name.startswith(k) for k in known):
-            raise SettingsError(f"{method.name} reads no embedded prompt {name[:40]!r}: it reads "
-                                + ", ".join(f"{k}..." if k.endswith(":") else k for k in known))
+            reads = ", ".join(f"{text}..." if text.endswith(":") else text for text in (*TEXTS, *method.texts))
+            raise SettingsError(f"no method reads an embedded prompt {name[:40]!r}: {method.name} reads {reads}")
         text = Text(given) if isinstance(given, Tensor) else given
         if not isinstance(text, Text) or text.tokens.ndim != 3 or len(text) not in (1, batch):
             what = f"of shape {tuple(text.tokens.shape)}" if isinstance(text, Text) else type(text).__name__
