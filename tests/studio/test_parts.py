@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from sage import EditConfig
 from sage.errors import SettingsError
@@ -10,6 +11,7 @@ from sage.method import METHODS, method
 from sage.studio import form
 from sage.studio.cache import Cache
 from sage.studio.clock import Cancelled, Clock, Pace
+from sage.studio.visit import first_change
 from sage.studio.words import carried, compare, instructed
 
 
@@ -184,3 +186,16 @@ def test_sliders_and_presets_come_from_the_settings(name):
 def test_what_is_changed_often_comes_first():
     fields = {f["name"]: f["often"] for _, members in form.shown(EditConfig())["groups"] for f in members}
     assert fields["steps"] and fields["guidance_scale"] and fields["reconstruction_scale"] and not fields["decay"]
+
+
+def test_the_slider_starts_where_the_first_change_is():
+    before = Image.new("RGB", (128, 96), "grey")
+    after = before.copy()
+    assert first_change(before, after) == 0
+    after.paste("red", (64, 20, 90, 60))
+    assert 0.45 <= first_change(before, after) <= 0.5
+    faint = before.copy()
+    faint.paste((135, 135, 135), (10, 10, 60, 60))  # nobody sees that
+    assert first_change(before, faint) == 0
+    after.paste("blue", (0, 0, 20, 20))
+    assert first_change(before, after) == 0
