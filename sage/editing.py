@@ -270,7 +270,10 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
             check_trajectory(trajectory, origin_of(model, images, plans, config), method_of(config).wants(config))
             notes += settle(task)
         notes += unusual(model, task.size)
-        said = strange(model, images, trajectory.latents[0], task.size)
+        if (of_pictures := trajectory.unlike) is None:
+            of_pictures = unlike(model, images, trajectory.latents[0], task.size)
+            trajectory = replace(trajectory, unlike=of_pictures)
+        said = [[told] if told else [] for told in of_pictures]
         for about, image, part in zip(said, whole, images, strict=True):
             if part.size != image.size:
                 about.append(f"the picture is cropped to its middle square, and the result has {part.width} x "
@@ -594,18 +597,21 @@ def _seed(config: Settings) -> int:
     return getattr(config, "seed", 0)
 
 
-def strange(model: Backbone, images: Sequence[Image.Image], z: Tensor, size: tuple[int, int]) -> list[list[str]]:
+def unlike(model: Backbone, images: Sequence[Image.Image], z: Tensor, size: tuple[int, int]) -> tuple[str, ...]:
     """What is to be said of each picture, where the model knows a small world and this is none of its pictures.
 
     Args:
         z: the pictures' latents.
         size: (width, height) at which they are worked.
+    Returns:
+        "" where there is nothing to be said.
     """
     if not model.prompts.taught:
-        return [[] for _ in images]
+        return ("",) * len(images)
     given = torch.cat([pictures.to_tensor(image, size) for image in images])
     advice = "the edit will be mush; for photographs take another model, such as sd-1.4 (sage fetch sd-1.4 gets it)"
-    return [[f"{said}: {advice}"] if said else [] for said in quality.unlike(model.name, given, model.decode(z).cpu())]
+    said = quality.unlike(model.name, given, model.decode(z).cpu())
+    return tuple(f"{told}: {advice}" if told else "" for told in said)
 
 
 def unusual(model: Backbone, size: tuple[int, int]) -> list[str]:

@@ -8,7 +8,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -356,8 +356,9 @@ def _add_work(app: FastAPI, studio: Studio, asks: _Asks) -> None:
         The answer comes at once, or with `wait` when the job has ended, or after so many seconds.
         """
         job, until = _own(studio, who, key), time.monotonic() + wait
-        while not job.ended and time.monotonic() < until:
-            await asyncio.sleep(LOOK)
+        with suppress(asyncio.CancelledError):  # the server ends
+            while not job.ended and time.monotonic() < until:
+                await asyncio.sleep(LOOK)
         return job_as(studio, job)
 
     @app.delete("/api/jobs/{key}", tags=["work"])

@@ -29,8 +29,8 @@ from sage.editing import (
     framed,
     settings_for,
     sharing_key,
-    strange,
     task_of,
+    unlike,
 )
 from sage.errors import ModelError, PictureError, SettingsError, out_of_memory
 from sage.explain import Explanation
@@ -301,9 +301,9 @@ class Studio:
         image = pictures.normalise(picture.image)
         size = task_of(model, [image], self.recommended("edit", DEFAULTS["edit"])).size
         with torch.no_grad():
-            [notes] = strange(model, [image], model.encode(pictures.to_tensor(image, size)), size)
-        if notes or bundled() is None:
-            return {"source": "", "note": " ".join(notes)}
+            [note] = unlike(model, [image], model.encode(pictures.to_tensor(image, size)), size)
+        if note or bundled() is None:
+            return {"source": "", "note": note}
         source = described(_encoder().read(np.asarray(image)))[0]
         return {"source": "" if unknown_words(model.prompts.taught, [source]) else source, "note": ""}
 

@@ -103,12 +103,15 @@ class Trajectory:
     Attributes:
         latents: (B, C, h, w) float32 each, from the clean picture to the noisy end.
         notes: what was done to make it fit into memory.
+        unlike: for each picture what is to be said of it where the model knows a small world and it is none of that, ""
+            for nothing; None where nobody has looked yet, as after reading from a file.
     """
 
     kind: ClassVar[str] = "latents"
     origin: Origin
     latents: tuple[Tensor, ...]
     notes: tuple[str, ...] = ()
+    unlike: tuple[str, ...] | None = None
 
     @property
     def noise(self) -> Tensor:
@@ -146,7 +149,8 @@ class Trajectory:
     def only(self, rows: Sequence[int]) -> Self:
         """The trajectory of some of the pictures."""
         rows = list(rows)
-        return replace(mapped(self, lambda name, t: t[rows]), origin=self.origin.only(rows))
+        unlike = None if self.unlike is None else tuple(self.unlike[row] for row in rows)
+        return replace(mapped(self, lambda name, t: t[rows]), origin=self.origin.only(rows), unlike=unlike)
 
     @classmethod
     def blank(cls, origin: Origin, frame: Frame) -> Self:

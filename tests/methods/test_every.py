@@ -529,7 +529,7 @@ def test_given_noises_and_embeddings_are_those_drawn_and_made(model, name, monke
                                        request=request)]
     monkeypatch.undo()
     assert len(got) == len(want) and all(map(torch.equal, got, want))
-    with pytest.raises(SettingsError, match=f"^no method reads an embedded prompt 'sorce': {name} reads source, target"):
+    with pytest.raises(SettingsError, match=f"no method reads an embedded prompt 'sorce': {name} reads source"):
         next(sage.run(name, model, z0, SOURCE, TARGET, settings, texts={"sorce": width}))
     if drawn:
         with pytest.raises(SettingsError, match="asks for more"):

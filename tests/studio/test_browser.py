@@ -311,7 +311,7 @@ def test_the_picture_follows_what_is_typed(visitor, width, height, tmp_path):
 
 
 @pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])
-def test_a_word_that_the_model_knows_takes_the_place_of_a_marked_one(visitor, width, height):
+def test_a_known_word_takes_the_place_of_a_marked_one(visitor, width, height):
     me = visitor(width, height)
     me.welcomed()
     me.describe("a blue mug", "a blue mug on wood")
