@@ -273,11 +273,11 @@ def test_the_picture_follows_what_is_typed(visitor, width, height, tmp_path):
 
     me.page.focus("#target")
     me.page.keyboard.press("End")
-    for key in ["Backspace"] * 3 + list("ball on a wooden table"):
+    for key in ["Backspace"] * 3 + list("ball on stone tiles"):
         me.page.keyboard.press(key)
         me.page.wait_for_timeout(60)
     typed = me.page.input_value("#target")
-    assert typed == "a blue ball on a wooden table"
+    assert typed == "a blue ball on stone tiles"
     last = me.page.evaluate("performance.now()")
     me.page.wait_for_function("typed => document.querySelector('#caption').textContent.includes(typed)", arg=typed)
     took = me.page.evaluate("performance.now()") - last
