@@ -80,7 +80,7 @@ def wide(film: Film, other: Path) -> None:
     page.uncheck("#live")
     page.click("#move")
     film.drag((0.772, 0.715), (0.8, 0.8), (0.97, 0.965))
-    film.drag((0.1, 0.83))
+    film.drag((0.115, 0.83))
     film.shot("move")
     page.click("#boxes-done")
     film.edit()
