@@ -270,10 +270,9 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
             check_trajectory(trajectory, origin_of(model, images, plans, config), method_of(config).wants(config))
             notes += settle(task)
         notes += unusual(model, task.size)
-        if (of_pictures := trajectory.unlike) is None:
-            of_pictures = unlike(model, images, trajectory.latents[0], task.size)
-            trajectory = replace(trajectory, unlike=of_pictures)
-        said = [[told] if told else [] for told in of_pictures]
+        if trajectory.unlike is None and model.prompts.taught:
+            trajectory = replace(trajectory, unlike=unlike(model, images, trajectory.latents[0], task.size))
+        said = [[told] if told else [] for told in trajectory.unlike or ("",) * len(images)]
         for about, image, part in zip(said, whole, images, strict=True):
             if part.size != image.size:
                 about.append(f"the picture is cropped to its middle square, and the result has {part.width} x "
@@ -598,7 +597,7 @@ def _seed(config: Settings) -> int:
 
 
 def unlike(model: Backbone, images: Sequence[Image.Image], z: Tensor, size: tuple[int, int]) -> tuple[str, ...]:
-    """What is to be said of each picture, where the model knows a small world and this is none of its pictures.
+    """What is to be said of each picture, if it is none of the small world that a model knows.
 
     Args:
         z: the pictures' latents.
@@ -606,8 +605,6 @@ def unlike(model: Backbone, images: Sequence[Image.Image], z: Tensor, size: tupl
     Returns:
         "" where there is nothing to be said.
     """
-    if not model.prompts.taught:
-        return ("",) * len(images)
     given = torch.cat([pictures.to_tensor(image, size) for image in images])
     advice = "the edit will be mush; for photographs take another model, such as sd-1.4 (sage fetch sd-1.4 gets it)"
     said = quality.unlike(model.name, given, model.decode(z).cpu())
