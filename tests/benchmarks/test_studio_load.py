@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -17,16 +18,14 @@ from sage.studio.service import Studio  # noqa: E402
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory):
-    studio = Studio(["stilllife"], Limits(waiting=1), tmp_path_factory.mktemp("load") / "studio")
-    yield studio
-    studio.close()
+    with closing(Studio(["stilllife"], Limits(waiting=1), tmp_path_factory.mktemp("load") / "studio")) as studio:
+        yield studio
 
 
 @pytest.fixture(scope="module")
 def address(studio):
-    served = server.Served(studio, server.listen("127.0.0.1", 0))
-    yield served.address
-    served.close()
+    with closing(server.Served(studio, server.listen("127.0.0.1", 0))) as served:
+        yield served.address
 
 
 @pytest.fixture(scope="module")

@@ -100,6 +100,12 @@ class Visitor:
         """Whether it is within the view: all of it, or with `whole` False at least not beside it."""
         return self.page.evaluate(SEEN, [selector, whole])
 
+    def bring_the_mug(self) -> None:
+        """Drop the example's picture, and wait until it is described."""
+        self.welcomed()
+        self.drop(MUG)
+        self.page.wait_for_selector("#status:has-text('taken to show')")
+
     def drop(self, path: Path) -> None:
         self.page.set_input_files("#file", str(path))
 
@@ -188,9 +194,7 @@ def test_axe_finds_nothing(visitor, scheme):
 
 def test_from_a_dropped_picture_to_a_file_that_repeats_the_edit(visitor, tmp_path):
     me = visitor()
-    me.welcomed()
-    me.drop(MUG)
-    me.page.wait_for_selector("#status:has-text('taken to show')")
+    me.bring_the_mug()
     me.describe(SOURCE, TARGET)
     me.page.wait_for_selector("#words .prompt span.differs:has-text('blue')")
     me.page.select_option("#method", "sage")  # whose words can be weighed
@@ -254,9 +258,7 @@ WATCHED = """() => { const seen = window.frames_seen = []; const look = () => {
 @pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])
 def test_the_picture_follows_what_is_typed(visitor, width, height, tmp_path):
     me = visitor(width, height)
-    me.welcomed()
-    me.drop(MUG)
-    me.page.wait_for_selector("#status:has-text('taken to show')")
+    me.bring_the_mug()
     me.page.select_option("#method", "sdedit")
     me.steps(4)
     assert not me.page.is_checked("#live")
@@ -332,9 +334,7 @@ def test_a_known_word_takes_the_place_of_a_marked_one(visitor, width, height):
 def test_two_visitors_wait_see_it_and_can_cancel(visitor, tmp_path):
     first, second = visitor(), visitor(390, 844)
     for me in (first, second):
-        me.welcomed()
-        me.drop(MUG)
-        me.page.wait_for_selector("#status:has-text('taken to show')")
+        me.bring_the_mug()
         me.describe(SOURCE, TARGET)
         me.steps(60)
     first.page.click("#edit")
@@ -382,9 +382,7 @@ def test_a_second_example_while_one_runs_is_edited_too(visitor):
 def test_a_picture_of_ones_own_is_not_described_by_another(visitor, tmp_path):
     """What stands in the prompts goes with the picture that it is of, unless the visitor wrote it."""
     me = visitor(390, 844)
-    me.welcomed()
-    me.drop(MUG)
-    me.page.wait_for_selector("#status:has-text('taken to show')")
+    me.bring_the_mug()
     assert "blue" in me.page.input_value("#source") and me.page.input_value("#target") == ""
     me.page.fill("#target", "a thing of my own")
     photo = tmp_path / "photo.png"
@@ -400,9 +398,7 @@ def test_a_picture_of_ones_own_is_not_described_by_another(visitor, tmp_path):
 
 def test_an_instruction_is_taken_for_what_it_asks(visitor):
     me = visitor()
-    me.welcomed()
-    me.drop(MUG)
-    me.page.wait_for_selector("#status:has-text('taken to show')")
+    me.bring_the_mug()
     me.describe(SOURCE, "make it red")
     me.page.wait_for_selector("#words .meant:has-text('shiny red mug')")
     me.steps(2)
@@ -432,9 +428,7 @@ def dragged(me: Visitor, canvas: str, *places: tuple[float, float]) -> None:
 @pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])
 def test_a_part_is_moved(visitor, tmp_path, width, height):
     me = visitor(width, height)
-    me.welcomed()
-    me.drop(MUG)
-    me.page.wait_for_selector("#status:has-text('taken to show')")
+    me.bring_the_mug()
     me.page.click("#move")
     assert me.sees("#boxes-dialog") and me.page.locator("#boxes-done").is_disabled()
     assert not AXE.exists() or me.faults() == []
@@ -480,9 +474,7 @@ def test_a_part_is_moved(visitor, tmp_path, width, height):
 
 def test_something_of_another_picture_is_put_in(visitor, tmp_path):
     me = visitor()
-    me.welcomed()
-    me.drop(MUG)
-    me.page.wait_for_selector("#status:has-text('taken to show')")
+    me.bring_the_mug()
     other = tmp_path / "other.png"
     Image.new("RGB", (90, 60), "yellow").save(other)
     me.page.set_input_files("#put-file", str(other))

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -31,17 +32,15 @@ FILE = {"content-type": "application/octet-stream"}
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory):
     folder = tmp_path_factory.mktemp("studio")
-    studio = Studio(["stilllife"], Limits(steps=20, waiting=2), folder / "studio", folder / "gallery")
-    yield studio
-    studio.close()
+    with closing(Studio(["stilllife"], Limits(steps=20, waiting=2), folder / "studio", folder / "gallery")) as studio:
+        yield studio
 
 
 @pytest.fixture(scope="module")
 def address(studio):
     """Where a studio runs in this process."""
-    served = server.Served(studio, server.listen("127.0.0.1", 0))
-    yield served.address
-    served.close()
+    with closing(server.Served(studio, server.listen("127.0.0.1", 0))) as served:
+        yield served.address
 
 
 @pytest.fixture
