@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
         return
     print(text)
     if unsure:
-        console.note(f"not sure of {', '.join(name.replace('_', ' ') for name in unsure)}: left out")
+        console.note(f"{_not_sure(unsure)}: left out")
     for message in foreign:
         console.note(message)
 
@@ -71,6 +71,10 @@ def by_captioner(image: Any, where: str, device: str | None = None, shown: bool 
     console.begin(f"loading {where}", shown and sys.stderr.isatty())
     from sage.prompts.captioner import describe
     return describe(image, where, device)
+
+
+def _not_sure(unsure: tuple[str, ...]) -> str:
+    return f"not sure of {', '.join(name.replace('_', ' ') for name in unsure)}"
 
 
 def _foreign(image: Any) -> list[str]:
@@ -98,18 +102,15 @@ def caption(image: Any, folder: str | None = None) -> tuple[str, dict[str, tuple
 
 def described_picture(args: argparse.Namespace) -> str:
     """The description that stands in the place of `--source auto`; who sits at a terminal may correct it."""
-    image, foreign = pictures.open_picture(Path(args.picture)), list[str]()
-    unsure: tuple[str, ...] = ()
+    image, unsure = pictures.open_picture(Path(args.picture)), tuple[str, ...]()
     if args.captioner:
         text = by_captioner(image, args.captioner, args.device, not args.quiet)
     else:
         text, _, unsure = caption(image)
-        foreign = [] if args.quiet else _foreign(image)
-    left_out = f" (not sure of {', '.join(name.replace('_', ' ') for name in unsure)})" if unsure else ""
     if args.quiet:
         return text
-    console.note(f"the picture is taken to show: {text}{left_out}")
-    for message in foreign:
+    console.note(f"the picture is taken to show: {text}" + (f" ({_not_sure(unsure)})" if unsure else ""))
+    for message in () if args.captioner else _foreign(image):
         console.note(message)
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return text

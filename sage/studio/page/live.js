@@ -8,7 +8,7 @@ const SOON = 600;  // milliseconds: an edit that takes longer gives way to the n
 export class Live {
   /** `asked` gives what to post, null for nothing; `show` takes a result; `say` what went wrong; `work` a job or null. */
   constructor({asked, show, say, work}) {
-    Object.assign(this, {asked, show, say, work, wanted: false, running: false, began: 0});
+    Object.assign(this, {asked, show, say, work, wanted: false, running: false, round: 0});
   }
 
   /** Something was changed: edit what there is now, as soon as may be. */
@@ -20,16 +20,17 @@ export class Live {
   /** Whatever comes is not wanted any more. */
   stop() {
     this.wanted = false;
-    this.began = 0;
+    this.round++;
   }
 
   async run() {
     this.running = true;
     while (this.wanted) {
       this.wanted = false;
+      const {round} = this;
       try {
         const asked = await this.asked();
-        if (asked) await this.follow(await ask("POST", "api/edit", {...asked, live: true}));
+        if (asked && round === this.round) await this.follow(await ask("POST", "api/edit", {...asked, live: true}), round);
       } catch (error) {
         if (!(error instanceof Refused || error instanceof Lost)) console.error(error);
         if (!this.wanted) this.say(error);
@@ -39,19 +40,19 @@ export class Live {
     this.running = false;
   }
 
-  async follow(job) {
-    const began = this.began = performance.now();
+  async follow(job, round) {
+    const began = performance.now();
     while (["waiting", "working"].includes(job.state)) {
       const late = performance.now() - began > SOON;
-      if (began !== this.began || (this.wanted && (late || job.state === "waiting"))) return;  // the server ends it for the next
+      if (round !== this.round || (this.wanted && (late || job.state === "waiting"))) return;  // the server ends it for the next
       if (late) this.work(job);
       job = await ask("GET", `api/jobs/${job.job}?wait=${WAIT}`);
     }
     if (job.state === "failed" && !this.wanted) this.say(new Refused(job.error));
-    if (job.state !== "done" || began !== this.began) return;
+    if (job.state !== "done") return;
     const [result] = job.results, next = new Image();
     next.src = result.after;
     try { await next.decode(); } catch { return; }  // its place is taken already
-    if (began === this.began) this.show(result);
+    if (round === this.round) this.show(result);
   }
 }
