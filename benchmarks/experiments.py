@@ -1,5 +1,6 @@
 """Every experiment on the still-life benchmark, and the tables and figures of docs/experiments.md.
 
+Each edit is asked for twice, in a prompt that names everything and in a short one: a table of both, and one of each.
 A configuration that several experiments name is run once.  Killed at any moment and started again, it goes on; the same
 number of processes or another gives the same tables.
 """
@@ -9,7 +10,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 import sage
-from sage.bench.cases import read_benchmark
+from sage.bench.cases import WORDINGS, read_benchmark
 from sage.bench.configs import configuration
 from sage.bench.encoder import load_encoder
 from sage.bench.engine import ModelEngine
@@ -38,6 +39,8 @@ from sage.stilllife.edits import KINDS
 matplotlib.use("agg")
 from matplotlib import pyplot as plt  # noqa: E402  the drawing without a screen is chosen before
 
+EDITS = QUICK // len(WORDINGS)
+APART = ("regions", "turbo")
 SHOWN = ("outside_psnr", "inside_psnr", "asked", "kept", "structure", "prompt_whole")
 COMPARED = ("outside_psnr", "inside_psnr", "asked", "kept")
 BY_KEY = {m.key: m for m in METRICS}
@@ -48,21 +51,23 @@ CHANGED = ("asked", "inside_psnr")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__)
     add = parser.add_argument
-    add("--only", metavar="NAME", nargs="+", default=[e.name for e in EXPERIMENTS.values() if not e.timed],
-        help="some experiments, in this order; not those of seconds, which need the machine to themselves")
+    add("--only", metavar="NAME", nargs="+", default=[name for name in EXPERIMENTS if name not in APART],
+        help="some experiments, in this order; not those of regions and of seconds, which need other cases and the "
+             "machine to themselves")
     add("--run", type=Path, default=Path("runs/experiments"), help="where the runs live [runs/experiments]")
     add("--out", type=Path, default=Path("benchmarks/results/stilllife"), help="where tables and figures are written")
-    add("--each", metavar="N", type=int, default=QUICK, help=f"cases of each kind [{QUICK}]")
+    add("--each", metavar="N", type=int, default=EDITS, help=f"edits of each kind, each in two wordings [{EDITS}]")
     add("--processes", metavar="N", type=int, default=os.cpu_count(), help="at work side by side, a thread each")
     args = parser.parse_args()
     experiments = [experiment(name) for name in args.only]
-    benchmark = write_stilllife(args.run / "benchmark", args.each, workers=args.processes)
+    benchmark = write_stilllife(args.run / "benchmark", args.each, workers=args.processes, wordings=WORDINGS)
     with get_context("spawn").Pool(args.processes) as pool:
         jobs = [(args.run, args.only, i, args.processes) for i in range(1, args.processes + 1)]
         pool.starmap(work, jobs, chunksize=1)
     lines = read_manifests(args.run)
     for e in experiments:
-        write(e, [lines[name, case.name] for name in names([e]) for case in benchmark.cases], args.out, args.run)
+        write(e, [lines[name, case.name] for name in names([e]) for case in benchmark.cases], args.out, args.run,
+              benchmark.wordings)
 
 
 def names(experiments: Sequence[Experiment]) -> list[str]:
@@ -80,12 +85,16 @@ def work(run: Path, only: Sequence[str], part: int, parts: int) -> None:
                            run, batch=10, shard=(part, parts), extractors=load_encoder().extractors(), progress=bar)
 
 
-def write(e: Experiment, lines: Sequence[Line], out: Path, run: Path) -> None:
-    """The table of one experiment, with its figures where it has any."""
+def write(e: Experiment, lines: Sequence[Line], out: Path, run: Path,
+          wordings: Mapping[str, Collection[str]]) -> None:
+    """The tables of one experiment, of all its cases and of each wording's, with its figures where it has any."""
     results = Results(lines)
     pictures = {"frontier": frontier, "figure-9": grid}.get(e.name, lambda *_: [])(results, out)
     text = [f"# {e.title}\n", f"{e.question}\n", facts(results, run), *(f"![{p.stem}]({p.name})\n" for p in pictures),
             "Mean and 95 % interval over the cases.\n", table(results), comparison(results, e.baseline)]
+    for wording, cases in wordings.items():
+        own = results.of(cases)
+        text += [f"## {wording.capitalize()} prompts\n", table(own), comparison(own, e.baseline)]
     write_text(out / f"{e.name}.md", "\n".join(text))
     print(out / f"{e.name}.md")
 
@@ -95,8 +104,9 @@ def facts(results: Results, run: Path) -> str:
     engine = json.loads((run / RUN).read_text())["engine"]
     versions = ", ".join(f"{name} {version}" for name, version in engine["versions"].items())
     count = len(next(iter(results.by_case.values())))
-    return (f"{count} still lifes, {count // len(results.kinds)} of each kind; {date.today().isoformat()}; "
-            f"{machine()}, {engine['device']} {engine['dtype']}; {versions}; weights {engine['weights']}. "
+    return (f"{count} cases, {count // len(results.kinds)} of each kind, half of them in full and half in short "
+            f"prompts; {date.today().isoformat()}; {machine()}, {engine['device']} {engine['dtype']}; {versions}; weights "
+            f"{engine['weights']}. "
             f"Attributes read by the encoder: {load_encoder().describe()}.\n")
 
 

@@ -9,7 +9,8 @@ from sage.errors import SettingsError
 
 BOUNDS = ("source", "autoencoder", "plain")  # stand in every table
 REGION_BOUNDS = ("source", "autoencoder", "pixels")  # and in those of cases that put something elsewhere
-W = (1, 1.5, 2, 3)
+W = (1, 2, 3, 5)
+OVERSHOOTS = W[-1]
 SCALES = (2, 20, 60)
 
 # Names of models that --models says the places of: the few-step student, and two of the same with another inversion
@@ -72,12 +73,13 @@ _ALL = (
                "Which reconstruction keeps most, and what do replacement and blending add?",
                ("guidance", "cross-guidance", "latent-guidance", "self-replacement", "self-guidance",
                 "self-guidance-replace", WHOLE, "recommended", "published"), "guidance"),
-    Experiment("table-1-strong", "Table I at a strong guidance scale", "The same where guidance overshoots: w = 3",
-               ("guidance:guidance_scale=3", "self-replacement:guidance_scale=3",
-                "latent-guidance:guidance_scale=3,reconstruction_scale=0.1,step_limit=0.05",
-                *(f"{row}:guidance_scale=3,reconstruction_scale=20,step_limit=0.05"
+    Experiment("table-1-strong", "Table I at a strong guidance scale",
+               f"The same where guidance overshoots: w = {OVERSHOOTS}",
+               (f"guidance:guidance_scale={OVERSHOOTS}", f"self-replacement:guidance_scale={OVERSHOOTS}",
+                f"latent-guidance:guidance_scale={OVERSHOOTS},reconstruction_scale=0.1,step_limit=0.05",
+                *(f"{row}:guidance_scale={OVERSHOOTS},reconstruction_scale=20,step_limit=0.05"
                   for row in ("cross-guidance", "self-guidance", "self-guidance-replace", WHOLE, "recommended"))),
-               "guidance:guidance_scale=3"),
+               f"guidance:guidance_scale={OVERSHOOTS}"),
     Experiment("table-6", "Table VI: reconstruction",
                "How near does each come to the source when the target prompt is the source prompt?",
                ("reconstruct", "reconstruct-cross", "reconstruct-latent", "reconstruct-replace", "reconstruct-self"),
