@@ -1,4 +1,4 @@
-"""Puts the bundled model into wheels; an editable install finds it in the checkout."""
+"""Puts the bundled models into wheels; an editable install finds it in the checkout."""
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
@@ -6,4 +6,5 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 class BundledModel(BuildHookInterface):
     def initialize(self, version, build_data):
         if version == "standard":
-            build_data["force_include"]["weights/stilllife"] = "sage/weights/stilllife"
+            for name in ("stilllife", "stilllife-turbo"):
+                build_data["force_include"][f"weights/{name}"] = f"sage/weights/{name}"

@@ -105,9 +105,8 @@ def facts(results: Results, run: Path) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in engine["versions"].items())
     count = len(next(iter(results.by_case.values())))
     return (f"{count} cases, {count // len(results.kinds)} of each kind, half of them in full and half in short "
-            f"prompts; {date.today().isoformat()}; {machine()}, {engine['device']} {engine['dtype']}; {versions}; weights "
-            f"{engine['weights']}. "
-            f"Attributes read by the encoder: {load_encoder().describe()}.\n")
+            f"prompts; {date.today().isoformat()}; {machine()}, {engine['device']} {engine['dtype']}; {versions}; "
+            f"weights {engine['weights']}. Attributes read by the encoder: {load_encoder().describe()}.\n")
 
 
 def machine() -> str:

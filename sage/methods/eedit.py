@@ -158,7 +158,8 @@ class EEdit(Method[Settings]):
         if settings.grid == "consistent" or not down:
             return up, down
         if model.prediction_type != "flow":
-            raise SettingsError(f"grid is {settings.grid}: {model.name} is no rectified flow")
+            raise SettingsError(f"grid is {settings.grid}: those times, among the published settings, are of a "
+                                f"rectified flow such as flux-dev, and {model.name} is no rectified flow")
         count = len(down) + (settings.grid != "released")  # the regions' code counts the trailing zero too
         return kit.upwards(tuple(model.schedule.level(k / count) for k in range(count))), down
 

@@ -67,8 +67,8 @@ FLUX: dict[str, Any] = {"family": "flux", "size": 1024, "prediction_type": "flow
                         "multiple": 16}
 
 KNOWN = {model.name: model for model in (
-    KnownModel("stilllife", "stilllife", 128),
-    KnownModel("stilllife-turbo", "stilllife", 128),
+    KnownModel("stilllife", "stilllife", 128, "v_prediction"),
+    KnownModel("stilllife-turbo", "stilllife", 128, "v_prediction"),
     KnownModel(
         "sd-1.4", "1.x", 512, repo="CompVis/stable-diffusion-v1-4",
         revision="133a221b8aa7292a167afc5127cb63fb5005638b", download=2_134_000_000, **OPENRAIL_M),

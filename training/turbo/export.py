@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+from sage.auto import FILE as AUTO
 from sage.models.sd.inversion import InversionNet
 from sage.models.sd.loading import INVERSION
 from sage.models.sd.unet import UNet
@@ -12,6 +13,7 @@ from training.turbo.teacher import Teacher
 
 KEPT = ("vae", "text_encoder", "tokenizer")
 FILES = ("words.txt",)
+RECORDED = {"method": "turbo", "settings": {}}  # what edits with it, unless another method is named
 # Four calls each: TurboEdit's own chain, and the nearest that `plain` has to it.
 SETTINGS = {"turbo": {"steps": 4}, "turbo-ddpm": {"steps": 4, "strength": 0.75},
             "generate/turbo": {"steps": 4},
@@ -36,6 +38,7 @@ def export(given: Path, weights: Path, teacher: Teacher, student: UNet, inversio
     scheduler = json.loads((given / "scheduler" / "scheduler_config.json").read_text())
     write_json(weights / "scheduler" / "scheduler_config.json", scheduler | {"prediction_type": "v_prediction"})
     write_json(weights / "settings.json", SETTINGS | {"turbo": {"steps": steps}})
+    write_json(weights / AUTO, RECORDED)
     for part, network in (("unet", student), (INVERSION, inversion)):
         write_network(weights / part, network, unet_config(network.params, side))
     write_history(weights, history)
