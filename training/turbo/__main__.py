@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
+import sage
 from sage.models.known import find_model
+from sage.models.sd.loading import INVERSION
 from training.turbo import inversion, student
 from training.turbo.export import export
 from training.turbo.teacher import ANCHORS, Teacher
@@ -32,6 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--inversion", type=int, default=100_000, help="samples of the inversion network")
     add("--kl", type=float, default=inversion.BETA, help="weight of the mean KL of the noise")
     add("--single-step", action="store_true", help="the inversion network at the first anchor alone, as an ablation")
+    add("--inversion-of", metavar="MODEL", help="a model whose inversion network is trained further, and not the "
+        "student made one")
     add("--name", default="inversion", help="of the inversion network's checkpoint, for ablations")
     add("--batch", type=int, default=32)
     add("--until", choices=STAGES, default=STAGES[-1], help="the last stage to be done")
@@ -63,8 +67,9 @@ def main(argv: list[str] | None = None) -> None:
     if "inversion" not in stages:
         return
 
+    begun = sage.load_model(args.inversion_of, dtype="float32").part(INVERSION) if args.inversion_of else None
     network = inversion.train(args.out, generator, teacher, latents, args.inversion, args.batch, beta=args.kl,
-                              single=args.single_step, name=args.name)
+                              single=args.single_step, name=args.name, begun=begun)
     if "export" in stages:
         history = {name: json.loads((args.out / f"{name}.jsonl").read_text().splitlines()[-1])
                    for name in ("guided", "student-first", "student", args.name)}

@@ -71,13 +71,14 @@ def before(network: InversionNet, student: UNet, teacher: Teacher, x0: Tensor, n
 
 def train(out: Path, student: UNet, teacher: Teacher, latents: Sequence[np.ndarray], samples: int,
           batch_size: int = 32, *, beta: float = BETA, single: bool = False, name: str = "inversion",
-          seed: int = 0) -> InversionNet:
+          begun: InversionNet | None = None, seed: int = 0) -> InversionNet:
     """Train the network; out/NAME.safetensors.
 
     Args:
         single: at the first anchor alone, the paper's single-step precursor.
+        begun: what it goes on from, if not from the student.
     """
-    network = from_student(student)
+    network = begun or from_student(student)
 
     def loss(rng: np.random.Generator, generator: torch.Generator, done: float) -> tuple[Tensor, dict[str, float]]:
         seeds = rng.integers(len(latents) * CHUNK, size=batch_size)

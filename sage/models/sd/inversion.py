@@ -2,7 +2,9 @@
 
     F(x0, x^0, t, text) -> mean, log variance        of the noise, at every place and channel
 
-It is a UNet whose input is two pictures, as latents: the one wanted, and what is reconstructed of it so far.
+It is a UNet whose input is two pictures, as latents: the one wanted, and what is reconstructed of it so far.  Ours: what
+it says of the mean is added to s/n (x0 - x^0), which is known without a network, s and n the shares of picture and noise
+at t: a draw around that makes x0 itself, noised.  So a network that says nothing inverts as edit-friendly DDPM does.
 """
 
 from dataclasses import replace
@@ -34,7 +36,7 @@ class InversionNet(UNet):
         self.factor = factor
 
     def noise(self, x0: Tensor, reconstruction: Tensor, level: Level, text: Text) -> tuple[Tensor, Tensor]:
-        """Mean and log variance, each (B, C, h, w) float32.
+        """Mean and log variance of the noise, each (B, C, h, w) float32.
 
         Args:
             x0: (B, C, h, w) clean latents of the picture.
@@ -48,4 +50,4 @@ class InversionNet(UNet):
             added = self.added(text.pooled, torch.tensor([[height, width, 0, 0, height, width]], device=x0.device))
         both = self(torch.cat([x0, reconstruction], dim=1), level.t, text.tokens, added).float()
         mean, log_variance = both.chunk(2, dim=1)
-        return mean, log_variance.clamp(*LOG_VARIANCE)
+        return mean + level.signal / level.noise * (x0 - reconstruction), log_variance.clamp(*LOG_VARIANCE)
