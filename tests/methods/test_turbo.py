@@ -96,7 +96,7 @@ def original(made, strength=1.0, frozen=0, words=None, hand=None, deviation=0.0,
     for k, t in enumerate(TIMES):
         s, n = a[t].sqrt(), (1 - a[t]).sqrt()
         mean, log_variance = finder(torch.cat([x0, x], dim=1), t, source).sample.chunk(2, dim=1)
-        eps = mean + log_variance.clamp(-10, 4).exp().sqrt() * noise(k)
+        eps = mean + s / n * (x0 - x) + log_variance.clamp(-10, 4).exp().sqrt() * noise(k)
         zs, zt = s * x + n * eps, s * y + n * eps
         v, of_source = watched(made.unet, zs, t, source)
         x = s * zs - n * v

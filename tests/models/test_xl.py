@@ -316,9 +316,11 @@ def test_an_inversion_network_is_told_what_the_generator_is(model):
     x0, x = torch.randn(2, 1, 4, 16, 24)
     told = {"text_embeds": text.pooled, "time_ids": torch.tensor([[32, 48, 0, 0, 32, 48]])}
     mean, log_variance = theirs(torch.cat([x0, x], 1), 499, text.tokens, added_cond_kwargs=told).sample.chunk(2, 1)
-    found = ours.noise(x0, x, model.schedule.level(499), text)
+    level = model.schedule.level(499)
+    found = ours.noise(x0, x, level, text)
+    mean = mean + level.signal / level.noise * (x0 - x)
     assert distance(found[0], mean) < 1e-4 and distance(found[1], log_variance.clamp(-10, 4)) < 1e-4
-    other = ours.noise(x0, x, model.schedule.level(499), Text(text.tokens, 2 * text.pooled))
+    other = ours.noise(x0, x, level, Text(text.tokens, 2 * text.pooled))
     assert distance(other[0], mean) > 1e-3
 
 

@@ -124,11 +124,14 @@ def test_tuples_are_where_ways_lead_and_are_worked_out_once(tmp_path, teacher, l
     assert len(list((tmp_path / "tuples").glob("*.npy"))) == 4
 
 
-def test_the_inversion_network_begins_with_standard_noise_and_sees_its_second_picture(teacher):
+def test_the_inversion_network_begins_with_noise_that_makes_the_picture_noised_and_sees_its_second_picture(teacher):
     network = inversion.from_student(teacher.copy())
     assert network.params == inversion_params(teacher.model.unet.params)
     x0, text = torch.randn(2, 4, 8, 8), sage.models.backbone.Text(teacher.empty.expand(2, -1, -1))
-    mean, log_variance = network.noise(x0, x0, teacher.model.schedule.level(499), text)
+    x, level = torch.randn_like(x0), teacher.model.schedule.level(499)
+    mean, log_variance = network.noise(x0, x, level, text)
+    assert torch.allclose(level.signal * x + level.noise * mean, level.signal * x0, atol=1e-5) and mean.any()
+    mean, log_variance = network.noise(x0, x0, level, text)
     assert not mean.any() and not log_variance.any() and inversion.kl(mean, log_variance) == 0
     assert inversion.kl(mean + 1, log_variance) == 0.5 and inversion.kl(mean, log_variance + 1) > 0
     assert not network.conv_in.weight[:, 4:].any() and network.conv_in.weight[:, :4].any()

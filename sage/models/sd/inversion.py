@@ -2,9 +2,10 @@
 
     F(x0, x^0, t, text) -> mean, log variance        of the noise, at every place and channel
 
-It is a UNet whose input is two pictures, as latents: the one wanted, and what is reconstructed of it so far.  Ours: what
-it says of the mean is added to s/n (x0 - x^0), which is known without a network, s and n the shares of picture and noise
-at t: a draw around that makes x0 itself, noised.  So a network that says nothing inverts as edit-friendly DDPM does.
+It is a UNet whose input is two pictures, as latents: the one wanted, and what is reconstructed of it so far.  Ours:
+what it says of the mean is added to s/n (x0 - x^0), with s and n the shares of picture and noise at t, which is known
+without a network: a draw around that makes x0 itself, noised.  A network that says nothing inverts as edit-friendly
+DDPM does.
 """
 
 from dataclasses import replace
