@@ -269,7 +269,7 @@ def edit_batch(model: Backbone, images: Sequence[Image.Image], plans: Sequence[P
         else:
             check_trajectory(trajectory, origin_of(model, images, plans, config), method_of(config).wants(config))
             notes += settle(task)
-        notes += unusual(model, task.size)
+        notes += unusual(model, task.size, config)
         if trajectory.unlike is None and model.prompts.taught:
             trajectory = replace(trajectory, unlike=unlike(model, images, trajectory.latents[0], task.size))
         said = [[told] if told else [] for told in trajectory.unlike or ("",) * len(images)]
@@ -611,10 +611,14 @@ def unlike(model: Backbone, images: Sequence[Image.Image], z: Tensor, size: tupl
     return tuple(f"{told}: {advice}" if told else "" for told in said)
 
 
-def unusual(model: Backbone, size: tuple[int, int]) -> list[str]:
-    """What is to be said of a size that the model was not trained at."""
+def unusual(model: Backbone, size: tuple[int, int], settings: Settings) -> list[str]:
+    """What is to be said of a size, and of steps, that the model was not trained for."""
+    said, made_for = [], getattr(model.schedule, "made_for", 0)
+    if 0 < made_for < (steps := getattr(settings, "steps", 0)) / 2:
+        said.append(f"{model.name} was made for {made_for} steps, and these are {steps}: the picture may fall apart; "
+                    "take a method for few, such as turbo-ddpm, or a model that is no student")
     area = size[0] * size[1] / model.sample_size**2
-    if 0.5 <= area <= 2:
-        return []
-    return [f"{model.name} was trained at {model.sample_size} x {model.sample_size} pixels, and this picture is worked "
-            f"at {size[0]} x {size[1]}: it may fall apart"]
+    if not 0.5 <= area <= 2:
+        said.append(f"{model.name} was trained at {model.sample_size} x {model.sample_size} pixels, and this picture "
+                    f"is worked at {size[0]} x {size[1]}: it may fall apart")
+    return said

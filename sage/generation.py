@@ -126,7 +126,7 @@ def generate_batch(model: Backbone, requests: Sequence[Request], config: Setting
     report: Progress = progress or (lambda phase, done, total: None)
     with own_savings(model, savings):
         task = Task(model, size, len(requests), method.wants(config))
-        notes = [*settle(task), *unusual(model, size)]
+        notes = [*settle(task), *unusual(model, size, config)]
 
         @torch.no_grad()
         def sampled() -> Tensor:

@@ -156,9 +156,14 @@ def downwards(levels: tuple[Level, ...]) -> Edges:
 
 @dataclass(frozen=True)
 class DiffusionSchedule:
-    """The levels of a network that was trained on 1000 timesteps, or as many as its parameters say."""
+    """The levels of a network that was trained on 1000 timesteps, or as many as its parameters say.
+
+    Attributes:
+        made_for: steps of the trailing grid to whose levels the network was trained alone; 0 for one that knows all.
+    """
 
     params: ScheduleParams = ScheduleParams()
+    made_for: int = 0
 
     @cached_property
     def _alphas(self) -> list[float]:

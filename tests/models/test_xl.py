@@ -221,6 +221,10 @@ def test_a_student_makes_its_picture_in_four_steps(tmp_path, family):
     levels = model.schedule.levels(4, "trailing")
     assert [level.t for level in levels] == [0, 249, 499, 749, 999] and levels[0].alpha == 1
     assert "few" in describe(made.folder)["steps"]
+    said = {n: sage.generate(model, SOURCE, method("plain").Settings(steps=n), width=32, height=32)[0].notes
+            for n in (4, 10)}
+    assert not any("steps" in note for note in said[4])
+    assert any("made for 4 steps, and these are 10" in note for note in said[10])
     for preset, grid in (("published", [799, 599, 399, 199]), ("published-3", [799, 499, 199])):
         told, path = edited_by_turbo_ddpm(model, preset)
         assert told == 2 * grid  # there, and back with both prompts in one pass

@@ -13,6 +13,9 @@ from training.turbo.teacher import Teacher
 
 KEPT = ("vae", "text_encoder", "tokenizer")
 FILES = ("words.txt",)
+# By the same words as SDXL-Turbo's it is known for a student, of four steps with new noise at each.
+OF_STUDENT = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing",
+              "set_alpha_to_one": True, "prediction_type": "v_prediction"}
 RECORDED = {"method": "turbo", "settings": {}}  # what edits with it, unless another method is named
 # Four calls each: TurboEdit's own chain, and the nearest that `plain` has to it.
 SETTINGS = {"turbo": {"steps": 4}, "turbo-ddpm": {"steps": 4, "strength": 0.75},
@@ -36,7 +39,7 @@ def export(given: Path, weights: Path, teacher: Teacher, student: UNet, inversio
             shutil.copy(given / name, weights / name)
     side = teacher.model.sample_size // teacher.model.vae.factor
     scheduler = json.loads((given / "scheduler" / "scheduler_config.json").read_text())
-    write_json(weights / "scheduler" / "scheduler_config.json", scheduler | {"prediction_type": "v_prediction"})
+    write_json(weights / "scheduler" / "scheduler_config.json", scheduler | OF_STUDENT)
     write_json(weights / "settings.json", SETTINGS | {"turbo": {"steps": steps}})
     write_json(weights / AUTO, RECORDED)
     for part, network in (("unet", student), (INVERSION, inversion)):

@@ -86,7 +86,8 @@ def load_parts(o: Opened, device: torch.device, dtype: torch.dtype, prediction_t
     own = {"vae": o.vae.dtype(dtype), "inversion": torch.float32}
     networks = {name: part.load(device, own.get(name, dtype)) for name, part in o.parts.items()}
     return {**networks, **words, "schedule": o.schedule, "prediction_type": prediction_type or o.prediction,
-            "sample_size": o.side, "recommends": o.recommends, "device": device, "dtype": dtype, **o.more}
+            "sample_size": o.side, "recommends": o.recommends, "device": device, "dtype": dtype,
+            "made_for": STUDENT["steps"] if o.student else 0, **o.more}
 
 
 def open_source(source: Source) -> Opened:

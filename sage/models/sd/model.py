@@ -41,6 +41,7 @@ class StableDiffusion(LatentModel):
         prediction_type: "epsilon" or "v_prediction".
         taught: the words that it knows, where they are few enough to be listed.
         inversion: the network that finds noise for a few-step generator, as its part "inversion".
+        made_for: steps that the UNet was made for, as `DiffusionSchedule` has it.
         more: the other arguments of `LatentModel`.
     """
 
@@ -49,8 +50,9 @@ class StableDiffusion(LatentModel):
     pass_takes = 650, 1000  # bytes of a pass and its gradient, a number of the first level: in float32, and below
 
     def __init__(self, *, unet: UNet, vae: VAE, text: CLIPText, tokenizer: Any, schedule: ScheduleParams,
-                 prediction_type: str, taught: Sequence[str] = (), inversion: InversionNet | None = None, **more: Any):
-        self.unet, self.text, self.schedule = unet, text, DiffusionSchedule(schedule)
+                 prediction_type: str, taught: Sequence[str] = (), inversion: InversionNet | None = None,
+                 made_for: int = 0, **more: Any):
+        self.unet, self.text, self.schedule = unet, text, DiffusionSchedule(schedule, made_for)
         self.inversion = inversion
         super().__init__(vae=vae, prediction_type=prediction_type,
                          prompts=Prompts(tokenizer, text.params.max_length, taught), **more)
