@@ -99,20 +99,18 @@ class UniEdit(Method[Settings]):
             source = job.cfg(z, here, job.source, job.empty, 1.0, "source")
             target = job.cfg(z, here, job.target, job.empty, 1.0)
             change = target - source
-            m = _strength(change.velocity, s.mask_sign == "kept", patch)
+            m = _strength(kit.to_output(change, here, job.model.prediction_type), s, patch)
             guided = source + (m + s.guidance_scale * (1 + m)) * change
             z = job.confined(kit.renoise(guided, there), path.latents[-2 - i])
             yield Step(i, z, here, source, target, guided, mask=job.mask)
 
 
-def _strength(change: "Tensor", signed: bool, patch: int = 1) -> "Tensor":
-    """(B, 1, h, w) in [0, 1]; 0 where nothing differs anywhere; of patch x patch latents one number.
-
-    Whether a network gives noise or velocity, what two outputs at the same latents differ by is in proportion.
-    """
-    m = (change if signed else change.abs()).mean(dim=1, keepdim=True)
+def _strength(change: "Tensor", s: Settings, patch: int = 1) -> "Tensor":
+    """(B, 1, h, w) in [0, 1], of what two outputs differ by; 0 if nothing does; of patch x patch latents one number."""
+    m = (change if s.mask_sign == "kept" else change.abs()).mean(dim=1, keepdim=True)
     if patch > 1:
         from torch.nn.functional import avg_pool2d
         m = avg_pool2d(m, patch).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     least, most = m.amin(dim=(2, 3), keepdim=True), m.amax(dim=(2, 3), keepdim=True)
-    return (m - least) / (most - least + 1e-7)
+    span = most - least + (1e-7 if s.conventions == "published" else 0.0)
+    return (m - least) / span.where(span > 0, 1.0)

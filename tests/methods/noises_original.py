@@ -14,7 +14,7 @@ from tests.methods import p2p_original
 from tests.methods.p2p_original import ALPHAS, Controller, Processor, refine_map
 
 ROOTS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64)
-EXACT = torch.cumprod(1 - ROOTS**2, dim=0)  # for what this project makes consistent
+CONSISTENT = torch.cumprod(1 - ROOTS**2, dim=0)  # where this project has its own levels
 
 
 class Net:
@@ -52,7 +52,7 @@ def ddpm(net: Net, z0: Tensor, noises, steps: int, skip: int, w_source: float, w
     """`control`: (tokenizer, source, target, p2p_original.Options) for attention carried over; `pull`: of preserved."""
     k = 1000 // steps
     times = [1 + k * i for i in range(steps)]
-    table = EXACT if ours else ALPHAS
+    table = CONSISTENT if ours else ALPHAS
     alpha = lambda t: table[max(t, 0)]  # noqa: E731
 
     def step(z, e, t):
@@ -106,7 +106,7 @@ def flowedit(net: Net, x: Tensor, noises, steps: int, n_max: int, n_min: int, n_
     k, noises, z, out, sampled = 1000 // steps, iter(noises), x, [], None
     for i in range(steps - n_max, steps):
         t = 1 + k * (steps - 1 - i)
-        a, b = EXACT[t], EXACT[max(t - k, 0)]
+        a, b = CONSISTENT[t], CONSISTENT[max(t - k, 0)]
         if i < steps - n_min:
             moves = []
             for _ in range(n_avg):
@@ -293,7 +293,7 @@ def infedit(net: Net, tokenizer, source: str, target: str, x0: Tensor, noises, s
     o = p2p_original.Options(steps=steps, blend=blend, th=(threshold, threshold))
     control = Mutual(o, tokenizer, source, target, tuple(x0.shape[-2:]), net.texts, cross, self_, steps - run)
     net.unet.set_attn_processor({name: ThreeBranches(control, name) for name in kept})
-    alpha = lambda t: EXACT[t].float()  # noqa: E731
+    alpha = lambda t: CONSISTENT[t].float()  # noqa: E731
     a = alpha(times[0])
     xs = xt = xm = a**0.5 * x0 + (1 - a) ** 0.5 * next(noises)
     texts, out = torch.cat([net.texts[n] for n in ("empty", "empty", "empty", "source", "target", "source")]), []

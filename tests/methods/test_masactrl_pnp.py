@@ -16,7 +16,7 @@ from sage.errors import SettingsError
 from sage.job import TEXTS
 from tests import small
 from tests.methods.p2p_original import ALPHAS, ddim, word_positions
-from tests.methods.precise import in_float64
+from tests.methods.precise import EXACT, in_float64
 
 MASACTRL, PNP = sage.method("masactrl"), sage.method("pnp")
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
@@ -188,9 +188,6 @@ class PnP(Original):
         return path, found
 
 
-EXACT = 1e-9  # relative, in float64: measured at up to 3e-14
-
-
 def worst(made, method, theirs, settings, request=None, precise=False):
     model = made.model
     z0 = torch.randn(1, *model.latent_shape((64, 64)), generator=torch.Generator().manual_seed(5))
@@ -201,7 +198,7 @@ def worst(made, method, theirs, settings, request=None, precise=False):
     if request is not None and request.negative:
         texts = {name: texts[name] for name in ("source", "target")}
         theirs_of["away"] = theirs_of["negative"] = model.embed([model.prompts.parse(request.negative)]).tokens
-    with in_float64(made) if precise else nullcontext():
+    with in_float64(made.model, made.unet) if precise else nullcontext():
         given = (z0.double(), {name: text.double() for name, text in theirs_of.items()}) if precise else (z0, theirs_of)
         path, found = theirs.run(*given, settings.guidance_scale)
         ours = [step.z for step in sage.run(method, model, z0, SOURCE, TARGET, settings, texts=texts, request=request)]

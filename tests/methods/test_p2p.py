@@ -14,7 +14,7 @@ from sage.prompts.words import aligned, changed_words
 from tests import small
 from tests.methods import p2p_original as original
 from tests.methods import preserved
-from tests.methods.precise import in_float64
+from tests.methods.precise import EXACT, in_float64
 
 P2P = sage.method("p2p")
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
@@ -56,7 +56,6 @@ def worst(theirs, path, ours) -> float:
 
 
 N = 5
-EXACT = 1e-9  # relative, in float64: measured at up to 3e-14
 CLOSE = 2e-5  # in float32, of ten steps there and ten back, what rounding becomes: measured at up to 1.7e-5
 
 
@@ -118,7 +117,7 @@ def compared(made, case: str, steps: int, consistent: bool = False) -> float:
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] if case in LONG else [])
                                   for case in CASES])
 def test_every_step_is_that_of_the_original_code(made, case):
-    with in_float64(made):
+    with in_float64(made.model, made.unet):
         assert compared(made, case, N) < EXACT
 
 
@@ -128,13 +127,13 @@ def test_in_float32_it_is_so_but_for_rounding(made):
 
 @pytest.mark.parametrize("case", ("refine", "replace", "reweight", "windows", "subtract", "null-text"))
 def test_our_own_conventions_are_those_that_they_say(made, case):
-    with in_float64(made):
+    with in_float64(made.model, made.unet):
         assert compared(made, case, N, consistent=True) < EXACT
 
 
 def test_with_sages_loss_every_step_loses_the_gradient_of_the_difference_of_the_maps(made):
     text = made.model.embed([made.model.prompts.parse(SOURCE)]).tokens.double()
-    with in_float64(made):
+    with in_float64(made.model, made.unet):
         options, settings = (dict(w=2.0, steps=N), dict(guidance_scale=2.0, steps=N, preserve_level=0,
                                                         preserve_limit=0.0))
         found, without = (both(made, SOURCE, TARGET, original.Options(**options, pull=pull),

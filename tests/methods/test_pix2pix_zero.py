@@ -16,10 +16,11 @@ from sage.prompts.sentences import read_sentences
 from sage.stilllife.sentences import sentences
 from tests import small
 from tests.methods.p2p_original import ALPHAS, ddim
+from tests.methods.precise import EXACT, in_float64
 
 ZERO = sage.method("pix2pix-zero")
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
-N = 10
+N = 5
 
 
 @pytest.fixture(scope="module")
@@ -126,40 +127,40 @@ def embedded(model):
             (("source", SOURCE), ("target", TARGET), ("empty", ""))}
 
 
-# On networks of random weights, whose maps are steep, a gradient of 0.1 makes 4e-4 of rounding.
-@pytest.mark.parametrize("changes", (dict(cross_guidance=0.01, noise_rounds=2),
-                                     pytest.param(dict(inversion="direct", cross_guidance=0.01, noise_rounds=1),
-                                                  marks=pytest.mark.slow),
+@pytest.mark.parametrize("changes", (dict(noise_rounds=2),
+                                     pytest.param(dict(inversion="direct", noise_rounds=1), marks=pytest.mark.slow),
                                      pytest.param(dict(cross_guidance=0.0, noise_rounds=0), marks=pytest.mark.slow),
-                                     pytest.param(dict(conventions="authors", cross_guidance=0.01, noise_rounds=1),
+                                     pytest.param(dict(conventions="authors", noise_rounds=1),
                                                   marks=pytest.mark.slow)))
 def test_every_step_is_that_of_the_benchmarks_code(made, changes):
+    """In float64, where differences of up to 3e-13 are left."""
     model, z0 = made.model, latents(made.model)  # of a side of 32
-    texts = embedded(model)
     rounds = changes.get("noise_rounds", 5)
     draw = torch.Generator().manual_seed(1)
     rolls = [int(torch.randint(0, side // 2, (), generator=draw)) for _ in range(N * rounds * 5 * 4)
              for side in (32, 16, 8)]
-    path, steps = original(made.unet, {name: text.tokens for name, text in texts.items()}, z0, rolls,
-                           changes.get("inversion") == "direct", 2.0, changes.get("cross_guidance", 0.1), rounds,
-                           "conventions" not in changes)
-    assert len(path) == 1 + N - 2 * ("conventions" in changes)
     settings = ZERO.preset("published", **{"steps": N, "guidance_scale": 2.0} | changes)
     kept, paths = ZERO.invert, []
     ZERO.invert = lambda job: paths.append(kept(job)) or paths[0]
     try:
-        ours = list(sage.run(ZERO, model, z0, SOURCE, TARGET, settings, rolls, texts=texts))
+        with in_float64(model, made.unet):
+            texts = embedded(model)
+            path, steps = original(made.unet, {name: text.tokens for name, text in texts.items()}, z0.double(), rolls,
+                                   changes.get("inversion") == "direct", 2.0, changes.get("cross_guidance", 0.1),
+                                   rounds, "conventions" not in changes)
+            ours = list(sage.run(ZERO, model, z0, SOURCE, TARGET, settings, rolls, texts=texts))
     finally:
         del ZERO.invert
-    assert max(relative(a, b) for a, b in zip(paths[0].latents, path, strict=True)) < 1e-5
+    assert len(path) == 1 + N - 2 * ("conventions" in changes)
+    assert max(relative(a, b) for a, b in zip(paths[0].latents, path, strict=True)) < EXACT
     for step, (z, loss) in zip(ours, steps, strict=True):
-        assert relative(step.z, z) < 5e-5  # measured: 2.4e-5 after ten steps there and ten back
-        assert step.loss[0] == pytest.approx(loss, rel=1e-3)
+        assert relative(step.z, z) < EXACT
+        assert step.loss[0] == pytest.approx(loss, rel=EXACT)
 
 
 def test_what_the_authors_leave_out_cannot_be_put_back_onto(made):
     settings = ZERO.preset("authors", steps=N, inversion="direct", noise_rounds=0)
-    with pytest.raises(SettingsError, match="the trajectory has 9 latents, and 10 steps need 11"):
+    with pytest.raises(SettingsError, match="the trajectory has 4 latents, and 5 steps need 6"):
         next(sage.run(ZERO, made.model, latents(made.model), SOURCE, TARGET, settings))
 
 
@@ -169,7 +170,7 @@ def test_what_the_authors_leave_out_cannot_be_put_back_onto(made):
 @pytest.mark.slow
 def test_regularised_noise_is_nearer_to_white_noise(made):
     z0 = latents(made.model)
-    for settings in (ZERO.Settings(steps=N), ZERO.preset("published", steps=N)):
+    for settings in (ZERO.Settings(steps=10), ZERO.preset("published", steps=10)):
         seen = {}
         for rounds in (0, 5):
             kept, paths = ZERO.invert, []

@@ -1,4 +1,4 @@
-"""TurboEdit by edit-friendly noises is held to its formulas with diffusers' UNet and DDPM scheduler."""
+"""TurboEdit by edit-friendly noises is held to its formulas with diffusers' UNet and DDPM scheduler, in float64."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ from diffusers import DDPMScheduler
 
 import sage
 from tests import small
-from tests.methods.precise import in_float64
+from tests.methods.noises_original import CONSISTENT
+from tests.methods.precise import EXACT, in_float64
 from tests.methods.preserved import drawn_to
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
@@ -30,6 +31,7 @@ def off(a, b) -> float:
 def original(made, z0, noises, times, shift, w, limit, preserve=(0.0, 0)):
     """The three branches of the paper in one batch, with the scheduler's mean in the place of its formula."""
     scheduler = DDPMScheduler(**BETAS, prediction_type="epsilon")
+    scheduler.alphas_cumprod = CONSISTENT  # in float64, and not float32
     scheduler.set_timesteps(timesteps=times)
     scheduler._get_variance = lambda *args, **options: torch.tensor(0.0)
     text = torch.cat([made.model.embed([made.model.prompts.parse(p)]).tokens for p in (SOURCE, SOURCE, TARGET)]).to(z0)
@@ -58,11 +60,11 @@ def original(made, z0, noises, times, shift, w, limit, preserve=(0.0, 0)):
 def test_every_step_is_that_of_the_formulas(made, preset, changes, times, shift, w, limit):
     settings = sage.method("turbo-ddpm").preset(preset, **changes, **{} if limit == 15.5 else {"last_norm": limit})
     noises = [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(t)) for t in times if t > shift]
-    with in_float64(made):
+    with in_float64(made.model, made.unet):
         got = [step.z for step in sage.run("turbo-ddpm", made.model, latents(), SOURCE, TARGET, settings, noises)]
         want = original(made, latents(), noises, times, shift, w, limit)
     assert len(got) == len(want) == len(times)
-    assert max(off(a, b) for a, b in zip(got, want, strict=True)) < 5e-6  # diffusers' levels are float32
+    assert max(off(a, b) for a, b in zip(got, want, strict=True)) < EXACT
     assert off(got[-1], latents()) > 0.05
 
 
@@ -73,11 +75,11 @@ def test_with_sages_loss_every_step_loses_the_gradient_of_the_difference_of_the_
                                                 preserve_level=0, preserve_fraction=fraction)
     times = [799, 599, 399, 199]
     noises = [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(t)) for t in times if t > 200]
-    with in_float64(made):
+    with in_float64(made.model, made.unet):
         got = [step.z for step in sage.run("turbo-ddpm", made.model, latents(), SOURCE, TARGET, settings, noises)]
         want = original(made, latents(), noises, times, 200, 1.5, 15.5, (3e4, drawn))
         without = original(made, latents(), noises, times, 200, 1.5, 15.5)
-    assert max(off(a, b) for a, b in zip(got, want, strict=True)) < 5e-6
+    assert max(off(a, b) for a, b in zip(got, want, strict=True)) < EXACT
     assert torch.equal(want[0], without[0]) and off(want[drawn - 1], without[drawn - 1]) > 0.02
 
 

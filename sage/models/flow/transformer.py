@@ -69,11 +69,19 @@ class FluxParams:
 # ---- positions
 
 
-def rotations(params: FluxParams, rows: int, columns: int) -> Tensor:
-    """(rows * columns, D / 2) complex64 rotations e^(i p w_j) of the pairs of numbers of a head (Su et al. 2104.09864).
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """What must not be coarser than float32 is computed in, beside weights of this dtype."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def rotations(params: FluxParams, rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(rows * columns, D / 2) complex rotations e^(i p w_j) of the pairs of numbers of a head (Su et al. 2104.09864).
 
     w_j = theta^(-2 j / n) for the j-th pair of an axis of n numbers, in float64; p is 0 in the first axis, the row in
     the second and the column in the third.
+
+    Args:
+        dtype: of their parts.
     """
     places = torch.zeros(rows, columns, len(params.axes), dtype=torch.float64)
     places[..., 1] += torch.arange(rows)[:, None]
@@ -81,24 +89,25 @@ def rotations(params: FluxParams, rows: int, columns: int) -> Tensor:
     angles = [places[..., [axis]] * params.theta ** -(torch.arange(0, n, 2, dtype=torch.float64) / n)
               for axis, n in enumerate(params.axes)]
     angle = torch.cat(angles, dim=-1).flatten(0, 1)
-    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+    return torch.polar(torch.ones_like(angle), angle).to(torch.promote_types(dtype, torch.complex64))
 
 
 def rotated(x: Tensor, rotation: Tensor) -> Tensor:
     """(B, H, N, D) with each pair (2 j, 2 j + 1) of the last dimension turned."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.to(at_least_float32(x.dtype)).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean x^2 + eps) times a weight, over the last dimension, in float32."""
+    """x / sqrt(mean x^2 + eps) times a weight, over the last dimension, in float32 or above."""
 
     def __init__(self, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), EPS).to(x.dtype)
+        dtype = at_least_float32(x.dtype)
+        return F.rms_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), EPS).to(x.dtype)
 
 
 # ---- modulation
@@ -303,14 +312,15 @@ class FluxTransformer(nn.Module):
             (B, C, h, w), in the dtype of the weights; 0 where nothing was computed.
         """
         p, dtype = self.params, self.x_embedder.weight.dtype
+        fine = at_least_float32(dtype)
         rows, columns = z.shape[2] // p.patch, z.shape[3] // p.patch
         tokens, rotation = rearrange(z, "b c (h p) (w q) -> b (h w) (c p q)", p=p.patch, q=p.patch), (
-            rotations(p, rows, columns).to(z.device))
+            rotations(p, rows, columns, fine).to(z.device))
         if places is not None:
             tokens, rotation = tokens[:, places], rotation[places]
         image = self.x_embedder(tokens.to(dtype))
         text = self.context_embedder(context.to(dtype))
-        t, guidance = (torch.as_tensor(x, dtype=torch.float32, device=z.device).reshape(-1) for x in (t, guidance))
+        t, guidance = (torch.as_tensor(x, dtype=fine, device=z.device).reshape(-1) for x in (t, guidance))
         vector = self.time_text_embed(t, guidance, pooled.to(dtype))
         length = text.shape[1]
         for block in self.transformer_blocks:
