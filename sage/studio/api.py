@@ -27,7 +27,7 @@ from sage.pictures.metadata import MAX_MOVES
 from sage.settings import Settings, Span
 from sage.studio import form, recipe
 from sage.studio.answers import job_as, method_as, picture_as, png_of, record_as, result_as
-from sage.studio.examples import MODEL, examples
+from sage.studio.examples import WORLD, examples
 from sage.studio.jobs import Full, Job
 from sage.studio.requests import UPLOAD, EditRequest, MakeRequest
 from sage.studio.service import Studio
@@ -299,14 +299,14 @@ def _add_pictures(app: FastAPI, studio: Studio) -> None:
     @app.get("/api/examples", tags=["pictures"])
     def list_examples() -> list[dict[str, Any]]:
         """Edits to try."""
-        found = examples(studio.folder) if MODEL in studio.places else ()
+        found = examples(studio.folder) if studio.places.keys() & WORLD else ()
         return [{"title": e.title, "source": e.source, "target": e.target, "url": f"api/examples/{i}"}
                 for i, e in enumerate(found)]
 
     @app.get("/api/examples/{index}", tags=["pictures"], response_class=Response)
     def example_picture(index: int) -> Response:
         """The picture of an example."""
-        found = examples(studio.folder) if MODEL in studio.places else ()
+        found = examples(studio.folder) if studio.places.keys() & WORLD else ()
         if not 0 <= index < len(found):
             raise SettingsError("there is no such example")
         return png_of(for_eyes(pictures.open_picture(found[index].path)))

@@ -1,4 +1,4 @@
-"""Edits to try at once: rendered still lifes, of the world that the bundled model lives in."""
+"""Edits to try at once: rendered still lifes, of the world that the bundled models live in."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -8,7 +8,7 @@ from sage.models.known import KNOWN
 from sage.pictures import from_pixels, save_picture
 from sage.stilllife import edit_case
 
-MODEL = "stilllife"
+WORLD = ("stilllife-turbo", "stilllife")  # the models that know it, first the one that follows what is typed
 # Kinds of edit and seeds, held out from training.
 CASES = ((6, 23, "pink → yellow"), (1, 24, "cone → mug"), (8, 23, "grey wall → sunset"), (2, 24, "add an orange ball"),
          (3, 21, "take the ball away"), (9, 24, "photograph → sketch"))
@@ -36,6 +36,6 @@ def examples(folder: Path) -> tuple[Example, ...]:
     for kind, seed, title in CASES:
         case = edit_case(kind, seed)
         name = f"still-life-{kind}-{seed}.png"
-        path = save_picture(from_pixels(case.pictures(KNOWN[MODEL].size)[0]), folder / name)
+        path = save_picture(from_pixels(case.pictures(KNOWN[WORLD[0]].size)[0]), folder / name)
         made.append(Example(title, name, case.source_prompt, case.target_prompt, path))
     return tuple(made)

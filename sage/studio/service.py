@@ -59,7 +59,7 @@ from sage.settings import Settings
 from sage.stilllife.describe import described
 from sage.studio.cache import Cache
 from sage.studio.clock import Clock, Pace
-from sage.studio.examples import MODEL, examples
+from sage.studio.examples import WORLD, examples
 from sage.studio.glimpse import Glimpses
 from sage.studio.jobs import Job, Jobs
 from sage.studio.requests import EditRequest, Limits, MakeRequest
@@ -155,7 +155,7 @@ class Studio:
 
     def begin(self) -> None:
         """Make the first example's edit, which every visitor finds finished; nothing where its model is not here."""
-        if MODEL in self.places and self.name == MODEL:
+        if self.name in WORLD:
             self.first = self.edit(HOUSE, self.example(HOUSE, 0))
             self.first.asked = math.inf  # nobody asks about it, and it is wanted
 
@@ -164,7 +164,8 @@ class Studio:
         found = examples(self.folder)
         example = found[index if 0 <= index < len(found) else 0]
         self.take(who, example.path, example.name)
-        return EditRequest(MODEL, example.source, example.target, self.recommended("edit", self.usual("edit")),
+        model = self.name if self.name in WORLD else next((name for name in WORLD if name in self.places), WORLD[0])
+        return EditRequest(model, example.source, example.target, self.recommended("edit", self.usual("edit")),
                            picture=self.visit(who).picture.identity["sha256"])
 
     def welcome(self, who: str) -> Entry | None:

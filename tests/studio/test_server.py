@@ -343,8 +343,9 @@ def test_arguments_are_checked(capsys, arguments, words):
 
 def test_all_models_of_this_disk_can_be_chosen(monkeypatch):
     monkeypatch.setattr(server, "own_names", lambda: ["mine"])
-    monkeypatch.setattr(server, "installed", lambda name: name == "stilllife")
-    assert server.choose_models(None) == ["stilllife", "mine"] and server.choose_models(["other"]) == ["other"]
+    monkeypatch.setattr(server, "installed", lambda name: name.startswith("stilllife"))
+    assert server.choose_models(None) == ["stilllife-turbo", "stilllife", "mine"]  # first the one that is followed
+    assert server.choose_models(["other"]) == ["other"]
 
 
 def test_a_model_that_is_not_there_is_one_line(capsys):
