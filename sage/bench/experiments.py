@@ -146,7 +146,7 @@ _ALL = (
                 "recommended:steps=2,guided_steps=2,retries=0", TURBO,
                 *_varied(TURBO, iterations=(1, 2, 3)), f"turbo-ddpm@{STUDENT}:steps=4,strength=0.75",
                 f"turbo-ddpm@{STUDENT}:steps=4,strength=1",
-                *_varied(TURBO, strength=(-0.5, 0, 0.5, 1.5)), *_varied(TURBO, blend=("auto",)),
+                *_varied(TURBO, strength=(-0.5, 0, 0.5, 1, 1.5, 2)), *_varied(TURBO, blend=("auto",)),
                 *_varied(TURBO, frozen_steps=(1,)), *_varied(TURBO, noise=("mean",)),
                 f"turbo@{NO_KL}", f"turbo@{SINGLE}"), TURBO, timed=True),
     Experiment("frontier", "The frontier: what is changed against what is kept",
