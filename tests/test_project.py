@@ -170,17 +170,17 @@ def test_hooks_call_what_make_has_installed_and_make_lint_runs():
     assert {hook["language"] for hook in repository["hooks"]} == {"system"}
 
 
-def test_a_wheel_holds_the_types_the_model_and_no_tests(tmp_path):
+def test_a_wheel_holds_the_types_the_models_and_no_tests(tmp_path):
     for name in ("pyproject.toml", "README.md", "LICENSE", "hatch_build.py", "sage_start.py"):
         shutil.copy(ROOT / name, tmp_path)
-    for name in ("sage", "weights/stilllife"):
+    for name in ("sage", "weights/stilllife", "weights/stilllife-turbo"):
         shutil.copytree(ROOT / name, tmp_path / name)
     subprocess.run([sys.executable, "-m", "hatchling", "build", "--target", "wheel"], cwd=tmp_path, check=True,
                    capture_output=True)
     [wheel] = (tmp_path / "dist").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"sage/py.typed", "sage/__init__.py", "sage/studio/page/studio.css", "sage/machine/speed.json",
-            "sage/weights/stilllife/words.txt",
+            "sage/weights/stilllife/words.txt", "sage/weights/stilllife-turbo/auto.json",
             "sage/weights/stilllife/unet/diffusion_pytorch_model.fp16.safetensors"} <= names
     about = f"{wheel.name.rsplit('-', 3)[0]}.dist-info"
     assert {name.partition("/")[0] for name in names} == {"sage", "sage_start.py", about}

@@ -28,6 +28,7 @@ def in_float64(model: LatentModel, *theirs: nn.Module) -> Iterator[None]:
         for network in theirs:
             network.double()
         torch.set_default_dtype(torch.float64)
+        patch.setattr(model, "_times", {}, raising=False)  # not those that were kept in less
         patch.setattr(model, "full_precision", lambda *modules, **dtype: nullcontext())
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
         patch.setattr(editing, "_latents", lambda model, z: z.double())
