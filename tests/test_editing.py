@@ -431,7 +431,8 @@ def test_the_scale_of_the_gradient_divides_out(model, monkeypatch):
     assert torch.equal(edit(model, small.picture(), SOURCE, TARGET, config).latents, plain.latents)
 
 
-@pytest.mark.parametrize("dtype, near", ((torch.bfloat16, 0.3), (torch.float16, 0.05)))
+@pytest.mark.parametrize("dtype, near", (pytest.param(torch.bfloat16, 0.3, marks=pytest.mark.slow),
+                                         (torch.float16, 0.05)))
 def test_half_precision_is_close_to_float32(model, tokenizer, dtype, near):
     """Measured on a CPU: bfloat16 0.20, float16 0.013 of the latents' norm; random weights amplify rounding."""
     ours = small.make(tokenizer, dtype=dtype).model
@@ -484,7 +485,8 @@ def sabotage(model: StableDiffusion, monkeypatch, when, value: float = float("in
     return calls
 
 
-@pytest.mark.parametrize("spoilt", (pytest.param(1, marks=pytest.mark.slow), 5, 6),
+@pytest.mark.parametrize("spoilt", (pytest.param(1, marks=pytest.mark.slow), 5,
+                                     pytest.param(6, marks=pytest.mark.slow)),
                          ids=("inversion", "target pass", "guided source pass"))
 def test_a_stage_that_overflows_once_is_repeated_in_float32(half, monkeypatch, spoilt):
     config = GUIDED.but(steps=3)
@@ -511,6 +513,7 @@ def test_a_stage_that_is_never_finite_is_an_error(half, model, monkeypatch, valu
         assert m.dtype == (torch.bfloat16 if m is half else torch.float32)
 
 
+@pytest.mark.slow
 def test_a_gradient_that_overflows_is_taken_again_in_float32(half, monkeypatch):
     taken, true = [], kit.gradient
 

@@ -72,15 +72,15 @@ def fast():
     layers.LARGE = 2**20
     few = dict(steps=3, guided_steps=2, guidance_scale=1.25, retries=0)
     configs = {name: sage.method("sage").recommended(model).but(**few | change) for name, change in SETTINGS.items()}
-    yield {name: (config, edit(model, open_picture("examples/mug.png"), SOURCE, TARGET, config))
-           for name, config in configs.items()}
+    yield lambda name: (configs[name], edit(model, open_picture("examples/mug.png"), SOURCE, TARGET, configs[name]))
     layers.LARGE = kept
 
 
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=pytest.mark.slow) if name in ("cross", "latent", "l2") else name for name in SETTINGS])
-def test_the_bundled_model_s_edit(fast, plainly, name):
-    config, result = fast[name]
+def test_the_bundled_model_s_edit(fast, request, name):
+    config, result = fast(name)
+    request.getfixturevalue("plainly")
     plain = edit(load_model("stilllife", device="cpu"), open_picture("examples/mug.png"), SOURCE, TARGET, config)
     assert not torch.equal(result.latents, plain.latents)  # they did go different ways
     # rounding, which every guided step of the shipped strength makes ten times and more of

@@ -63,6 +63,7 @@ def test_tables_say_means_differences_and_failures(results):
     assert re.search(r"\| `guidance:guidance_scale=3` \| [+-]\d+\.\d\d \[.*\], (0|50|100)% ", differences)
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_and_the_same_again(results, tmp_path):
     drawing = pytest.importorskip("benchmarks.experiments", reason="needs matplotlib")
     paths = [*drawing.frontier(results, tmp_path), *drawing.grid(results, tmp_path)]

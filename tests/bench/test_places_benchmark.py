@@ -51,6 +51,7 @@ def test_what_a_method_is_given(benchmark, kind):
     assert wordless.target == (case.source if wordless.moves else case.target)
 
 
+@pytest.mark.slow
 def test_cases_are_known_by_their_scenes():
     reported, tuning = places(2, SIDE), places(2, SIDE, TUNING_SEED)
     assert [case.name for case in reported.cases[:6]] == [*(f"{kind}-000" for kind in KINDS), "move-001"]

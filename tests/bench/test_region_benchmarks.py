@@ -138,7 +138,8 @@ def test_what_is_outside_stays_to_the_last_pixel(model, compositions):
 
 @pytest.mark.parametrize("name, figures", (
     ("dragbench", {"distance", "distance_share", "fidelity", "clip_kept"}),
-    ("tficon", {"lpips_background", "lpips_foreground", "clip_image", "clip_text"})))
+    pytest.param("tficon", {"lpips_background", "lpips_foreground", "clip_image", "clip_text"},
+                 marks=pytest.mark.slow)))
 def test_a_run_from_the_command_line(request, model, networks, tmp_path, capsys, name, figures):
     data = request.getfixturevalue({"dragbench": "drags", "tficon": "compositions"}[name])
     given = ["--model", str(model), "--extractors", str(networks), "--device", "cpu", "--config", "source", "pixels",

@@ -209,6 +209,7 @@ def test_a_setting_that_fails_everywhere_is_not_chosen(folder, known, tmp_path):
 # ---- with SAGE's loss besides
 
 
+@pytest.mark.slow
 def test_a_method_with_sages_loss_competes_beside_itself_and_is_searched_with_it(folder, known, tmp_path, monkeypatch):
     monkeypatch.setattr(rivals, "able", lambda task: ("turbo-ddpm",))
     monkeypatch.setattr(type(sage.method("turbo-ddpm")), "beside", ("sage",))

@@ -71,6 +71,7 @@ def test_the_record_says_what_when_where_and_how(stubbed, benchmark, tmp_path, c
     assert capsys.readouterr().err == f"sage: report in {tmp_path / 'report.html'}\n"
 
 
+@pytest.mark.slow
 def test_a_second_run_gives_the_same_tables(benchmark, tmp_path):
     """With a real, small model, to the last digit, and the same page."""
     tiny.make(tmp_path / "tiny")

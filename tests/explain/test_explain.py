@@ -317,6 +317,7 @@ EDIT = ["edit", "examples/mug.png", "--model=stilllife", f"--source={SOURCE}", "
         "--retries=0", "--quiet"]
 
 
+@pytest.mark.slow
 def test_the_command_explains_each_edit_in_its_folder(tmp_path, capsys):
     assert cli.main([*EDIT, f"--target={TARGET}", f"--target={SOURCE.replace('mug', 'bottle')}",
                      f"--out={tmp_path}/e.png", f"--explain={tmp_path}/inside"]) == 0

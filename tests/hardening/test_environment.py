@@ -54,6 +54,7 @@ def test_a_prompt_is_read_as_it_was_typed(picture, tmp_path, locale):
     assert record["source"] == "a café, red" and record["settings"]["reweight"] == {"café": 2.0}
 
 
+@pytest.mark.slow
 def test_a_table_names_files_that_the_locale_cannot(picture, tmp_path):
     (tmp_path / "t.csv").write_text(f"picture,source,target,name\n{picture.parent}/猫.png,a,b,c\n", encoding="utf-8")
     done = run("batch", str(tmp_path / "t.csv"), "--out", str(tmp_path / "o"), "--model", "stilllife", LC_ALL="C",

@@ -184,7 +184,7 @@ PRECISIONS = {"model": (torch.float32, CLOSE, 3 * CLOSE), "float64": (torch.floa
 
 @pytest.mark.parametrize("case, prompts, precision", (
     *(pytest.param(case, "a word", "float64", marks=[] if case == "unmixed" else pytest.mark.slow)
-      for case in CASES), ("the source's attention", "a word more", "float64"),
+      for case in CASES), pytest.param("the source's attention", "a word more", "float64", marks=pytest.mark.slow),
     pytest.param("own attention", "a word", "model", marks=pytest.mark.slow), ("all the way", "a word", "model")))
 def test_every_step_is_that_of_edicts_code(made, case, prompts, precision):
     dtype, close, close_all_the_way = PRECISIONS[precision]

@@ -224,7 +224,7 @@ def test_every_step_of_masactrl_is_that_of_the_original_code(made, theirs, ours)
 
 
 @pytest.mark.parametrize("theirs, ours", (
-    (dict(quantile=0.6), {}),
+    pytest.param(dict(quantile=0.6), {}, marks=pytest.mark.slow),
     pytest.param(dict(quantile=0.6, kind="l1"), dict(proximal_kind="l1"), marks=pytest.mark.slow),
     (dict(quantile=-0.3), dict(proximal_quantile=-0.3))))
 def test_every_step_of_proximal_masactrl_is_that_of_its_authors_code(made, theirs, ours):
@@ -265,6 +265,7 @@ def test_foregrounds_that_are_none_are_refused(made, foregrounds, said):
         sage.edit(made.model, small.picture(), SOURCE, TARGET, MASACTRL.Settings(steps=1), foregrounds=foregrounds)
 
 
+@pytest.mark.slow
 def test_a_negative_prompt_is_guided_from_and_no_more(made):
     """The source branch stays under the empty prompt."""
     request = sage.Request(SOURCE, TARGET, negative="a mat")

@@ -244,6 +244,7 @@ def off(z0, z) -> float:
     return ((z - z0).norm() / z0.norm()).item()
 
 
+@pytest.mark.slow
 def test_each_anchor_holds_the_picture_better_than_none(made):
     """With equal prompts the target is the source branch, and all that is lost is lost by guidance."""
     z0, plain = run(made)

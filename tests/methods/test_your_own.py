@@ -48,6 +48,7 @@ def test_a_method_of_40_lines_edits_from_the_command_line(written, capsys):
     assert "at most 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_it_wrote_is_read_by_who_names_it(written, capsys):
     picture, own = str(ROOT / "examples" / "mug.png"), ["--model", "stilllife", "--method", written]
     settings = ["--steps", "4", "--guidance-scale", "2", "--quiet"]

@@ -253,6 +253,7 @@ def test_a_training_goes_on_from_a_model_alone(tmp_path, words, small):
     assert told["autoencoder"]["done"] == 16 and told["diffusion"]["done"] == 96
 
 
+@pytest.mark.slow
 def test_a_flow_is_trained_on_a_finished_text_encoder_and_read_by_name(tmp_path, words, small, monkeypatch):
     out = folder(tmp_path / "out", words)
     outer = autoencoder.train_outer(out, 1000, 8)

@@ -48,6 +48,7 @@ def test_the_command_line_says_so_and_writes_nothing(model, stage, tmp_path, mon
     assert "not finite" in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_nothing_wrong_is_nothing_said(model):
     for stage in STAGES:
         with wrong(model, stage, lambda x: x):
