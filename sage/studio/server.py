@@ -15,7 +15,6 @@ from urllib.parse import parse_qs, urlsplit
 
 from sage.errors import ModelError, SageError, SettingsError
 from sage.models.known import KNOWN, installed, own_names
-from sage.studio.examples import WORLD
 from sage.studio.requests import UPLOAD, Limits
 from sage.studio.service import Studio
 
@@ -30,12 +29,8 @@ POLICY = ("default-src 'self'; img-src 'self' blob: data:; object-src 'none'; ba
 
 
 def choose_models(wanted: Sequence[str] | None) -> list[str]:
-    """The models that were named, or all that are on this disk: known ones, then those in the folder of weights.
-
-    Of these the first is the one whose edits can be followed while one types.
-    """
-    known = sorted((name for name in KNOWN if installed(name)), key=lambda name: name != WORLD[0])
-    found = list(wanted or [*known, *own_names()])
+    """The models that were named, or all that are on this disk: known ones, then those in the folder of weights."""
+    found = list(wanted or [*(name for name in KNOWN if installed(name)), *own_names()])
     if not found:
         raise ModelError("no model is on this disk: sage fetch sd-1.4, or name one with --model")
     return found
