@@ -40,7 +40,6 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt  # noqa: E402  the drawing without a screen is chosen before
 
 EDITS = QUICK // len(WORDINGS)
-APART = ("regions", "turbo")
 SHOWN = ("outside_psnr", "inside_psnr", "asked", "kept", "structure", "prompt_whole")
 COMPARED = ("outside_psnr", "inside_psnr", "asked", "kept")
 BY_KEY = {m.key: m for m in METRICS}
@@ -51,7 +50,8 @@ CHANGED = ("asked", "inside_psnr")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__)
     add = parser.add_argument
-    add("--only", metavar="NAME", nargs="+", default=[name for name in EXPERIMENTS if name not in APART],
+    add("--only", metavar="NAME", nargs="+", default=[
+        e.name for e in EXPERIMENTS.values() if not e.timed and e.baseline in (*BOUNDS, *e.configurations)],
         help="some experiments, in this order; not those of regions and of seconds, which need other cases and the "
              "machine to themselves")
     add("--run", type=Path, default=Path("runs/experiments"), help="where the runs live [runs/experiments]")

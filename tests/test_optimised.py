@@ -1,4 +1,4 @@
-"""Every short cut together changes an edit by rounding only: the same latents as by the plain way."""
+"""Every short cut together changes an edit by rounding only: the same latents to 1e-4 as by the plain way."""
 
 from contextlib import contextmanager
 
@@ -23,7 +23,7 @@ TARGET = SOURCE.replace("blue", "yellow")
 SETTINGS = {
     "recommended": {},
     "attention mask, replacement": dict(mask_from="attention", replace="auto", replace_fraction=0.5),
-    "reweighted everywhere": dict(reweight={"yellow": 1.5}, reweight_passes="all"),
+    "reweighted everywhere": dict(reweight={"yellow": 1.5}, reweight_passes="all", guided_steps=1),
     "cross": dict(reconstruction="cross"),
     "latent": dict(reconstruction="latent"),
     "replaced maps": dict(reconstruction="replace"),
@@ -83,8 +83,8 @@ def test_the_bundled_model_s_edit(fast, request, name):
     request.getfixturevalue("plainly")
     plain = edit(load_model("stilllife", device="cpu"), open_picture("examples/mug.png"), SOURCE, TARGET, config)
     assert not torch.equal(result.latents, plain.latents)  # they did go different ways
-    # rounding, which every guided step of the shipped strength makes ten times and more of
-    assert ((result.latents - plain.latents).norm() / plain.latents.norm()).item() < 5e-4
+    # rounding, of which every guided step of the shipped strength makes ten times as much and more: so there are few
+    assert ((result.latents - plain.latents).norm() / plain.latents.norm()).item() < 1e-4
     assert result.losses == pytest.approx(plain.losses, rel=1e-3)
 
 

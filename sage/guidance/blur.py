@@ -14,7 +14,8 @@ def gaussian_blur(x: Tensor, taps: int, deviation: float) -> Tensor:
         deviation: of the Gaussian, in places.
     """
     half = taps // 2
-    weights = torch.exp(-0.5 * (torch.arange(-half, half + 1, dtype=x.dtype) / deviation) ** 2)
+    places = torch.arange(-half, half + 1, dtype=torch.promote_types(x.dtype, torch.float32))
+    weights = torch.exp(-0.5 * (places / deviation) ** 2)
     weights = (weights / weights.sum()).to(x)
     kernel = (weights[:, None] * weights).expand(x.shape[1], 1, taps, taps)
     return F.conv2d(F.pad(x, (half,) * 4, mode="reflect"), kernel, groups=x.shape[1])

@@ -8,7 +8,7 @@ from sage.models.known import KNOWN
 from sage.pictures import from_pixels, save_picture
 from sage.stilllife import edit_case
 
-WORLD = ("stilllife", "stilllife-turbo")  # the models that know it
+WORLD = tuple(name for name, model in KNOWN.items() if model.family == "stilllife")  # the models that know it
 # Kinds of edit and seeds, held out from training.
 CASES = ((6, 23, "pink → yellow"), (1, 24, "cone → mug"), (8, 23, "grey wall → sunset"), (2, 24, "add an orange ball"),
          (3, 21, "take the ball away"), (9, 24, "photograph → sketch"))

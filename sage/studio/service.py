@@ -164,8 +164,7 @@ class Studio:
         found = examples(self.folder)
         example = found[index if 0 <= index < len(found) else 0]
         self.take(who, example.path, example.name)
-        model = self.name if self.name in WORLD else next((name for name in WORLD if name in self.places), WORLD[0])
-        return EditRequest(model, example.source, example.target, self.recommended("edit", self.usual("edit")),
+        return EditRequest(self.name, example.source, example.target, self.recommended("edit", self.usual("edit")),
                            picture=self.visit(who).picture.identity["sha256"])
 
     def welcome(self, who: str) -> Entry | None:

@@ -34,8 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--inversion", type=int, default=100_000, help="samples of the inversion network")
     add("--kl", type=float, default=inversion.BETA, help="weight of the mean KL of the noise")
     add("--single-step", action="store_true", help="the inversion network at the first anchor alone, as an ablation")
-    add("--inversion-of", metavar="MODEL", help="a model whose inversion network is trained further, and not the "
-        "student made one")
+    add("--inversion-of", metavar="MODEL", help="a model whose inversion network is trained further [begun from the "
+        "student]")
     add("--name", default="inversion", help="of the inversion network's checkpoint, for ablations")
     add("--batch", type=int, default=32)
     add("--until", choices=STAGES, default=STAGES[-1], help="the last stage to be done")
@@ -68,6 +68,8 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     begun = sage.load_model(args.inversion_of, dtype="float32").part(INVERSION) if args.inversion_of else None
+    if args.inversion_of and begun is None:
+        raise SystemExit(f"{args.inversion_of} has no inversion network: leave --inversion-of out")
     network = inversion.train(args.out, generator, teacher, latents, args.inversion, args.batch, beta=args.kl,
                               single=args.single_step, name=args.name, begun=begun)
     if "export" in stages:
