@@ -3,7 +3,8 @@
     {"method": "p2p+direct", "settings": {"steps": 20, ...}, "why": {...}}
 
 `sage bench BENCHMARK --experiment rivals` writes such a file where a method is ahead of what is recommended for sage.
-Without one, auto is sage as it is recommended.  Imports no torch.
+Without one, auto is sage as it is recommended; for a student of few steps, which sage is not for, turbo-ddpm.  Imports
+no torch.
 """
 
 import os
@@ -15,10 +16,11 @@ from typing import Any
 from sage.errors import ModelError, SageError
 from sage.files import parse_json, read_plain
 from sage.method import DEFAULTS, METHODS, Method, check_task, method
-from sage.models.known import find_model, installed, known_model
+from sage.models.known import KNOWN, KnownModel, find_model, installed, known_model
 
 AUTO, FILE = "auto", "auto.json"
 MOST = 2**20  # bytes
+OF_STUDENTS: Mapping[str, Any] = {"method": "turbo-ddpm", "settings": {}}  # of those that record nothing
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,19 @@ def auto_of(model: str) -> Recorded:
     """
     known = known_model(model)
     if known and known.repo and installed(known.name) is None:  # to be fetched, and then as it is
-        return recorded(None, known.name)
+        return recorded(_of_known(known), known.name)
     name, path = find_model(model)
-    return recorded(read_auto(path) if path.is_dir() else None, name)
+    return recorded(record_of(name, path), name)
+
+
+def record_of(name: str, path: Path) -> Mapping[str, Any] | None:
+    """What is recorded for a model that lies at a path; None for nothing.
+
+    Raises:
+        ModelError: the record is damaged.
+    """
+    return (read_auto(path) if path.is_dir() else None) or _of_known(KNOWN.get(name))
+
+
+def _of_known(known: KnownModel | None) -> Mapping[str, Any] | None:
+    return OF_STUDENTS if known and known.student else None

@@ -207,7 +207,7 @@ class Method(ABC, Generic[S]):
         Args:
             task: "edit" or "generate", for which there may be other settings, under "generate/NAME".
         """
-        own = model.recommends.get(self.name if task == "edit" else f"{task}/{self.name}")
+        own = model.recommends.get(recommendation(self.name, task))
         found = self.defaults(model) if own is None else self.Settings.from_dict(own)
         return found.but(**self.variant)  # type: ignore[return-value]
 
@@ -235,6 +235,11 @@ class Method(ABC, Generic[S]):
     def fits(self, model: "Backbone") -> str:
         """Why a model cannot be used, in a few words; "" if it can."""
         return ""
+
+    def suits(self, model: "Backbone", task: str = "edit") -> bool:
+        """Whether pictures may come of it: to a student of few steps belong the methods alone that it recommends."""
+        student = getattr(model.schedule, "made_for", 0) > 0
+        return not self.fits(model) and (not student or recommendation(self.name, task) in model.recommends)
 
     # ---- what it does with two prompts
 
@@ -390,6 +395,11 @@ def able(task: str) -> tuple[str, ...]:
         task: "edit" or "generate".
     """
     return tuple(name for name in METHODS if method(name).does(task))
+
+
+def recommendation(name: str, task: str) -> str:
+    """Under which key of `recommends` a model has settings for a method and a task, "edit" or "generate"."""
+    return name if task == "edit" else f"{task}/{name}"
 
 
 def readers(what: str) -> tuple[str, ...]:

@@ -3,10 +3,11 @@ import os
 
 import numpy as np
 import pytest
+from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
 import sage
-from sage import auto
+from sage import auto, pictures
 from sage.auto import AUTO, auto_of, recorded
 from sage.commands.main import main
 from sage.errors import ModelError, SageError, SettingsError
@@ -49,6 +50,18 @@ def test_nothing_recorded_is_sage_as_recommended(folder, picture):
     assert result.settings == sage.method("sage").recommended(model)
     assert result.notes[0] == "auto takes sage: no other method is recorded for tiny"
     assert auto_of("sd-1.4").method == "sage"  # which is not on this disk
+
+
+def test_a_student_that_records_nothing_takes_a_method_for_few_steps(tmp_path, picture, monkeypatch, capsys):
+    assert auto_of("sd-turbo").method == "turbo-ddpm"  # which is not on this disk
+    tiny.make(tmp_path / "sd-turbo", "2.x", scheduler=EulerDiscreteScheduler(timestep_spacing="trailing"))
+    monkeypatch.setenv("SAGE_WEIGHTS", str(tmp_path))
+    assert auto_of("sd-turbo").method == "turbo-ddpm"
+    out = tmp_path / "edited.png"
+    assert main(["edit", str(picture), "--model", "sd-turbo", "--source", "a cat", "--target", "a cab", "--out",
+                 str(out)]) == 0
+    assert pictures.read_settings(out)["method"] == "turbo-ddpm"
+    assert "auto takes turbo-ddpm, as recorded for sd-turbo" in capsys.readouterr().err
 
 
 def test_what_is_recorded_is_taken_and_told(folder, picture, record):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field
 from typing import Any
 
-from sage.auto import AUTO, auto_of, read_auto, recorded
+from sage.auto import AUTO, auto_of, record_of, recorded
 from sage.errors import SageError, SettingsError
 from sage.method import DEFAULTS, Method, able, method
 from sage.models.known import KNOWN, find_model
@@ -70,10 +70,10 @@ def with_recorded(argv: Sequence[str]) -> list[str]:
     if argv[:1] != ["edit"] or given is None or any(vars(given)[name] for name in BASES):
         return argv
     try:
-        name, folder = find_model(given.model or DEFAULT_MODEL)
+        name, path = find_model(given.model or DEFAULT_MODEL)
     except SageError:  # told in its place
         return argv
-    values = read_auto(folder) if folder.is_dir() else None
+    values = record_of(name, path)
     if not values:
         return argv
     usual, taken = (set(map(flag, found.Settings.names()))

@@ -31,6 +31,7 @@ class KnownModel:
         multiple: sides of pictures are multiples of this, in pixels.
         words: of a prompt, at most: each is a token or more.
         gated: fetched only by who has accepted its licence.
+        student: made for few steps, and for the methods that are for few.
         download: bytes that are fetched, about.
         aliases: other addresses under which people know it, among them those that are gone.
         mirrors: repositories said to hold the same files, for the case that `repo` moves.
@@ -51,6 +52,7 @@ class KnownModel:
     multiple: int = 64
     words: int = 75
     gated: bool = False
+    student: bool = False
 
     @property
     def address(self) -> str:
@@ -62,13 +64,13 @@ OPENRAIL_M: dict[str, Any] = {"licence": "CreativeML Open RAIL-M",
                               "licence_url": "https://huggingface.co/spaces/CompVis/stable-diffusion-license"}
 OPENRAIL_PP: dict[str, Any] = {"licence": "CreativeML Open RAIL++-M",
                                "licence_url": "https://github.com/Stability-AI/stablediffusion/blob/main/LICENSE-MODEL"}
-TURBO: dict[str, Any] = {"licence": "Stability AI Community"}  # which lets not everyone earn money by it
+TURBO: dict[str, Any] = {"licence": "Stability AI Community", "student": True}  # a licence to earn by, not for everyone
 FLUX: dict[str, Any] = {"family": "flux", "size": 1024, "prediction_type": "flow", "network": "transformer",
                         "multiple": 16}
 
 KNOWN = {model.name: model for model in (
     KnownModel("stilllife", "stilllife", 128, "v_prediction"),
-    KnownModel("stilllife-turbo", "stilllife", 128, "v_prediction"),
+    KnownModel("stilllife-turbo", "stilllife", 128, "v_prediction", student=True),
     KnownModel(
         "sd-1.4", "1.x", 512, repo="CompVis/stable-diffusion-v1-4",
         revision="133a221b8aa7292a167afc5127cb63fb5005638b", download=2_134_000_000, **OPENRAIL_M),

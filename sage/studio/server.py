@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from sage.auto import auto_of
 from sage.errors import ModelError, SageError, SettingsError
 from sage.models.known import KNOWN, installed, own_names
 from sage.studio.requests import UPLOAD, Limits
@@ -29,11 +30,23 @@ POLICY = ("default-src 'self'; img-src 'self' blob: data:; object-src 'none'; ba
 
 
 def choose_models(wanted: Sequence[str] | None) -> list[str]:
-    """The models that were named, or all that are on this disk: known ones, then those in the folder of weights."""
-    found = list(wanted or [*(name for name in KNOWN if installed(name)), *own_names()])
+    """The models that were named, or all that are on this disk: known ones, then those in the folder of weights.
+
+    Of these the first is one whose edits can follow what is typed.
+    """
+    known = sorted((name for name in KNOWN if installed(name)), key=lambda name: not can_follow(name))
+    found = list(wanted or [*known, *own_names()])
     if not found:
         raise ModelError("no model is on this disk: sage fetch sd-1.4, or name one with --model")
     return found
+
+
+def can_follow(model: str) -> bool:
+    """Whether what is recorded for a model on this disk edits while one types."""
+    try:
+        return auto_of(model).as_method().live
+    except SageError:  # damaged: told when it is loaded
+        return False
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -456,8 +456,8 @@ class Studio:
         self.jobs.do(self._load, name, Clock())
 
     def usable(self, task: str) -> list[Method[Any]]:
-        """The methods for a task that the model in memory can be used with."""
-        return [found for found in self.methods[task].values() if self.model is None or not found.fits(self.model)]
+        """The methods for a task that suit the model in memory."""
+        return [found for found in self.methods[task].values() if self.model is None or found.suits(self.model, task)]
 
     def recommended(self, task: str, name: str, words: Settings | None = None) -> Settings:
         """What the model in memory, or else the method itself, recommends for a method.

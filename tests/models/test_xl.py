@@ -221,6 +221,8 @@ def test_a_student_makes_its_picture_in_four_steps(tmp_path, family):
     levels = model.schedule.levels(4, "trailing")
     assert [level.t for level in levels] == [0, 249, 499, 749, 999] and levels[0].alpha == 1
     assert "few" in describe(made.folder)["steps"]
+    suiting = {name for name in METHODS if method(name).edits and method(name).suits(model)}
+    assert suiting == {"plain", "sdedit", "turbo-ddpm"} and not method("sag").suits(model, "generate")
     said = {n: sage.generate(model, SOURCE, method("plain").Settings(steps=n), width=32, height=32)[0].notes
             for n in (4, 10)}
     assert not any("steps" in note for note in said[4])

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -36,9 +36,9 @@ SEEN = """([selector, whole]) => { const e = document.querySelector(selector), b
   return b.left >= -1 && b.right <= innerWidth + 1 && (!whole || (b.top >= -1 && b.bottom <= innerHeight + 1)); }"""
 
 
-def start(*arguments: str) -> tuple[subprocess.Popen, str]:
-    server = subprocess.Popen([sys.executable, "-m", "sage", "ui", "--model", "stilllife", "--max-steps", "60",
-                               *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def start(*arguments: str, models: Sequence[str] = ("--model", "stilllife")) -> tuple[subprocess.Popen, str]:
+    server = subprocess.Popen([sys.executable, "-m", "sage", "ui", *models, "--max-steps", "60", *arguments], cwd=ROOT,
+                              stdout=subprocess.PIPE, text=True)
     line = server.stdout.readline()
     assert (found := re.search(r"http://127\.0\.0\.1:\d+/", line)), line
     return server, found[0]
@@ -253,6 +253,34 @@ WATCHED = """() => { const seen = window.frames_seen = []; const look = () => {
   const last = seen.at(-1);
   if (!last || last.src !== e.src || last.whole !== whole) seen.push({src: e.src, whole, at: performance.now()});
   requestAnimationFrame(look); }; look(); }"""
+
+
+def test_a_stranger_types_over_a_word_and_watches(visitor):
+    """With nothing chosen: the studio opens on the model that follows, with the methods that it is for."""
+    server, address = start("--port", "0", models=())
+    try:
+        me = visitor(address=address)
+        me.welcomed()
+        assert me.page.is_checked("#live")
+        offered = me.page.eval_on_selector_all("#method option", "all => all.map(one => one.value)")
+        assert offered == ["plain", "sdedit", "turbo", "turbo-ddpm"] and not me.sees("#move")
+        assert "follows" in me.page.inner_text("#model option:checked")
+        before = me.page.locator("#compare").screenshot()
+        me.page.evaluate("""() => { const box = document.querySelector('#target'), at = box.value.indexOf('yellow');
+            box.focus(); box.setSelectionRange(at, at + 6); }""")
+        me.page.keyboard.type("green", delay=60)
+        me.page.wait_for_function("() => document.querySelector('#caption').textContent.includes('tilted green')")
+        me.page.wait_for_function("() => document.querySelector('#progress').hidden")
+        assert me.page.locator("#compare").screenshot() != before
+        me.shot("stranger")
+
+        me.page.select_option("#model", "stilllife")
+        me.page.wait_for_selector("#status:has-text('is loaded')")
+        assert me.sees("#move") and "sage" in me.page.eval_on_selector_all("#method option", "a => a.map(o => o.value)")
+        assert me.errors == []
+    finally:
+        server.terminate()
+        server.wait(60)
 
 
 @pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])

@@ -344,7 +344,7 @@ def test_arguments_are_checked(capsys, arguments, words):
 def test_all_models_of_this_disk_can_be_chosen(monkeypatch):
     monkeypatch.setattr(server, "own_names", lambda: ["mine"])
     monkeypatch.setattr(server, "installed", lambda name: name.startswith("stilllife"))
-    assert server.choose_models(None) == ["stilllife", "stilllife-turbo", "mine"]
+    assert server.choose_models(None) == ["stilllife-turbo", "stilllife", "mine"]  # first the one that follows
     assert server.choose_models(["other"]) == ["other"]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sage.auto import AUTO, OF_STUDENTS
 from sage.errors import ModelError
 from sage.models.folders import Folder, Source, load_tokenizer
 from sage.models.known import KNOWN, installed
@@ -186,7 +187,8 @@ def students(ancestral: bool) -> dict[str, dict[str, Any]]:
         ancestral: with new noise at every step.
     """
     eta = {"eta": float(ancestral)}
-    return {"plain": STUDENT, "sdedit": STUDENT, "generate/plain": STUDENT | eta}
+    return {"plain": STUDENT, "sdedit": STUDENT, "turbo-ddpm": {"steps": STUDENT["steps"]},
+            "generate/plain": STUDENT | eta, AUTO: dict(OF_STUDENTS)}
 
 
 def family_of(unet: UNetParams, texts: Sequence[CLIPTextParams]) -> str:

@@ -43,6 +43,9 @@ export function t(key, values = {}) {
   return text.replace(/\{(\w+)\}/g, (all, name) => values[name] ?? all);
 }
 
+/** Whether there is such a text. */
+export const hasText = key => !!texts.en?.[key];
+
 export const seconds = s => s < 59.5 ? t("seconds", {n: s < 9.95 ? s.toFixed(1) : Math.round(s)})
   : t("minutes", {m: Math.floor(s / 60), n: Math.round(s % 60)});
 

@@ -1,6 +1,6 @@
 // What happens on the page.
 
-import {$, Lost, Refused, ask, later, languages, loadTexts, make, seconds, speak, spoken, t} from "./base.js";
+import {$, Lost, Refused, ask, hasText, later, languages, loadTexts, make, seconds, speak, spoken, t} from "./base.js";
 import {Boxes} from "./boxes.js";
 import {Brush} from "./brush.js";
 import {Compare} from "./compare.js";
@@ -636,7 +636,11 @@ async function showStatus() {
   page.model = status.model;
   page.limits = status.limits;
   page.usual = status.defaults;
-  $("model").replaceChildren(...status.models.map(name => make("option", {value: name, textContent: name, selected: name === status.model})));
+  $("model").replaceChildren(...status.models.map(name => {
+    const option = make("option", {value: name, textContent: name, selected: name === status.model}), about = `model.of.${name}`;
+    if (hasText(about)) option.textContent = t(option.dataset.text = about);
+    return option;
+  }));
   if (!status.models.includes("sd-1.4")) {  // what is listed is on the disk, and a photograph needs another
     const more = make("option", {disabled: true, textContent: t("model.more")});
     more.dataset.text = "model.more";
