@@ -23,6 +23,7 @@ By itself it knows the rendered still lifes of the bundled model, and nothing el
 life that is most like, and a note says so.  For photographs name a captioning model: BLIP, GIT or another encoder of
 pictures before a decoder of text, as transformers saves them, in safetensors.
 """
+GUESS = "what thing it is is a guess: the picture may show none that is known"
 NO_ENCODER = ("a picture can be described where the bundled model's encoder is, a folder encoder in weights/stilllife: "
               "write the source prompt yourself, or name a captioning model with --captioner")
 
@@ -60,8 +61,10 @@ def run(args: argparse.Namespace) -> None:
                           "notes": foreign}))
         return
     print(text)
-    if unsure:
-        console.note(f"{_not_sure(unsure)}: left out")
+    if left := tuple(name for name in unsure if name != "form"):
+        console.note(f"{_not_sure(left)}: left out")
+    if "form" in unsure:
+        console.note(GUESS)
     for message in foreign:
         console.note(message)
 
@@ -110,6 +113,8 @@ def described_picture(args: argparse.Namespace) -> str:
     if args.quiet:
         return text
     console.note(f"the picture is taken to show: {text}" + (f" ({_not_sure(unsure)})" if unsure else ""))
+    if "form" in unsure:
+        console.note(GUESS)
     for message in () if args.captioner else _foreign(image):
         console.note(message)
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):

@@ -40,7 +40,7 @@ def read_move(start: Image.Image | str, end: Image.Image | str, size: tuple[int,
         SettingsError, PictureError: what is no region of the picture, said in one line.
     """
     radius = min(size) / RADIUS if radius is None else radius
-    a, b = _point(start), _point(end)
+    a, b = _point(start, size), _point(end, size)
     if a and b:
         source, target = (_disc(point, radius, size) for point in (a, b))
     elif a:
@@ -58,7 +58,7 @@ def read_move(start: Image.Image | str, end: Image.Image | str, size: tuple[int,
 
 def read_box(text: str, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """"left,top,right,bottom" -> a box inside the picture; SettingsError for anything else."""
-    numbers = [float(n) for n in text.split(",")] if NUMBERS.fullmatch(text) else []
+    numbers = _numbers(text, size)
     if len(numbers) != 4:
         raise SettingsError(f"{text[:40]!r} is no box: give left,top,right,bottom in pixels")
     left, top, right, bottom = (round(n) for n in numbers)
@@ -68,9 +68,19 @@ def read_box(text: str, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return box
 
 
-def _point(region: Image.Image | str) -> tuple[float, float] | None:
-    numbers = region.split(",") if isinstance(region, str) and NUMBERS.fullmatch(region) else []
-    return (float(numbers[0]), float(numbers[1])) if len(numbers) == 2 else None
+def _numbers(text: str, size: tuple[int, int]) -> list[float]:
+    """What is written with commas between, [] for other text; SettingsError for shares of the sides."""
+    numbers = [float(n) for n in text.split(",")] if NUMBERS.fullmatch(text) else []
+    if numbers and all(0 <= n <= 1 for n in numbers) and not all(n.is_integer() for n in numbers):
+        pixels = ",".join(str(round(n * side)) for n, side in zip(numbers, 2 * size, strict=False))
+        raise SettingsError(f"{text[:40]} looks like shares of the sides, and pixels are meant: of {size[0]} x {size[1]} "
+                            f"that is {pixels}")
+    return numbers
+
+
+def _point(region: Image.Image | str, size: tuple[int, int]) -> tuple[float, float] | None:
+    numbers = _numbers(region, size) if isinstance(region, str) else []
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
 
 
 def _region(text: Image.Image | str, size: tuple[int, int]) -> Image.Image:

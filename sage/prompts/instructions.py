@@ -82,6 +82,8 @@ class Spoken:
     def is_called(self, form: str, adjectives: Mapping[str, str]) -> bool:
         """Whether a form and adjectives by kind are its own."""
         own = {said.kind: said.value for said in self.adjectives}
+        if "tiny" in own:  # which a person calls little, too
+            own.setdefault("size", "small")
         return self.noun.value == form and all(own.get(kind) == value for kind, value in adjectives.items())
 
 

@@ -304,8 +304,9 @@ class Studio:
             [note] = unlike(model, [image], model.encode(pictures.to_tensor(image, size)), size)
         if note or bundled() is None:
             return {"source": "", "note": note}
-        source = described(_encoder().read(np.asarray(image)))[0]
-        return {"source": "" if unknown_words(model.prompts.taught, [source]) else source, "note": ""}
+        source, unsure = described(_encoder().read(np.asarray(image)))
+        guessed = "form" in unsure or unknown_words(model.prompts.taught, [source])
+        return {"source": "" if guessed else source, "note": ""}
 
     def _remembered(self, who: str, mask: Image.Image) -> str:
         picture = Picture(mask, {"name": "mask.png", "sha256": pictures.digest(mask)})

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from sage.stilllife import Scene, Thing, render
 from sage.stilllife.prompts import prompt
 from tests.commands.test_edit import Engine
 
+ROOT = Path(__file__).resolve().parents[2]
 SCENE = Scene(Thing("mug", "blue", "shiny"), floor="grass", background="forest")
 needs_encoder = pytest.mark.skipif(bundled() is None, reason="the bundled encoder is not here")
 
@@ -42,6 +44,15 @@ def test_a_still_life_is_described_in_full(picture, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said["caption"] == prompt(SCENE) and said["read"]["form"]["value"] == "mug"
     assert said["read"]["form"]["probability"] > 0.5 and said["unsure"] == []
+
+
+@needs_encoder
+def test_an_empty_table_is_said_to_be_a_guess(picture, engine, capsys):
+    table, guess = str(ROOT / "examples" / "table.png"), "is a guess"
+    assert cli.main(["caption", table]) == 0 and guess in capsys.readouterr().err
+    assert cli.main(["edit", table, "--source", "auto", "--target", "a red mug"]) == 0
+    assert guess in capsys.readouterr().err
+    assert cli.main(["caption", str(picture)]) == 0 and guess not in capsys.readouterr().err
 
 
 @needs_encoder

@@ -65,6 +65,13 @@ def test_what_is_no_region_is_said_in_one_line(start, end):
     assert "\n" not in str(error.value) and len(str(error.value)) < 200
 
 
+@pytest.mark.parametrize("start, said", [("0.25,0.5", "is 10,10"), ("0.25,0.1,1,1", "is 10,2,40,20")])
+def test_shares_of_the_sides_are_told_as_pixels(start, said):
+    with pytest.raises(SettingsError, match=said):
+        read_move(start, "3,4", (40, 20))
+    assert read_move("0,1", "1.5,1", (40, 20)) and read_box("0,0,1,1", SIZE) == (0, 0, 1, 1)
+
+
 def test_boxes_are_cut_to_the_picture():
     assert read_box("-5,3,100,9", SIZE) == (0, 3, 40, 9)
     for text in ("1,2,3", "5,5,5,9", "50,1,60,2", "a,b,c,d"):

@@ -50,6 +50,7 @@ def test_only_what_is_asked_for_changes(instruction, old, new):
     ("a mug on a wooden floor", "put it on grass", "a mug on grass"),
     ("a picture of a mug", "turn it into a cartoon", "a cartoon of a mug"),
     ("a red mug and a tiny blue cube", "remove the cube", "a red mug"),
+    ("a red mug and a tiny blue cube", "remove the little cube", "a red mug"),
     ("a mug, in front of a red cube", "delete the red cube", "a mug"),
     ("a cat on a sofa", "replace the cat with an owl", "an owl on a sofa"),
     ("a mug", "make it red, then tilt it and move it to the right", "a tilted red mug on the right")])

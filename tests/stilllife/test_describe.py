@@ -19,7 +19,7 @@ def test_a_scene_read_right_is_described_as_its_prompt():
 
 def test_what_is_unsure_is_left_out_and_named():
     text, unsure = described(read(SCENE, colour=0.3, floor=0.2, form=0.1))
-    assert "blue" not in text and "stone" not in text and "mug" in text and unsure == ("colour", "floor")
+    assert "blue" not in text and "stone" not in text and "mug" in text and unsure == ("form", "colour", "floor")
     assert "cone" not in described(read(SCENE, second_form=0.4))[0]
 
 

@@ -319,6 +319,8 @@ def test_a_picture_is_described_or_said_to_be_strange(studio, who, tmp_path):
     studio.take(who, tmp_path / "noise.png", "noise.png")
     seen = studio.seen(who, studio.visit(who).picture.identity["sha256"])
     assert seen["source"] == "" and "mush" in seen["note"]
+    studio.take(who, ROOT / "examples" / "table.png", "table.png")  # with nothing on it
+    assert studio.seen(who, studio.visit(who).picture.identity["sha256"]) == {"source": "", "note": ""}
 
 
 @pytest.mark.parametrize("taught, is_described", [((), False), (("a", "blue", "mug"), False), ("all", True)])
