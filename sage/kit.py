@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sage.models.sites import Feature, KeysValues, Projection, QueriesKeys, Site, Sites, Where
     from sage.prompts.plan import Plan, marked, places, replaced, token_factors, token_mask
     from sage.prompts.tokens import Span
-    from sage.prompts.words import aligned, changed_words, paired
+    from sage.prompts.words import aligned, changed_words, first_places, gaps_paired, paired
     from sage.sampling.levels import Edge, Edges, Level, downwards, of_timesteps, part_way, upwards
     from sage.sampling.skipping import Continued, evaluated
     from sage.sampling.steps import (
@@ -75,7 +75,7 @@ _FROM = {
     "sage.models.sites": "Feature KeysValues Projection QueriesKeys Site Sites Where",
     "sage.prompts.plan": "Plan marked places replaced token_factors token_mask",
     "sage.prompts.tokens": "Span",
-    "sage.prompts.words": "aligned changed_words paired",
+    "sage.prompts.words": "aligned changed_words first_places gaps_paired paired",
     "sage.sampling.levels": "Edge Edges Level downwards of_timesteps part_way upwards",
     "sage.sampling.skipping": "Continued evaluated",
     "sage.sampling.steps": "Prediction advance affine ancestral classifier_free clean ddim_step from_output gaussian "

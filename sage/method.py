@@ -300,6 +300,9 @@ class Method(ABC, Generic[S]):
     def back(self, job: "Job[S]", path: "Trajectory") -> "Iterator[Tensor]":
         """The latents after each step of going back without an edit: what is lost on the way there and back."""
         from sage.sampling.steps import walk
+        if path.retraced is not None:
+            yield from path.retraced
+            return
         under = self.inverted_under(job.settings, path.source[0], job.model.prompts)
         text = job.model.embed([under]).expand(len(path.noise))
         down = job.down[len(job.down) - (len(path.latents) - 1):]  # a way to noise need not have gone all the way

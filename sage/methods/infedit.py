@@ -13,7 +13,7 @@ With conventions "published" the mask is that of the original code (`OwnMask`), 
 gap between words that both prompts have, the likest pair of the two sides is aligned as well.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +154,7 @@ class Control:
         self.job, self.s, self.mutual, self.carried = job, job.settings, mutual, Carried(job)
         if self.s.published and self.s.carry == "refine":
             pairs = zip(job.plans, job.source.tokens, job.target.tokens, strict=True)
-            self.carried.align([gaps_paired(plan.aligned, source, target) for plan, source, target in pairs])
+            self.carried.align([kit.gaps_paired(plan.aligned, source, target) for plan, source, target in pairs])
 
     def branches(self, source: "Tensor", target: "Tensor", mutual: "Tensor") -> Branches:
         """Latents and text of a pass, for `Job.together`; with guidance each half has a source and a target."""
@@ -195,49 +195,6 @@ class Control:
         if early or self.mutual:
             stack.enter_context(kit.swap(self.carried.selfs, mixed))
         return stack
-
-
-def gaps_paired(aligned: "Sequence[int]", source: "Tensor", target: "Tensor") -> tuple[int, ...]:
-    """An alignment in which, between two aligned tokens, the likest of the pairs that are left is aligned too.
-
-    As in the original code, a pair's likeness is that of the source prompt's embedding at the place of the target's
-    token and of the target prompt's at that of the source's.
-
-    Args:
-        aligned: for each token of the target the source's, or -1 (`sage.prompts.words.aligned`).
-        source, target: (M, D) embedded prompts.
-    """
-    from torch.nn.functional import cosine_similarity
-    found, j = list(aligned), 0
-    while j < len(aligned):
-        start = j
-        while aligned[j] < 0:
-            j += 1
-        places = range(start, j)
-        of_source = range(aligned[start - 1] + 1, aligned[j]) if places else range(0)
-        if of_source:
-            likeness = cosine_similarity(source[list(places)][:, None], target[list(of_source)][None], dim=-1)
-            row, column = divmod(int(likeness.argmax()), len(of_source))
-            found[places[row]] = of_source[column]
-        j += 1
-    return tuple(found)
-
-
-def first_places(ids: "Sequence[int]", local: "Sequence[int]") -> tuple[int, ...]:
-    """Where in a prompt's tokens others are found in their order, each for the first time from where the last one was.
-
-    Args:
-        ids: of the prompt, with both marks.
-        local: without marks; those from the first that is not there on are left out.
-    """
-    found, at = list[int](), 1
-    for token in local:
-        while at < len(ids) - 1 and ids[at] != token:
-            at += 1
-        if at == len(ids) - 1:
-            break
-        found.append(at)
-    return tuple(found)
 
 
 class OwnMask:
@@ -282,4 +239,4 @@ def _marked(job: "Job[Settings]", plan: "Plan") -> tuple[int, ...]:
     if not plan.blend or not isinstance(phrases := job.settings.blend, tuple):
         return plan.blend.target if plan.blend else ()
     prompts = job.model.prompts
-    return first_places(prompts.tokens(plan.target), prompts.tokens(prompts.parse(phrases[1]))[1:-1])
+    return kit.first_places(prompts.tokens(plan.target), prompts.tokens(prompts.parse(phrases[1]))[1:-1])

@@ -135,9 +135,6 @@ class LEdits(Method[Settings]):
             return replace(path, noises=(*path.noises[:-1], 0 * path.noises[-1]))
         return path
 
-    def back(self, job: "Job[Settings]", path: "kit.Trajectory") -> "Iterator[Tensor]":
-        yield from path.latents[-2::-1]  # with its own noises and prompt sampling meets them again
-
     # ---- the way back
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:

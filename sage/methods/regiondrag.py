@@ -88,9 +88,6 @@ class RegionDrag(Method[Settings]):
         return kit.noise_inversion(job, lambda z, i: kit.reaching(
             job.predict(z, job.down[i][0], job.source, "source"), *job.down[i]))
 
-    def back(self, job: "Job[Settings]", path: "kit.Trajectory") -> "Iterator[Tensor]":
-        yield from path.latents[-2::-1]
-
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
         s, moves = job.settings, Moves(job, job.settings.margin)
         selfs = kit.Sites(site for site in job.model.sites() if site.kind == "self") if s.keys != "own" else ()

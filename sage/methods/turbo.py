@@ -118,9 +118,6 @@ class Turbo(Method[Settings]):
         return kit.Reconstructed(origin=None, latents=(job.z0, *given[::-1]), noises=tuple(noises),  # type: ignore[arg-type]
                                  reconstructions=tuple(found))
 
-    def back(self, job: "Job[Settings]", path: "kit.Trajectory") -> "Iterator[Tensor]":
-        yield from path.reconstructions  # type: ignore[attr-defined]
-
     # ---- the way back
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:

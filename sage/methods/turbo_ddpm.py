@@ -119,9 +119,6 @@ class TurboDDPM(Method[Settings]):
             job.report("invert", i + 1, len(job.down))
         return kit.Noises(origin=None, latents=tuple(latents), noises=tuple(noises))  # type: ignore[arg-type]
 
-    def back(self, job: "Job[Settings]", path: "kit.Trajectory") -> "Iterator[Tensor]":
-        yield from path.latents[-2::-1]  # with its own noises and prompt sampling meets them again
-
     # ---- the way back
 
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:

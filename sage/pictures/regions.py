@@ -73,8 +73,8 @@ def _numbers(text: str, size: tuple[int, int]) -> list[float]:
     numbers = [float(n) for n in text.split(",")] if NUMBERS.fullmatch(text) else []
     if numbers and all(0 <= n <= 1 for n in numbers) and not all(n.is_integer() for n in numbers):
         pixels = ",".join(str(round(n * side)) for n, side in zip(numbers, 2 * size, strict=False))
-        raise SettingsError(f"{text[:40]} looks like shares of the sides, and pixels are meant: of {size[0]} x {size[1]} "
-                            f"that is {pixels}")
+        raise SettingsError(f"{text[:40]} looks like shares of the sides, and pixels are meant: of {size[0]} x "
+                            f"{size[1]} that is {pixels}")
     return numbers
 
 

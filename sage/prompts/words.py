@@ -1,4 +1,4 @@
-"""How the tokens of two prompts correspond, for methods that carry attention over.  Imports no torch.
+"""How the tokens of two prompts correspond, for methods that carry attention over.
 
 The rules are those of prompt-to-prompt (Hertz et al. 2208.01626): `aligned` of its refinement, `changed_words` of its
 word swap.
@@ -6,8 +6,12 @@ word swap.
 
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from typing import TYPE_CHECKING
 
 from sage.prompts.tokens import Prompt, Prompts, Span
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def aligned(source: Sequence[int], target: Sequence[int], length: int) -> tuple[int, ...]:
@@ -37,6 +41,32 @@ def aligned(source: Sequence[int], target: Sequence[int], length: int) -> tuple[
     return (*found, *range(len(target), length))
 
 
+def gaps_paired(aligned: Sequence[int], source: "Tensor", target: "Tensor") -> tuple[int, ...]:
+    """An alignment in which, between two aligned tokens, the likest of the pairs that are left is aligned too.
+
+    A pair's likeness is that of the source prompt's embedding at the place of the target's token and of the target
+    prompt's at that of the source's, which is InfEdit's rule (Xu et al. 2312.04965, code).
+
+    Args:
+        aligned: for each token of the target the source's, or -1 (`aligned`).
+        source, target: (M, D) embedded prompts.
+    """
+    from torch.nn.functional import cosine_similarity
+    found, j = list(aligned), 0
+    while j < len(aligned):
+        start = j
+        while aligned[j] < 0:
+            j += 1
+        places = range(start, j)
+        of_source = range(aligned[start - 1] + 1, aligned[j]) if places else range(0)
+        if of_source:
+            likeness = cosine_similarity(source[list(places)][:, None], target[list(of_source)][None], dim=-1)
+            row, column = divmod(int(likeness.argmax()), len(of_source))
+            found[places[row]] = of_source[column]
+        j += 1
+    return tuple(found)
+
+
 def paired(source: Sequence[int], target: Sequence[int]) -> tuple[int, ...]:
     """For each token of the target the position of the source token in its place, -1 where there is none.
 
@@ -60,3 +90,20 @@ def changed_words(prompts: Prompts, source: Prompt, target: Prompt) -> tuple[Spa
         return None
     return tuple(Span(here, there) for (word, here), (other, there) in zip(a, b, strict=True)
                  if word != other and here and there)
+
+
+def first_places(ids: Sequence[int], local: Sequence[int]) -> tuple[int, ...]:
+    """Where in a prompt's tokens others are found in their order, each for the first time from where the last one was.
+
+    Args:
+        ids: of the prompt, with both marks.
+        local: without marks; those from the first that is not there on are left out.
+    """
+    found, at = list[int](), 1
+    for token in local:
+        while at < len(ids) - 1 and ids[at] != token:
+            at += 1
+        if at == len(ids) - 1:
+            break
+        found.append(at)
+    return tuple(found)

@@ -119,6 +119,11 @@ class Trajectory:
         return self.latents[-1]
 
     @property
+    def retraced(self) -> tuple[Tensor, ...] | None:
+        """(B, C, h, w) after each step of going back without an edit, where that is known; None where it is not."""
+        return None
+
+    @property
     def config(self) -> Settings:
         """The settings that it was made with."""
         return self.origin.settings
@@ -287,6 +292,11 @@ class Noises(Trajectory):
     kind: ClassVar[str] = "noises"
     noises: tuple[Tensor, ...] = ()
 
+    @property
+    def retraced(self) -> tuple[Tensor, ...]:
+        """With its own noises sampling meets its latents again."""
+        return self.latents[-2::-1]
+
     @classmethod
     def shapes(cls, frame: Frame) -> dict[str, Any]:
         """With a noise a step."""
@@ -305,6 +315,11 @@ class Reconstructed(Noises):
 
     kind: ClassVar[str] = "reconstructed"
     reconstructions: tuple[Tensor, ...] = ()
+
+    @property
+    def retraced(self) -> tuple[Tensor, ...]:
+        """What the generator made of each step's noise."""
+        return self.reconstructions
 
     @classmethod
     def shapes(cls, frame: Frame) -> dict[str, Any]:
