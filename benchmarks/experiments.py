@@ -34,6 +34,7 @@ from sage.bench.stilllife import QUICK, write_stilllife
 from sage.bench.tables import Results
 from sage.display.progress import Progress
 from sage.files import written_whole
+from sage.machine.workers import end_with_parent
 from sage.stilllife.edits import KINDS
 
 matplotlib.use("agg")
@@ -61,7 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     experiments = [experiment(name) for name in args.only]
     benchmark = write_stilllife(args.run / "benchmark", args.each, workers=args.processes, wordings=WORDINGS)
-    with get_context("spawn").Pool(args.processes) as pool:
+    with get_context("spawn").Pool(args.processes, end_with_parent) as pool:
         jobs = [(args.run, args.only, i, args.processes) for i in range(1, args.processes + 1)]
         pool.starmap(work, jobs, chunksize=1)
     lines = read_manifests(args.run)

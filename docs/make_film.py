@@ -61,23 +61,24 @@ def wide(film: Film, other: Path) -> None:
     """What is seen at a desk."""
     page = film.page
     film.shot("opens")
+    target = page.input_value("#target").replace("yellow", "green")
+    page.fill("#target", target)
+    page.wait_for_function("target => document.querySelector('#caption').textContent.includes(target)", arg=target)
+    film.shot("follows").quantize(128).save(DOCS / "studio.png", optimize=True)
     film.bring(other, "mush")
     film.shot("other")
     film.bring(MUG, "taken to show")
     page.fill("#target", "make it red")
     page.wait_for_selector("#words .meant")
+    page.wait_for_function("() => document.querySelector('#caption').textContent.includes('red')")
     film.shot("instruction")
+    page.select_option("#model", "stilllife")
+    page.wait_for_selector("#status:has-text('is loaded')")
     page.click("#edit")
     page.wait_for_selector("#compare.working")
     film.shot("emerges")
     page.wait_for_selector("#status:has-text('Done in')")
-    film.shot("done").quantize(128).save(DOCS / "studio.png", optimize=True)
-    page.check("#live")
-    target = page.input_value("#target").replace("red", "green")
-    page.fill("#target", target)
-    page.wait_for_function("target => document.querySelector('#caption').textContent.includes(target)", arg=target)
-    film.shot("follows")
-    page.uncheck("#live")
+    film.shot("done")
     page.click("#move")
     film.drag((0.772, 0.715), (0.8, 0.8), (0.97, 0.965))
     film.drag((0.115, 0.83))
@@ -89,7 +90,7 @@ def wide(film: Film, other: Path) -> None:
 
 def main() -> None:
     (DOCS / "first_minutes").mkdir(exist_ok=True)
-    server = subprocess.Popen([sys.executable, "-m", "sage", "ui", "--model", "stilllife", "--port", "0"],
+    server = subprocess.Popen([sys.executable, "-m", "sage", "ui", "--port", "0"],
                               stdout=subprocess.PIPE, text=True)
     try:
         address = re.search(r"http://\S+", server.stdout.readline())[0]

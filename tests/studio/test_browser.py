@@ -410,6 +410,8 @@ def test_a_second_example_while_one_runs_is_edited_too(visitor):
 def test_a_picture_of_ones_own_is_not_described_by_another(visitor, tmp_path):
     """What stands in the prompts goes with the picture that it is of, unless the visitor wrote it."""
     me = visitor(390, 844)
+    me.welcomed()
+    me.page.fill("#target", me.page.input_value("#target").replace("yellow", "green"))
     me.bring_the_mug()
     assert "blue" in me.page.input_value("#source") and me.page.input_value("#target") == ""
     me.page.fill("#target", "a thing of my own")

@@ -10,7 +10,7 @@ import {Words} from "./words.js";
 
 const POLL = 250, LOST = 2000, SOON = 400;  // milliseconds
 const LITTLE = 0.05;  // seconds: a method without an inversion spares none
-const KEPT = ["live", "model", "picture", "mask", "moves", "result", "job", "asked", "filled"];
+const KEPT = ["live", "model", "picture", "mask", "moves", "result", "job", "asked", "filled", "given"];
 const TASKS = {
   edit: {pane: "pane-edit", menu: "method", about: "method-about", go: "edit", cancel: "cancel", sliders: "sliders"},
   generate: {pane: "pane-generate", menu: "make-method", about: "make-about", go: "make", cancel: "make-cancel",
@@ -18,8 +18,9 @@ const TASKS = {
 };
 
 // `live`: whether edits follow what is typed, null as the method has it; `stood`: how all was before a change by hand.
-// `filled`: the prompts are of an example or an earlier edit; `asked`: what is being made, as under a result.
-const page = {task: "edit", model: "", picture: null, mask: null, moves: [], result: null, job: null, asked: null, filled: false, following: 0, results: [],
+// `filled`: the source prompt is of an example, an earlier edit or what was seen, and `given` the target that came with it.
+// `asked`: what is being made, as under a result.
+const page = {task: "edit", model: "", picture: null, mask: null, moves: [], result: null, job: null, asked: null, filled: false, given: "", following: 0, results: [],
               past: [], left: {edit: {}, generate: {}}, methods: {edit: [], generate: []}, settled: false, live: null, stood: null};
 const compare = new Compare($("compare"));
 const forms = Object.fromEntries(Object.entries(TASKS).map(([task, {sliders}]) => [task, new Form(
@@ -273,21 +274,22 @@ const bring = told(async file => {
     describe(record.target, "");
     return say(t("made of text"), "done", scaled);
   }
-  if (page.filled) describe("", "");  // they were of another picture
+  if (page.filled) describe("", page.given ? "" : $("target").value, "");  // they were of another picture
   const {source, note} = await ask("GET", `${got.url}/seen`);
   if (page.job || page.picture !== got) return;  // something else was asked for meanwhile
-  if (source && !$("source").value) describe(source, "");
+  if (source && !$("source").value) describe(source, $("target").value, page.given);
   const [first, ...more] = [...scaled, ...note ? [`${sentence(note)} ${t("brought")}`] : [t(source && page.filled ? "described" : "brought")]];
   say(first, note || got.scaled ? "note" : "done", more);
 });
 
 const sentence = text => `${text[0].toUpperCase()}${text.slice(1)}.`;
 
-/** Prompts that the visitor did not write. */
-function describe(source, target) {
+/** Prompts that the visitor did not write, but perhaps the target. */
+function describe(source, target, given = target) {
   $("source").value = source;
   $("target").value = target;
   page.filled = true;
+  page.given = given;
   changed();
 }
 
@@ -384,7 +386,7 @@ async function loadResults() {
 
 // ---- undo
 
-const snapshot = () => ({picture: page.picture, mask: page.mask, moves: page.moves, filled: page.filled, source: $("source").value, target: $("target").value,
+const snapshot = () => ({picture: page.picture, mask: page.mask, moves: page.moves, filled: page.filled, given: page.given, source: $("source").value, target: $("target").value,
   method: forms.edit.shown?.method, values: forms.edit.values, result: page.result});
 
 /** What Undo will come back to. */
@@ -400,6 +402,7 @@ const undo = told(async () => {
   if (!then) return;
   describe(then.source, then.target);
   page.filled = then.filled;
+  page.given = then.given;
   if (then.method) await showMethod("edit", then.method, then.values);
   showPicture(then.picture);
   page.mask = then.mask;
@@ -693,6 +696,7 @@ async function again(then) {
   page.left = then.left;
   page.past = then.past;
   page.filled = then.filled;
+  page.given = then.given;
   page.asked = then.asked;
   $("undo").disabled = !page.past.length;
   for (const [task, held] of Object.entries(then.forms))
@@ -737,7 +741,7 @@ function wire() {
   }
   $("pane-edit").addEventListener("submit", event => { event.preventDefault(); edit(); });
   $("pane-generate").addEventListener("submit", event => { event.preventDefault(); makeFromText(); });
-  for (const name of ["source", "target"]) $(name).addEventListener("input", () => { page.filled = false; });
+  $("source").addEventListener("input", () => { page.filled = false; });
   for (const name of ["source", "target", "prompt", "negative"]) $(name).addEventListener("input", changed);
   for (const name of ["source", "target"]) $(name).addEventListener("focus", () => { writing = name; });
   for (const name of ["source", "target", "truncate", "paste"]) $(name).addEventListener("input", () => follows("edit"));
