@@ -90,8 +90,7 @@ def wide(film: Film, other: Path) -> None:
 
 def main() -> None:
     (DOCS / "first_minutes").mkdir(exist_ok=True)
-    server = subprocess.Popen([sys.executable, "-m", "sage", "ui", "--port", "0"],
-                              stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([sys.executable, "-m", "sage", "ui", "--port", "0"], stdout=subprocess.PIPE, text=True)
     try:
         address = re.search(r"http://\S+", server.stdout.readline())[0]
         with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:

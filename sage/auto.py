@@ -16,7 +16,7 @@ from typing import Any
 from sage.errors import ModelError, SageError
 from sage.files import parse_json, read_plain
 from sage.method import DEFAULTS, METHODS, Method, check_task, method
-from sage.models.known import KNOWN, KnownModel, find_model, installed, known_model
+from sage.models.known import find_model, installed, known_model, made_for_few, named_for_few
 
 AUTO, FILE = "auto", "auto.json"
 MOST = 2**20  # bytes
@@ -67,7 +67,8 @@ def recorded(values: Mapping[str, Any] | None, model: str) -> Recorded:
         found.Settings.from_dict(settings)
     except SageError as error:
         raise ModelError(f"{FILE} of {model}: {error}") from error
-    return Recorded(name, settings, f"auto takes {name}, as recorded for {model}")
+    why = f": {model} is made for few steps" if values == OF_STUDENTS else f", as recorded for {model}"
+    return Recorded(name, settings, f"auto takes {name}{why}")
 
 
 def read_auto(folder: Path) -> dict[str, Any] | None:
@@ -97,19 +98,27 @@ def auto_of(model: str) -> Recorded:
     """
     known = known_model(model)
     if known and known.repo and installed(known.name) is None:  # to be fetched, and then as it is
-        return recorded(_of_known(known), known.name)
+        return recorded(OF_STUDENTS if known.student else None, known.name)
     name, path = find_model(model)
-    return recorded(record_of(name, path), name)
+    return recorded(record_of(path), name)
 
 
-def record_of(name: str, path: Path) -> Mapping[str, Any] | None:
+def record_of(path: Path) -> Mapping[str, Any] | None:
     """What is recorded for a model that lies at a path; None for nothing.
 
     Raises:
         ModelError: the record is damaged.
     """
-    return (read_auto(path) if path.is_dir() else None) or _of_known(KNOWN.get(name))
+    return (read_auto(path) if path.is_dir() else None) or (OF_STUDENTS if _is_student(path) else None)
 
 
-def _of_known(known: KnownModel | None) -> Mapping[str, Any] | None:
-    return OF_STUDENTS if known and known.student else None
+def _is_student(path: Path) -> bool:
+    """Whether a folder or file is of a network for few steps; a damaged schedule is told when it is loaded."""
+    if not path.is_dir():
+        return named_for_few(path)
+    try:
+        c = parse_json(read_plain(path / "scheduler" / "scheduler_config.json", ModelError, MOST).decode())
+        told = c.get("_class_name", ""), c.get("timestep_spacing", "leading"), c.get("rescale_betas_zero_snr", False)
+        return made_for_few(*told)
+    except (ModelError, ValueError, AttributeError):
+        return False

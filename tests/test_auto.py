@@ -61,7 +61,12 @@ def test_a_student_that_records_nothing_takes_a_method_for_few_steps(tmp_path, p
     assert main(["edit", str(picture), "--model", "sd-turbo", "--source", "a cat", "--target", "a cab", "--out",
                  str(out)]) == 0
     assert pictures.read_settings(out)["method"] == "turbo-ddpm"
-    assert "auto takes turbo-ddpm, as recorded for sd-turbo" in capsys.readouterr().err
+    assert "auto takes turbo-ddpm: sd-turbo is made for few steps" in capsys.readouterr().err
+    mine = (tmp_path / "sd-turbo").rename(tmp_path / "mine")  # one that nobody knows, by the schedule in its folder
+    assert auto_of(str(mine)).as_method().name == "turbo-ddpm"
+    assert sage.load_model(mine).recommends[AUTO]["method"] == "turbo-ddpm"
+    (mine / "scheduler" / "scheduler_config.json").write_text("[]")
+    assert auto_of(str(mine)).method == "sage"
 
 
 def test_what_is_recorded_is_taken_and_told(folder, picture, record):

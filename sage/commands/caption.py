@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ By itself it knows the rendered still lifes of the bundled model, and nothing el
 life that is most like, and a note says so.  For photographs name a captioning model: BLIP, GIT or another encoder of
 pictures before a decoder of text, as transformers saves them, in safetensors.
 """
-GUESS = "what thing it is is a guess: the picture may show none that is known"
+GUESS = "its thing is a guess: the picture may show none that is known"
+ADVICE = ("it is described as the still life that it is most like; for photographs write the source prompt yourself, "
+          "or name a captioning model with --captioner")
 NO_ENCODER = ("a picture can be described where the bundled model's encoder is, a folder encoder in weights/stilllife: "
               "write the source prompt yourself, or name a captioning model with --captioner")
 
@@ -54,18 +56,16 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps({"caption": text}) if args.json else text)
         return
     text, read, unsure = caption(image, args.encoder)
-    foreign = _foreign(image)
+    notes = _notes(image, unsure)
     if args.json:
         print(json.dumps({"caption": text, "read": {name: {"value": value, "probability": round(share, 4)}
                                                     for name, (value, share) in read.items()}, "unsure": unsure,
-                          "notes": foreign}))
+                          "notes": notes}))
         return
     print(text)
     if left := tuple(name for name in unsure if name != "form"):
         console.note(f"{_not_sure(left)}: left out")
-    if "form" in unsure:
-        console.note(GUESS)
-    for message in foreign:
+    for message in notes:
         console.note(message)
 
 
@@ -80,16 +80,15 @@ def _not_sure(unsure: tuple[str, ...]) -> str:
     return f"not sure of {', '.join(name.replace('_', ' ') for name in unsure)}"
 
 
-def _foreign(image: Any) -> list[str]:
-    """The note of a picture that is no still life, if it is none."""
+def _notes(image: Any, unsure: Collection[str]) -> list[str]:
+    """What is to be said of a description: that the picture is no still life, or else that its thing is a guess."""
     from sage.bench.encoder import unlike_still_lifes
-    said = unlike_still_lifes(pictures.normalise(image))
-    return [f"{said}: it is described as the still life that it is most like; for photographs write the source prompt "
-            "yourself, or name a captioning model with --captioner"] if said else []
+    foreign = unlike_still_lifes(pictures.normalise(image))
+    return [f"{foreign}: {ADVICE}"] if foreign else [GUESS] if "form" in unsure else []
 
 
 def caption(image: Any, folder: str | None = None) -> tuple[str, dict[str, tuple[str, float]], tuple[str, ...]]:
-    """A picture's description, what was read of it and how probable that is, and what was left out as unsure.
+    """A picture's description, what was read of it and how probable that is, and what of it is unsure.
 
     Raises:
         ModelError: there is no encoder.
@@ -113,9 +112,7 @@ def described_picture(args: argparse.Namespace) -> str:
     if args.quiet:
         return text
     console.note(f"the picture is taken to show: {text}" + (f" ({_not_sure(unsure)})" if unsure else ""))
-    if "form" in unsure:
-        console.note(GUESS)
-    for message in () if args.captioner else _foreign(image):
+    for message in () if args.captioner else _notes(image, unsure):
         console.note(message)
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return text

@@ -73,7 +73,7 @@ def with_recorded(argv: Sequence[str]) -> list[str]:
         name, path = find_model(given.model or DEFAULT_MODEL)
     except SageError:  # told in its place
         return argv
-    values = record_of(name, path)
+    values = record_of(path)
     if not values:
         return argv
     usual, taken = (set(map(flag, found.Settings.names()))

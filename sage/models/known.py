@@ -31,7 +31,7 @@ class KnownModel:
         multiple: sides of pictures are multiples of this, in pixels.
         words: of a prompt, at most: each is a token or more.
         gated: fetched only by who has accepted its licence.
-        student: made for few steps, and for the methods that are for few.
+        student: made for few steps; of what is on the disk its files tell.
         download: bytes that are fetched, about.
         aliases: other addresses under which people know it, among them those that are gone.
         mirrors: repositories said to hold the same files, for the case that `repo` moves.
@@ -64,13 +64,13 @@ OPENRAIL_M: dict[str, Any] = {"licence": "CreativeML Open RAIL-M",
                               "licence_url": "https://huggingface.co/spaces/CompVis/stable-diffusion-license"}
 OPENRAIL_PP: dict[str, Any] = {"licence": "CreativeML Open RAIL++-M",
                                "licence_url": "https://github.com/Stability-AI/stablediffusion/blob/main/LICENSE-MODEL"}
-TURBO: dict[str, Any] = {"licence": "Stability AI Community", "student": True}  # a licence to earn by, not for everyone
+TURBO: dict[str, Any] = {"licence": "Stability AI Community", "student": True}  # not everyone may earn money by it
 FLUX: dict[str, Any] = {"family": "flux", "size": 1024, "prediction_type": "flow", "network": "transformer",
                         "multiple": 16}
 
 KNOWN = {model.name: model for model in (
     KnownModel("stilllife", "stilllife", 128, "v_prediction"),
-    KnownModel("stilllife-turbo", "stilllife", 128, "v_prediction", student=True),
+    KnownModel("stilllife-turbo", "stilllife", 128, "v_prediction"),
     KnownModel(
         "sd-1.4", "1.x", 512, repo="CompVis/stable-diffusion-v1-4",
         revision="133a221b8aa7292a167afc5127cb63fb5005638b", download=2_134_000_000, **OPENRAIL_M),
@@ -105,6 +105,20 @@ KNOWN = {model.name: model for model in (
         licence="FLUX.1 Non-Commercial", download=33_740_000_000, words=511, gated=True, **FLUX,
         licence_url="https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md"),
 )}
+
+
+def made_for_few(sampler: str, spacing: str, zero_terminal_snr: bool) -> bool:
+    """Whether a schedule is that of a network for few steps, such as SDXL-Turbo or SD-Turbo.
+
+    Theirs begin at the last timestep ("trailing") and end without noise, by a sampler of Euler's; of other networks
+    only those whose last timestep is pure noise begin there.
+    """
+    return spacing == "trailing" and not zero_terminal_snr and sampler.startswith("Euler")
+
+
+def named_for_few(file: Path) -> bool:
+    """Whether a single file is called one of a network for few steps: nothing in it tells."""
+    return "turbo" in file.name.lower()
 
 
 def known_model(name: str) -> KnownModel | None:

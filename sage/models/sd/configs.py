@@ -11,6 +11,7 @@ from typing import Any
 
 from sage.errors import ModelError
 from sage.files import parse_json, read_plain
+from sage.models.known import made_for_few
 from sage.models.sd.clip import ACTIVATIONS, CLIPTextParams
 from sage.models.sd.unet import SIZES, UNetParams
 from sage.models.sd.vae import VAEParams
@@ -232,13 +233,9 @@ def schedule_params(c: Config) -> tuple[ScheduleParams, str]:
 
 
 def is_student(c: Config) -> bool:
-    """Whether a schedule is that of a network for few steps, such as SDXL-Turbo or SD-Turbo.
-
-    Theirs begin at the last timestep ("trailing") and end without noise, by a sampler of Euler's; of other networks
-    only those whose last timestep is pure noise begin there.
-    """
-    return (c.get("timestep_spacing", "leading", str) == "trailing" and not c.get("rescale_betas_zero_snr", False, bool)
-            and c.get("_class_name", "", str).startswith("Euler"))
+    """Whether a schedule is that of a network for few steps."""
+    return made_for_few(c.get("_class_name", "", str), c.get("timestep_spacing", "leading", str),
+                        c.get("rescale_betas_zero_snr", False, bool))
 
 
 def is_ancestral(c: Config) -> bool:

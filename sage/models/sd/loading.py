@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 from sage.auto import AUTO, OF_STUDENTS
 from sage.errors import ModelError
 from sage.models.folders import Folder, Source, load_tokenizer
-from sage.models.known import KNOWN, installed
+from sage.models.known import KNOWN, installed, named_for_few
 from sage.models.sd import configs, renames
 from sage.models.sd.clip import CLIPText, CLIPTextParams
 from sage.models.sd.inversion import InversionNet, inversion_params
@@ -161,7 +160,7 @@ def open_file(path: Path, tensors: dict[str, Stored] | None = None) -> Opened:
     file = take_apart(path, tensors)
     check_kin(file.unet, file.vae, file.texts, path)
     prediction, why = guess_prediction(path, file.family, next(iter(tensors.values())).file.metadata() or {})
-    student = re.search("turbo", path.name, re.IGNORECASE) is not None  # nothing in the file tells
+    student = named_for_few(path)
     xl = file.family == "XL"
     side = XL_SIDE[student] if xl else 768 if prediction == "v_prediction" else 512
     # The text towers saw different padding: the end token those of CLIP, token 0 those of OpenCLIP.
