@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from sage.prompts.tokens import Prompt, Prompts
 
 Maps = dict[str, "Tensor"]  # (B, H, N, M) by branch
-PUBLISHED = dict(steps=50, guidance_scale=7.5, conventions="published", proximal_hold="none", quantise="truncate")
+PUBLISHED = dict(steps=50, guidance_scale=7.5, conventions="published", proximal_hold="none", fit="squash",
+                 quantise="truncate")
 # Of arXiv 2306.05414's code.
 PROXIMAL = PUBLISHED | dict(inversion="proximal", source_text="source", negative_empty=1.0, proximal_quantile=0.6,
-                            proximal_of="target")
+                            proximal_of="target", fit="crop", quantise="round")
 
 
 @frozen

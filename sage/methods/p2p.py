@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from sage.prompts.tokens import Prompt, Prompts
 
 PUBLISHED = dict(steps=50, guidance_scale=7.5, conventions="published", cross_fraction=0.4, self_fraction=0.6,
-                 reweight_steps="window", blend=None, blend_match="words", proximal_hold="none", quantise="truncate")
+                 reweight_steps="window", blend=None, blend_match="words", proximal_hold="none", fit="crop",
+                 quantise="truncate")
 
 
 @frozen

@@ -5,6 +5,7 @@ The renditions are written apart from the methods' files, over diffusers' UNet2D
 
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -233,6 +234,19 @@ def test_every_step_of_proximal_masactrl_is_that_of_its_authors_code(made, their
     for of, least, most in (("target", 0.0, 2e-5), ("both", 1e-3, 10.0)):
         original = MasaCtrl(made, LAYERS, first_layer=6, source="source", **theirs)
         assert least <= worst(made, MASACTRL, original, settings.but(proximal_of=of)) < most
+
+
+@pytest.mark.parametrize("preset, seen, size, bytes_of", (
+    ("published", lambda image: image.resize((64, 64), Image.Resampling.LANCZOS), (128, 64), np.trunc),
+    ("proximal", lambda image: image.crop((32, 0, 96, 64)), (64, 64), np.rint)))
+def test_masactrl_brings_pictures_to_size_and_back_as_its_codes_do(made, preset, seen, size, bytes_of):
+    """Its own squashes them and truncates what comes out; that of its proximal kind crops, and rounds."""
+    settings, image = MASACTRL.preset(preset, steps=1), small.picture(128, 64)
+    result = sage.edit(made.model, image, SOURCE, TARGET, settings)
+    alone = sage.edit(made.model, seen(image), SOURCE, TARGET, settings)
+    assert result.image.size == size and torch.equal(result.latents, alone.latents)
+    values = made.model.decode(alone.latents)[0].permute(1, 2, 0).detach().numpy() * np.float32(127.5) + 127.5
+    assert np.array_equal(np.asarray(alone.image), bytes_of(values.clip(0, 255)))
 
 
 def region(top: int, left: int, height: int, width: int) -> torch.Tensor:

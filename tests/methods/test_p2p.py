@@ -143,6 +143,13 @@ def test_with_sages_loss_every_step_loses_the_gradient_of_the_difference_of_the_
         assert off(found[0].latents[-1], without[0].latents[-1]) > 0.01
 
 
+def test_as_published_the_middle_square_of_a_picture_is_edited(made):
+    settings = P2P.preset("published", steps=1)
+    result = sage.edit(made.model, small.picture(96, 64), SOURCE, TARGET, settings)
+    alone = sage.edit(made.model, small.picture(96, 64).crop((16, 0, 80, 64)), SOURCE, TARGET, settings)
+    assert result.image.size == (64, 64) and torch.equal(result.latents, alone.latents)
+
+
 # ---- the words
 
 
