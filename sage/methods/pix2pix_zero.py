@@ -134,7 +134,7 @@ def whitened(job: "Job[Settings]", eps: "Tensor", visit: int) -> "Tensor":
 
 def shifts(job: "Job[Settings]", *tag: int) -> Callable[[int], int]:
     """Number of rows -> how far noise of so many is shifted, drawn anew each time."""
-    least, drawn = int(job.settings.conventions == "consistent"), count()  # by 0 it is compared with itself
+    least, drawn = int(job.settings.conventions != "published"), count()  # by 0, as there, it is compared with itself
     return lambda rows: job.whole(least, max(rows // 2, least + 1), *tag, next(drawn))
 
 

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 import sage
 from sage.errors import SageError, SettingsError
 from sage.guidance.whiteness import autocorrelation, divergence
+from sage.job import Job
 from sage.method import Request
+from sage.methods.pix2pix_zero import shifts
 from sage.prompts.sentences import read_sentences
 from sage.stilllife.sentences import sentences
 from tests import small
@@ -137,7 +139,8 @@ def test_every_step_is_that_of_the_benchmarks_code(made, changes):
     model, z0 = made.model, latents(made.model)  # of a side of 32
     rounds = changes.get("noise_rounds", 5)
     draw = torch.Generator().manual_seed(1)
-    rolls = [int(torch.randint(0, side // 2, (), generator=draw)) for _ in range(N * rounds * 5 * 4)
+    least = int("conventions" in changes)  # the authors never shift by 0
+    rolls = [int(torch.randint(least, side // 2, (), generator=draw)) for _ in range(N * rounds * 5 * 4)
              for side in (32, 16, 8)]
     settings = ZERO.preset("published", **{"steps": N, "guidance_scale": 2.0} | changes)
     kept, paths = ZERO.invert, []
@@ -202,6 +205,14 @@ def test_shifts_that_cannot_be_are_refused(made):
     for wrong in (torch.tensor(0), torch.tensor(1.5), torch.tensor(99), torch.zeros(1, 4, 16, 16)):
         with pytest.raises(SettingsError, match="one whole number from 1 to 7"):
             next(sage.run(ZERO, made.model, latents(made.model, (64, 64)), SOURCE, TARGET, settings, [wrong]))
+
+
+def test_by_no_place_is_shifted_as_in_the_benchmarks_code_alone(made):
+    z0, least = latents(made.model, (64, 64)), {}
+    for name, settings in (("consistent", ZERO.Settings()), *((p, ZERO.preset(p)) for p in ("published", "authors"))):
+        job = Job(ZERO, made.model, settings, [], z0)
+        least[name] = min(shifts(job, n)(16) for n in range(200))
+    assert least == {"consistent": 1, "published": 0, "authors": 1}
 
 
 # ---- the sentences
