@@ -10,7 +10,9 @@ of the target and the looks of the source: its queries are the target's, its key
 changed word is looked at, the target is put back onto it.
 
 With conventions "published" the mask is that of the original code (`OwnMask`), and so is the alignment of words: in a
-gap between words that both prompts have, the likest pair of the two sides is aligned as well.
+gap between words that both prompts have, the likest pair of the two sides is aligned as well.  The code differs from
+the paper in two more points: where eta is below 1 the picture goes on under the noise of the mutual branch, and not
+under the one that is known; and the steps are those of a consistency model, which for 10 of them are the trailing ones.
 """
 
 from collections.abc import Iterator
@@ -50,8 +52,9 @@ class Settings(Injection, Words, Blending, Guidance, Picture):
     cross_level: int = setting(2, "halvings of the latents at which cross-attention is read for the blending mask",
                                low=0, high=8)
     blend_fraction: float = setting(1.0, "share of the steps after which there is no blending", low=0, high=1)
-    conventions: str = setting("consistent", "windows of steps, alignment of words, and the mask of attention: "
-                               "consistent, or as in the original code", "consistent", "published")
+    conventions: str = setting("consistent", "trailing steps and their windows, alignment of words, the mask of "
+                               "attention, and what noise the picture goes on under: consistent, or as in the original "
+                               "code", "consistent", "published")
 
     @property
     def sampled_steps(self) -> int:
@@ -103,6 +106,9 @@ class InfEdit(Uninverted[Settings]):
 
     def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
         up, down = super().edges(model, settings, size)
+        if settings.published and settings.spacing == "trailing":
+            levels = kit.of_timesteps(model, "consistency")(settings.steps)
+            up, down = kit.upwards(levels), kit.downwards(levels)
         return up, (*down[:-1], (down[-1][0], kit.Level(0, 1.0, 0.0)))  # the last step ends at what is predicted
 
     # ---- the way back
@@ -110,7 +116,7 @@ class InfEdit(Uninverted[Settings]):
     def edit(self, job: "Job[Settings]", path: "kit.Trajectory") -> Iterator[Step]:
         s, x = job.settings, path.latents[0]
         blend = kit.BlendingMask.of_job(job, x)
-        control = Control(job, s.mutual == "yes" and blend.used)
+        control = Control(job, s.mutual == "yes" and (blend.used or s.published and s.eta < 1))
         own = OwnMask(blend.sites, job, control.carried) if blend.sites and s.published else None
         first = s.steps - s.sampled_steps
         if first == s.steps:
@@ -127,7 +133,7 @@ class InfEdit(Uninverted[Settings]):
             fresh = job.noise(i + 1) if s.eta and there.noise else 0.0
             moved = _renewed(known + (found["target"] - found["source"]), s.eta, fresh)
             aside = _renewed(known + (found["mutual"] - found["source"]), s.eta, fresh)
-            known = _renewed(known, s.eta, fresh)
+            known = kit.Prediction(x, aside.eps) if s.published else _renewed(known, s.eta, fresh)
             target, mutual = kit.renoise(moved, there), kit.renoise(aside, there)
             m = None
             if blend.used and s.blends_at(i):

@@ -22,6 +22,7 @@ from sage.errors import SettingsError
 
 SPACINGS = ("leading", "trailing", "linspace")
 GRIDS = ("consistent", "released")
+DISTILLED = 50  # timesteps of a consistency model (Luo et al. 2310.04378)
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,21 @@ class DiffusionSchedule:
             raise SettingsError(f"steps are {total} in all: must be below {self.params.train_steps}")
         clean = Level.of(0, 1.0) if whole else self.rounded(-1)
         return clean, *(self.rounded((k + whole) * length + 1) for k in range(steps))
+
+    def consistency(self, steps: int) -> tuple[Level, ...]:
+        """The levels of LCMScheduler of diffusers, N + 1, clean to noisy.
+
+        Of 50 timesteps, the last of as many equal parts, which such a network is distilled on, they are those from the
+        noisiest on whose numbers are spread evenly, rounded down.
+
+        Raises:
+            SettingsError: more steps than these.
+        """
+        if not 1 <= steps <= DISTILLED:
+            raise SettingsError(f"steps is {steps}: as in the original code there are 1 to {DISTILLED}")
+        length = self.params.train_steps // DISTILLED
+        visited = [length * (DISTILLED - DISTILLED * k // steps) - 1 for k in range(steps)]
+        return Level.of(0, self._final), *(self.rounded(t) for t in reversed(visited))
 
     def ahead(self, steps: int, spacing: str = "leading") -> tuple[Edges, Edges]:
         """The steps of the code of prompt-to-prompt and its kin, there and back.

@@ -286,14 +286,17 @@ class ThreeBranches:
 
 def infedit(net: Net, tokenizer, source: str, target: str, x0: Tensor, noises, steps: int, strength: float, eta: float,
             w_source: float, w: float, cross: float, self_: float, blend, threshold: float) -> list[Tensor]:
-    """Three branches in both halves of a batch of six; the last step gives what is predicted, and is not blended."""
+    """Three branches in both halves of a batch of six; the last step gives what is predicted, and is not blended.
+
+    The latents of the source are made anew in the step of the mutual branch, with the noise it goes on under.
+    """
     noises, kept = iter(noises), dict(net.unet.attn_processors)
     run = int(steps * strength)
-    times = [1000 - 1000 // steps * i - 1 for i in range(steps)][steps - run:]
+    times = [999 - 20 * int(50 / steps * i) for i in range(steps)][steps - run:]
     o = p2p_original.Options(steps=steps, blend=blend, th=(threshold, threshold))
     control = Mutual(o, tokenizer, source, target, tuple(x0.shape[-2:]), net.texts, cross, self_, steps - run)
     net.unet.set_attn_processor({name: ThreeBranches(control, name) for name in kept})
-    alpha = lambda t: CONSISTENT[t].float()  # noqa: E731
+    alpha = lambda t: ALPHAS[t]  # noqa: E731
     a = alpha(times[0])
     xs = xt = xm = a**0.5 * x0 + (1 - a) ** 0.5 * next(noises)
     texts, out = torch.cat([net.texts[n] for n in ("empty", "empty", "empty", "source", "target", "source")]), []
@@ -313,9 +316,9 @@ def infedit(net: Net, tokenizer, source: str, target: str, x0: Tensor, noises, s
                 spread = eta * (1 - b)
                 n = next(noises) if eta else 0
                 rest, fresh = (1 - b - spread) ** 0.5, spread**0.5 * n
-                xs = b**0.5 * x0 + rest * ec + fresh
                 xt = b**0.5 * p_t + rest * (et - es + ec) + fresh
                 xm = b**0.5 * p_m + rest * (em - es + ec) + fresh
+                xs = b**0.5 * x0 + rest * (em - es + ec) + fresh
             else:
                 xt, xm = p_t, p_m
             if 0 < i < len(times) - 1 and control.marks[0] is not None:

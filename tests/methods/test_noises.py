@@ -256,6 +256,7 @@ INFEDIT = {
     "blending": dict(blend=("cat", "dog"), blend_threshold=0.9, steps=8),
     "shares between steps": dict(cross_fraction=0.75, self_fraction=0.55, steps=10),
     "no attention carried": dict(cross_fraction=0.0, self_fraction=0.0, strength=1.0),
+    "nothing to blend": dict(blend=None, steps=8),
     "words of other numbers": dict(blend=("mat", "dog"), blend_threshold=0.2, strength=0.75, steps=8,
                                    target="a dog dog on a mat"),
 }

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, LCMScheduler
 
 from sage.errors import SettingsError
 from sage.sampling.levels import (
@@ -66,6 +66,19 @@ def test_timesteps_are_those_of_diffusers(spacing, offset):
         assert ours == grid, f"{n} steps"
         assert len(ours) == n and all(isinstance(t, int) for t in ours)
     assert len(odd) < 10
+
+
+def test_the_grid_of_consistency_models_is_that_of_diffusers():
+    schedule, original = DiffusionSchedule(), LCMScheduler()
+    for steps in range(1, 51):
+        original.set_timesteps(steps)
+        levels = schedule.consistency(steps)
+        assert [level.t for level in levels] == [0, *original.timesteps.tolist()[::-1]]
+        assert [level.alpha for level in levels[1:]] == pytest.approx(
+            [original.alphas_cumprod[t].item() for t in original.timesteps.flip(0)], rel=1e-12)
+    for steps in (0, 51):
+        with pytest.raises(SettingsError, match="1 to 50"):
+            schedule.consistency(steps)
 
 
 def test_timesteps_of_fifty_steps():
