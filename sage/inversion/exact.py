@@ -42,10 +42,13 @@ class Mirrored(Guidance, PartWay):
 class TwoStates(Mirrored):
     """Guidance."""
 
-    fixes = frozenset({"conventions"})
+    fixes = frozenset({"conventions", "precision"})
 
     conventions: str = setting("consistent", "noise levels and how many steps are taken: consistent, or as in the "
                                "original code", "consistent", "published")
+    precision: str = setting("model", "numbers that the network computes in: the model's, or float64 as in the "
+                             "original code, which makes the way back exact to 15 digits and is slow on most GPUs",
+                             "model", "float64")
 
     @property
     def taken(self) -> int:

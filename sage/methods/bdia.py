@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sage.prompts.plan import Plan
 
 PUBLISHED = dict(steps=50, strength=0.8, gamma=1.0, guidance_scale=4.0, guided_from="empty", conventions="published",
-                 encode="sample", seed=1)
+                 precision="float64", encode="sample", fit="crop", seed=1)
 
 
 @frozen
@@ -63,7 +63,8 @@ class BDIA(Method[Settings]):
     def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
         latents, before, z, cleaner = [job.z0], job.z0.double(), job.z0.double(), None
         for here, there in job.up:
-            seen = exact.guided(job, z, here, job.source).double()
+            with exact.precise(job):
+                seen = exact.guided(job, z, here, job.source).double()
             reached = kit.renoise(seen, there)
             if cleaner is not None:
                 reached = (before - kit.renoise(seen, cleaner)) / job.settings.gamma + reached
@@ -85,6 +86,7 @@ class BDIA(Method[Settings]):
         for i, (here, there) in enumerate(job.down):
             seen = None
             if i:
-                above, seen = job.down[i - 1][0], exact.guided(job, z, here, text).double()
+                with exact.precise(job):
+                    above, seen = job.down[i - 1][0], exact.guided(job, z, here, text).double()
                 noisier, z = z, g * (noisier - kit.renoise(seen, above)) + kit.renoise(seen, there)
             yield Step(i, z.to(job.z0.dtype), here, guided=seen)

@@ -33,13 +33,10 @@ PUBLISHED = dict(steps=50, strength=0.8, mixing=0.93, guidance_scale=3.0, guided
 class Settings(exact.TwoStates, Picture):
     """Coupling."""
 
-    fixes = frozenset({"mixing", "precision"})
+    fixes = frozenset({"mixing"})
 
     mixing: float = setting(0.93, "p: what each of the two latents keeps of itself in a step; 1 leaves them apart, and "
                             "with less both ways grow unlike DDIM", low=0.5, high=1, search=Span(0.85, 1.0))
-    precision: str = setting("model", "numbers that the network computes in: the model's, or float64 as in the "
-                             "original code, which makes the way back exact to 15 digits and is slow on most GPUs",
-                             "model", "float64")
     attention: str = setting("own", "attention of the target: its own; or the source's at the same latents, cross-"
                              "attention where the prompts agree", "own", "source")
     cross_fraction: float = setting(1.0, "share of the steps, from the first, with the source's cross-attention", low=0,

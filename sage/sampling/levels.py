@@ -244,9 +244,9 @@ class DiffusionSchedule:
 
         The timesteps are multiples, whatever the checkpoint says, and each step is train_steps / steps long: the last,
         which would go below 0, has no length.  Where that is no whole number, the share of signal between two timesteps
-        is interpolated, each taken for as much as the other is near.
+        is interpolated, each taken for as much as the other is near.  Their table of alphas is in float64.
         """
-        a = alphas_cumprod(self.params, torch.float32).tolist()
+        a = self._alphas
         length = self.params.train_steps / steps
 
         def behind(t: int) -> Level:

@@ -20,7 +20,6 @@ from sage.sampling.levels import DiffusionSchedule, ScheduleParams
 from sage.trajectory.kinds import Pair
 from tests import small
 from tests.methods.noises_original import CONSISTENT
-from tests.methods.p2p_original import ALPHAS
 from tests.methods.precise import EXACT, in_float64
 
 EDICT, BDIA, FIXED, SAGE = (sage.method(name) for name in ("edict", "bdia", "fixed-point", "sage"))
@@ -93,12 +92,12 @@ class Lending:
 
 
 def alpha(t):
-    """The share of signal at a timestep that need not be whole."""
+    """The share of signal at a timestep that need not be whole; the originals' own scheduler has it in float64."""
     if t < 0:
-        return ALPHAS[0].double()
+        return CONSISTENT[0]
     low, rem = int(t // 1), t - t // 1
     high = low + (rem > 0)
-    return (ALPHAS[low].double() * rem + ALPHAS[high].double() * (1 - rem)) if rem else ALPHAS[low].double()
+    return CONSISTENT[low] * rem + CONSISTENT[high] * (1 - rem) if rem else CONSISTENT[low]
 
 
 class Coupled:
@@ -238,6 +237,17 @@ def test_every_step_is_that_of_bdias_code(made, gamma, strength):
         path, steps = there_and_back(BDIA, model, z0, SOURCE, TARGET, settings, texts=texts)
     for a, b in zip([*path.latents, *steps], [*expected[0], *expected[1]], strict=True):
         assert distance(a, b) < EXACT
+
+
+def test_as_published_bdia_has_its_network_in_float64(made):
+    model, z0 = made.model, latents(made.model)
+    texts, settings = embedded(model), BDIA.preset("published", steps=FEW, guidance_scale=W)
+    expected = bdia(calling(deepcopy(made.unet).double(), torch.float64), texts, z0, FEW, 0.8, 1.0, W)
+    found = {precision: there_and_back(BDIA, model, z0, SOURCE, TARGET, settings.but(precision=precision), texts=texts)
+             for precision in (settings.precision, "model")}
+    off = {precision: max(distance(a, b) for a, b in zip([*path.latents, *steps], [*expected[0], *expected[1]],
+                                                         strict=True)) for precision, (path, steps) in found.items()}
+    assert off["float64"] < 2e-7 < off["model"] < CLOSE
 
 
 def test_every_step_is_that_of_a_fixed_point(made):
@@ -417,7 +427,7 @@ def test_the_grid_of_multiples_steps_as_far_as_edict_does(steps):
     assert down == tuple((b, a) for a, b in reversed(up)) and [there.t for _, there in up] == [
         i * (1000 // steps) for i in range(steps)]
     for here, there in up:
-        assert here.alpha == pytest.approx(alpha(there.t - 1000 / steps).item(), rel=1e-6)
+        assert here.alpha == pytest.approx(alpha(there.t - 1000 / steps).item(), rel=1e-12)
 
 
 def test_what_cannot_be_is_refused(made, tmp_path):
