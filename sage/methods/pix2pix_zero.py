@@ -42,11 +42,12 @@ class Settings(Guidance, Solver, Picture):
                              "from prompt to prompt, or from the rendered world's sentences with the old words to "
                              "those with the new", "prompts", "sentences")
     cross_guidance: float = setting(0.1, "gamma: step size of the gradient that draws cross-attention to the source's; "
-                                    "0 for none", low=0, search=Span(0.01, 1, log=True))
+                                    "0 for none", low=0, search=Span(0.001, 1, log=True))
     autocorrelation: float = setting(20.0, "lambda_ac: how strongly the inversion's noise is made unlike itself "
                                      "shifted", low=0)
     divergence: float = setting(20.0, "lambda_kl: how strongly its variance is drawn to 1", low=0)
-    noise_rounds: int = setting(5, "rounds of both at each step of the inversion; 0 for none", low=0, high=100)
+    noise_rounds: int = setting(5, "rounds of both at each step of the inversion; 0 for none", low=0, high=100,
+                                search=(0, 1, 5))
     noise_shifts: int = setting(5, "shifts in each round, drawn at random", low=1, high=100)
     conventions: str = setting("consistent", "noise levels, and the least shift: consistent, or as in its benchmark's "
                                "code; or in its authors', whose inversion leaves out the first step and the last",

@@ -133,6 +133,12 @@ def test_methods_compete_with_ddims_inversion_and_with_direct(name):
     assert held.preset("published").inversion == "direct" != alone.preset("published").inversion
 
 
+def test_a_search_may_leave_the_noises_of_an_inversion_as_they_are():
+    """Rounds that make noise of a larger network's predictions can break a smaller one's."""
+    searched = space(method("pix2pix-zero"))
+    assert searched["noise_rounds"] == (0, 1, 5) and searched["cross_guidance"].low <= 0.001
+
+
 def test_a_search_begins_at_the_published_numbers_and_the_models_levels(model):
     p2p = method("p2p+direct")
     first = start(p2p, model, 20)
