@@ -46,8 +46,8 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 $(TESTING): $(READY)
-	@echo "adding what tests and lint need to .venv: 0.3 GB of disk"
-	$(BIN)/pip install --constraint constraints.txt --editable '.[test,lint]'
+	@echo "adding what tests and lint need to .venv: 0.4 GB of disk"
+	$(BIN)/pip install --constraint constraints.txt --editable '.[test,lint,ui,docs]'
 	@touch $@
 
 .picture-named:  # before anything is installed
@@ -135,7 +135,7 @@ test-cluster: $(TESTING)  ## install Ray, and test the benchmark on a cluster of
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/bench/test_cluster.py $(ARGS)
 
 test-ui: $(TESTING)  ## install Playwright, and test the studio in a real browser (needs Chromium)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui,browser]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[browser]'
 	npm install --silent --no-save --no-audit --no-fund --prefix .venv/axe axe-core@4 || echo 'without axe-core, its tests are skipped'
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/studio $(ARGS)
 
@@ -161,8 +161,7 @@ experiments: $(TESTING)  ## every experiment of docs/experiments.md; hours on tw
 bench: $(READY)  ## measure the bundled model on 40 still lifes, and write a report: [OUT=runs/bench/quick] [ARGS=]
 	@$(BIN)/sage bench stilllife --quick --out="$${SAGE_OUT:-runs/bench/quick}" $(ARGS)
 
-load: $(READY)  ## 50 clients for a minute against the studio and its API, each checking its own results
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui,browser]'
+load: $(TESTING)  ## 50 clients for a minute against the studio and its API, each checking its own results
 	$(BIN)/python -m benchmarks.studio_load $(ARGS)
 
 bench-speed: $(TESTING)  ## seconds and memory of an edit beside the released way, some 25 minutes: [ARGS="--only ..."]

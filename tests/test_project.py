@@ -78,7 +78,7 @@ def test_an_edit_installs_what_it_needs_and_tests_what_they_need():
     for target in ("edit", "generate", "demo", "weights", "bench", "ui"):
         assert "[test" not in installs(target) and "--editable ." in installs(target), target
     for target in ("setup", "test", "lint", "bench-speed", "experiments"):
-        assert "'.[test,lint]'" in installs(target), target
+        assert "'.[test,lint,ui,docs]'" in installs(target), target
     assert not re.search("gone/pip install.*--quiet", installs("setup"))  # whose bars are then seen
 
 
