@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from sage import pictures
-from sage.errors import ModelError, PromptError
+from sage.errors import ModelError, PromptError, SettingsError
 from sage.files import numbered
 from sage.models.known import KnownModel, find_model, installed, known_model
 from sage.settings import Blending, Factors, Phrases, Settings, annotations
@@ -28,12 +28,17 @@ def outputs(out: str | None, name: str, number: int) -> tuple[Path, ...]:
     Args:
         out: a file or a folder, as the user gave it.
         name: what to call a picture otherwise.
+    Raises:
+        SettingsError: `out` has no ending, and is no folder that is there.
     """
     if out is None or in_folder(out):
         folder = OUT if out is None else Path(out)
         free = (path for path in numbered(folder / name) if not os.path.lexists(path))
         return tuple(next(free) for _ in range(number))
     path = Path(out)
+    if not path.suffix:
+        raise SettingsError(f"--out {out} is no folder that is there, and has no ending: {out}{Path(name).suffix} is a "
+                            f"file, {out}/ a new folder")
     if number == 1:
         return (path,)
     return tuple(path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, number + 1))

@@ -31,6 +31,12 @@ def refused(capsys, *args: str) -> str:
     return said.err
 
 
+def test_a_name_without_an_ending_is_asked_about(here, capsys):
+    said = refused(capsys, PROMPT, *QUICK, "--count", "2", "--out", "mugs")
+    assert "--out mugs is no folder that is there" in said and "mugs.png is a file, mugs/ a new folder" in said
+    assert not [*here.iterdir()]
+
+
 def test_pictures_their_sheet_and_their_repetition_to_the_byte(here, capsys):
     assert main(["generate", PROMPT, *QUICK, "--method", "sag", "--sag-scale", "0.5", "--count", "2", "--seed", "4",
                  "--negative", "night", "--width", "96", "--eta", "0.5", "--sheet"]) == 0
