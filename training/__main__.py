@@ -32,6 +32,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--flow", type=int, default=300_000, help="samples the flow is shown")
     parser.add_argument("--text-of", type=Path, metavar="MODEL", help="give the flow the text encoder of a model, "
                         "instead of that of the latest checkpoint of the diffusion")
+    parser.add_argument("--taught-by", type=Path, metavar="MODEL", help="let the UNet of a finished model teach the "
+                        "flow, which takes its text encoder too")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--export-only", action="store_true", help="write the model from the latest checkpoints")
     return parser
@@ -56,7 +58,7 @@ def main() -> None:
             if args.noisy_captions:
                 diffusion.train(args.out, outer, args.pictures, args.noisy, course)
         if args.only == "flow":
-            flow.train(args.out, outer, args.pictures, args.flow, text_of=args.text_of)
+            flow.train(args.out, outer, args.pictures, args.flow, text_of=args.text_of, taught_by=args.taught_by)
     if args.only == "flow":
         weights = args.weights or Path("weights/stilllife-flow")
         export_flow(args.out, weights)

@@ -26,8 +26,8 @@ UNET = UNetParams(in_channels=autoencoder.PARAMS.latent_channels, out_channels=a
                   channels=(64, 128, 224), attention=(True, True, True), layers_per_block=1, heads=(2, 4, 7),
                   context_width=192)
 SCHEDULE = ScheduleParams()
-# Tokens of one latent, so that a mask or a move is as fine as the latents are: 16 x 16 of them.
-FLOW = FluxParams(channels=autoencoder.PARAMS.latent_channels, patch=1, width=192, heads=6, mlp_width=768, depth=3,
+# Tokens of 2 x 2 latents, as FLUX.1 has: 64 for a picture.
+FLOW = FluxParams(channels=autoencoder.PARAMS.latent_channels, patch=2, width=192, heads=6, mlp_width=768, depth=3,
                   depth_single=6, context_width=192, pooled_width=192, axes=(8, 12, 12), guidance=False)
 FLOW_SCHEDULE = FlowParams(patch=FLOW.patch)
 CLEAN = "diffusion"  # the training of the text encoder and the UNet with captions that are right
@@ -119,6 +119,18 @@ def text_of(out: Path, words: CLIPTokenizer, start: Path | None = None) -> CLIPT
             raise ModelError(f"{start} has another vocabulary than {out / 'tokenizer'}: its text encoder is of no use")
         text.load_state_dict(given.text.state_dict())
     return text.to(run.device()).requires_grad_(False)
+
+
+def unet_of(start: Path) -> UNet:
+    """The UNet of a model of these latents, to teach.
+
+    Raises:
+        SageError: of a model whose UNet is another.
+    """
+    unet = sage.load_model(start, device=run.device(), dtype="float32").unet
+    if unet.params != UNET:
+        raise ModelError(f"{start} has another UNet than is trained here: it knows other latents, and cannot teach")
+    return unet.requires_grad_(False)
 
 
 def assemble_flow(out: Path) -> Flux:

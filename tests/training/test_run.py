@@ -16,6 +16,7 @@ from sage import EditConfig
 from sage.models.sd.unet import UNetParams
 from sage.models.sd.vae import VAEParams
 from sage.pictures import from_pixels
+from sage.sampling.levels import alphas_cumprod
 from training import autoencoder, basis, diffusion, export, flow, networks, run, sheets, tokenizer
 
 
@@ -269,12 +270,18 @@ def test_a_flow_is_trained_on_a_finished_text_encoder_and_read_by_name(tmp_path,
     export.export_flow(out, tmp_path / "weights" / "stilllife-flow")
     monkeypatch.setenv("SAGE_WEIGHTS", str(tmp_path / "weights"))
     model = sage.load_model("stilllife-flow")
-    assert (model.family, model.prediction_type, model.pixel_multiple) == ("flux", "flow", 8)
+    assert (model.family, model.prediction_type, model.pixel_multiple) == ("flux", "flow", 16)
     assert {"mug", "chequered"} <= {*model.prompts.taught} and model.recommends.keys() == {"generate/plain"}
     ours = parts.averages["transformer"].shadow["x_embedder.weight"]
     assert torch.equal(model.transformer.x_embedder.weight, ours.half().float())
     made, = sage.generate(model, "a red ball", sage.method("plain").Settings(steps=2, guidance_scale=3.0))
     assert made.image.size == (32, 32) and torch.isfinite(made.latents).all()
+
+    diffusion.train(out, outer, 1000, samples=64)
+    export.export(out, tmp_path / "weights" / "stilllife")
+    before = parts.averages["transformer"].shadow["x_embedder.weight"].clone()
+    taught = flow.train(out, outer, 1000, samples=128, taught_by=tmp_path / "weights" / "stilllife")
+    assert not torch.equal(taught.averages["transformer"].shadow["x_embedder.weight"], before)
 
     state = out / "flow.safetensors"
     state.unlink()
@@ -311,6 +318,52 @@ def test_the_loss_of_a_flow_is_that_of_its_velocity_and_the_end_mark_is_the_pool
     z, given, tokens, pooled = seen[0]
     torch.testing.assert_close(z, (1 - t)[:, None, None, None] * z0 + t[:, None, None, None] * eps)
     assert torch.equal(given, t) and torch.equal(pooled[:, 0], torch.tensor([9.2, 9.1, 9.3, 9.2]))
+
+
+class KnowsThePicture(nn.Module):
+    """Predicts v as a diffusion that has only ever seen one picture would."""
+
+    def __init__(self, x0):
+        super().__init__()
+        self.x0 = x0
+
+    def forward(self, z, timestep, context):
+        table = alphas_cumprod(networks.SCHEDULE).numpy()
+        log_snr = np.interp(timestep, np.arange(len(table)), np.log(table / (1 - table)))
+        alpha = torch.from_numpy(1 / (1 + np.exp(-log_snr)))[:, None, None, None].float()
+        eps = (z - alpha.sqrt() * self.x0) / (1 - alpha).sqrt()
+        return alpha.sqrt() * eps - (1 - alpha).sqrt() * self.x0
+
+
+def test_a_diffusion_teaches_the_velocity_where_it_has_levels():
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(1, 16, 4, 4, generator=generator), torch.randn(8, 16, 4, 4, generator=generator)
+    t = torch.tensor([0.001, 0.03, 0.1, 0.3, 0.5, 0.8, 0.93, 0.95])
+    at, teacher = t[:, None, None, None], flow.Teacher(KnowsThePicture(x0))
+    assert teacher.knows(t).tolist() == [False, *[True] * 6, False]
+    taught = teacher((1 - at) * x0 + at * eps, t, torch.zeros(8, 4, 192))
+    torch.testing.assert_close(taught[1:-1], (eps - x0)[1:-1], atol=2e-3, rtol=2e-3)
+
+    net = flow.FluxTransformer(replace(networks.FLOW, width=32, heads=1, mlp_width=128, depth=1, depth_single=1))
+    flow.begin(net)
+
+    def text(ids):
+        return torch.zeros(*ids.shape, 192)
+
+    many = x0.expand(32, -1, -1, -1)
+    drawn, learnt = (flow.flow_loss(net, text, many, torch.zeros(32, 4, dtype=torch.long), 0,
+                                    torch.Generator().manual_seed(1), by) for by in (None, teacher))
+    torch.testing.assert_close(learnt, drawn, atol=1e-3, rtol=1e-3)  # of one picture nothing is left open
+    wrong = flow.flow_loss(net, text, many, torch.zeros(32, 4, dtype=torch.long), 0, torch.Generator().manual_seed(1),
+                           flow.Teacher(KnowsThePicture(3 * x0)))
+    assert wrong > 1.5 * learnt
+
+
+def test_only_a_network_of_the_same_latents_teaches(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(sage, "load_model", lambda *_, **__: SimpleNamespace(
+        unet=SimpleNamespace(params=replace(networks.UNET, in_channels=4))))
+    with pytest.raises(sage.SageError, match="it knows other latents, and cannot teach"):
+        networks.unet_of(tmp_path)
 
 
 def test_the_networks_of_a_smaller_model_are_inherited(tmp_path, words, small, monkeypatch):
