@@ -6,7 +6,7 @@
 the text's tokens, that of the end mark stands for the whole.
 
 eps - x0 is one draw of what is to be learnt, its mean given z_t.  A diffusion of the same latents has learnt that mean,
-and may teach it: the minimum is the same, and the spread of the draws, all that is left of the loss in the end, is gone.
+and may teach it: the minimum is the same, and the spread of the draws, in the end all of the loss, is gone.
 """
 
 from pathlib import Path
