@@ -14,8 +14,11 @@ from safetensors.torch import load_file, save_file
 
 import sage
 from sage import EditConfig, pictures
+from sage.bench import rivals
+from sage.bench.cases import read_benchmark, write_mapping
 from sage.bench.configs import configuration
 from sage.bench.engine import ModelEngine
+from sage.bench.metrics import Extractors
 from sage.bench.runner import run
 from sage.commands import main as cli
 from sage.models import known
@@ -177,6 +180,32 @@ def test_a_benchmark(place, model, times):
         return any(line.status != "done" for line in lines)
 
     survives("benchmark", work, place, times, 3, same)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [20])
+def test_the_experiment_of_all_rivals(place, model, monkeypatch, times):
+    monkeypatch.setattr(rivals, "able", lambda task: ("plain", "sdedit"))
+    recommended = {"steps": 3, "guided_steps": 1, "self_level": 0, "cross_level": 1}
+    monkeypatch.setattr(model, "recommends", {"sage": recommended})
+    made = make_benchmark(place / "benchmark", count=6)
+    write_mapping(made.folder, [dataclasses.replace(case, kind=i % 2) for i, case in enumerate(made.cases)])
+    where = rivals.Place(place / "out", *rivals.split(read_benchmark(made.folder), 1),
+                         rivals.Protocol(0, trials=2, points=2, batch=2))
+
+    def work():
+        found = rivals.compete(where, lambda: (ModelEngine(model), Extractors()), memory=False)
+        return any(line.status != "done" for line in found.lines)
+
+    def same(files):
+        """A kill between a picture and its line has it made again: the lines say the same, but for seconds."""
+        lines = {}
+        for name in [name for name in files if "manifest" in name]:
+            for line in map(json.loads, files.pop(name).splitlines()):
+                lines[line["configuration"], line["case"]] = {k: v for k, v in line.items() if k != "seconds"}
+        return files, lines
+
+    survives("experiment of all rivals", work, place, times, 8, same)
 
 
 @pytest.mark.parametrize("times", TIMES)
