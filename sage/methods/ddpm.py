@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from sage import kit
 from sage.errors import SettingsError
+from sage.guidance.injection import Carried, Injection, planned
 from sage.inversion import anchors
 from sage.method import LOSS, Method, Step
-from sage.methods.p2p import Carried, Injection, planned
 from sage.settings import Guidance, Picture, Preserved, Solver, Span, frozen, setting, share_of
 
 if TYPE_CHECKING:

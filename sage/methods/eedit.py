@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from sage import kit
 from sage.errors import SettingsError
+from sage.guidance.moves import Moves, Vacated
 from sage.method import Method, Step
-from sage.methods.regiondrag import Moves, Vacated
 from sage.settings import FlowGuidance, PartWay, Picture, Span, as_begun, frozen, setting
 
 if TYPE_CHECKING:

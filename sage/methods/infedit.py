@@ -20,8 +20,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sage import kit
+from sage.guidance.injection import Carried, Injection, planned
 from sage.method import Step, Uninverted
-from sage.methods.p2p import Carried, Injection, planned
 from sage.settings import Blending, Guidance, Picture, Span, Words, frozen, setting, share_of
 
 if TYPE_CHECKING:
