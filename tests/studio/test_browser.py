@@ -617,6 +617,12 @@ def test_another_language_and_a_picture_from_text(visitor, tmp_path):
     me = visitor(locale="de-DE")
     me.welcomed()
     assert me.page.evaluate("document.documentElement.lang") == "de" and me.page.inner_text("#edit") == "Bearbeiten"
+    me.describe("a mug, stone tiles", "a yelow mug, stone tiles")  # and what the engine has to say is said in it
+    me.page.click("#edit")
+    me.page.wait_for_selector("#status li:has-text(\"'yelow' (gemeint: 'yellow'?) nicht gelernt\")")
+    me.page.fill("#target", " ")
+    me.page.click("#edit")
+    me.page.wait_for_selector("#status.error:has-text('der Ziel-Prompt ist leer')")
     me.page.click("#tab-generate")
     me.page.fill("#prompt", "a red mug on grass")
     me.page.click("#advanced > summary")

@@ -13,7 +13,7 @@ export function make(tag, properties = {}, ...inside) {
 
 // ---- texts
 
-let texts = {}, language = "en";
+let texts = {}, language = "en", engine = null;
 
 export const languages = () => Object.entries(texts).map(([code, all]) => [code, all.name]);
 
@@ -41,6 +41,29 @@ export const spoken = () => language;
 export function t(key, values = {}) {
   const text = texts[language]?.[key] ?? texts.en?.[key] ?? key;
   return text.replace(/\{(\w+)\}/g, (all, name) => values[name] ?? all);
+}
+
+/** What the engine says, by its own templates: key, pattern, names of what stands in braces; the longest first. */
+function templates() {
+  const plain = text => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+  return engine ??= Object.entries(texts.en).filter(([key]) => key.startsWith("engine."))
+    .sort(([, a], [, b]) => b.length - a.length).map(([key, text]) => {
+      const parts = text.split(/\{(\w+)\}/);
+      return [key, new RegExp(`^${parts.map((part, i) => i % 2 ? "(.+?)" : plain(part)).join("")}$`, "s"),
+              parts.filter((_, i) => i % 2)];
+    });
+}
+
+/** A note or an error of the engine, which speaks English, in the language of the page where it has the words. */
+export function translated(said) {
+  if (language === "en") return said;
+  for (const [key, pattern, names] of templates()) {
+    const found = pattern.exec(said);
+    if (!found) continue;
+    const inside = (name, value) => (name === "words" ? value.split(", ") : [value]).map(translated).join(", ");
+    return t(key, Object.fromEntries(names.map((name, i) => [name, inside(name, found[i + 1])])));
+  }
+  return said;
 }
 
 /** Whether there is such a text. */

@@ -1,6 +1,6 @@
 // What happens on the page.
 
-import {$, Lost, Refused, ask, hasText, later, languages, loadTexts, make, seconds, speak, spoken, t} from "./base.js";
+import {$, Lost, Refused, ask, hasText, later, languages, loadTexts, make, seconds, speak, spoken, t, translated} from "./base.js";
 import {Boxes} from "./boxes.js";
 import {Brush} from "./brush.js";
 import {Compare} from "./compare.js";
@@ -42,7 +42,7 @@ function say(text, kind = "done", more = [], still = false) {
 
 function fail(error, still = false) {
   if (!(error instanceof Refused || error instanceof Lost)) console.error(error);
-  say(error instanceof Lost ? t("lost") : error.message, "error", [], still);
+  say(error instanceof Lost ? t("lost") : translated(error.message), "error", [], still);
 }
 
 /** A handler whose errors are said. */
@@ -282,7 +282,10 @@ const bring = told(async file => {
   say(first, note || got.scaled ? "note" : "done", more);
 });
 
-const sentence = text => `${text[0].toUpperCase()}${text.slice(1)}.`;
+function sentence(note) {
+  const text = translated(note);
+  return `${text[0].toUpperCase()}${text.slice(1)}.`;
+}
 
 /** Prompts that the visitor did not write, but perhaps the target. */
 function describe(source, target, given = target) {
@@ -479,7 +482,7 @@ async function follow(state) {
   if (state.state === "done") return state;
   const last = page.results.find(r => r.result === page.result);
   if (last) showResult(last);
-  if (state.state === "failed") say(state.error, "error"); else say(t("cancelled"), "note");
+  if (state.state === "failed") say(translated(state.error), "error"); else say(t("cancelled"), "note");
   return null;
 }
 
