@@ -30,10 +30,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", choices=PARTS, help="train this part, and write no model: the parts need not wait "
                         "for each other once the outer levels are there; flow is a model of its own, which is written")
     parser.add_argument("--flow", type=int, default=300_000, help="samples the flow is shown")
-    parser.add_argument("--text-of", type=Path, metavar="MODEL", help="give the flow the text encoder of a model, "
-                        "instead of that of the latest checkpoint of the diffusion")
-    parser.add_argument("--taught-by", type=Path, metavar="MODEL", help="let the UNet of a finished model teach the "
-                        "flow, which takes its text encoder too")
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--text-of", type=Path, metavar="MODEL", help="give the flow the text encoder of a model, "
+                      "instead of that of the latest checkpoint of the diffusion")
+    text.add_argument("--taught-by", type=Path, metavar="MODEL", help="let the UNet of a finished model teach the "
+                      "flow, which takes its text encoder too")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--export-only", action="store_true", help="write the model from the latest checkpoints")
     return parser

@@ -53,6 +53,10 @@ def times(batch: int, generator: torch.Generator) -> Tensor:
     return torch.cat([u, torch.sigmoid(MEAN + torch.special.ndtri(w))]).clamp(1e-4, 1 - 1e-4)
 
 
+def _log_snr(t: Tensor) -> Tensor:
+    return 2 * ((1 - t) / t).log()
+
+
 class Teacher(nn.Module):
     """A UNet that predicts v, as a teacher of the velocity in the same latents.
 
@@ -68,14 +72,14 @@ class Teacher(nn.Module):
 
     def knows(self, t: Tensor) -> Tensor:
         """(B,) bool: whether the diffusion has a level as noisy as these times."""
-        log_snr = 2 * ((1 - t) / t).log()
+        log_snr = _log_snr(t)
         return (log_snr <= self.log_snr[0]) & (log_snr >= self.log_snr[-1])
 
     @torch.no_grad()
     def forward(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """(B, C, h, w) latents at the times (B,) -> E[eps - x0 | z, text]; only of use where it `knows`."""
         rising = self.log_snr.flip(0)
-        log_snr = (2 * ((1 - t) / t).log()).clamp(rising[0], rising[-1])
+        log_snr = _log_snr(t).clamp(rising[0], rising[-1])
         above = torch.searchsorted(rising, log_snr).clamp(1, len(rising) - 1)
         share = (log_snr - rising[above - 1]) / (rising[above] - rising[above - 1])
         timestep = len(rising) - above - share
@@ -117,9 +121,10 @@ def train(out: Path, outer: VAE, pictures: int, samples: int, batch_size: int = 
     """Train until `samples` captioned latents were seen, continuing from out/flow.safetensors if it is there.
 
     Args:
-        text_of: the model whose text encoder tells what is wanted; default: the one that teaches, or what the training
-            of the UNet has come to.  It is kept beside the weights, and asked for at the start alone.
-        taught_by: the model whose UNet teaches the velocity, asked for each time.
+        text_of: the model whose text encoder tells what is wanted; default: what the training of the UNet has come to.
+            It is kept beside the weights, and asked for at the start alone.
+        taught_by: the model whose UNet teaches the velocity, asked for each time; its text encoder is taken, the only
+            one that it understands.
     """
     torch.manual_seed(seed)
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # on CPUs too, whatever it is called
@@ -136,7 +141,7 @@ def train(out: Path, outer: VAE, pictures: int, samples: int, batch_size: int = 
     state = run.State(out / f"{networks.FLOWING}.safetensors", modules, optimiser, rate=0.9995)
     state.numbers["scale"] = scale
     if not state.load():
-        text.load_state_dict(networks.text_of(out, words, text_of or taught_by).state_dict())
+        text.load_state_dict(networks.text_of(out, words, taught_by or text_of).state_dict())
         state.restart_averages()
     scale, teacher = state.numbers["scale"], None
     if taught_by is not None:
