@@ -49,19 +49,22 @@ def test_the_snippet_of_the_readme_runs_as_it_stands(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"examples", "edit.png", "mug.safetensors"}
 
 
-def test_the_tour_is_stored_as_jupyter_reads_it_and_without_outputs():
+def test_the_tour_is_stored_as_jupyter_reads_it_with_its_pictures_and_prints_alone():
     text = NOTEBOOK.read_text()
     notebook = json.loads(text)
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     opening, quiet = ("".join(cell["source"]) for cell in notebook["cells"][:2])
     assert "`make tour`" in opening and "IProgress" in quiet  # how to open it, and no red box where widgets are missing
-    ids = [cell["id"] for cell in notebook["cells"]]
+    ids, shown = [cell["id"] for cell in notebook["cells"]], []
     assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", i) for i in ids)
     for cell in notebook["cells"]:
         keys = {"cell_type", "id", "metadata", "source"}
         if cell["cell_type"] == "code":
             keys |= {"execution_count", "outputs"}
-            assert cell["outputs"] == [] and cell["execution_count"] is None
+            kinds = [tuple(output.get("data", ("text",))) for output in cell["outputs"]]
+            assert set(kinds) <= {("text",), ("image/jpeg", "text/plain")}, "docs/make_tour.py stores what is shown"
+            shown += kinds
         assert cell.keys() == keys and cell["metadata"] == {} and all(isinstance(s, str) for s in cell["source"])
+    assert shown.count(("image/jpeg", "text/plain")) == 7 and ("text",) in shown and len(text) < 600_000
     assert text == json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
     assert not re.search(r"/(home|root|tmp|work|Users)/|[A-Z]:\\\\", text)
