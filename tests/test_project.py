@@ -130,6 +130,14 @@ def test_the_readme_and_the_phony_targets_name_every_target():
     assert set(re.search(r"^.PHONY: (.*)", makefile, re.MULTILINE)[1].split()) == targets | {"help"}
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/methods.md"])
+def test_a_document_has_one_row_for_each_method_with_its_paper(page):
+    import sage
+    from sage.method import METHODS
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| .*\[(\d{4}\.\d{5})\]", (ROOT / page).read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted((name, sage.method(name).paper) for name in METHODS)
+
+
 def test_targets_that_the_documents_name_are_there():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in documents():
