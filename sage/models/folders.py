@@ -18,6 +18,8 @@ from sage.models.sd.tokenizer import CLIPTokenizer, read_tokenizer
 from sage.models.weights import Stored, open_weights
 from sage.prompts.vocabulary import read_words
 
+SHARED = "shared.json"
+
 
 class Source(Protocol):
     """What the parts of a model are taken from.
@@ -58,7 +60,9 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Folder:
-    """A diffusers folder.
+    """A diffusers folder, some parts of which may be those of another beside it.
+
+    In its shared.json, `{"vae": "stilllife"}` says that `vae/` is that of the folder stilllife beside this one.
 
     Attributes:
         half: the weights in half precision where there are both.
@@ -67,22 +71,42 @@ class Folder:
     path: Path
     half: bool = False
 
+    def place(self, name: str) -> Path:
+        """Where a part, or a file of one, lies; it need not be there.
+
+        Raises:
+            ModelError: a shared.json that names no folder beside this one that has it.
+        """
+        own, part = self.path / name, Path(name).parts[0]
+        if os.path.lexists(self.path / part) or not os.path.lexists(self.path / SHARED):
+            return own
+        shared = configs.Config(self.path / SHARED)
+        if part not in shared.values:
+            return own
+        lender = shared.get(part, "", str)
+        if not lender.isprintable() or lender in ("", "..") or Path(lender).name != lender:
+            raise shared.fail(part, "which is no name of a folder beside this one")
+        if not os.path.isdir(there := self.path.resolve().parent / lender / part):
+            raise ModelError(f"{shared.path}: {part} is that of {lender}, which has to lie beside {self.path.name}, "
+                             f"and {there} does not exist")
+        return there.parent / name
+
     def config(self, file: str) -> configs.Config:
         """One of its configurations."""
-        return configs.Config(self.path / file)
+        return configs.Config(self.place(file))
 
     def holds(self, part: str) -> bool:
         """Whether there is a folder or file of this name."""
-        return os.path.lexists(self.path / part)
+        return os.path.lexists(self.place(part))
 
     def tensors(self, part: str) -> dict[str, Stored]:
         """The weights of a part; only headers are read."""
         base = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
-        return open_weights(weight_files(self.path / part, base, self.half))
+        return open_weights(weight_files(self.place(part), base, self.half))
 
     def tokenizer(self, part: str, text: CLIPTextParams) -> CLIPTokenizer:
         """One of its tokenizers of CLIP."""
-        return load_tokenizer(self.path / part, text)
+        return load_tokenizer(self.place(part), text)
 
     def recommends(self) -> dict[str, dict[str, Any]]:
         """Settings that lie in the folder."""

@@ -1,6 +1,7 @@
 """Every layout loads to the same numbers; everything a user can get wrong is one ModelError that names it."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from transformers import CLIPTextModel
 from sage.errors import ModelError, SettingsError
 from sage.models import known, loading
 from sage.models.backbone import Text
+from sage.models.describe import describe
 from sage.models.folders import load_tokenizer
 from sage.models.sd.model import StableDiffusion
 from sage.models.sd.singlefile import take_apart
@@ -81,6 +83,47 @@ def test_folder(model):
     assert loaded.unet.params == tiny.UNETS[model.family]
     assert not any(p.requires_grad for n in (loaded.unet, loaded.vae, loaded.text) for p in n.parameters())
     assert not any(n.training for n in (loaded.unet, loaded.vae, loaded.text))
+
+
+@pytest.fixture
+def borrower(one, tmp_path):
+    """A folder whose autoencoder, text encoder and tokenizer are those of `one`, which lies beside it."""
+    shutil.copytree(one.folder, tmp_path / "lender")
+    folder = tmp_path / "borrower"
+    folder.mkdir()
+    for part in ("unet", "scheduler"):
+        shutil.copytree(one.folder / part, folder / part)
+    (folder / "shared.json").write_text(json.dumps(dict.fromkeys(("vae", "text_encoder", "tokenizer"), "lender")))
+    return folder
+
+
+def test_a_folder_takes_parts_of_another_beside_it(one, borrower, tmp_path, monkeypatch):
+    assert_same_as(one, load(borrower))
+    whole, ours = describe(one.folder), describe(borrower)
+    assert ours["parameters"] == whole["parameters"] and ours["bytes"] == whole["bytes"]
+    (tmp_path / "link").symlink_to(borrower)
+    monkeypatch.chdir(borrower)
+    for path in (".", tmp_path / "link"):  # beside it is beside where it lies
+        assert_same_as(one, load(path))
+    shutil.copytree(one.folder / "vae", borrower / "vae")  # its own comes first
+    config = json.loads((borrower / "vae" / "config.json").read_text())
+    (borrower / "vae" / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.25}))
+    assert load(borrower).vae.params.scaling == 0.25
+
+
+@pytest.mark.parametrize("named, said", [
+    ("gone", "vae is that of gone, which has to lie beside borrower, and "), ("", 'vae is "", which is no name of a '),
+    ("..", "which is no name"), ("../lender", "which is no name"), ("/tmp", "which is no name"),
+    ("a\nb", "which is no name"), (7, "where str is expected"), ("x" * 5000, "")])
+def test_a_folder_that_shares_with_none_is_refused(borrower, named, said):
+    (borrower / "shared.json").write_text(json.dumps({"vae": named, "text_encoder": "lender", "tokenizer": "lender"}))
+    assert said in refusal(borrower) and len(refusal(borrower)) <= 1000
+
+
+def test_a_pipe_in_the_place_of_what_says_it_is_not_waited_for(borrower):
+    (borrower / "shared.json").unlink()
+    os.mkfifo(borrower / "shared.json")
+    assert "shared.json" in refusal(borrower)
 
 
 @pytest.mark.parametrize("dtype", (None, "bfloat16"))

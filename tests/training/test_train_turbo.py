@@ -1,5 +1,8 @@
 """A student of four calls and its inversion network: every stage goes on where it stopped, and what comes out edits."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -195,6 +198,20 @@ def test_the_inversion_network_is_held_to_its_targets(given, missed):
     smooth = torch.nn.functional.avg_pool2d(noises.flatten(0, 1), 3, 1, 1).view_as(noises)
     lines = report.inversion_lines(found, smooth / smooth.std())
     assert "correlation of neighbours" in {what for what, _, _, met in lines if met is False}
+
+
+def test_a_student_shares_what_is_its_teachers_where_it_lies_beside_it(tmp_path, folder):
+    teacher = Teacher(folder, workers=1)
+    generator = teacher.copy().requires_grad_(False)
+    network = inversion.from_student(generator)
+    beside, apart = folder.with_name("student"), tmp_path / "apart" / "student"
+    for place in (apart, beside, beside):
+        shutil.copytree(folder / "vae", place / "vae", dirs_exist_ok=True)  # of a run before, to be replaced
+        export.export(folder, place, teacher, generator, network, {})
+    assert json.loads((beside / "shared.json").read_text()) == dict.fromkeys(export.KEPT, folder.name)
+    assert not any((beside / part).exists() for part in export.KEPT)
+    assert all((apart / part).is_dir() for part in export.KEPT) and not (apart / "shared.json").exists()
+    assert len({sage.load_model(place).fingerprint() for place in (beside, apart)}) == 1
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from sage.auto import FILE as AUTO
+from sage.models.folders import SHARED, Folder
 from sage.models.sd.inversion import InversionNet
 from sage.models.sd.loading import INVERSION
 from sage.models.sd.unet import UNet
@@ -27,11 +28,16 @@ def export(given: Path, weights: Path, teacher: Teacher, student: UNet, inversio
 
     Args:
         steps: that the inversion network was trained for, and so is asked for.
-        given: the teacher's folder, of which the other parts are copied.
+        given: the teacher's folder, of which the other parts are copied, or shared where it lies beside `weights`.
         history: what stands in training.json of how they were made.
     """
     for part in KEPT:
-        shutil.copytree(given / part, weights / part, dirs_exist_ok=True)
+        shutil.rmtree(weights / part, ignore_errors=True)
+    if given.resolve().parent == weights.resolve().parent:
+        write_json(weights / SHARED, dict.fromkeys(KEPT, given.resolve().name))
+    else:
+        for part in KEPT:
+            shutil.copytree(Folder(given).place(part), weights / part, dirs_exist_ok=True)
     for name in FILES:
         if (given / name).exists():
             shutil.copy(given / name, weights / name)

@@ -54,7 +54,7 @@ class FluxFolder(Folder):
 
     def t5_tokenizer(self, part: str, t5: T5Params, most: int) -> tuple[Any, int]:
         """Its tokenizer of T5."""
-        return load_t5_tokenizer(self.path / part, t5, most)
+        return load_t5_tokenizer(self.place(part), t5, most)
 
 
 @dataclass(frozen=True)
