@@ -36,9 +36,10 @@ SEEN = """([selector, whole]) => { const e = document.querySelector(selector), b
   return b.left >= -1 && b.right <= innerWidth + 1 && (!whole || (b.top >= -1 && b.bottom <= innerHeight + 1)); }"""
 
 
-def start(*arguments: str, models: Sequence[str] = ("--model", "stilllife")) -> tuple[subprocess.Popen, str]:
-    server = subprocess.Popen([sys.executable, "-m", "sage", "ui", *models, "--max-steps", "60", *arguments], cwd=ROOT,
-                              stdout=subprocess.PIPE, text=True)
+def start(*arguments: str, models: Sequence[str] = ("--model", "stilllife"),
+          command: str = "ui") -> tuple[subprocess.Popen, str]:
+    server = subprocess.Popen([sys.executable, "-m", "sage", command, *models, "--max-steps", "60", *arguments],
+                              cwd=ROOT, stdout=subprocess.PIPE, text=True)
     line = server.stdout.readline()
     assert (found := re.search(r"http://127\.0\.0\.1:\d+/", line)), line
     return server, found[0]
@@ -133,6 +134,10 @@ class Visitor:
             self.page.click("#download")
         got.value.save_as(path)
         return path
+
+    def translated(self, said: str) -> str:
+        """What the page makes of something that the engine says."""
+        return self.page.evaluate("async said => (await import('./page/base.js')).translated(said)", said)
 
     def shot(self, name: str) -> None:
         if SHOTS:
@@ -602,7 +607,8 @@ def test_methods_sliders_presets_and_variants(visitor):
     me.page.click("#vary")
     me.page.wait_for_selector("#progress-words:has-text('2 of 4: ')")
     me.page.wait_for_selector("#grid .variants button:nth-child(4)")
-    assert me.page.locator("#grid").inner_text().count("seed") >= 4
+    assert me.page.inner_text("#grid h2") == "Variants by seed"
+    assert me.page.locator("#grid button").all_inner_texts() == [f"Seed {seed}" for seed in range(4)]
     assert "inversion" not in me.page.inner_text("#status")  # which FlowEdit has none of
     me.page.locator("#grid button").nth(2).click()
     assert me.page.locator("#grid button").nth(2).get_attribute("aria-pressed") == "true"
@@ -635,6 +641,88 @@ def test_another_language_and_a_picture_from_text(visitor, tmp_path):
     me.page.wait_for_selector("#picture-name:has-text('a-red-mug-on-grass.png')")
     assert me.page.input_value("#source") == "a red mug on grass" and me.page.locator("#pane-edit").is_visible()
     assert me.errors == []
+
+
+def test_the_page_calls_things_as_it_labels_them(visitor):
+    """What the engine says to a terminal, with its flags and names of settings, in the words of the page."""
+    me = visitor()
+    me.welcomed()
+    me.describe("a mug, " * 40, "a red mug, " * 40)
+    me.page.click("#edit")
+    said = "“Cut prompts that are too long”"
+    me.page.wait_for_selector(f"#status.error:has-text('{said}')")
+    me.page.wait_for_selector(f"#words:has-text('{said}')")
+    assert "--" not in me.page.inner_text("body")
+    me.page.click("#advanced > summary")
+    assert me.page.inner_text("label:has(#truncate)").strip() == said.strip("“”")
+    me.describe("a mug", "a red mug")
+    me.page.fill("#set-guidance_scale", "200")
+    me.page.click("#edit")
+    me.page.wait_for_selector("#status.error:has-text('“Guidance scale” is 200.0: must be at least 0 and at most 100')")
+    assert me.page.inner_text("label[for=set-guidance_scale]") == "Guidance scale"
+    for said, here in (
+            ("{} has 8 x 8 pixels; fit=keep takes all of it", "{} has 8 x 8 pixels; “Fit: keep” takes all of it"),
+            ("blend_threshold was left out: the phrase 'fit_it' is not in it",
+             "“Blend threshold” was left out: the phrase 'fit_it' is not in it"),
+            ("the result looked oversaturated: it was made again with guidance_scale 2",
+             "the result looked oversaturated: it was made again with “Guidance scale” 2"),
+            ("my_mug.png: steps=2", "my_mug.png: “Steps: 2”")):
+        assert me.translated(said) == here
+    assert me.errors == []
+
+
+def test_every_setting_is_in_the_language_of_the_page(visitor):
+    me = visitor(390, 844, locale="de-DE")
+    me.welcomed()
+    for part in ("advanced", "rest-part", "variants-part"):
+        me.page.click(f"#{part} > summary")
+    methods = me.page.eval_on_selector_all("#method option", "options => options.map(o => o.value)")
+    assert len(methods) > 15
+    for name in methods:
+        me.page.select_option("#method", name)
+        english = me.page.evaluate("async name => (await fetch(`api/methods/${name}`)).json()", name)
+        fields = [field for _, members in english["groups"] for field in members]
+        me.page.wait_for_function("names => names.every(name => document.getElementById(`set-${name}`)) && "
+                                  "document.querySelectorAll('#advanced .field').length === names.length",
+                                  arg=[f["name"] for f in fields])
+        text = me.page.inner_text("#advanced")
+        assert not [f["help"] for f in fields if f["help"].rstrip(".") in text], name
+        assert not re.search(r"\b(or more|the|which|\d to \d)\b|[a-z]_[a-z]", text.replace("Lambda_", "")), name
+        assert me.page.evaluate("document.documentElement.scrollWidth") <= 390, name
+        beside = me.page.evaluate("() => [...document.querySelectorAll('header *, .controls *')].filter(e => "
+                                  "e.offsetParent && e.getBoundingClientRect().right > innerWidth - 9).length")
+        assert not beside, name
+    me.shot("german-390")
+    assert me.translated("the result looked oversaturated: it was made again with guidance_scale 2 and eta 1") == (
+        "das Ergebnis wirkte übersättigt: es wurde noch einmal gemacht, mit „Guidance-Stärke“ 2 und eta 1")
+    assert me.translated("m was not taught 'a', 'b' (did you mean 'c'?) and 2 more: such words have little effect, or "
+                         "a strange one (sage info m lists those it knows)").startswith(
+        "m hat 'a', 'b' (gemeint: 'c'?) und 2 weitere nicht gelernt")
+    assert me.translated("steps is 2.5: must be a whole number") == "„Schritte“ ist 2.5: erlaubt ist eine ganze Zahl"
+    assert me.translated("nobody said this: and that is it") == "nobody said this: and that is it"
+    assert me.errors == []
+
+
+@pytest.mark.parametrize("locale, title, what", [
+    ("en-US", "An edit in four requests", "Ask for an edit: a job."),
+    ("de-DE", "Eine Bearbeitung in vier Anfragen", "Eine Bearbeitung anfordern: ein Job.")])
+def test_the_page_of_the_api_speaks_the_visitors_language(browser, locale, title, what):
+    server, address = start("--port", "0", command="serve")
+    context, errors = browser.new_context(viewport={"width": 390, "height": 844}, locale=locale), []
+    try:
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector(f".operation:has-text('POST /api/edit'):has-text('{what}')")
+        page.wait_for_selector("#now dd")
+        assert page.inner_text("h2[data-text='api.sketch']") == title and page.inner_text("#hint code") == "error"
+        assert page.evaluate("document.documentElement.lang") == locale[:2]
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390 and "{" not in page.inner_text("#hint")
+        assert errors == []
+    finally:
+        context.close()
+        server.terminate()
+        assert server.wait(60) == 0
 
 
 def test_a_studio_that_was_ended_says_so_and_comes_back(visitor):

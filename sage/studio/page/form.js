@@ -1,12 +1,16 @@
 // The settings of a method: two sliders, presets, and every field with its help and range, made from what the server says.
 
-import {make, t} from "./base.js";
+import {choice, know, label, make, named, said, t} from "./base.js";
 
 const at = ({low, high, log}, share) =>
   Number((log ? low * (high / low) ** share : low + share * (high - low)).toPrecision(3));
 const shareOf = ({low, high, log}, value) => Math.min(1, Math.max(0, log
   ? Math.log(Math.max(value, low) / low) / Math.log(high / low) : (value - low) / (high - low)));
-const plain = name => (name[0].toUpperCase() + name.slice(1)).replaceAll("_", " ");
+/** A range as the server says it, "0 to 1" or "1 or more". */
+function range(text) {
+  const [low, high] = text.replace(/ or more$/, "").split(" to ");
+  return t(high === undefined ? "range.more" : "range.to", {low, high});
+}
 
 export class Form {
   /** `changed` is called when a value was changed by hand. */
@@ -20,6 +24,7 @@ export class Form {
     this.recommended = shown.values;
     this.values = {...shown.values, ...values};
     this.boxes = {};
+    know(Object.keys(shown.values));
     this.drawSliders();
     const tiers = [true, false].map(often => shown.groups.map(([heading, fields]) =>
       [heading, fields.filter(f => f.often === often)]).filter(([, fields]) => fields.length));
@@ -50,22 +55,22 @@ export class Form {
   }
 
   section(heading, fields) {
-    return make("section", {}, make("h3", {textContent: heading}),
+    return make("section", {}, make("h3", {textContent: said(heading)}),
       make("div", {className: "fields"}, ...fields.map(f => this.field(f))));
   }
 
   field(f) {
-    const id = `${this.prefix}-${f.name}`;
+    const id = `${this.prefix}-${f.name}`, help = named(said(f.help));
     const box = f.kind === "choice"
-      ? make("select", {id}, ...f.choices.map(c => make("option", {value: c, textContent: c})))
+      ? make("select", {id}, ...f.choices.map(c => make("option", {value: c, textContent: choice(c)})))
       : f.kind === "switch" ? make("input", {id, type: "checkbox"})
       : make("input", {id, type: "text", autocomplete: "off", spellcheck: false,
                        inputMode: ["whole", "perhaps", "number"].includes(f.kind) ? "decimal" : "text"});
     box.setAttribute("aria-describedby", `${id}-help`);
     box.addEventListener("input", () => this.set({[f.name]: f.kind === "switch" ? box.checked : box.value}));
     this.boxes[f.name] = box;
-    return make("div", {className: `field ${f.kind}`}, make("label", {htmlFor: id, textContent: plain(f.name)}), box,
-      make("p", {id: `${id}-help`, textContent: f.range ? t("range", f) : f.help}));
+    return make("div", {className: `field ${f.kind}`}, make("label", {htmlFor: id, textContent: label(f.name)}), box,
+      make("p", {id: `${id}-help`, textContent: f.range ? t("range", {help, range: range(f.range)}) : help}));
   }
 
   drawSliders() {

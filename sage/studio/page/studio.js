@@ -1,6 +1,6 @@
 // What happens on the page.
 
-import {$, Lost, Refused, ask, hasText, later, languages, loadTexts, make, seconds, speak, spoken, t, translated} from "./base.js";
+import {$, Lost, Refused, ask, hasText, label, later, languages, loadTexts, make, said, seconds, speak, spoken, t, translated} from "./base.js";
 import {Boxes} from "./boxes.js";
 import {Brush} from "./brush.js";
 import {Compare} from "./compare.js";
@@ -72,7 +72,7 @@ const form = () => forms[page.task];
 async function loadMethods() {
   for (const [task, {menu}] of Object.entries(TASKS)) {
     page.methods[task] = await ask("GET", `api/methods?task=${task}`);
-    $(menu).replaceChildren(...page.methods[task].map(m => make("option", {value: m.name, textContent: `${m.title} (${m.name})`})));
+    $(menu).replaceChildren(...page.methods[task].map(m => make("option", {value: m.name, textContent: `${said(m.title)} (${m.name})`})));
   }
 }
 
@@ -82,7 +82,7 @@ async function showMethod(task, name, values = {}) {
   const known = page.methods[task].find(m => m.name === name);
   forms[task].show(shown, values);
   $(TASKS[task].menu).value = name;
-  $(TASKS[task].about).textContent = known ? known.about : "";
+  $(TASKS[task].about).textContent = known ? said(known.about) : "";
   if (task === "edit") {
     showMask();
     const axes = ["strength", "keep"].filter(role => shown[role]).map(role => [role, shown[role].name]);
@@ -525,7 +525,7 @@ async function understood() {
     {source, target: $("target").value, method: forms.edit.shown.method, settings: forms.edit.changes});
   if (instructed?.target) { $("target").value = instructed.target; changed(); }
   page.asked = named("edit", source, $("target").value);
-  if (instructed?.problem) return [t("instruction.not", {why: instructed.problem})];
+  if (instructed?.problem) return [t("instruction.not", {why: translated(instructed.problem)})];
   return instructed?.target ? [t("instructed", {target: instructed.target})] : [];
 }
 
@@ -567,9 +567,10 @@ const vary = told(async () => {
 function showGrid(results, axis) {
   $("grid").hidden = !results.length;
   if (!results.length) return;
-  const value = r => axis === "method" ? r.method : `${axis.replaceAll("_", " ")} ${r.settings[axis]}`;
+  const name = [...$("axis").options].find(o => o.value === axis)?.textContent ?? (axis ? label(axis) : "…");
+  const value = r => axis === "method" ? r.method : `${label(axis)} ${r.settings[axis]}`;
   const grid = make("div", {className: "variants"}, ...results.map(r => thumb(r, axis ? value(r) : r.method, showResult)));
-  $("grid").replaceChildren(make("h2", {textContent: t("variants.title", {axis: axis ? axis.replaceAll("_", " ") : "…"})}), grid);
+  $("grid").replaceChildren(make("h2", {textContent: t("variants.title", {axis: name})}), grid);
 }
 
 const cancel = told(async () => {

@@ -1,6 +1,6 @@
 // The two prompts word by word, what differs marked, with a weight for each word and what is said of phrases.
 
-import {make, t} from "./base.js";
+import {make, said, t, translated} from "./base.js";
 
 const bare = word => word.replace(/^[,.;:!?"'()]+|[,.;:!?"'()]+$/g, "") || word;
 
@@ -14,7 +14,7 @@ export class Words {
     this.value = value;
     const held = document.activeElement?.dataset?.word;
     this.at.replaceChildren();
-    if (value.problem) return this.at.append(make("p", {className: "hint", textContent: value.problem}));
+    if (value.problem) return this.at.append(make("p", {className: "hint", textContent: translated(value.problem)}));
     if (!value.target?.length) return this.at.append(make("p", {className: "hint", textContent: t("words.none")}));
     this.meant(value.instructed);
     this.at.append(this.prompt("source", value.source), this.prompt("target", value.target));
@@ -62,7 +62,7 @@ export class Words {
   /** What an instruction in the place of a description is taken for. */
   meant(instructed) {
     if (instructed?.problem)
-      this.at.append(make("p", {className: "meant", textContent: t("instruction.not", {why: instructed.problem})}));
+      this.at.append(make("p", {className: "meant", textContent: t("instruction.not", {why: translated(instructed.problem)})}));
     if (!instructed?.target) return;
     const take = make("button", {type: "button", textContent: t("instruction.take")});
     take.addEventListener("click", () => this.take(instructed.target));
@@ -91,7 +91,8 @@ export class Words {
     return given.join(", ") || "none";
   }
 
-  phrases({name, title, value: now}) {
+  phrases({name, title: english, value: now}) {
+    const title = said(english);
     const pair = !["auto", "none"].includes(now), parts = pair ? now.split(",") : ["", ""];
     const choice = make("select");
     choice.setAttribute("aria-label", title);
