@@ -49,7 +49,9 @@ def code() -> frozenset[str]:
 
 
 def is_said(template: str) -> bool:
-    """Whether the engine says this, its pieces each in some string of the code."""
+    """Whether the engine says this: as it is, or each piece around what is filled in, in some string of the code."""
+    if "{" not in template:
+        return template in code()
     pieces = [piece.strip(" ,:") for piece in re.split(r"\{\w+\}", template) if len(piece) > 2]
     return all(any(piece in string for string in code()) for piece in pieces)
 
