@@ -85,10 +85,12 @@ demo: $(READY)  ## several edits by the bundled model, on one sheet
 	$(BIN)/python examples/demo.py $(ARGS)
 
 tour: $(READY)  ## install JupyterLab, and open the notebook examples/tour.ipynb in a browser
+	@echo "adding JupyterLab to .venv, which takes a while the first time"
 	$(BIN)/pip install --quiet jupyterlab ipywidgets
 	$(BIN)/jupyter lab examples/tour.ipynb $(ARGS)
 
 ui: $(READY)  ## edit in a browser: [MODEL=] [ARGS="--host 0.0.0.0 --port 8000"]
+	@echo "adding what the studio needs to .venv, which takes a while the first time"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui]'
 	@set -- ; [ -z "$$SAGE_MODEL" ] || set -- --model="$$SAGE_MODEL"; \
 	$(BIN)/sage ui "$$@" $(ARGS)
@@ -127,14 +129,17 @@ test-fuzz: $(TESTING)  ## thousands of hostile inputs, others each time, and how
 	SAGE_FUZZ=1 $(BIN)/python -m pytest -q $(FUZZED) $(ARGS)
 
 fuzz-guided: $(TESTING)  ## install atheris, and fuzz six parsers guided by coverage: [SECONDS=150] each
+	@echo "adding atheris to .venv, which takes a while the first time"
 	$(BIN)/pip install --quiet 'atheris>=3'
 	for entry in $(GUIDED); do $(BIN)/python -m tests.hardening.guided $$entry $(or $(SECONDS),150) || exit 1; done
 
 test-cluster: $(TESTING)  ## install Ray, and test the benchmark on a cluster of this machine
+	@echo "adding Ray to .venv, which takes a while the first time"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/bench/test_cluster.py $(ARGS)
 
 test-ui: $(TESTING)  ## install Playwright, and test the studio in a real browser (needs Chromium)
+	@echo "adding Playwright and axe-core to .venv, which takes a while the first time"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[browser]'
 	npm install --silent --no-save --no-audit --no-fund --prefix .venv/axe axe-core@4 || echo 'without axe-core, its tests are skipped'
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/studio $(ARGS)
@@ -147,10 +152,13 @@ docs: $(READY)  ## docs/api.md, from the docstrings
 	$(BIN)/python docs/make_api.py
 
 docs-site: $(READY)  ## the pages of docs/ with search, in build/site
+	@echo "adding what makes the site to .venv, which takes a while the first time"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@echo "making the site, which takes a while"
 	$(BIN)/mkdocs build --strict --quiet
 
 audit: $(READY)  ## look up what is pinned in the advisory databases; fails too where they cannot be reached
+	@echo "adding pip-audit to .venv/audit, which takes a while"
 	$(BIN)/python -m venv .venv/audit
 	.venv/audit/bin/pip install --quiet pip-audit
 	.venv/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt $(ARGS)

@@ -107,8 +107,17 @@ def test_make_bench_measures_the_quick_set(make):
 def test_make_ui_serves_the_studio(make, tmp_path):
     (tmp_path / "pip").write_text("#!/bin/sh\n")
     (tmp_path / "pip").chmod(0o755)
-    assert make("ui") == ["ui"]
-    assert make("ui", "MODEL=sd-2.1", "ARGS=--port 80") == ["ui", "--model=sd-2.1", "--port", "80"]
+    assert make("ui")[1:] == ["ui"]
+    assert make("ui", "MODEL=sd-2.1", "ARGS=--port 80")[1:] == ["ui", "--model=sd-2.1", "--port", "80"]
+
+
+def test_what_installs_without_a_bar_says_first_what_it_does():
+    rules = (ROOT / "Makefile").read_text().split("\n\n")
+    quiet = [rule.splitlines() for rule in rules if re.search(r"^\t.* (--quiet|--silent)\b", rule, re.MULTILINE)]
+    assert len(quiet) >= 7
+    for rule in quiet:
+        first = next(i for i, line in enumerate(rule) if re.search(r" (--quiet|--silent)\b", line))
+        assert any(line.startswith('\t@echo "adding ') for line in rule[:first]), rule[0]
 
 
 def test_help_lists_every_target(make):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def _model_facts(model: str) -> dict[str, Any]:
     known = known_model(model)
     if known and known.repo and not installed(known.name):
         return _known_facts(known.name) | {"on disk": False}
+    console.begin(f"looking into {model}, some seconds", sys.stderr.isatty())
     from sage.models.describe import describe
     facts = describe(model)
     return (_known_facts(known.name) if known else {}) | facts

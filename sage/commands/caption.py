@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         text = by_captioner(image, args.captioner)
         print(json.dumps({"caption": text}) if args.json else text)
         return
-    text, read, unsure = caption(image, args.encoder)
+    text, read, unsure = caption(image, args.encoder, shown=True)
     notes = _notes(image, unsure)
     if args.json:
         print(json.dumps({"caption": text, "read": {name: {"value": value, "probability": round(share, 4)}
@@ -87,12 +87,17 @@ def _notes(image: Any, unsure: Collection[str]) -> list[str]:
     return [f"{foreign}: {ADVICE}"] if foreign else [GUESS] if "form" in unsure else []
 
 
-def caption(image: Any, folder: str | None = None) -> tuple[str, dict[str, tuple[str, float]], tuple[str, ...]]:
+def caption(image: Any, folder: str | None = None,
+            shown: bool = False) -> tuple[str, dict[str, tuple[str, float]], tuple[str, ...]]:
     """A picture's description, what was read of it and how probable that is, and what of it is unsure.
 
+    Args:
+        folder: of another encoder than the bundled model's.
+        shown: say first what is done, where there is a terminal.
     Raises:
         ModelError: there is no encoder.
     """
+    console.begin("looking at the picture, some seconds", shown and sys.stderr.isatty())
     from sage.bench.encoder import bundled, load_encoder
     from sage.stilllife.describe import described
     if folder is None and bundled() is None:
@@ -108,7 +113,7 @@ def described_picture(args: argparse.Namespace) -> str:
     if args.captioner:
         text = by_captioner(image, args.captioner, args.device, not args.quiet)
     else:
-        text, _, unsure = caption(image)
+        text, _, unsure = caption(image, shown=not args.quiet)
     if args.quiet:
         return text
     console.note(f"the picture is taken to show: {text}" + (f" ({_not_sure(unsure)})" if unsure else ""))

@@ -97,6 +97,26 @@ def test_gigabytes_come_with_a_word_or_a_flag(engine, monkeypatch, capsys, answe
     assert engine.fetches == ["sd-1.5"] and ("[y/N]" in capsys.readouterr().err) == asked
 
 
+@pytest.mark.parametrize("begun, command", [("sage.models.describe.describe", ["info", "stilllife"]),
+                                            ("sage.bench.encoder.load_encoder", ["caption", "mug.png"])])
+def test_what_takes_seconds_and_has_no_bar_is_said_before_it_begins(engine, monkeypatch, capsys, begun, command):  # noqa: F811
+    class Begun(Exception):
+        pass
+
+    def begin(*_, **__):
+        raise Begun
+
+    monkeypatch.setattr(begun, begin)
+    monkeypatch.setattr("sage.bench.encoder.bundled", lambda: ROOT)
+    with pytest.raises(Begun):
+        cli.main(command)
+    assert capsys.readouterr().err == ""  # where nobody looks on
+    at_a_terminal(monkeypatch, "")
+    with pytest.raises(Begun):
+        cli.main(command)
+    assert "some seconds" in capsys.readouterr().err
+
+
 # ---- models by the names of their folders
 
 
