@@ -6,20 +6,25 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sage import __version__
+from sage.auto import auto_of
 from sage.bench.machine import machine, peak_memory, versions
 from sage.display import console
+from sage.display.progress import Progress
 from sage.errors import SageError
 from sage.machine.estimates import PROBE, STEPS, Probe, estimate, figures
 from sage.models.known import KNOWN, installed, own_folder, own_names, weights_dir
 
 SHOWN = 0.15  # seconds for which a convolution of a size is tried
 SMALLEST = 8  # its side at first: in a precision that a processor only imitates, more would take minutes
-SHORT = 4  # steps of the edit that is timed
+SHORT = 4  # steps, at most, of the edits that are timed
+TRIES = 2  # of such an edit, the first of which warms up
+UNKNOWN = "not measured"
+Report = Callable[[str, int, int], None]
 LONG = 24  # letters of a name beyond which it is out of line
 SMALLER = 256  # pixels at which networks of 512 still work, and take a quarter of the time
 
@@ -38,13 +43,16 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> None:
     """Look, try, and print."""
     console.begin("looking at this machine, some seconds", sys.stderr.isatty())
-    found = facts(args.device)
+    with Progress(shown=sys.stderr.isatty(), unit="try") as progress:
+        found = facts(args.device, progress)
     print(json.dumps(found) if args.json else "\n".join(lines(found)))
 
 
-def facts(device: str | None = None) -> dict[str, Any]:
+def facts(device: str | None = None, progress: Report = lambda phase, done, total: None) -> dict[str, Any]:
     """What there is, as JSON values; times in seconds, amounts in bytes.
 
+    Args:
+        progress: called with (what is tried, tries done, tries in all).
     Raises:
         SettingsError: a device that cannot be had.
     """
@@ -54,14 +62,26 @@ def facts(device: str | None = None) -> dict[str, Any]:
     from sage.models.memory import free_memory
     chosen = choose_device(device)
     kind = "cuda" if chosen.type == "cuda" else "cpu"
-    rates = {dtype: rate(chosen, dtype) for dtype in (("float16",) if kind == "cuda" else ("float32", "bfloat16"))}
+    rates = _rates(chosen, ("float16",) if kind == "cuda" else ("float32", "bfloat16"), progress)
     models = {name: {"path": str(path) if (path := installed(name)) else None, "side": KNOWN[name].size,
-                     "family": KNOWN[name].family, "download": KNOWN[name].download} for name in KNOWN}
+                     "family": KNOWN[name].family, "download": KNOWN[name].download, "student": KNOWN[name].student}
+              for name in KNOWN}
     models |= {name: own(name) for name in own_names()}
+    tried = timed(str(chosen), progress)
+    others = {name: about for name, about in models.items() if name not in {row["model"] for row in tried}}
     return {"sage": __version__, "versions": versions(), "machine": machine(kind), "device": str(chosen),
             "threads": torch.get_num_threads(), "precision": next(iter(rates)), "operations_per_second": rates,
             "memory": free_memory(chosen), "weights": str(weights_dir()), "disk": free_disk(weights_dir()),
-            "models": models, "edits": timed(str(chosen)) + edits(models, kind, rates)}
+            "models": models, "edits": tried + edits(others, kind, rates)}
+
+
+def _rates(device: Any, dtypes: Sequence[str], progress: Report) -> dict[str, float]:
+    found = {}
+    for number, dtype in enumerate(dtypes):
+        progress("convolve", number, len(dtypes))
+        found[dtype] = rate(device, dtype)
+    progress("convolve", len(dtypes), len(dtypes))
+    return found
 
 
 def rate(device: Any, dtype: str) -> float:
@@ -98,7 +118,8 @@ def own(name: str) -> dict[str, Any]:
         about = describe(str(own_folder(name)))
     except SageError as error:
         return {"path": str(own_folder(name)), "wrong": str(error)}
-    return {"path": about["path"], "side": about["picture side"], "family": about["family"], "download": 0}
+    return {"path": about["path"], "side": about["picture side"], "family": about["family"], "download": 0,
+            "student": "steps" in about}
 
 
 def free_disk(folder: Path) -> int | None:
@@ -110,35 +131,61 @@ def free_disk(folder: Path) -> int | None:
 
 
 def edits(models: dict[str, dict[str, Any]], kind: str, rates: dict[str, float]) -> list[dict[str, Any]]:
-    """What an edit of 50 steps by each model would take, as far as anything like it was measured."""
+    """What an edit by each model would take: of 50 steps, by a student of the few that it is made for.
+
+    Of a model like which nothing was measured there is one row, with nothing for the time, the memory and the steps.
+    """
     found = []
     for name, about in models.items():
-        for side in (about.get("side"), *([SMALLER] if about.get("side") == 2 * SMALLER else [])):
-            for dtype, speed in rates.items():
-                if side and (e := estimate(about["family"], side, kind, dtype, speed)):
-                    found.append({"model": name, "side": side, "dtype": dtype, "steps": STEPS, "seconds": e.seconds,
-                                  "memory": e.memory, "basis": e.basis})
+        if not (own_side := about.get("side")):
+            continue
+        rows = [row for side in (own_side, *([SMALLER] if own_side == 2 * SMALLER else []))
+                for dtype, speed in rates.items() if (row := _estimated(about, side, kind, dtype, speed))]
+        unknown = {"side": own_side, "dtype": next(iter(rates)), "steps": None, "seconds": None, "memory": None,
+                   "basis": UNKNOWN}
+        found += [{"model": name, **row} for row in rows or [unknown]]
     return found
 
 
-def timed(device: str) -> list[dict[str, Any]]:
-    """What an edit by the bundled model takes, from a short one that is made; nothing if it is not here."""
-    if installed("stilllife") is None:
-        return []
+def _estimated(about: dict[str, Any], side: int, kind: str, dtype: str, speed: float) -> dict[str, Any] | None:
+    from sage.models.sd.loading import STUDENT
+    if not (found := estimate(about["family"], side, kind, dtype, speed)):
+        return None
+    steps, basis = STEPS, found.basis
+    if about.get("student"):
+        steps, basis = STUDENT["steps"], f"{basis}, for {STEPS} steps"
+    return {"side": side, "dtype": dtype, "steps": steps, "seconds": found.seconds * steps / STEPS,
+            "memory": found.memory, "basis": basis}
+
+
+def timed(device: str, progress: Report = lambda phase, done, total: None) -> list[dict[str, Any]]:
+    """What an edit by each bundled model that is here takes, from a short one that is made.
+
+    By the method that `sage edit` takes with it where none is named.
+    """
+    return [_timed(name, device, progress) for name, known in KNOWN.items() if not known.repo and installed(name)]
+
+
+def _timed(name: str, device: str, progress: Report) -> dict[str, Any]:
     from PIL import Image
 
     import sage
-    model = sage.load_model("stilllife", device=device)
-    settings = sage.method("sage").recommended(model)
+    progress(name, 0, TRIES)
+    model = sage.load_model(name, device=device)
+    auto = auto_of(name)
+    settings = auto.as_method().recommended(model)
+    steps = min(SHORT, settings.steps)
+    short = settings.but(steps=steps, **({"retries": 0} if "retries" in settings.names() else {}))
     picture, prompts = Image.new("RGB", (model.sample_size, model.sample_size), "grey"), ("a red ball", "a blue ball")
-    for _ in range(2):  # the first one warms up
+    for done in range(1, TRIES + 1):
         start = time.perf_counter()
-        sage.edit(model, picture, *prompts, settings.but(steps=SHORT, retries=0))
-        step = (time.perf_counter() - start) / SHORT
-    return [{"model": "stilllife", "side": model.sample_size, "dtype": str(model.dtype).removeprefix("torch."),
-             "steps": settings.steps, "seconds": step * settings.steps,
-             "memory": peak_memory(model.device.type),
-             "basis": f"{SHORT} steps timed"}]
+        sage.edit(model, picture, *prompts, short)
+        seconds = time.perf_counter() - start
+        progress(name, done, TRIES)
+    return {"model": name, "side": model.sample_size, "dtype": str(model.dtype).removeprefix("torch."),
+            "steps": settings.steps, "seconds": seconds * settings.steps / steps,
+            "memory": peak_memory(model.device.type),
+            "basis": f"{auto.method}, " + ("timed" if steps == settings.steps else f"timed at --steps {steps}")}
 
 
 # ---- as text
@@ -154,7 +201,8 @@ def lines(found: dict[str, Any]) -> list[str]:
             f"{'':10} (SAGE_WEIGHTS names another place)", "", "models"]
     width = min(max(map(len, found["models"])), LONG)
     for name, about in found["models"].items():
-        place = about["path"] or f"not here: sage fetch {name} ({about['download'] / 1e9:.1f} GB)"
+        size = about.get("download", 0) / 1e9
+        place = about["path"] or (f"not here: sage fetch {name} ({size:.1f} GB)" if size else "missing")
         said.append(f"  {name:{width}}  {about.get('wrong') or place}")
     source = figures()
     said += ["", *_wrapped("an edit would take about this, if the machine stays as busy as it is now: estimates, from "
@@ -168,12 +216,12 @@ def _edits(found: dict[str, Any]) -> list[str]:
     alike: dict[tuple[str, ...], list[str]] = {}
     quick = {(e["model"], e["side"]): e["seconds"] for e in found["edits"] if e["dtype"] == found["precision"]}
     for e in found["edits"]:
-        if e["seconds"] <= quick.get((e["model"], e["side"]), e["seconds"]):
+        if e["seconds"] is None or e["seconds"] <= quick.get((e["model"], e["side"]), e["seconds"]):
             flags = ("" if e["side"] == found["models"][e["model"]].get("side") else f" --size {e['side']}") + (
                 "" if e["dtype"] == found["precision"] else f" --dtype {e['dtype']}")
             tight = found["memory"] is not None and (e["memory"] or 0) > found["memory"]
             memory = "unknown" if e["memory"] is None else amount(e["memory"])
-            numbers = f"  {duration(e['seconds']):>8}  {memory:>9}  {e['steps']:>5}  "
+            numbers = f"  {duration(e['seconds']):>8}  {memory:>9}  {e['steps'] or '':>5}  "
             alike.setdefault((numbers, flags, e["basis"] + ("; more than is free" if tight else "")),
                              []).append(e["model"])
     rows = [f"  {'time':>8}  {'memory':>9}  {'steps':>5}  model"] if alike else []
@@ -193,8 +241,10 @@ def amount(count: float | None) -> str:
     return "an unknown amount" if count is None else f"{count / 2**30:.1f} GiB"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | None) -> str:
     """Seconds for people."""
+    if seconds is None:
+        return "unknown"
     for unit, name, most in ((1, "s", 100), (60, "min", 100)):
         if seconds < most * unit:
             return f"{seconds / unit:.{1 if seconds < 10 else 0}f} {name}"

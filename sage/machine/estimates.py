@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 FILE = Path(__file__).with_name("speed.json")
 STEPS = 50  # of an edit
+ALIKE = ("1.x", "2.x")  # families of one size
 DISPATCH = 0.02  # seconds in which a network's operations are called once, which a fast GPU waits for
 
 
@@ -55,7 +56,7 @@ def estimate(family: str, side: int, device: str, dtype: str, rate: float) -> Es
     """What an edit of 50 steps of one picture would take, None where nothing like it was measured.
 
     Args:
-        family: "1.x" or "2.x".
+        family: such as "1.x".
         side: of the picture, in pixels.
         device: "cpu" or "cuda".
         dtype: "float32", "float16" or "bfloat16".
@@ -73,7 +74,7 @@ def estimate(family: str, side: int, device: str, dtype: str, rate: float) -> Es
 def _like(family: str, side: int, device: str, dtype: str) -> Iterator[dict[str, Any] | None]:
     """What was measured of such an edit, of one on a CPU, of a family of its size, or in another precision."""
     half = "bfloat16" if dtype == "float16" else dtype
-    for kind in dict.fromkeys((family, *(() if family == "XL" else ("1.x", "2.x")))):
+    for kind in dict.fromkeys((family, *(ALIKE if family in ALIKE else ()))):
         yield _row(kind, side, device, dtype)
         yield _row(kind, side, "cpu", half)
         yield _translated(kind, side, half)

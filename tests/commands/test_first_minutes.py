@@ -14,10 +14,11 @@ import termios
 
 import pytest
 
+from sage.auto import auto_of
 from sage.commands import doctor
 from sage.commands import main as cli
 from sage.machine.estimates import estimate, figures
-from sage.models.known import own_folder
+from sage.models.known import KNOWN, own_folder
 from tests.commands.test_edit import PROMPTS, ROOT, engine  # noqa: F401
 
 STUB = """
@@ -174,13 +175,14 @@ def test_estimates_of_what_was_not_measured_say_so():
     assert estimate("2.x", 512, "cpu", "float32", wide) == measured
     fast = estimate("1.x", 512, "cuda", "float16", 1e15)
     assert fast.basis == "never measured on a GPU" and fast.seconds >= 1
+    assert estimate("XL", 512, "cpu", "float32", wide) is None is estimate("flux", 512, "cpu", "float32", wide)
     assert estimate("1.x", 300, "cpu", "float32", wide) is None and estimate("1.x", 512, "cpu", "float32", 0.0) is None
 
 
 def test_doctor_tells_what_there_is_and_what_an_edit_takes(engine, monkeypatch, capsys):  # noqa: F811
     rates = {dtype: figures()["rates"][f"cpu {dtype}"] / 2 for dtype in ("float32", "bfloat16")}
     monkeypatch.setattr(doctor, "rate", lambda device, dtype: rates[dtype])
-    monkeypatch.setattr(doctor, "timed", lambda device: [])
+    monkeypatch.setattr(doctor, "timed", lambda device, progress: [])
     monkeypatch.setattr(doctor, "free_disk", lambda folder: 7 * 2**30)
     assert cli.main(["doctor", "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -188,11 +190,18 @@ def test_doctor_tells_what_there_is_and_what_an_edit_takes(engine, monkeypatch, 
     assert found["models"]["sd-1.4"]["path"] and not found["models"]["sd-1.5"]["path"]
     [row] = [e for e in found["edits"] if (e["model"], e["side"], e["dtype"]) == ("sd-1.4", 512, "float32")]
     [known] = [r for r in figures()["edits"] if (r["family"], r["side"], r["dtype"]) == ("1.x", 512, "float32")]
-    assert row["seconds"] == pytest.approx(2 * known["seconds"])
+    assert row["seconds"] == pytest.approx(2 * known["seconds"]) and row["steps"] == 50
+    [few] = [e for e in found["edits"] if (e["model"], e["side"], e["dtype"]) == ("sd-turbo", 512, "float32")]
+    assert few["seconds"] == pytest.approx(2 * known["seconds"] * 4 / 50) and few["steps"] == 4
+    for name in ("sdxl", "sdxl-turbo", "flux-schnell", "flux-dev"):
+        [row] = [e for e in found["edits"] if e["model"] == name]
+        assert row["seconds"] is None is row["memory"] and row["basis"] == "not measured"
+    assert {e["model"] for e in found["edits"]} >= set(KNOWN)  # whatever there is, something is said of it
     assert cli.main(["doctor", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     for words in ("float32 unless --dtype", "7.0 GiB free", "sage fetch sd-1.5 (2.1 GB)", "estimates",
-                  "sd-1.4, sd-1.5, sd-2.1-base, sd-turbo with --size 256", "--dtype bfloat16"):
+                  "sd-1.4, sd-1.5, sd-2.1-base with --size 256", "--dtype bfloat16",
+                  "sdxl, sdxl-turbo, flux-schnell, flux-dev (not measured)", "4 sd-turbo (measured elsewhere, for 50"):
         assert words in " ".join(said.split())
     rates["bfloat16"] = 1e8  # as where a processor only imitates it
     assert cli.main(["doctor", "--device", "cpu"]) == 0
@@ -231,10 +240,28 @@ def test_a_precision_that_is_only_imitated_is_tried_on_little(monkeypatch):
     assert doctor.rate("cpu", "float32") == pytest.approx(1e12) and tried[1:] == [8, 16, 32, 64]
 
 
-def test_doctor_times_the_bundled_model(monkeypatch):
+def test_doctor_times_both_bundled_models_by_the_methods_that_they_get(monkeypatch):
     monkeypatch.setattr(resource, "getrusage", lambda who: pytest.fail("it counts what the process was before too"))
-    [row] = doctor.timed("cpu")
-    assert row["model"] == "stilllife" and 0.05 < row["seconds"] < 600 and row["memory"] > 2**27
+    monkeypatch.setattr(doctor, "SHORT", 1)
+    monkeypatch.setattr(doctor, "TRIES", 1)
+    reports = []
+    rows = doctor.timed("cpu", lambda *report: reports.append(report))
+    assert [row["model"] for row in rows] == ["stilllife", "stilllife-turbo"]
+    for row in rows:
+        taken = auto_of(row["model"])
+        assert row["basis"] == f"{taken.method}, timed at --steps 1"
+        assert row["steps"] == taken.settings.get("steps", 4)
+        assert 0.05 < row["seconds"] < 600 and row["memory"] > 2**27
+        assert [r[1:] for r in reports if r[0] == row["model"]] == [(0, 1), (1, 1)]
+
+
+def test_doctor_shows_how_far_it_has_come(engine, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(doctor, "rate", lambda device, dtype: 1e11)
+    monkeypatch.setattr(doctor, "installed", lambda name: None)
+    assert cli.main(["doctor", "--device", "cpu"]) == 0 and capsys.readouterr().err == ""
+    at_a_terminal(monkeypatch, "")
+    assert cli.main(["doctor", "--device", "cpu"]) == 0
+    assert "convolve: 100%" in capsys.readouterr().err
 
 
 def test_the_help_says_that_the_studio_takes_several_models(capsys):

@@ -28,7 +28,8 @@ from sage.sampling.levels import ScheduleParams
 
 INVERSION = "inversion"  # the folder of the network that finds noise for a few-step generator
 MAX_SIDE = 4096  # pixels, as of the setting `size`
-STUDENT = {"steps": 4, "spacing": "trailing", "guidance_scale": 1.0}  # what networks for few steps were trained for
+# What networks for few steps were trained for.
+STUDENT: dict[str, Any] = {"steps": 4, "spacing": "trailing", "guidance_scale": 1.0}
 XL_SIDE = {False: 1024, True: 512}  # of single files: whether they are of a student
 
 Tokenizers = Callable[[Path | None], tuple[Any, ...]]
