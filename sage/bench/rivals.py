@@ -30,7 +30,7 @@ import numpy as np
 from sage.bench.cases import Benchmark, Case
 from sage.bench.configs import CONFIGURATIONS, EXPLICIT, Configuration
 from sage.bench.experiments import BOUNDS
-from sage.bench.files import BenchmarkError, write_text
+from sage.bench.files import MAX_JSON, BenchmarkError, write_text
 from sage.bench.machine import machine, peak_memory
 from sage.bench.metrics import Extractors, Metric
 from sage.bench.runner import Engine, Progress, claim, read_manifests, run
@@ -38,7 +38,7 @@ from sage.bench.scoring import DONE, Line
 from sage.bench.search import Trial, Values, best, race, search, space, start, strengths, whole_numbers
 from sage.bench.tables import Comparison, Results
 from sage.errors import SageError, SettingsError
-from sage.files import parse_json
+from sage.files import parse_json, read_plain
 from sage.machine.workers import end_with_parent
 from sage.method import able
 from sage.method import method as find_method
@@ -199,12 +199,10 @@ def read_chosen(path: Path) -> Chosen:
         BenchmarkError: not there, or damaged.
     """
     try:
-        found = parse_json(path.read_text(encoding="utf-8"))
+        found = parse_json(read_plain(path, BenchmarkError, MAX_JSON).decode())
         found.pop("score")
         trials = tuple(Trial(**{**trial, "each": tuple(trial["each"])}) for trial in found.pop("trials"))
         return Chosen(**{**found, "strengths": tuple(found["strengths"]), "trials": trials})
-    except OSError as error:
-        raise BenchmarkError(f"{path} cannot be read ({error.strerror or error})") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BenchmarkError(f"{path} is damaged: remove it") from error
 
@@ -527,8 +525,8 @@ def _with_costs(line: Line, memory: float | None) -> Line:
 
 def _memory(path: Path) -> float | None:
     try:
-        return parse_json(path.read_text(encoding="utf-8"))["memory"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return parse_json(read_plain(path, BenchmarkError, MAX_JSON).decode())["memory"]
+    except (BenchmarkError, ValueError, KeyError, TypeError):
         return None
 
 

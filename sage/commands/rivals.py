@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sage.bench import tables
 from sage.bench.cases import Benchmark, read_benchmark
-from sage.bench.files import write_text
+from sage.bench.files import MAX_JSON, BenchmarkError, write_text
 from sage.bench.machine import today, versions
 from sage.bench.report import REPORT, write_report
 from sage.bench.rivals import (
@@ -34,6 +34,7 @@ from sage.bench.stilllife import FIRST_SEED, FULL, QUICK, TUNING_SEED
 from sage.commands.measuring import BENCHMARK, BOTH, TABLES, command_line, make_engine, said, status_of, still_lifes
 from sage.display.progress import Progress
 from sage.errors import SettingsError
+from sage.files import read_plain
 
 
 def run_rivals(args: argparse.Namespace) -> int:
@@ -99,7 +100,8 @@ def _tell(args: argparse.Namespace, found: Experiment) -> int:
     paths = _written(args, found)
     for name, why in found.unfit.items():
         print(f"sage: note: {name} is left out: {why}", file=sys.stderr)
-    print((Path(args.out) / (TABLES if args.json else RECORD)).read_text(encoding="utf-8"), end="", flush=True)
+    shown = read_plain(Path(args.out) / (TABLES if args.json else RECORD), BenchmarkError, MAX_JSON)
+    print(shown.decode(), end="", flush=True)
     _say(f"comparison in {paths[0]}, pictures in {paths[-1]}")
     return status_of(found.lines)
 

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 
 from sage.errors import ModelError, disk_full
-from sage.files import parse_json, read_plain, written_whole
+from sage.files import check_plain, parse_json, read_plain, written_whole
 from sage.models.known import AT_HAND, KnownModel, installed, known_model, unknown, weights_dir
 
 try:
@@ -223,6 +223,8 @@ def _download(model: KnownModel, partial: Path, name: str, file: RepoSibling, en
     part = _part(done)
     if file.size is not None and _size(part) > file.size:
         part.unlink()
+    if os.path.lexists(part):
+        check_plain(part, ModelError)
     with part.open("ab") as out:
         http_get(meta.location, out, resume_size=out.tell(), headers=headers, expected_size=file.size,
                  displayed_filename=name, tqdm_class=tqdm if progress else _Silent)

@@ -1,9 +1,12 @@
 """A pipe wherever a file can be named: refused at once in one line, never waited for."""
 
+import argparse
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -15,13 +18,18 @@ from sage.batch.table import read_table
 from sage.bench.cases import read_benchmark
 from sage.bench.extractors import CLIP_B32, PROTOCOLS, _found
 from sage.bench.magicbrush import read_magicbrush
+from sage.bench.rivals import _memory as memory_of
+from sage.bench.rivals import read_chosen
 from sage.bench.runner import claim, read_manifests
 from sage.bench.stilllife import write_stilllife
 from sage.commands import main as cli
+from sage.commands import rivals as comparing
 from sage.errors import SageError
 from sage.files import check_plain, open_plain, read_plain
+from sage.models import fetch as fetching
 from sage.models import loading
 from sage.models.describe import describe
+from sage.models.known import KNOWN
 from sage.pictures.originals import identity
 from sage.trajectory.label import is_trajectory, read_label
 from tests.hardening.soon import soon
@@ -96,7 +104,7 @@ READERS = {
     "p.png": pictures.open_picture, "settings.png": pictures.read_settings, "identity.png": identity,
     "t.safetensors": read_label, "t.csv": read_table, "t.jsonl": read_table,
     "mapping_file.json": lambda path: read_benchmark(path.parent), "local_descriptions.json": magicbrush,
-    "manifest.jsonl": manifests, "run.json": lambda path: claim(path, {}),
+    "manifest.jsonl": manifests, "run.json": lambda path: claim(path, {}), "chosen.json": read_chosen,
     "any": lambda path: check_plain(path, SageError), "opened": lambda path: open_plain(path, SageError),
     "read": lambda path: read_plain(path, SageError)}
 
@@ -127,6 +135,25 @@ def test_as_what_says_how_a_benchmark_was_made(tmp_path):
     (tmp_path / "mapping_file.json").write_text("{}")
     pipe(tmp_path / "stilllife.json")
     assert "another benchmark" in refused(lambda: write_stilllife(tmp_path, 1))
+
+
+def test_as_what_a_comparison_of_methods_has_come_to(tmp_path, monkeypatch):
+    path = pipe(tmp_path / "out" / "plain" / "cost.json")
+    with soon():
+        assert memory_of(path) is None  # as where none was measured yet; it is, and takes the pipe's place
+    monkeypatch.setattr(comparing, "_written", lambda args, found: [])
+    for json_wanted, name in ((True, comparing.TABLES), (False, comparing.RECORD)):
+        pipe(tmp_path / name)
+        tell = partial(comparing._tell, argparse.Namespace(out=str(tmp_path), json=json_wanted))
+        assert f"{name} is no plain file" in refused(partial(tell, SimpleNamespace(unfit={})))
+
+
+def test_as_what_a_download_has_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching, "get_hf_file_metadata", lambda *_, **__: SimpleNamespace(location="http://hub/a"))
+    monkeypatch.setattr(fetching, "http_get", lambda *_, **__: pytest.fail("it is written to"))
+    pipe(tmp_path / "vae" / "config.json.part")
+    assert "config.json.part is no plain file" in refused(lambda: fetching._download(
+        KNOWN["sd-1.5"], tmp_path, "vae/config.json", SimpleNamespace(size=3), "http://hub", False))
 
 
 def test_among_the_files_of_a_network_that_judges(tmp_path):
