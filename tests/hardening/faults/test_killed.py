@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 import sage
 from sage import EditConfig, pictures
 from sage.bench import rivals
-from sage.bench.cases import read_benchmark, write_mapping
-from sage.bench.configs import configuration
+from sage.bench.cases import TRUE_EDITS, read_benchmark, write_mapping
 from sage.bench.engine import ModelEngine
 from sage.bench.metrics import Extractors
-from sage.bench.runner import run
+from sage.bench.stilllife import TUNING_SEED, write_stilllife
 from sage.commands import main as cli
 from sage.models import known
 from sage.models.fetch import fetch
 from sage.pictures.regions import box_mask
+from sage.stilllife.edits import KINDS
 from sage.studio import service
 from sage.studio.requests import EditRequest
 from sage.trajectory.label import read_label
@@ -71,6 +71,8 @@ def whole(path, raw: bytes) -> None:
         read_label(path)
     elif path.endswith(".html"):
         assert raw.strip().endswith(b"</html>")
+    elif path.endswith(".md"):
+        assert raw.endswith(b"\n")
 
 
 def survives(kind, work, place, times: int, seed: int, same=lambda files: files) -> None:
@@ -151,10 +153,9 @@ def test_the_gallery_of_the_studio(place, model, monkeypatch, times):
 
 @pytest.mark.parametrize("times", TIMES)
 def test_a_batch(place, times):
-    (place / "m.safetensors").touch()
     (place / "t.csv").write_text("picture,source,target,name\n" + "".join(
         f"p{i}.png,a cat on a mat,a {thing} on a mat,{i}-{thing}\n" for i in range(2) for thing in ("dog", "fox")))
-    arguments = ["batch", "t.csv", *SETTINGS, "--out", "out", "--model", str(place / "m.safetensors")]
+    arguments = ["batch", "t.csv", "--method", "plain", "--steps", "4", "--out", "out"]
 
     def same(files):
         """A kill between an edit and its line has the edit made again: the lines of what is done are the same."""
@@ -163,23 +164,39 @@ def test_a_batch(place, times):
             lines[line["row"]] = {k: v for k, v in line.items() if k not in ("time", "seconds")}
         return files, lines
 
-    survives("batch", lambda: cli.main(arguments), place, times, 2, same)
+    survives("batch", commanded(place, *arguments), place, times, 2, same)
 
 
 @pytest.mark.parametrize("times", TIMES)
 def test_a_benchmark(place, model, times):
     benchmark = make_benchmark(place / "benchmark", count=4)
-    configurations = [configuration(f"{name}:steps=3,cross_level=1") for name in ("plain", "recommended")]
+    rows = [f"{name}:steps=2,cross_level=1" for name in ("plain", "recommended")]
+    arguments = ["bench", "piebench", "--data", str(benchmark.folder), "--config", *rows, "--batch", "2", "--out",
+                 "out"]
 
     def same(files):
         files.pop("manifest.jsonl")
         return files
 
-    def work():
-        lines = run(benchmark, configurations, ModelEngine(model), place / "out", batch=2)
-        return any(line.status != "done" for line in lines)
+    survives("benchmark", commanded(place, *arguments), place, times, 3, same)
 
-    survives("benchmark", work, place, times, 3, same)
+
+@pytest.mark.parametrize("times", TIMES)
+def test_the_making_of_a_benchmark(place, times):
+    """Killed at any moment, and made once more by whoever needs it."""
+    def work():
+        return len(write_stilllife(place / "out", 1, side=24, first_seed=TUNING_SEED).cases) != len(KINDS)
+
+    survives("making of a benchmark", work, place, times, 9)
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_the_score_of_folders(place, times):
+    made = make_benchmark(place / "benchmark", count=3)
+    for name in ("ours", "theirs"):
+        shutil.copytree(made.folder / TRUE_EDITS, place / name)
+    arguments = ["score", "ours", "theirs", "--against", str(made.folder), "--out", "out", "--device", "cpu"]
+    survives("score", lambda: cli.main(arguments), place, times, 10)
 
 
 @pytest.mark.slow
