@@ -1,11 +1,13 @@
 """A full disk, a read-only folder, weights that change and a network that is lost: one line, and nothing half."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +28,13 @@ from sage.models.fetch import fetch
 from sage.models.sd import renames
 from sage.models.sd.clip import CLIPText
 from sage.models.weights import fill, open_weights, renamed
+from sage.pictures.regions import box_mask
+from sage.trajectory.label import read_label
 from tests import small
+from tests.bench.world import make_benchmark
+from tests.hardening.ends import SEEN
+from tests.hardening.faults.killing import visible
+from tests.hardening.faults.test_killed import COMMANDS
 from tests.models import hub as hubs
 from tests.models import tiny
 
@@ -99,15 +107,21 @@ def test_an_edit_to_a_full_disk_is_one_line(disk, editing, capsys):
     assert editing(disk / "e.png") == 0
 
 
-def whole(disk: Path) -> None:
+READ = {".png": lambda path: Image.open(path).load(), ".safetensors": read_label,
+        ".json": lambda path: json.loads(path.read_text()),
+        ".jsonl": lambda path: [json.loads(line) for line in path.read_text().splitlines()]}
+ENDS = {".html": "</html>", ".md": "\n"}
+
+
+def whole(disk: Path, kinds=(".png", ".html")) -> None:
     """What lies on a disk was written to its end, and nothing else does."""
     for path in disk.rglob("*"):
-        if path.is_file() and path.name != "filler":
-            assert path.suffix in (".png", ".html"), path
-            if path.suffix == ".png":
-                Image.open(path).load()
+        if path.is_file() and path.name != "filler" and (path.suffix != ".lock" or path.stat().st_size):
+            assert path.suffix in kinds, path
+            if path.suffix in READ:
+                READ[path.suffix](path)
             else:
-                assert path.read_text().rstrip().endswith("</html>")
+                assert path.read_text().rstrip(" ").endswith(ENDS[path.suffix])
 
 
 def fills(disk: Path, step: int, work) -> int:
@@ -152,6 +166,54 @@ def test_pictures_of_text_on_a_full_disk(disk, editing, tmp_path, capsys):
     command = ["generate", "a cat", "--method", "plain", "--steps", "1", "--count", "2", "--sheet", "--model",
                str(tmp_path / "m.safetensors"), "--quiet", "--out", str(disk / "g.png")]
     assert fills(disk, 16 << 10, lambda: lined(command, capsys)) >= 3
+
+
+WRITING = {name: words for name, words in COMMANDS.items() if name in ("invert", "drag", "compose")} | {
+    "edit --sheet": ["edit", "p0.png", *PROMPTS, "--sheet", "--out", "out/e.png"],
+    "batch": ["batch", "t.csv", "--method", "plain", "--steps", "1", "--out", "out/"],
+    "bench": ["bench", "piebench", "--data", "benchmark", "--config", "plain:steps=1", "source", "--out", "out/"],
+    "score": ["score", "benchmark/true_edits", "--against", "benchmark", "--device", "cpu", "--out", "out/"]}
+
+
+@pytest.mark.parametrize("name, room", [
+    *(pytest.param(name, (0.5,), id=name) for name in ("invert", "batch", "bench", "score")),
+    *(pytest.param(name, [part / 16 for part in range(16)], marks=pytest.mark.slow, id=f"{name}, 16 sizes")
+      for name in WRITING)])
+def test_a_command_on_a_disk_that_fills_at_any_write(disk, model, tmp_path, monkeypatch, capsys, name, room):
+    """With a part of the room that it needs: refused in lines of ours, what is there is whole; and goes on with all."""
+    assert mount("-o", f"remount,size={16 * SIZE}", str(disk))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sage, "load_model", lambda *_, **__: model, raising=False)
+    for i in range(2):
+        small.picture(seed=i).save(f"p{i}.png")
+    box_mask((10, 10, 50, 50), (64, 64)).save("mask.png")
+    Path("t.csv").write_text("picture,source,target,name\n" + "".join(f"p{i}.png,a cat,a dog,{i}\n" for i in range(2)))
+    Path("m.safetensors").touch()
+    make_benchmark(Path("benchmark"), count=2)
+    words = [word.replace("out/", f"{disk}/") if word.startswith("out/") else "1" if word == "6" else word
+             for word in WRITING[name]] + (["--model", "m.safetensors"] if name != "score" else [])
+    seen = SEEN.setdefault(f"a full disk, {name}", Counter())
+
+    def worked() -> int:
+        status, error = cli.main(words), capsys.readouterr().err
+        assert "Traceback" not in error and all(line.startswith("sage: ") for line in error.splitlines()), error
+        assert status == 0 or "No space left" in error, error
+        assert status in (0, 2) or name in ("batch", "bench"), error  # where each row ends by itself
+        return status
+
+    def made() -> dict[str, bytes]:
+        return {file: raw for file, raw in visible(disk).items() if not file.endswith(".jsonl")}  # which has times
+
+    assert worked() == 0
+    wanted, needed = made(), shutil.disk_usage(disk).used
+    for share in room:
+        for path in disk.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with only(disk, int(needed * share)):
+            assert worked() != 0
+            whole(disk, {*READ, *ENDS})
+        seen["refused"] += 1
+    assert worked() == 0 and made() == wanted
 
 
 def test_the_studio_on_a_full_disk(disk, model, tmp_path, monkeypatch, capsys):
