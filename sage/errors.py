@@ -29,6 +29,8 @@ def of_the_machine(error: BaseException) -> str:
             return f"{what}: let this process have more (ulimit -n 1024)"
         if error.errno == errno.ENOMEM:
             return f"{what}: let this process have more memory (ulimit -v unlimited)"
+        if what.startswith("No usable temporary directory"):  # of tempfile
+            return f"{what}: name one with TMPDIR"
         return what if error.filename is None else f"{error.filename}: {what}"
     if isinstance(error, ImportError) and ".so" in str(error):  # none of which is ours
         return f"a library cannot be loaded ({error}): is it whole, and is there memory for it (ulimit -v)?"

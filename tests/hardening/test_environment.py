@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import huggingface_hub
@@ -123,13 +124,42 @@ def test_too_little_to_begin_with(picture, tmp_path, limit):
         assert "ulimit" in (error := one_line(done)) or "out of memory" in error
 
 
-def test_no_folder_for_what_is_temporary(monkeypatch, capsys):
-    def none(*_, **__):
-        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp', '/var/tmp']")
+@pytest.fixture
+def no_temporary_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "none")])
 
-    monkeypatch.setattr("sage.commands.about.run_models", none)
-    assert cli.main(["models"]) == 2
-    assert capsys.readouterr().err == "sage: error: No usable temporary directory found in ['/tmp', '/var/tmp']\n"
+
+@pytest.mark.parametrize("command", ("ui", "serve"))
+def test_no_folder_for_what_is_temporary(no_temporary_folder, tmp_path, capsys, command):
+    pytest.importorskip("fastapi", reason="the extra `ui` is not installed")
+    assert cli.main([command, "--port", "0"]) == 2
+    assert capsys.readouterr().err == (f"sage: error: No usable temporary directory found in ['{tmp_path}/none']: name "
+                                       "one with TMPDIR\n")
+
+
+def test_an_upload_without_a_folder_for_what_is_temporary(picture, tmp_path, monkeypatch, request):
+    pytest.importorskip("fastapi", reason="the extra `ui` is not installed")
+    from fastapi.testclient import TestClient
+
+    from sage.studio import service
+    from sage.studio.api import api
+    monkeypatch.setattr(service, "load_model", lambda _: None)
+    studio = service.Studio(["stilllife"], folder=tmp_path / "studio")
+    http = TestClient(api(studio))
+
+    def bring(path: str):
+        return http.post(path, content=picture.read_bytes(), headers={"content-type": "application/octet-stream"})
+
+    try:
+        assert bring("/api/pictures").status_code == 200
+        request.getfixturevalue("no_temporary_folder")
+        for path in ("/api/pictures", "/api/masks"):
+            refused = bring(path)
+            assert refused.status_code == 422 and "No usable temporary directory" in refused.json()["error"]
+            assert "\n" not in refused.json()["error"]
+    finally:
+        studio.close()
 
 
 def test_only_what_the_machine_lacks_is_said_so():
