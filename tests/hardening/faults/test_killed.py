@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -22,11 +23,12 @@ from sage.bench.stilllife import TUNING_SEED, write_stilllife
 from sage.commands import main as cli
 from sage.models import known
 from sage.models.fetch import fetch
+from sage.models.weights import open_weights
 from sage.pictures.regions import box_mask
 from sage.stilllife.edits import KINDS
 from sage.studio import service
 from sage.studio.requests import EditRequest
-from sage.trajectory.label import read_label
+from sage.trajectory.label import is_trajectory, read_label
 from tests import small
 from tests.bench.world import make_benchmark
 from tests.hardening.ends import SEEN
@@ -68,7 +70,10 @@ def whole(path, raw: bytes) -> None:
     elif path.endswith(".json"):
         json.loads(raw)
     elif path.endswith(".safetensors"):
-        read_label(path)
+        if is_trajectory(path):
+            read_label(path)
+        else:  # what was fetched
+            open_weights([Path(path)])
     elif path.endswith(".html"):
         assert raw.strip().endswith(b"</html>")
     elif path.endswith(".md"):
