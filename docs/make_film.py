@@ -32,8 +32,11 @@ class Film:
         page.wait_for_function("() => document.querySelector('#source').value !== ''")
 
     def shot(self, name: str) -> Image.Image:
+        """A picture of the page, which is not to show an error."""
         self.page.wait_for_function("() => document.querySelector('.compare .after').complete")
         self.page.wait_for_timeout(400)
+        if wrong := self.page.locator(".error:visible").all_inner_texts():
+            raise RuntimeError(f"{name}: the page shows an error: {' '.join(wrong)}")
         image = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
         small = image.resize((min(WIDTH, image.width), round(image.height * min(1, WIDTH / image.width))),
                              Image.Resampling.LANCZOS)

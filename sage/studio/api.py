@@ -7,7 +7,7 @@ import asyncio
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,9 +30,8 @@ from sage.studio.answers import job_as, method_as, picture_as, png_of, record_as
 from sage.studio.examples import WORLD, examples
 from sage.studio.jobs import Full, Job
 from sage.studio.requests import UPLOAD, EditRequest, MakeRequest
-from sage.studio.service import Studio
+from sage.studio.service import Studio, Work
 from sage.studio.visit import for_eyes
-from sage.studio.words import carried
 
 COOKIE = "sage-visit"
 VARIANTS = 4
@@ -118,6 +117,7 @@ class Variants(Edit):
 class Compared(BaseModel):
     """Two prompts and a form."""
 
+    model: str | None = None
     source: Texts
     target: Texts
     method: str
@@ -183,9 +183,20 @@ class _Asks:
         self.studio = studio
 
     def config(self, task: Task, asked: Asked) -> Settings:
-        """The settings that are meant: the recommended ones with changes."""
-        base = self.studio.recommended(task, asked.method or self.studio.usual(task))
-        return changed(base, asked.settings)
+        """The settings that are meant: those that the model recommends, with changes."""
+        method = asked.method or self.studio.usual(task, asked.model)
+        return changed(self.studio.recommended(task, method, model=asked.model), asked.settings)
+
+    def job(self, who: str, kind: str, asked: Asked, begin: Callable[[], Work[Any]]) -> dict[str, Any]:
+        """What is asked for, as a job; of a model that was never loaded it begins with that.
+
+        Args:
+            begin: gives the work.
+        """
+        asked.model = model = asked.model or self.studio.name  # another may be loaded at any moment
+        self.studio.check(model)
+        work = begin() if self.studio.known(model) else self.studio.once_loaded(model, begin)
+        return job_as(self.studio, self.studio.submit(who, kind, work))
 
     def edit(self, who: str, asked: Edit) -> EditRequest:
         return EditRequest(asked.model or self.studio.name, asked.source, asked.target, self.config("edit", asked),
@@ -200,16 +211,17 @@ class _Asks:
         """As many edits as there are values of the axis."""
         one = replace(self.edit(who, asked), live=False)
         if asked.axis == "method":
-            found = [self.studio.found(str(name)) for name in asked.values or self._methods(one.config)]
-            return [replace(one, config=carried(self.studio.recommended("edit", m.name), one.config)) for m in found]
+            names = [str(name) for name in asked.values or self._methods(one)]
+            return [replace(one, config=self.studio.recommended("edit", name, one.config, one.model))
+                    for name in names]
         name = method_of(one.config).strength if asked.axis == "strength" else asked.axis
         values = asked.values or _spread(one.config, name)
         return [replace(one, config=changed(one.config, {name: value})) for value in values]
 
-    def _methods(self, config: Settings) -> list[str]:
+    def _methods(self, one: EditRequest) -> list[str]:
         """The method itself and the first others."""
-        own = method_of(config).name
-        return [own, *(m.name for m in self.studio.usable("edit") if m.name != own)][:VARIANTS]
+        own = method_of(one.config).name
+        return [own, *(m.name for m in self.studio.usable("edit", one.model) if m.name != own)][:VARIANTS]
 
 
 def changed(base: Settings, given: Mapping[str, Any]) -> Settings:
@@ -325,17 +337,18 @@ def _add_work(app: FastAPI, studio: Studio, asks: _Asks) -> None:
     @app.post("/api/edit", status_code=202, tags=["work"])
     def edit(who: Who, asked: Edit) -> dict[str, Any]:
         """Ask for an edit: a job."""
-        return job_as(studio, studio.edit(who, asks.edit(who, asked)))
+        kind = "live" if asked.live else "edit"
+        return asks.job(who, kind, asked, lambda: studio.editing(who, asks.edit(who, asked)))
 
     @app.post("/api/generate", status_code=202, tags=["work"])
     def generate(who: Who, asked: Make) -> dict[str, Any]:
         """Ask for a picture from text: a job."""
-        return job_as(studio, studio.make(who, asks.make(asked)))
+        return asks.job(who, "generate", asked, lambda: studio.making(who, asks.make(asked)))
 
     @app.post("/api/variants", status_code=202, tags=["work"])
     def variants(who: Who, asked: Variants) -> dict[str, Any]:
         """Ask for several edits that differ in one thing: a job with as many results."""
-        return job_as(studio, studio.variants(who, asks.variants(who, asked)))
+        return asks.job(who, "variants", asked, lambda: studio.varying(who, asks.variants(who, asked)))
 
     @app.post("/api/results/{key}/inside", status_code=202, tags=["work"])
     def look(who: Who, key: str) -> dict[str, Any]:
@@ -345,8 +358,7 @@ def _add_work(app: FastAPI, studio: Studio, asks: _Asks) -> None:
     @app.post("/api/model", status_code=202, tags=["work"])
     def choose(who: Who, name: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
         """Ask for another model: a job."""
-        if name not in studio.places:
-            raise SettingsError(f"this studio has no model {name[:60]!r}: choose one of {', '.join(studio.places)}")
+        studio.check(name)
         return job_as(studio, studio.choose(who, name))
 
     @app.get("/api/jobs/{key}", tags=["work"])
@@ -453,28 +465,32 @@ def _add_results(app: FastAPI, studio: Studio) -> None:
 
 def _add_knowledge(app: FastAPI, studio: Studio, asks: _Asks) -> None:
     @app.get("/api/status", tags=["about"])
-    def about() -> dict[str, Any]:
-        """The models, the one in memory, the queue, and what may be asked for."""
-        model, limits = studio.model, studio.limits
-        return {"version": __version__, "models": list(studio.places), "model": studio.name,
-                "loaded": model is not None, "size": model.sample_size if model else 0,
-                "words": list(model.prompts.taught) if model else [], "queue": studio.jobs.counts,
+    def about(model: str | None = None) -> dict[str, Any]:
+        """The models, the one in memory, the queue, and what may be asked for.
+
+        Of another `model` that was loaded here before, its own size, words and usual methods.
+        """
+        name = model if model in studio.places and studio.known(model) else studio.name
+        known, limits = studio.known(name), studio.limits
+        return {"version": __version__, "models": list(studio.places), "model": name,
+                "loaded": studio.model is not None and name == studio.name, "size": known.sample_size if known else 0,
+                "words": list(known.prompts.taught) if known else [], "queue": studio.jobs.counts,
                 "limits": {"steps": limits.steps, "retries": limits.retries, "pixels": limits.pixels,
                            "upload": UPLOAD, "variants": VARIANTS},
-                "defaults": {task: studio.usual(task) for task in DEFAULTS}}
+                "defaults": {task: studio.usual(task, name) for task in DEFAULTS}}
 
     @app.get("/api/methods", tags=["about"])
-    def methods(task: Task = "edit") -> list[dict[str, Any]]:
-        """The methods that the model in memory can be used with."""
-        return [method_as(m) for m in studio.usable(task)]
+    def methods(task: Task = "edit", model: str | None = None) -> list[dict[str, Any]]:
+        """The methods that a model can be used with: the one in memory, or another that was loaded here before."""
+        return [method_as(m) for m in studio.usable(task, model)]
 
     @app.get("/api/methods/{name}", tags=["about"])
-    def method_form(name: str, task: Task = "edit") -> dict[str, Any]:
-        """A method's settings: help, kind, range and choices of each, and what is recommended."""
-        return form.shown(studio.recommended(task, name), task)
+    def method_form(name: str, task: Task = "edit", model: str | None = None) -> dict[str, Any]:
+        """A method's settings: help, kind, range and choices of each, and what is recommended for the model."""
+        return form.shown(studio.recommended(task, name, model=model), task)
 
     @app.post("/api/words", tags=["about"])
     def words(asked: Compared) -> dict[str, Any]:
         """What differs between two prompts, and what the settings say of their words."""
-        config = changed(studio.recommended("edit", asked.method), asked.settings)
-        return studio.words(asked.source, asked.target, config)
+        config = changed(studio.recommended("edit", asked.method, model=asked.model), asked.settings)
+        return studio.words(asked.source, asked.target, config, asked.model)

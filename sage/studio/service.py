@@ -6,20 +6,19 @@ import secrets
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
 from sage import pictures
-from sage.auto import AUTO
 from sage.bench.encoder import Encoder, bundled, load_encoder
 from sage.editing import (
     EditResult,
@@ -57,6 +56,7 @@ from sage.prompts.plan import Plan
 from sage.prompts.vocabulary import unknown_words
 from sage.settings import Settings
 from sage.stilllife.describe import described
+from sage.studio.advice import Advice, advice
 from sage.studio.cache import Cache
 from sage.studio.clock import Clock, Pace
 from sage.studio.examples import WORLD, examples
@@ -69,6 +69,8 @@ from sage.trajectory.kinds import Trajectory
 
 TASKS = ("edit", "generate")
 HOUSE = ""  # the visitor that is the studio itself
+T = TypeVar("T")
+Work = Callable[[Job[Any]], T]  # what a job does
 Place = Sequence[float] | str  # x, y; left, top, right, bottom; or the key of a mask
 LONGEST_NAME = 80
 SHOWN = 200  # results of the gallery
@@ -112,8 +114,10 @@ class Studio:
         self.first: Job[Entry] | None = None
         self.methods: dict[str, dict[str, Method[Any]]] = {task: {name: method(name) for name in able(task)}
                                                            for task in TASKS}
-        self.name, place = next(iter(self.places.items()))
-        self.model: Backbone | None = self.jobs.do(load_model, place)
+        self._advice: dict[str, Advice] = {}
+        self.name = next(iter(self.places))
+        self.model: Backbone | None = None
+        self.use(self.name)
 
     # ---- visitors
 
@@ -407,28 +411,52 @@ class Studio:
         Raises:
             SageError: it cannot be made, and why; what only the model tells is an error of the job.
         """
-        visit = self.visit(who)
-        picture, clock = self._edited(who, visit, request), Clock()
-        for job in self.jobs.of(who):
-            if job.kind == "live":
-                job.cancel()
-        kind = "live" if request.live else "edit"
-        return self.jobs.submit(who, kind, clock, lambda job: self._edit(who, visit, picture, request, job))
+        return self.submit(who, "live" if request.live else "edit", self.editing(who, request))
 
     def variants(self, who: str, requests: Sequence[EditRequest]) -> Job[list[Entry]]:
         """Make several edits of one picture, one after the other; what they can share of an inversion is made once."""
-        visit, clock = self.visit(who), Clock()
+        return self.submit(who, "variants", self.varying(who, requests))
+
+    def editing(self, who: str, request: EditRequest) -> Work[Entry]:
+        """The work of `edit`; raises what that raises."""
+        visit = self.visit(who)
+        picture = self._edited(who, visit, request)
+        return lambda job: self._edit(who, visit, picture, request, job)
+
+    def varying(self, who: str, requests: Sequence[EditRequest]) -> Work[list[Entry]]:
+        """The work of `variants`; raises what that raises."""
+        visit = self.visit(who)
         picture = [self._edited(who, visit, request) for request in requests][0]
 
         def work(job: Job[list[Entry]]) -> list[Entry]:
             made = []
             job.parts = len(requests)
             for job.part, request in enumerate(requests, 1):
-                clock.begin()
+                job.clock.begin()
                 made.append(self._edit(who, visit, picture, request, job))
             return made
 
-        return self.jobs.submit(who, "variants", clock, work)
+        return work
+
+    def submit(self, who: str, kind: str, work: Work[T]) -> Job[T]:
+        """Put a piece of a visitor's work at the end of the queue; an edit ends their live ones."""
+        if kind in ("edit", "live"):
+            for job in self.jobs.of(who):
+                if job.kind == "live":
+                    job.cancel()
+        return self.jobs.submit(who, kind, Clock(), work)
+
+    def once_loaded(self, model: str, begin: Callable[[], Work[T]]) -> Work[T]:
+        """Work for a model that was never in memory: only when it is can be told which settings it recommends.
+
+        Args:
+            begin: gives the work; what it raises is an error of the job.
+        """
+        def work(job: Job[T]) -> T:
+            self._load(model, job.clock)
+            return begin()(job)
+
+        return work
 
     def look_inside(self, who: str, entry: Entry) -> Job[str]:
         """Make one of the visitor's edits again, watched: a page that shows what happened, as `sage edit --explain`.
@@ -456,27 +484,40 @@ class Studio:
         """`choose`, waited for."""
         self.jobs.do(self._load, name, Clock())
 
-    def usable(self, task: str) -> list[Method[Any]]:
-        """The methods for a task that suit the model in memory."""
-        return [found for found in self.methods[task].values() if self.model is None or found.suits(self.model, task)]
+    def known(self, model: str | None = None) -> Advice | None:
+        """What a model, or else the one in memory, recommends; None of one that was never loaded here."""
+        return self._advice.get(self.name if model is None else model)
 
-    def recommended(self, task: str, name: str, words: Settings | None = None) -> Settings:
-        """What the model in memory, or else the method itself, recommends for a method.
+    def usable(self, task: str, model: str | None = None) -> list[Method[Any]]:
+        """The methods for a task that suit a model, or else the one in memory.
+
+        Raises:
+            SettingsError: it was never loaded here.
+            ModelError: this studio does not have it.
+        """
+        return list(self._told(model).suited[task])
+
+    def recommended(self, task: str, name: str, words: Settings | None = None, model: str | None = None) -> Settings:
+        """What a model, or else the one in memory, recommends for a method.
 
         Args:
             words: settings whose phrases and factors are kept.
         Raises:
-            SettingsError: this studio has no such method, or the model cannot be used with it.
+            SettingsError: this studio has no such method, or the model cannot be used with it or was never loaded here.
         """
-        found = self.found(name, task)
-        settings = found.Settings() if self.model is None else settings_for(self.model, None, name, task)
+        settings = self._told(model).recommended(task, self.found(name, task).name)
         return settings if words is None else carried(settings, words)
 
-    def usual(self, task: str) -> str:
+    def usual(self, task: str, model: str | None = None) -> str:
         """The method that a task begins with: for edits the one that is recorded for the model, else everybody's."""
-        recorded = self.model.recommends.get(AUTO, {}) if self.model and task == "edit" else {}
-        name = str(recorded.get("method"))
-        return name if name in self.methods.get(task, ()) else DEFAULTS[task]
+        known = self.known(model)
+        return known.usual(task) if known else DEFAULTS[task]
+
+    def _told(self, model: str | None) -> Advice:
+        self.check(self.name if model is None else model)
+        if (known := self.known(model)) is None:
+            raise SettingsError(f"{(model or self.name)[:60]!r} was not loaded here yet: choose it as the model")
+        return known
 
     def found(self, name: Any, task: str = "edit") -> Method[Any]:
         """A method by the name that a visitor sends: one of ours, never a file."""
@@ -485,13 +526,14 @@ class Studio:
                                 f"{', '.join(self.methods[task])}")
         return self.methods[task][name]
 
-    def words(self, source: str, target: str, config: Settings) -> dict[str, Any]:
-        """`sage.studio.words.compare` with the present model's tokenizer."""
+    def words(self, source: str, target: str, config: Settings, model: str | None = None) -> dict[str, Any]:
+        """`sage.studio.words.compare` with the tokenizer of a model, or else of the one in memory."""
         with self._words:
-            if self.model is None:  # one could not be loaded
+            if model is None and self.model is None:  # one could not be loaded
                 return {"problem": "there is no model: choose one"}
             source, target = source[:LONGEST_PROMPT], target[:LONGEST_PROMPT]
-            return compare(self.model.prompts, source, target, config) | {"instructed": instructed(source, target)}
+            return compare(self._told(model).prompts, source, target, config) | {
+                "instructed": instructed(source, target)}
 
     def _edited(self, who: str, visit: Visit, request: EditRequest) -> Picture:
         """The picture to edit; SageError for whatever can be told without the model."""
@@ -508,9 +550,13 @@ class Studio:
             raise SettingsError("there is no mask to paste around: mark where the picture may change")
         return visit.picture
 
+    def check(self, model: str) -> None:
+        """ModelError for a model that this studio does not have."""
+        if model not in self.places:
+            raise ModelError(f"this studio has no model {model[:60]!r}: choose one of {', '.join(self.places)}")
+
     def _check(self, request: EditRequest | MakeRequest, task: str) -> None:
-        if request.model not in self.places:
-            raise ModelError(f"this studio has no model {request.model[:60]!r}: choose one of {', '.join(self.places)}")
+        self.check(request.model)
         for name in ("steps", "retries"):
             if getattr(request.config, name, 0) > (most := getattr(self.limits, name)):
                 raise SettingsError(f"{name} is {getattr(request.config, name)}: this studio allows at most {most}")
@@ -611,10 +657,14 @@ class Studio:
 
     def make(self, who: str, request: MakeRequest) -> Job[Entry]:
         """Make a picture of a prompt from noise; as `edit`, of which it knows nothing."""
+        return self.submit(who, "generate", self.making(who, request))
+
+    def making(self, who: str, request: MakeRequest) -> Work[Entry]:
+        """The work of `make`; raises what that raises."""
         visit = self.visit(who)
         check_prompt("target", request.prompt)
         self._check(request, "generate")
-        return self.jobs.submit(who, "generate", Clock(), lambda job: self._make(visit, request, job))
+        return lambda job: self._make(visit, request, job)
 
     def _make(self, visit: Visit, request: MakeRequest, job: Job[Any]) -> Entry:
         clock = job.clock
@@ -648,14 +698,15 @@ class Studio:
             return self._keep(visit, entry)
 
     def _load(self, name: str, clock: Clock) -> None:
-        if name not in self.places:
-            raise ModelError(f"this studio has no model {name[:60]!r}: choose one of {', '.join(self.places)}")
+        self.check(name)
         if self.model is None or name != self.name:
             clock("load", 0, 1)
             self.trajectories.drop(lambda key: True)
             with self._words:
                 self.model = None  # two would be a lot
-                self.model, self.name = self._loaded(name), name
+                model = self._loaded(name)
+                self._advice[name] = advice(model, {task: found.values() for task, found in self.methods.items()})
+                self.model, self.name = model, name
 
     def _loaded(self, name: str) -> Backbone:
         try:

@@ -5,11 +5,13 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -248,6 +250,7 @@ def test_from_a_dropped_picture_to_a_file_that_repeats_the_edit(visitor, tmp_pat
     assert me.download(tmp_path / "first.png").read_bytes() == first.read_bytes()
     me.drop(second)
     me.page.wait_for_selector("#status:has-text('of mug.png are restored')")
+    assert me.page.inner_text("#caption") == ""  # no other picture's prompts stand beside these
     assert me.errors == []
 
 
@@ -286,6 +289,83 @@ def test_a_stranger_types_over_a_word_and_watches(visitor):
     finally:
         server.terminate()
         server.wait(60)
+
+
+def made_by(folder: Path, model: str, method: str) -> Path:
+    """The file of a small edit of the mug by a model."""
+    out = folder / f"by-{model}.png"
+    assert cli.main(["edit", str(MUG), "--source", SOURCE, "--target", TARGET, "--model", model, "--method", method,
+                     "--steps", "2", "--out", str(out), "--quiet"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def two_models() -> Iterator[str]:
+    """A studio of both bundled models, begun with the one that follows what is typed."""
+    server, address = start("--port", "0", models=())
+    try:
+        yield address
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def chosen(me: Visitor, model: str) -> None:
+    me.page.select_option("#model", model)
+    me.page.wait_for_selector(f"#status:has-text('{model} is loaded')")
+
+
+def test_what_another_model_made_brings_its_model(visitor, two_models, tmp_path):
+    """Before anybody chose it too; nobody's page is broken by what others choose."""
+    me = visitor(address=two_models)
+    me.welcomed()
+    me.drop(made_by(tmp_path, "stilllife", "sage"))  # which nobody has loaded
+    me.page.wait_for_selector("#status:has-text('made with stilllife, which is the model now.')")
+    assert (me.page.input_value("#model"), me.page.input_value("#method")) == ("stilllife", "sage")
+    assert me.page.locator("#set-steps").input_value() == "2" and me.page.input_value("#target") == TARGET
+    me.shot("brings-its-model")
+    me.page.click("#undo")
+    me.page.wait_for_selector("#status:has-text('The model is stilllife-turbo again')")
+    assert (me.page.input_value("#model"), me.page.input_value("#method")) == ("stilllife-turbo", "turbo")
+    chosen(me, "stilllife")
+
+    other = visitor(390, 844, address=two_models)
+    other.welcomed()
+    other.page.wait_for_selector("#status.note:has-text('made with stilllife-turbo, which is the model now')")
+    assert other.page.locator(".error:visible").count() == 0 and other.sees("#compare")
+    assert (other.page.input_value("#model"), other.page.input_value("#method")) == ("stilllife-turbo", "turbo")
+    other.shot("another-model-390")
+    other.page.fill("#target", other.page.input_value("#target").replace("yellow", "green"))
+    other.page.wait_for_function("() => document.querySelector('#caption').textContent.includes('tilted green')")
+    assert "turbo, stilllife-turbo" in other.page.inner_text("#caption")
+
+    # The first one's page is open, and goes on by its own model, as do settings that are changed and a reload.
+    me.page.select_option("#method", "sage")
+    me.steps(2)
+    assert me.edit().startswith("Done in") and "sage, stilllife" in me.page.inner_text("#caption")
+    other.page.reload()
+    other.ready()
+    assert (other.page.input_value("#model"), other.page.input_value("#method")) == ("stilllife-turbo", "turbo")
+    other.page.select_option("#method", "turbo-ddpm")
+    other.page.wait_for_function("() => document.querySelector('#set-steps')?.value === '4'")
+    me.page.locator("#history button").last.click()
+    me.page.wait_for_selector("#status.note:has-text('the next edit loads it first')")
+    assert me.page.input_value("#method") == "turbo" and me.page.locator(".error:visible").count() == 0
+    assert me.edit().startswith("Done in") and "turbo, stilllife-turbo" in me.page.inner_text("#caption")
+    assert me.errors == other.errors == []
+
+
+def test_what_a_model_made_that_is_not_here_gets_the_usual_method(visitor, tmp_path):
+    me = visitor()
+    me.welcomed()
+    usual = me.page.input_value("#method")
+    me.drop(made_by(tmp_path, "stilllife-turbo", "turbo"))
+    me.page.wait_for_selector("#status.note:has-text('stilllife-turbo, which this studio does not have')")
+    assert "turbo, by which it was made, cannot be used with stilllife: its usual one" in me.page.inner_text("#status")
+    assert me.page.input_value("#method") == usual and me.page.input_value("#target") == TARGET
+    me.shot("model-not-here")
+    me.steps(2)
+    assert me.edit().startswith("Done in") and me.errors == []
 
 
 @pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])
@@ -555,6 +635,14 @@ def test_what_a_camera_makes_is_taken(visitor, tmp_path):
     me.page.wait_for_selector("#status.error:has-text('large.tif is too large: at most 64 MB')")
 
 
+def filmed(me: Visitor) -> Any:
+    """A visitor's page as docs/make_film.py has it."""
+    film = runpy.run_path(str(ROOT / "docs" / "make_film.py"))["Film"]
+    found = film.__new__(film)
+    found.page = me.page
+    return found
+
+
 def test_mistakes_are_one_line_that_is_seen(visitor, tmp_path):
     me = visitor()
     me.welcomed()
@@ -563,6 +651,8 @@ def test_mistakes_are_one_line_that_is_seen(visitor, tmp_path):
     me.drop(bad)
     me.page.wait_for_selector("#status.error:has-text('bad.png')")
     assert me.sees("#status") and str(tmp_path) not in me.page.inner_text("#status")
+    with pytest.raises(RuntimeError, match="phone: the page shows an error: .*bad.png"):
+        filmed(me).shot(str(tmp_path / "phone"))  # of which no picture is taken
     large = tmp_path / "photo.jpg"
     Image.new("RGB", (8000, 6000), "teal").save(large)
     me.drop(large)

@@ -21,6 +21,7 @@ from sage.pictures import read_settings  # noqa: E402
 from sage.studio import server  # noqa: E402
 from sage.studio.requests import Limits  # noqa: E402
 from sage.studio.service import Studio  # noqa: E402
+from tests.models import tiny  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 MUG = ROOT / "examples" / "mug.png"
@@ -229,6 +230,52 @@ def test_methods_tell_their_forms(http):
     assert words["pairs"] == [["cat", "dog"]]
 
 
+def test_each_model_is_asked_for_by_what_it_recommends_itself(tmp_path):
+    """Whichever is in memory, and one that was never there too: several pages are open, and each goes by its model."""
+    few, many, little = "stilllife-turbo", "stilllife", str(tiny.make(tmp_path / "little").folder)
+    with (closing(Studio([few, many, little], Limits(steps=20), tmp_path / "files")) as studio,
+          closing(server.Served(studio, server.listen("127.0.0.1", 0))) as served,
+          httpx.Client(base_url=served.address, timeout=300, trust_env=False) as http):
+        picture = bring(http).json()["picture"]
+
+        def made(model, method=None, **settings):
+            done = ended(http, http.post("/api/edit", json=asked(picture, model=model, method=method,
+                                                                 settings=settings)))
+            assert done["error"] == "", done
+            [result] = done["results"]
+            assert result["model"] == model == http.get("/api/status").json()["model"]
+            return result["settings"] | {"method": result["method"]}
+
+        status = http.get("/api/status", params={"model": many}).json()
+        assert status["model"] == few and status["loaded"]  # nothing is known of one that was never loaded
+        assert "not loaded here yet" in http.get("/api/methods/sage", params={"model": many}).json()["error"]
+        assert "no model 'none'" in http.get("/api/methods", params={"model": "none"}).json()["error"]
+        assert "no model 'none'" in http.post("/api/edit", json=asked(picture, model="none")).json()["error"]
+        wrong = ended(http, http.post("/api/edit", json=asked(picture, model="little", settings={"stpes": 2})))
+        assert wrong["state"] == "failed" and "stpes" in wrong["error"]  # told when its settings are known
+        first = made(many, steps=2)
+        assert (first["method"], first["guidance_scale"]) == ("turbo-ddpm", 3.0)
+
+        assert [m["name"] for m in http.get("/api/methods", params={"model": few}).json()] == [
+            "plain", "sdedit", "turbo", "turbo-ddpm"]
+        status = http.get("/api/status", params={"model": few}).json()
+        assert (status["model"], status["loaded"], status["defaults"]["edit"]) == (few, False, "turbo")
+        form = http.get("/api/methods/turbo-ddpm", params={"model": few}).json()
+        assert form["values"]["steps"] == "4"
+        words = http.post("/api/words", json={"source": "a mug", "target": "a ball", "method": "turbo", "model": few})
+        assert words.json()["pairs"] == [["mug", "ball"]]
+        assert "inversion network" in http.get("/api/methods/turbo").json()["error"]  # of the one in memory
+        second = made(few, "turbo-ddpm")
+        assert (second["steps"], second["guidance_scale"]) == (4, 1.5)
+
+        studio.use(many)
+        assert made(few)["method"] == "turbo"
+        studio.use(many)
+        grid = ended(http, http.post("/api/variants", json=asked(picture, model=few, method="turbo", settings={},
+                                                                 axis="method")))
+        assert {r["method"]: r["settings"]["steps"] for r in grid["results"]}["turbo-ddpm"] == 4
+
+
 def test_the_description_names_every_request(http):
     paths = http.get("/api/openapi.json").json()["paths"]
     assert {"/api/edit", "/api/generate", "/api/methods", "/api/status", "/api/jobs/{key}"} <= set(paths)
@@ -355,7 +402,7 @@ def test_a_model_that_is_not_there_is_one_line(capsys):
 
 def test_the_client_of_twenty_lines_edits(studio, address, tmp_path, monkeypatch):
     config = studio.recommended("edit", "sage").but(steps=2, guided_steps=1, retries=0)
-    monkeypatch.setattr(studio, "recommended", lambda *_: config)
+    monkeypatch.setattr(studio, "recommended", lambda *_, **__: config)
     done = subprocess.run([sys.executable, ROOT / "examples" / "client.py", address, MUG, SOURCE, TARGET,
                            tmp_path / "edit.png"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

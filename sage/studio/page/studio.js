@@ -10,7 +10,7 @@ import {Words} from "./words.js";
 
 const POLL = 250, LOST = 2000, SOON = 400;  // milliseconds
 const LITTLE = 0.05;  // seconds: a method without an inversion spares none
-const KEPT = ["live", "model", "picture", "mask", "moves", "result", "job", "asked", "filled", "given"];
+const KEPT = ["live", "model", "picture", "mask", "moves", "result", "job", "asked", "filled", "given", "loading"];
 const TASKS = {
   edit: {pane: "pane-edit", menu: "method", about: "method-about", go: "edit", cancel: "cancel", sliders: "sliders"},
   generate: {pane: "pane-generate", menu: "make-method", about: "make-about", go: "make", cancel: "make-cancel",
@@ -19,8 +19,9 @@ const TASKS = {
 
 // `live`: whether edits follow what is typed, null as the method has it; `stood`: how all was before a change by hand.
 // `filled`: the source prompt is of an example, an earlier edit or what was seen, and `given` the target that came with it.
-// `asked`: what is being made, as under a result.
-const page = {task: "edit", model: "", picture: null, mask: null, moves: [], result: null, job: null, asked: null, filled: false, given: "", following: 0, results: [],
+// `asked`: what is being made, as under a result.  `model`: by which the page goes, perhaps not the one in memory; `loading`:
+// which was chosen last.
+const page = {task: "edit", model: "", loading: "", picture: null, mask: null, moves: [], result: null, job: null, asked: null, filled: false, given: "", following: 0, results: [],
               past: [], left: {edit: {}, generate: {}}, methods: {edit: [], generate: []}, settled: false, live: null, stood: null};
 const compare = new Compare($("compare"));
 const forms = Object.fromEntries(Object.entries(TASKS).map(([task, {sliders}]) => [task, new Form(
@@ -69,16 +70,20 @@ function kept() {
 
 const form = () => forms[page.task];
 
+/** What is asked about the methods is asked of the page's model, which need not be the one in memory. */
+const ofMethods = (task, name = "") =>
+  ask("GET", `api/methods${name && `/${encodeURIComponent(name)}`}?task=${task}&model=${encodeURIComponent(page.model)}`);
+
 async function loadMethods() {
   for (const [task, {menu}] of Object.entries(TASKS)) {
-    page.methods[task] = await ask("GET", `api/methods?task=${task}`);
+    page.methods[task] = await ofMethods(task);
     $(menu).replaceChildren(...page.methods[task].map(m => make("option", {value: m.name, textContent: `${said(m.title)} (${m.name})`})));
   }
 }
 
 /** Show a method's form; `values` beside those that are recommended. */
 async function showMethod(task, name, values = {}) {
-  const shown = await ask("GET", `api/methods/${encodeURIComponent(name)}?task=${task}`);
+  const shown = await ofMethods(task, name);
   const known = page.methods[task].find(m => m.name === name);
   forms[task].show(shown, values);
   $(TASKS[task].menu).value = name;
@@ -105,12 +110,16 @@ function showTier() {
 const methodChosen = told(async task => {
   const form = forms[task], name = $(TASKS[task].menu).value, said = form.words;
   page.left[task][form.shown.method] = form.values;
-  const shown = await ask("GET", `api/methods/${encodeURIComponent(name)}?task=${task}`);
+  const shown = await ofMethods(task, name);
   const along = Object.fromEntries(Object.entries(said).filter(([field]) => field in shown.values));
   await showMethod(task, name, {...page.left[task][name], ...along});
   say("");
   follows(task);
 });
+
+/** What differs between the prompts, and what is made of an instruction. */
+const compared = (source = $("source").value, target = $("target").value) => ask("POST", "api/words",
+  {source, target, model: page.model, method: forms.edit.shown.method, settings: forms.edit.changes});
 
 let comparing = 0;
 
@@ -121,8 +130,7 @@ function changed() {
   setTimeout(async () => {
     if (mine !== comparing || !forms.edit.shown) return;
     try {
-      const found = await ask("POST", "api/words", {source: $("source").value, target: $("target").value,
-        method: forms.edit.shown.method, settings: forms.edit.changes});
+      const found = await compared();
       if (mine === comparing) words.show(found);
     } catch (error) {
       if (error instanceof Refused && mine === comparing) words.show({problem: error.message});
@@ -137,7 +145,7 @@ const live = new Live({
   async asked() {
     const source = $("source").value, target = $("target").value;
     if (page.job || !page.picture || !source.trim() || !target.trim()) return null;
-    const {instructed} = await ask("POST", "api/words", {source, target, method: forms.edit.shown.method, settings: forms.edit.changes});
+    const {instructed} = await compared(source, target);
     if (instructed?.problem) return null;
     return {...editAsked(), target: instructed?.target || target};
   },
@@ -266,7 +274,7 @@ const bring = told(async file => {
   const got = await brought(file, `api/pictures?name=${encodeURIComponent(file.name)}`);
   remember();
   const {record} = got;
-  if (record && record.task === "edit") return say(...await restore(record, got, "name"));
+  if (record && record.task === "edit") { showAlone(got); return restore(record, got, "name"); }
   showPicture(got);
   showAlone(got);
   const scaled = got.scaled ? [t("scaled", {size: got.scaled})] : [];
@@ -296,31 +304,36 @@ function describe(source, target, given = target) {
   changed();
 }
 
-/** The prompts, method and settings of a record again; what is to be said of that. */
-async function restore(record, picture, how) {
-  if (record.task === "generate") {
-    select("generate");
+/** The prompts, method and settings of a record again, and what is to be said of that; `how` is "name" for one from a file,
+ *  and where the page is to stand `still` only what is unusual is said. */
+async function restore(record, picture, how, still = false) {
+  const there = await goBy(record);
+  if (!there) return;  // it was cancelled, or could not be loaded, and that is said
+  const {task} = record, fits = page.methods[task].some(m => m.name === record.form.method);
+  select(task);
+  if (task === "generate") {
     $("prompt").value = record.target;
     $("negative").value = record.negative;
     [$("width").value, $("height").value] = record.size;
-    await showMethod("generate", record.form.method, record.form.values);
-    return [t("restored")];
+  } else {
+    describe(record.source, record.target);
+    $("truncate").checked = record.truncate;
+    if (picture) showPicture(picture);
+    page.mask = record.mask || null;
+    page.moves = record.moves;
+    $("paste").checked = record.paste;
   }
-  select("edit");
-  describe(record.source, record.target);
-  $("truncate").checked = record.truncate;
-  if (picture) showPicture(picture);
-  page.mask = record.mask || null;
-  page.moves = record.moves;
-  $("paste").checked = record.paste;
-  await showMethod("edit", record.form.method, record.form.values);
-  let note = how === "name" ? t("restored.name", {name: record.picture.name}) : t("restored"), kind = "done";
-  if (picture && !record.pictured)
-    note += ` ${t(how === "name" ? "restored.drop" : "restored.gone", {name: [record.picture.name, ...record.references].join(", ")})}`;
-  if (!record.here) { kind = "note"; note += ` ${t("restored.model", {model: record.model})}`; }
-  if (record.edits.length) { kind = "note"; note += ` ${t("restored.edits", {also: record.edits.join("; ")})}`; }
-  if (record.prediction) { kind = "note"; note += ` ${t("restored.prediction", {prediction: record.prediction})}`; }
-  return [note, kind];
+  await showMethod(task, fits ? record.form.method : page.usual[task], fits ? record.form.values : {});
+  const notes = [...there];
+  if (!record.here) notes.push(t("restored.model", {model: record.model}));
+  if (!fits) notes.push(t("restored.method", {method: record.form.method, model: page.model}));
+  if (record.edits.length) notes.push(t("restored.edits", {also: record.edits.join("; ")}));
+  if (record.prediction) notes.push(t("restored.prediction", {prediction: record.prediction}));
+  if (still) return notes.length && say(notes.join(" "), "note", [], still);
+  const first = [how === "name" && task === "edit" ? t("restored.name", {name: record.picture.name}) : t("restored")];
+  if (task === "edit" && picture && !record.pictured)
+    first.push(t(how === "name" ? "restored.drop" : "restored.gone", {name: [record.picture.name, ...record.references].join(", ")}));
+  say([...first, ...notes].join(" "), notes.length ? "note" : "done");
 }
 
 // ---- results
@@ -369,7 +382,7 @@ async function loadResults() {
     remember();
     const {record, picture} = await ask("POST", `api/results/${r.result}/restore`);
     showResult(r);
-    say(...await restore(record, picture, ""));
+    await restore(record, picture, "");
   }))));
   const kept = await ask("GET", "api/gallery");
   $("gallery-part").hidden = !kept.length;
@@ -378,9 +391,9 @@ async function loadResults() {
     button.addEventListener("click", told(async () => {
       remember();
       const got = await ask("POST", url);
-      if (got.record) say(...await restore(got.record, got, "name")); else showPicture(got);
       compare.show({before: "", after: url, begins: 0, source: "", target: name});
       actions(null);
+      if (got.record) await restore(got.record, got, "name"); else showPicture(got);
     }));
     return make("li", {}, button);
   }));
@@ -389,7 +402,7 @@ async function loadResults() {
 
 // ---- undo
 
-const snapshot = () => ({picture: page.picture, mask: page.mask, moves: page.moves, filled: page.filled, given: page.given, source: $("source").value, target: $("target").value,
+const snapshot = () => ({model: page.model, picture: page.picture, mask: page.mask, moves: page.moves, filled: page.filled, given: page.given, source: $("source").value, target: $("target").value,
   method: forms.edit.shown?.method, values: forms.edit.values, result: page.result});
 
 /** What Undo will come back to. */
@@ -403,6 +416,8 @@ const undo = told(async () => {
   const then = page.past.pop();
   $("undo").disabled = !page.past.length;
   if (!then) return;
+  const there = await goBy({model: then.model ?? page.model, here: true});
+  if (!there) return;
   describe(then.source, then.target);
   page.filled = then.filled;
   page.given = then.given;
@@ -415,7 +430,7 @@ const undo = told(async () => {
   if (result) showResult(result); else if (then.picture) showAlone(then.picture);
   $("grid").hidden = true;
   if (!result && $("live").checked) live.change();
-  say(t("undone"));
+  say([t("undone"), ...there.length ? [t("undone.model", {model: page.model})] : []].join(" "));
 });
 
 // ---- work
@@ -497,7 +512,7 @@ async function finish(state, axis, told = []) {
   const done = await follow(state);
   if (!done) return;
   if (done.kind === "look") return showInside(done);
-  if (done.kind === "model") return modelLoaded();
+  if (done.kind === "model") return modelLoaded(page.loading);
   await loadResults();
   if (!done.results.length) return;
   showGrid(done.kind === "variants" ? done.results : [], axis);
@@ -521,8 +536,7 @@ function editAsked() {
 
 /** Take an instruction in the place of the target prompt for what it asks for, and say so. */
 async function understood() {
-  const source = $("source").value, {instructed} = await ask("POST", "api/words",
-    {source, target: $("target").value, method: forms.edit.shown.method, settings: forms.edit.changes});
+  const source = $("source").value, {instructed} = await compared();
   if (instructed?.target) { $("target").value = instructed.target; changed(); }
   page.asked = named("edit", source, $("target").value);
   if (instructed?.problem) return [t("instruction.not", {why: translated(instructed.problem)})];
@@ -594,8 +608,7 @@ const example = told(async index => {
   select("edit");
   showPicture({...got});
   describe(got.source, got.target);
-  const status = await ask("GET", "api/status");
-  await showMethod("edit", status.defaults.edit);
+  await showMethod("edit", page.usual.edit);
   $("grid").hidden = true;
   showAlone(got);
   $("compare").scrollIntoView({block: "nearest"});
@@ -626,11 +639,9 @@ function suggest(word) {
 
 // ---- models
 
-async function modelLoaded() {
+async function modelLoaded(name) {
   const said = forms.edit.words;
-  page.left = {edit: {}, generate: {}};
-  const status = await showStatus();
-  await loadMethods();
+  const status = await turnTo(name);
   for (const task of Object.keys(TASKS)) {
     const method = forms[task].shown.method, here = page.methods[task].some(m => m.name === method);
     await showMethod(task, here ? method : status.defaults[task], task === "edit" && here ? said : {});
@@ -638,8 +649,28 @@ async function modelLoaded() {
   say(t("model.loaded", {model: page.model}));
 }
 
-async function showStatus() {
-  const status = await ask("GET", "api/status");
+/** Another model is the page's: what it knows, and its methods. */
+async function turnTo(name) {
+  page.left = {edit: {}, generate: {}};
+  const status = await showStatus(name);
+  await loadMethods();
+  return status;
+}
+
+/** Go by the model that made something, if it is here, and keep to what the form of the other task says if that can be.
+ *  It is loaded with the next edit; one that was never loaded is loaded now, as nobody knows its settings before.
+ *  What is to be said of that; null where it was not to be. */
+async function goBy({model, here}) {
+  if (!here || model === page.model) return [];
+  let status = await ask("GET", `api/status?model=${encodeURIComponent(model)}`);
+  if (status.model !== model && !await follow(await ask("POST", "api/model", {name: model}))) return null;
+  status = await turnTo(model);
+  for (const task of Object.keys(TASKS)) await showMethod(task, status.defaults[task]);
+  return [t(status.loaded ? "goes by" : "goes by.later", {model})];
+}
+
+async function showStatus(name = "") {
+  const status = await ask("GET", `api/status?model=${encodeURIComponent(name)}`);
   page.model = status.model;
   page.limits = status.limits;
   page.usual = status.defaults;
@@ -702,6 +733,7 @@ async function again(then) {
   page.filled = then.filled;
   page.given = then.given;
   page.asked = then.asked;
+  page.loading = then.loading;
   $("undo").disabled = !page.past.length;
   for (const [task, held] of Object.entries(then.forms))
     if (held && page.methods[task].some(m => m.name === held.method)) await showMethod(task, held.method, held.values);
@@ -728,7 +760,7 @@ async function welcome(found) {
   if (!first) return;
   const {record, picture} = await ask("POST", `api/results/${first.result}/restore`);
   showResult(first);
-  await restore(record, picture, "");
+  await restore(record, picture, "", true);
 }
 
 function wire() {
@@ -801,7 +833,10 @@ function wire() {
   });
   for (const close of document.querySelectorAll("dialog .close"))
     close.addEventListener("click", () => close.closest("dialog").close());
-  $("model").addEventListener("change", told(async () => finish(await ask("POST", "api/model", {name: $("model").value}))));
+  $("model").addEventListener("change", told(async () => {
+    const name = page.loading = $("model").value;
+    try { await finish(await ask("POST", "api/model", {name})); } finally { $("model").value = page.model; }
+  }));
   $("language").addEventListener("change", () => { speak($("language").value, true); keep(); location.reload(); });
 }
 
@@ -811,9 +846,8 @@ async function begin() {
     make("option", {value: code, textContent: name, selected: code === spoken()})));
   wire();
   showPicture(null);
-  const status = await showStatus();
+  const then = kept(), status = await showStatus(then?.model);
   await loadMethods();
-  const then = kept();
   for (const task of Object.keys(TASKS)) await showMethod(task, status.defaults[task]);
   select("edit");
   await loadExamples();
