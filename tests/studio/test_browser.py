@@ -18,6 +18,7 @@ from PIL import Image
 
 from sage.commands import main as cli
 from sage.pictures import read_settings
+from sage.pictures.masks import mask_of_text
 
 pytest.importorskip("fastapi", reason="the extra `ui` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed")
@@ -585,6 +586,36 @@ def test_a_part_is_moved(visitor, tmp_path, width, height):
         me.page.keyboard.press(key)
     me.page.click("#boxes-done")
     assert me.page.inner_text("#picture-name") == "A part of it is moved." and me.errors == []
+
+
+@pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])
+def test_a_point_is_dragged(visitor, tmp_path, width, height):
+    """A click is a point, as `sage drag --from x,y --to x,y` has it: the disc around it is moved."""
+    me = visitor(width, height)
+    me.bring_the_mug()
+    me.page.click("#move")
+    dragged(me, "#boxes", (0.88, 0.84))
+    assert me.page.locator("#boxes-done").is_disabled() and "where it shall be" in me.page.inner_text("#boxes-hint")
+    dragged(me, "#boxes", (0.12, 0.8), (0.14, 0.82))
+    me.page.keyboard.press("ArrowRight")
+    me.shot(f"point-{width}")
+    me.page.click("#boxes-done")
+    me.page.wait_for_selector("#status:has-text('Press Edit')")
+    me.steps(8)
+    assert me.edit().startswith("Done in")
+    me.shot(f"pointed-{width}")
+    result = me.download(tmp_path / "moved.png")
+    [pair] = read_settings(result)["moves"]
+    (left, top, right, bottom), there = (mask_of_text(text).getbbox() for text in pair)
+    assert abs((left + right) / 2 - 0.88 * 128) < 2 and abs((top + bottom) / 2 - 0.84 * 128) < 2
+    assert 24 <= right - left <= 27 and abs((there[0] + there[2]) / 2 - 0.16 * 128) < 2
+    now, before = (Image.open(path).convert("RGB").getpixel((20, 108)) for path in (result, MUG))
+    assert now[1] - now[0] > 40 > before[1] - before[0]  # the green cone is on the left now
+    assert repeated(result, MUG, tmp_path / "again.png")
+    me.page.click("#move")  # what was moved is shown beside what is to be moved next
+    dragged(me, "#boxes", (0.5, 0.5), (0.5, 0.5))
+    me.page.click("#boxes-again")
+    assert me.page.locator("#boxes-done").is_disabled() and me.errors == []
 
 
 def test_something_of_another_picture_is_put_in(visitor, tmp_path):

@@ -1,8 +1,11 @@
-// Boxes on a picture, drawn and moved with a pointer or with the keys: what is moved, and where things are put.
+// Boxes and points on a picture, drawn and moved with a pointer or with the keys: what is moved, and where things are put.
+// Both are shares of the sides: left, top, right, bottom, or x, y of a point, which stands for the disc around it.
 
 import {$, t} from "./base.js";
 
 const STEP = 0.02, LEAST = 0.03;  // shares of a side: what a key moves, and the smallest box
+const RADIUS = 0.1;  // of a point's disc, a share of the shorter side: as sage/pictures/regions.py has it
+const isPoint = place => place.length === 2;
 const LINES = ["#f59e0b", "#14b8a6"], DASHES = [10, 8];
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
@@ -19,10 +22,10 @@ export class Boxes {
     $("boxes-done").addEventListener("click", () => this.finish());
   }
 
-  /** Ask for a box of each title in turn; a second one has the size of the first. `done` is given them in pixels.
-   *  Of `earlier` pairs, in pixels too, is shown what they do. */
+  /** Ask for a box of each title in turn; of two the first may be a point, and the second has its form and size. `done` is
+   *  given them in pixels.  Of `earlier` pairs, in pixels too, is shown what they do. */
   open(picture, title, titles, done, earlier = []) {
-    const {width: w, height: h} = picture, share = ([left, top, right, bottom]) => [left / w, top / h, right / w, bottom / h];
+    const share = place => place.map((n, i) => n / (i % 2 ? picture.height : picture.width));
     Object.assign(this, {picture, titles, done, image: $("boxes-picture"), earlier: earlier.map(pair => pair.map(share))});
     const grow = 640 / Math.max(picture.width, picture.height);
     this.canvas.width = Math.round(picture.width * grow);
@@ -68,13 +71,16 @@ export class Boxes {
 
   release() {
     const [first] = this.boxes;
-    if (this.drawn && first && Math.min(first[2] - first[0], first[3] - first[1]) < LEAST) this.boxes = [];
+    if (this.drawn && (!first || Math.min(first[2] - first[0], first[3] - first[1]) < LEAST))  // no more than a click
+      this.boxes = this.titles.length > 1 ? [[...this.pressed]] : [];
     Object.assign(this, {pressed: null, drawn: false});
     this.draw();
   }
 
-  centred([left, top, right, bottom], [x, y]) {
-    const w = right - left, h = bottom - top;
+  /** What has the form of a place, and its middle at another. */
+  centred(place, [x, y]) {
+    if (isPoint(place)) return [x, y];
+    const [left, top, right, bottom] = place, w = right - left, h = bottom - top;
     const a = clamp(x - w / 2, 0, 1 - w), b = clamp(y - h / 2, 0, 1 - h);
     return [a, b, a + w, b + h];
   }
@@ -88,7 +94,8 @@ export class Boxes {
     else if (!move && this.boxes.length < this.titles.length) this.boxes.push([...this.boxes[0]]);
     else if (move) {
       const box = this.boxes.at(-1), [dx, dy] = move.map(m => m * STEP);
-      if (event.shiftKey && this.boxes.length === 1) {
+      if (isPoint(box)) box.splice(0, 2, clamp(box[0] + dx, 0, 1), clamp(box[1] + dy, 0, 1));
+      else if (event.shiftKey && this.boxes.length === 1) {
         box[2] = clamp(box[2] + dx, box[0] + LEAST, 1);
         box[3] = clamp(box[3] + dy, box[1] + LEAST, 1);
       } else {
@@ -111,22 +118,41 @@ export class Boxes {
   /** Boxes, and in the second of two what is in the first. */
   pair(found, dashes) {
     const {width: w, height: h} = this.canvas, [first, second] = found;
-    if (first && second && this.image.complete)
+    if (first && second && this.image.complete) {
+      this.pen.save();
+      this.pen.clip(this.outline(second, w, h));
       this.pen.drawImage(this.image, ...this.of(first, this.image.naturalWidth, this.image.naturalHeight), ...this.of(second, w, h));
+      this.pen.restore();
+    }
     this.pen.setLineDash(dashes);
     found.forEach((box, i) => {
       for (const [style, width] of [["#000", 7], [LINES[i], 4]]) {
         Object.assign(this.pen, {strokeStyle: style, lineWidth: width});
-        this.pen.strokeRect(...this.of(box, w, h));
+        this.pen.stroke(this.outline(box, w, h));
       }
     });
   }
 
-  of([left, top, right, bottom], w, h) { return [left * w, top * h, (right - left) * w, (bottom - top) * h]; }
+  outline(place, w, h) {
+    const path = new Path2D();
+    if (isPoint(place)) path.arc(place[0] * w, place[1] * h, RADIUS * Math.min(w, h), 0, 2 * Math.PI);
+    else path.rect(...this.of(place, w, h));
+    return path;
+  }
+
+  /** Left, top, width and height on a picture of w x h. */
+  of(place, w, h) {
+    if (isPoint(place)) {
+      const radius = RADIUS * Math.min(w, h);
+      return [place[0] * w - radius, place[1] * h - radius, 2 * radius, 2 * radius];
+    }
+    const [left, top, right, bottom] = place;
+    return [left * w, top * h, (right - left) * w, (bottom - top) * h];
+  }
 
   finish() {
-    const {width: w, height: h} = this.picture;
+    const pixels = place => place.map((n, i) => n * (i % 2 ? this.picture.height : this.picture.width));
     $("boxes-dialog").close();
-    this.done(this.boxes.map(([left, top, right, bottom]) => [left * w, top * h, right * w, bottom * h]));
+    this.done(this.boxes.map(place => isPoint(place) ? pixels(place).map(Math.round) : pixels(place)));
   }
 }
