@@ -6,6 +6,7 @@
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -738,6 +739,113 @@ def test_methods_sliders_presets_and_variants(visitor):
     me.page.select_option("#method", "turbo-ddpm")
     me.page.wait_for_function("() => document.querySelector('#set-steps')?.value === '2'")  # as it was left
     assert me.errors == []
+
+
+# What has the focus, and whether that can be seen.
+FOCUSED = """() => { const e = document.activeElement, around = [e, e.closest('.drop, .file, .compare')];
+  const lined = s => s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 2;
+  const seen = around.some(a => a && lined(getComputedStyle(a)));
+  return {name: e.id || e.closest('[id]')?.id, word: !!e.closest('#words .prompt'), seen}; }"""
+
+
+def test_the_keys_alone_go_through_the_page(visitor):
+    """Nothing is changed by passing through, the words of a prompt are one stop, and what has the focus is seen."""
+    me = visitor()
+    me.bring_the_mug()
+    me.describe(SOURCE, TARGET)
+    me.page.select_option("#method", "sage")
+    me.page.wait_for_selector("#words .weight input")
+    assert me.page.locator("#words .prompt button").count() > 15
+    me.steps(7)
+    me.page.click("#rest-part > summary")
+    me.page.fill("#set-reweight", "yellow:1.5")
+    values = """() => Object.fromEntries([...document.querySelectorAll('select, input, textarea')]
+        .map(e => [e.id, e.value]))"""
+    held = me.page.evaluate(values)
+
+    me.page.focus("#model")
+    stops = []
+    while len(stops) < 120:
+        me.page.keyboard.press("Tab")
+        stops.append(me.page.evaluate(FOCUSED))
+        if stops[-1]["name"] == "model" or me.page.evaluate("document.activeElement === document.body"):
+            break
+    names = [stop["name"] for stop in stops]
+    for name in ("language", "tab-edit", "file", "source", "target", "method", "edit", "undo", "set-steps"):
+        assert names.count(name) == 1, (name, names)
+    assert names.index("source") < names.index("target") < names.index("edit") < names.index("set-steps")
+    assert sum(stop["word"] for stop in stops) == 1
+    assert [stop for stop in stops if not stop["seen"] and stop["name"]] == []
+    assert me.page.evaluate(values) == held and "is loaded" not in me.page.inner_text("#status")
+
+    me.page.focus("#words .prompt button")  # among the words the arrows go
+    me.page.keyboard.press("ArrowRight")
+    assert me.page.evaluate("document.activeElement.textContent") == "photograph"
+    me.page.keyboard.press("Tab")
+    assert not me.page.evaluate(FOCUSED)["word"]
+    me.page.keyboard.press("Shift+Tab")
+    assert me.page.evaluate("document.activeElement.textContent") == "photograph"
+    me.page.focus("#target")
+    me.shot("focus")
+    assert me.errors == []
+
+
+@pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])
+def test_what_is_kept_on_disk_and_what_is_copied(visitor, tmp_path, monkeypatch, width, height):
+    server, address = start("--port", "0", "--gallery", str(tmp_path / "gallery"))
+    try:
+        me = visitor(width, height, address=address, permissions=["clipboard-read", "clipboard-write"])
+        me.bring_the_mug()
+        me.describe(SOURCE, TARGET)
+        me.page.select_option("#method", "sage")
+        me.steps(2)
+        assert me.edit().startswith("Done in")
+        mine = me.download(tmp_path / "mine.png")
+        me.page.wait_for_selector("#gallery img")
+        assert me.page.locator("#gallery li").count() == 1  # the first example is nobody's
+        assert (tmp_path / "gallery" / "mug-edit.png").read_bytes() == mine.read_bytes()
+
+        copied = {}
+        for way in ("command", "python"):
+            me.page.click(f"#{way}")
+            me.page.wait_for_selector("#copy-dialog[open]")
+            assert me.sees("#copy-dialog") and me.faults() == []
+            copied[way] = me.page.input_value("#copy-text")
+            me.shot(f"copy-{way}-{width}")
+            me.page.click("#copy")
+            assert me.page.inner_text("#copy") == "Copied."
+            assert me.page.evaluate("navigator.clipboard.readText()") == copied[way]
+            me.page.click("#copy-dialog .close")
+        if width > 390:  # both do what they say
+            again = tmp_path / "again"
+            again.mkdir()
+            shutil.copy(MUG, again)
+            monkeypatch.chdir(again)
+            assert shlex.split(copied["command"])[:3] == ["sage", "edit", "mug.png"]
+            assert cli.main([*shlex.split(copied["command"])[1:], "--out", "said.png", "--quiet"]) == 0
+            exec(copied["python"], {})
+            for name in ("said.png", "result.png"):
+                assert Image.open(name).tobytes() == Image.open(mine).tobytes(), name
+
+        other = visitor(width, height, address=address)  # another day
+        other.welcomed()
+        other.page.locator("#gallery-part").scroll_into_view_if_needed()
+        assert other.sees("#gallery-part") and other.sees("#gallery img", whole=False)
+        assert other.page.evaluate("document.querySelector('#gallery img').naturalWidth") > 0
+        other.shot(f"gallery-{width}")
+        other.page.click("#gallery button")
+        other.page.wait_for_selector("#status:has-text('of mug.png are restored')")
+        assert other.page.input_value("#target") == TARGET and other.page.input_value("#set-steps") == "2"
+        assert "gallery/mug-edit.png" in other.page.get_attribute(".compare .after", "src")
+        caption = other.page.inner_text("#caption")  # of what is seen
+        assert TARGET in caption and "sage, stilllife" in caption and "striped" not in caption
+        assert other.page.locator("#history [aria-pressed=true]").count() == 0
+        assert other.download(tmp_path / "theirs.png").read_bytes() == mine.read_bytes()
+        other.shot(f"gallery-taken-{width}")
+        assert me.errors == other.errors == []
+    finally:
+        server.terminate()
+        server.wait(60)
 
 
 def test_another_language_and_a_picture_from_text(visitor, tmp_path):

@@ -243,10 +243,7 @@ const putIn = told(async file => {
     page.mask = got.mask;
     $("paste").checked = true;
     showMask();
-    showAlone(got);
-    $("download").hidden = false;
-    $("download").href = `${got.url}/file`;
-    $("download").download = got.name;
+    showAlone(got, `${got.url}/file`);
     if (!$("source").value.trim()) $("source").value = "a photograph";
     changed();
     say(t("put.done"));
@@ -261,12 +258,16 @@ async function brought(file, path) {
   try { return await ask("POST", path, file); } finally { clearTimeout(soon); }
 }
 
-/** A picture alone, before anything is made of it. */
-function showAlone(picture) {
+/** A picture alone, before anything is made of it; `file`: where it can be had. */
+function showAlone(picture, file = "") {
   page.result = null;
   compare.show({before: "", after: picture.url, begins: 0, source: "", target: picture.name});
   $("caption").replaceChildren();
   actions(null);
+  pressed();
+  $("download").hidden = !file;
+  $("download").href = file;
+  $("download").download = picture.name;
 }
 
 const bring = told(async file => {
@@ -344,9 +345,14 @@ function showResult(result) {
   compare.show(result);
   showCaption(result);
   actions(result);
-  for (const button of document.querySelectorAll("[data-result]"))
-    button.setAttribute("aria-pressed", button.dataset.result === result.result);
+  pressed();
   keep();
+}
+
+/** Which of the results is seen. */
+function pressed() {
+  for (const button of document.querySelectorAll("[data-result]"))
+    button.setAttribute("aria-pressed", button.dataset.result === page.result);
 }
 
 /** The prompts that make what is seen. */
@@ -391,8 +397,8 @@ async function loadResults() {
     button.addEventListener("click", told(async () => {
       remember();
       const got = await ask("POST", url);
-      compare.show({before: "", after: url, begins: 0, source: "", target: name});
-      actions(null);
+      showAlone({url, name}, url);
+      if (got.record) showCaption({...got.record, method: got.record.form.method});
       if (got.record) await restore(got.record, got, "name"); else showPicture(got);
     }));
     return make("li", {}, button);
