@@ -206,6 +206,28 @@ def test_a_heic_picture_that_cannot_be_read_says_what_it_needs(tmp_path, monkeyp
         pictures.open_picture(path)
 
 
+def test_a_heic_picture_is_read_upright_and_a_damaged_one_told(tmp_path):
+    heif = pytest.importorskip("pillow_heif", reason="the extra `heif` is not installed")
+    picture = Image.new("RGB", (96, 64), (200, 30, 30))
+    picture.paste((30, 30, 200), (48, 0, 96, 64))  # red on the left, blue on the right
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a camera held upright: to be turned by a quarter
+    path, jpeg = tmp_path / "IMG_0001.HEIC", tmp_path / "IMG_0001.jpg"
+    heif.from_pillow(picture).save(path, exif=turned.tobytes(), quality=95)
+    picture.save(jpeg, exif=turned, quality=95)
+    read, same = pictures.open_picture(path), pictures.open_picture(jpeg)
+    assert read.size == same.size == (64, 96) and read.mode == "RGB"
+    assert np.abs(np.asarray(read, dtype=int) - np.asarray(same, dtype=int)).mean() < 4
+    with pytest.raises(PictureError, match="pixels"):
+        pictures.open_picture(path, most=1000)
+    whole = path.read_bytes()
+    for share in (0.02, 0.5, 0.9):
+        path.write_bytes(whole[:int(len(whole) * share)])
+        with pytest.raises(PictureError, match="IMG_0001.HEIC") as caught:
+            pictures.open_picture(path)
+        assert "\n" not in str(caught.value)
+
+
 def test_what_is_no_picture(tmp_path):
     (tmp_path / "text.png").write_text("I am no picture")
     (tmp_path / "empty.png").write_bytes(b"")
