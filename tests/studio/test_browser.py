@@ -159,6 +159,9 @@ class Visitor:
         return [f"{v['id']}: {n['html'][:90]}" for v in found["violations"] for n in v["nodes"]]
 
 
+WIDTHS = pytest.mark.parametrize("width, height", [(390, 844), (1280, 900), (1600, 900)])
+
+
 def repeated(png: Path, picture: Path, out: Path) -> bool:
     """Whether `sage edit` makes the very same file from the settings inside."""
     assert cli.main(["edit", str(picture), "--config-from", str(png), "--out", str(out), "--quiet"]) == 0
@@ -533,8 +536,9 @@ def test_a_known_word_takes_the_place_of_a_marked_one(visitor, width, height):
     assert me.errors == []
 
 
-def test_two_visitors_wait_see_it_and_can_cancel(visitor, tmp_path):
-    first, second = visitor(), visitor(390, 844)
+@WIDTHS
+def test_two_visitors_wait_see_it_and_can_cancel(visitor, tmp_path, width, height):
+    first, second = visitor(), visitor(width, height)
     for me in (first, second):
         me.bring_the_mug()
         me.describe(SOURCE, TARGET)
@@ -545,10 +549,11 @@ def test_two_visitors_wait_see_it_and_can_cancel(visitor, tmp_path):
     second.page.wait_for_selector("#progress-words:has-text('you are next')")
     second.page.locator("#progress").scroll_into_view_if_needed()
     assert second.sees("#progress") and second.sees("#cancel")
-    second.shot("waiting")
+    second.shot(f"waiting-{width}")
     second.page.click("#cancel")
     second.page.wait_for_selector("#status:has-text('Cancelled')")
     assert second.sees("#status") and second.page.locator("#edit").is_enabled() and not second.sees("#progress")
+    second.shot(f"cancelled-{width}")
     assert first.page.locator("#edit").is_disabled()
     first.page.click("#cancel")
     first.page.wait_for_selector("#status:has-text('Cancelled')")
@@ -563,8 +568,34 @@ def test_two_visitors_wait_see_it_and_can_cancel(visitor, tmp_path):
         assert target in me.page.inner_text("#caption")
 
 
-def test_a_second_example_while_one_runs_is_edited_too(visitor):
-    me = visitor()
+@WIDTHS
+def test_stale_words_block_nothing_and_a_reload_keeps_what_is_there(visitor, width, height):
+    me = visitor(width, height)
+    me.bring_the_mug()
+    me.describe(SOURCE, TARGET)
+    me.page.select_option("#method", "sage")
+    me.page.wait_for_selector("#words .weight input")
+    me.steps(2)
+    me.page.click("#rest-part > summary")
+    me.page.fill("#set-reweight", "yellow:1.5")
+    me.page.fill("#target", SOURCE.replace("blue", "red"))
+    assert "'yellow' was left out" in me.edit() and me.sees("#compare")
+    me.page.locator("#status").scroll_into_view_if_needed()
+    assert me.sees("#status")
+    me.shot(f"stale-{width}")
+    told, held = me.page.inner_text("#caption"), me.page.input_value("#target")
+    me.page.reload()
+    me.ready()
+    assert me.page.inner_text("#caption") == told and me.page.input_value("#target") == held
+    assert "mug.png" in me.page.inner_text("#picture-name") and me.page.input_value("#set-steps") == "2"
+    assert me.sees("#compare") and me.page.evaluate("document.querySelector('.compare .after').naturalWidth") > 0
+    me.shot(f"reloaded-{width}")
+    assert me.errors == []
+
+
+@WIDTHS
+def test_a_second_example_while_one_runs_is_edited_too(visitor, width, height):
+    me = visitor(width, height)
     me.welcomed()
     me.page.locator("#examples button").nth(2).click()
     me.page.wait_for_selector("#progress-words:has-text('step')")
@@ -572,12 +603,14 @@ def test_a_second_example_while_one_runs_is_edited_too(visitor):
     me.page.wait_for_selector("#status:has-text('Done')")
     target = me.page.input_value("#target")
     assert "mug" in target and target in me.page.inner_text("#caption")
+    assert me.sees("#compare", whole=width > 390)
+    me.shot(f"second-example-{width}")
     me.page.click("#look")
     me.page.wait_for_selector("#inside-dialog[open]")
     inside = me.page.frame_locator("#inside")
     inside.locator("#step").wait_for()
     assert me.sees("#inside-dialog") and inside.get_by_text("inversion and back").first.is_visible()
-    me.shot("inside")
+    me.shot(f"inside-{width}")
     assert me.errors == []
 
 
@@ -732,9 +765,10 @@ def test_something_of_another_picture_is_put_in(visitor, tmp_path):
     assert me.errors == []
 
 
-def test_what_a_camera_makes_is_taken(visitor, tmp_path):
+@WIDTHS
+def test_what_a_camera_makes_is_taken(visitor, tmp_path, width, height):
     """A HEIC file where the extra is there, else a line that names it; a file that is too large is told at once."""
-    me = visitor()
+    me = visitor(width, height)
     me.welcomed()
     photo = tmp_path / "IMG_1.HEIC"
     try:
@@ -747,11 +781,15 @@ def test_what_a_camera_makes_is_taken(visitor, tmp_path):
         pillow_heif.from_pillow(Image.open(MUG).convert("RGB").resize((640, 480))).save(photo)
         me.drop(photo)
         me.page.wait_for_selector("#picture-name:has-text('IMG_1.HEIC, 640 × 480')")
+        me.page.wait_for_selector("#status:has-text('say what it shows')")
+        assert me.sees("#status")
+    me.shot(f"heic-{width}")
     large = tmp_path / "large.tif"
     with large.open("wb") as file:
         file.truncate(64_000_001)
     me.drop(large)
     me.page.wait_for_selector("#status.error:has-text('large.tif is too large: at most 64 MB')")
+    assert me.sees("#status")
 
 
 def filmed(me: Visitor) -> Any:
@@ -762,8 +800,9 @@ def filmed(me: Visitor) -> Any:
     return found
 
 
-def test_mistakes_are_one_line_that_is_seen(visitor, tmp_path):
-    me = visitor()
+@WIDTHS
+def test_mistakes_are_one_line_that_is_seen(visitor, tmp_path, width, height):
+    me = visitor(width, height)
     me.welcomed()
     bad = tmp_path / "bad.png"
     bad.write_bytes(MUG.read_bytes()[:700])
@@ -776,6 +815,8 @@ def test_mistakes_are_one_line_that_is_seen(visitor, tmp_path):
     Image.new("RGB", (8000, 6000), "teal").save(large)
     me.drop(large)
     me.page.wait_for_selector("#status:has-text('scaled down')")
+    assert me.sees("#status") and me.sees("#compare", whole=False)
+    me.shot(f"large-{width}")
     me.page.fill("#source", "")
     assert "source prompt is empty" in me.edit() and me.sees("#status")
     evil = "a cat <img src=x onerror=document.title='owned'>"
@@ -1041,9 +1082,10 @@ def test_the_page_of_the_api_speaks_the_visitors_language(browser, locale, title
         assert server.wait(60) == 0
 
 
-def test_a_studio_that_was_ended_says_so_and_comes_back(visitor):
+@WIDTHS
+def test_a_studio_that_was_ended_says_so_and_comes_back(visitor, width, height):
     server, address = start("--port", "0")
-    me = visitor(address=address)
+    me = visitor(width, height, address=address)
     me.welcomed()
     me.steps(60)
     me.page.click("#edit")
@@ -1051,7 +1093,8 @@ def test_a_studio_that_was_ended_says_so_and_comes_back(visitor):
     server.kill()
     server.wait()
     me.page.wait_for_selector("#status.error:has-text('does not answer')")
-    assert not me.sees("#progress")  # no bar is left standing
+    assert not me.sees("#progress") and me.sees("#status")  # no bar is left standing
+    me.shot(f"ended-{width}")
     server, _ = start("--port", address.rstrip("/").rpartition(":")[2])
     try:
         me.page.wait_for_selector("#status:has-text('press Edit again')")
