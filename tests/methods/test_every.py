@@ -28,7 +28,7 @@ from tests import small
 from tests.models import flux
 
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
-STEPS = 4
+STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Row:
 
 # Settings of sage.inversion.anchors
 ANCHORED = dict(null_text_steps=2, null_text_rate=0.1, null_text_tolerance=10.0, negative_empty=0.4,
-                proximal_quantile=0.6, proximal_rate=0.5, proximal_below=600.0, proximal_margin=0, fixed_point_rounds=1,
+                proximal_quantile=0.6, proximal_rate=0.5, proximal_below=300.0, proximal_margin=0, fixed_point_rounds=1,
                 fixed_point_tolerance=0.1, fixed_point_damping=0.5)
 WITH_ANCHORS = {"negative_empty": dict(inversion="negative"),
                 **dict.fromkeys(("null_text_steps", "null_text_rate", "null_text_tolerance", "null_text_branches"),
@@ -94,7 +94,7 @@ ROWS = {
                     replace=None, replace_fraction=0.9, noise_fraction=0.3, reconstruction_mask_floor=0.2,
                     guidance_mask_floor=0.3, retries=1, most_spread=0.01, most_drift=0.01, fixed_point_rounds=1,
                     fixed_point_tolerance=0.1, fixed_point_damping=0.5),
-        beside={"most_spread": dict(retries=1), "most_drift": dict(retries=1, reweight={}),
+        beside={"most_spread": dict(retries=1), "most_drift": dict(retries=1, reweight={}, steps=4),
                 "retries": dict(most_spread=0.01), "decay": dict(guided_steps=4),
                 "spare": dict(cross_level=1, self_level=1),
                 **dict.fromkeys(exact.Implicit.names(), dict(inversion="fixed-point"))},
