@@ -1,9 +1,13 @@
-"""Films docs/first_minutes.md, a stranger at the studio: docs/first_minutes/*.webp, and docs/studio.png.
+"""Films docs/first_minutes.md, a stranger in a terminal and at the studio: docs/first_minutes/*.webp, docs/studio.png.
 
+    pip install pyte                    # a terminal without a screen
     python docs/make_film.py            # with the extras ui and browser, and Chromium; minutes
 """
 
+import html
 import io
+import os
+import pty
 import re
 import shutil
 import subprocess
@@ -12,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pyte
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -19,6 +24,9 @@ DOCS = Path(__file__).resolve().parent
 MUG = DOCS.parent / "examples" / "mug.png"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 WIDTH = 900  # pixels of a picture in the document
+COLUMNS = 100  # of the terminal
+TERMINAL = """<body style="margin: 0; background: #16181d">
+<pre style="margin: 0; padding: 22px; width: 860px; color: #d6d9e0; font: 14px/1.45 monospace">{}</pre>"""
 
 
 class Film:
@@ -38,9 +46,7 @@ class Film:
         if wrong := self.page.locator(".error:visible").all_inner_texts():
             raise RuntimeError(f"{name}: the page shows an error: {' '.join(wrong)}")
         image = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
-        small = image.resize((min(WIDTH, image.width), round(image.height * min(1, WIDTH / image.width))),
-                             Image.Resampling.LANCZOS)
-        small.save(DOCS / "first_minutes" / f"{name}.webp", quality=72, method=6)
+        keep(image, name)
         return image
 
     def bring(self, path: Path, said: str) -> None:
@@ -58,6 +64,49 @@ class Film:
             if i == 0:
                 self.page.mouse.down()
         self.page.mouse.up()
+
+
+def keep(image: Image.Image, name: str) -> None:
+    """As a file of the document, no wider than it shows."""
+    small = image.resize((min(WIDTH, image.width), round(image.height * min(1, WIDTH / image.width))),
+                         Image.Resampling.LANCZOS)
+    small.save(DOCS / "first_minutes" / f"{name}.webp", quality=72, method=6)
+
+
+def terminal(page: Any, name: str, command: str, folder: Path, answer: str = "") -> None:
+    """What a terminal shows once a command has ended.
+
+    Args:
+        folder: where it is run, with `sage` on the path.
+        answer: what is typed where it asks.
+    """
+    screen = pyte.Screen(COLUMNS, 60)
+    stream = pyte.ByteStream(screen)
+    stream.feed(f"$ {command}\r\n".encode())
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    child, end = pty.fork()
+    if child == 0:
+        os.chdir(folder)
+        os.execvpe("sh", ["sh", "-c", f"stty cols {COLUMNS}; exec {command}"], os.environ | {"PATH": path})
+    os.write(end, f"{answer}\n".encode() if answer else b"")
+    while True:
+        try:
+            stream.feed(os.read(end, 65536))
+        except OSError:  # it has ended
+            break
+    os.waitpid(child, 0)
+    page.set_content(TERMINAL.format(html.escape("\n".join(line.rstrip() for line in screen.display).rstrip())))
+    keep(Image.open(io.BytesIO(page.locator("pre").screenshot())).convert("RGB"), name)
+
+
+def shell(page: Any, folder: Path) -> None:
+    """What is seen in a terminal."""
+    shutil.copy(MUG, folder)
+    beach = "sage edit holiday.jpg --source 'a beach' --target 'a snowy beach'"
+    terminal(page, "make", "make edit", DOCS.parent)
+    terminal(page, "word", "sage edit mug.png --source 'a blue mug' --target 'a blue teapot' --model stilllife", folder)
+    terminal(page, "fetch", f"{beach} --model sd-1.5", folder, "n")
+    terminal(page, "doctor", "sage doctor", folder)
 
 
 def wide(film: Film, other: Path) -> None:
@@ -98,8 +147,9 @@ def main() -> None:
         address = re.search(r"http://\S+", server.stdout.readline())[0]
         with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
             chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-            other = Path(folder) / "fractal.jpg"
+            other = Path(folder) / "holiday.jpg"
             Image.effect_mandelbrot((640, 480), (-2, -1.2, 0.8, 1.2), 60).convert("RGB").save(other)
+            shell(chromium.new_page(viewport={"width": 904, "height": 400}), Path(folder))
             wide(Film(chromium.new_page(viewport={"width": 1280, "height": 860}), address), other)
             phone = Film(chromium.new_page(viewport={"width": 390, "height": 844}), address)
             phone.shot("phone")

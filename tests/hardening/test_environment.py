@@ -144,7 +144,8 @@ def test_an_upload_without_a_folder_for_what_is_temporary(picture, tmp_path, mon
 
     from sage.studio import service
     from sage.studio.api import api
-    monkeypatch.setattr(service, "load_model", lambda _: None)
+    model = small.make(tmp_path / "words").model
+    monkeypatch.setattr(service, "load_model", lambda _: model)
     studio = service.Studio(["stilllife"], folder=tmp_path / "studio")
     http = TestClient(api(studio))
 

@@ -201,7 +201,7 @@ ROWS = {
         beside=WITH_PRESERVATION, silent=OF_FLOWS),
     "eedit": Row(
         calls={"strength N / inv_skip + 2 strength N": (dict(inv_skip=2), 8, 0)},
-        base=dict(stop=2), plainly=dict(eta=1.0, stop=STEPS), bound="picture",
+        base=dict(stop=2), plainly=dict(eta=1.0, stop=4), bound="picture",
         others=dict(eta=0.3, gamma=0.2, start=1, stop=3, strength=0.5, source_guidance_scale=3.0, fwd_skip=2),
         beside={"source_guidance_scale": dict(invert_under="source"),
                 **dict.fromkeys(("whole_by", "reuse"), dict(steps=7, inv_skip=2, fresh_threshold=2))},
