@@ -24,7 +24,7 @@ DOCS = Path(__file__).resolve().parent
 MUG = DOCS.parent / "examples" / "mug.png"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 WIDTH = 900  # pixels of a picture in the document
-COLUMNS = 100  # of the terminal
+ROWS, COLUMNS = 50, 100  # of the terminal
 TERMINAL = """<body style="margin: 0; background: #16181d">
 <pre style="margin: 0; padding: 22px; width: 860px; color: #d6d9e0; font: 14px/1.45 monospace">{}</pre>"""
 
@@ -80,22 +80,25 @@ def terminal(page: Any, name: str, command: str, folder: Path, answer: str = "")
         folder: where it is run, with `sage` on the path.
         answer: what is typed where it asks.
     """
-    screen = pyte.Screen(COLUMNS, 60)
+    screen = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.ByteStream(screen)
     stream.feed(f"$ {command}\r\n".encode())
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     child, end = pty.fork()
     if child == 0:
         os.chdir(folder)
-        os.execvpe("sh", ["sh", "-c", f"stty cols {COLUMNS}; exec {command}"], os.environ | {"PATH": path})
-    os.write(end, f"{answer}\n".encode() if answer else b"")
+        os.execvpe("sh", ["sh", "-c", f"stty rows {ROWS} cols {COLUMNS}; exec {command}"], os.environ | {"PATH": path})
     while True:
         try:
             stream.feed(os.read(end, 65536))
         except OSError:  # it has ended
             break
+        if answer and screen.display[screen.cursor.y].rstrip().endswith("[y/N]"):
+            os.write(end, f"{answer}\n".encode())
+            answer = ""
     os.waitpid(child, 0)
-    page.set_content(TERMINAL.format(html.escape("\n".join(line.rstrip() for line in screen.display).rstrip())))
+    shown = "\n".join(line.rstrip() for line in screen.display).rstrip()
+    page.set_content(TERMINAL.format(html.escape(shown.replace(str(DOCS.parent), "~/sage"))))
     keep(Image.open(io.BytesIO(page.locator("pre").screenshot())).convert("RGB"), name)
 
 
