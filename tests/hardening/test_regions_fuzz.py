@@ -78,7 +78,7 @@ def test_regions_in_a_record_are_whole_or_refused(folder, data):
             changed["lora"] = [{"name": data.draw(files.TEXTS), "sha256": "", "scale": data.draw(files.NUMBERS)}]
         elif name == "scaled":
             size = data.draw(st.sampled_from(("0 x 0", "16 x 12", "99999 x 99999", "1 x 1", "\u0663 x \u0664", "x")))
-            changed["picture"] = changed["picture"] | {"scaled": size}
+            changed["picture"] = honest["picture"] | {"scaled": size}
         else:
             changed[data.draw(st.sampled_from(sorted(changed)))] = paste
     path = folder / "old.png"
