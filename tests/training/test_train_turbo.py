@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sage
+from sage.errors import ModelError
 from sage.models.sd.inversion import InversionNet, inversion_params
 from sage.sampling.levels import Level
 from sage.sampling.steps import Prediction, from_output
@@ -211,7 +212,13 @@ def test_a_student_shares_what_is_its_teachers_where_it_lies_beside_it(tmp_path,
     assert json.loads((beside / "shared.json").read_text()) == dict.fromkeys(export.KEPT, folder.name)
     assert not any((beside / part).exists() for part in export.KEPT)
     assert all((apart / part).is_dir() for part in export.KEPT) and not (apart / "shared.json").exists()
-    assert len({sage.load_model(place).fingerprint() for place in (beside, apart)}) == 1
+    again = beside.with_name("again")
+    export.export(beside, again, teacher, generator, network, {})  # whose teacher shares them itself
+    assert (again / "shared.json").read_text() == (beside / "shared.json").read_text()
+    assert len({sage.load_model(place).fingerprint() for place in (beside, apart, again)}) == 1
+    with pytest.raises(ModelError, match="is the teacher's own folder"):
+        export.export(folder, folder, teacher, generator, network, {})
+    sage.load_model(folder)  # nothing of it was lost
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from sage.auto import FILE as AUTO
+from sage.errors import ModelError
 from sage.models.folders import SHARED, Folder
 from sage.models.sd.inversion import InversionNet
 from sage.models.sd.loading import INVERSION
@@ -30,14 +31,19 @@ def export(given: Path, weights: Path, teacher: Teacher, student: UNet, inversio
         steps: that the inversion network was trained for, and so is asked for.
         given: the teacher's folder, of which the other parts are copied, or shared where it lies beside `weights`.
         history: what stands in training.json of how they were made.
+    Raises:
+        ModelError: the folder is the teacher's.
     """
+    if weights.resolve() == given.resolve():
+        raise ModelError(f"{weights} is the teacher's own folder: name another for the student")
+    places = {part: Folder(given).place(part).resolve() for part in KEPT}
     for part in KEPT:
         shutil.rmtree(weights / part, ignore_errors=True)
-    if given.resolve().parent == weights.resolve().parent:
-        write_json(weights / SHARED, dict.fromkeys(KEPT, given.resolve().name))
+    if all(place.parents[1] == weights.resolve().parent for place in places.values()):
+        write_json(weights / SHARED, {part: place.parent.name for part, place in places.items()})
     else:
-        for part in KEPT:
-            shutil.copytree(Folder(given).place(part), weights / part, dirs_exist_ok=True)
+        for part, place in places.items():
+            shutil.copytree(place, weights / part)
     for name in FILES:
         if (given / name).exists():
             shutil.copy(given / name, weights / name)
