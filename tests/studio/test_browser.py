@@ -162,6 +162,17 @@ class Visitor:
 WIDTHS = pytest.mark.parametrize("width, height", [(390, 844), (1280, 900), (1600, 900)])
 
 
+def one_behind_the_other(first: Visitor, second: Visitor) -> None:
+    """An edit of the first visitor is at work, long enough to see the second one wait for it."""
+    for me in (first, second):
+        me.describe(SOURCE, TARGET)
+        me.steps(60)
+    first.page.click("#edit")
+    first.page.wait_for_selector("#progress-words:has-text('step')")
+    second.page.click("#edit")
+    second.page.wait_for_selector("#progress-words:has-text('you are next')")
+
+
 def repeated(png: Path, picture: Path, out: Path) -> bool:
     """Whether `sage edit` makes the very same file from the settings inside."""
     assert cli.main(["edit", str(picture), "--config-from", str(png), "--out", str(out), "--quiet"]) == 0
@@ -225,16 +236,9 @@ def test_axe_finds_nothing_whatever_the_page_is_at(visitor, tmp_path, width, hei
         me.describe(SOURCE, "make it red")
         me.page.wait_for_selector("#words .meant")
         look("an instruction")
-        me.describe(SOURCE, TARGET)
-        me.steps(60)
-        other = visitor(address=address)  # whom the first has to wait for
+        other = visitor(address=address)
         other.bring_the_mug()
-        other.describe(SOURCE, TARGET)
-        other.steps(60)
-        other.page.click("#edit")
-        other.page.wait_for_selector("#progress-words:has-text('step')")
-        me.page.click("#edit")
-        me.page.wait_for_selector("#progress-words:has-text('you are next')")
+        one_behind_the_other(other, me)
         look("waiting")
         other.page.click("#cancel")
         me.page.wait_for_selector("#compare.working")
@@ -541,12 +545,7 @@ def test_two_visitors_wait_see_it_and_can_cancel(visitor, tmp_path, width, heigh
     first, second = visitor(), visitor(width, height)
     for me in (first, second):
         me.bring_the_mug()
-        me.describe(SOURCE, TARGET)
-        me.steps(60)
-    first.page.click("#edit")
-    first.page.wait_for_selector("#progress-words:has-text('step')")
-    second.page.click("#edit")
-    second.page.wait_for_selector("#progress-words:has-text('you are next')")
+    one_behind_the_other(first, second)
     second.page.locator("#progress").scroll_into_view_if_needed()
     assert second.sees("#progress") and second.sees("#cancel")
     second.shot(f"waiting-{width}")
