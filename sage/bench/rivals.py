@@ -199,12 +199,44 @@ def read_chosen(path: Path) -> Chosen:
         BenchmarkError: not there, or damaged.
     """
     try:
-        found = parse_json(read_plain(path, BenchmarkError, MAX_JSON).decode())
-        found.pop("score")
-        trials = tuple(Trial(**{**trial, "each": tuple(trial["each"])}) for trial in found.pop("trials"))
-        return Chosen(**{**found, "strengths": tuple(found["strengths"]), "trials": trials})
+        return _as_chosen(parse_json(read_plain(path, BenchmarkError, MAX_JSON).decode()))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BenchmarkError(f"{path} is damaged: remove it") from error
+
+
+def _as_chosen(found: Mapping[str, Any]) -> Chosen:
+    trials = tuple(Trial(**{**trial, "each": tuple(trial["each"])}) for trial in found["trials"])
+    rest = {name: value for name, value in found.items() if name not in ("score", "trials", "strengths")}
+    return Chosen(**rest, strengths=tuple(found["strengths"]), trials=trials)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an earlier comparison chose, from its chosen.json.
+
+    Attributes:
+        weights: the fingerprint of the model that it was chosen on.
+        protocol: that it was chosen by.
+        chosen: by rival.
+    """
+
+    weights: str
+    protocol: Mapping[str, Any]
+    chosen: Mapping[str, Chosen]
+
+
+def read_record(path: Path) -> Record:
+    """What `as_record` wrote.
+
+    Raises:
+        BenchmarkError: not there, or no such file.
+    """
+    try:
+        found = parse_json(read_plain(path, BenchmarkError, MAX_JSON).decode())
+        chosen = {str(name): _as_chosen(one) for name, one in found["rivals"].items()}
+        return Record(str(found["model"]["weights"]), dict(found["protocol"]), chosen)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BenchmarkError(f"{path} is no {CHOSEN} of a comparison: give the one that lies in its folder") from error
 
 
 # ---- the work of one process
@@ -232,7 +264,19 @@ class Worker:
             if strength else []
         chosen = Chosen(rival, method.title, first.but(**won).as_dict(), won, strength, tuple(curve),
                         "published" in method.presets, tuple(trials))
-        write_text(self.place.out / rival / CHOSEN, json.dumps(chosen.as_dict(), indent=1) + "\n")
+        _keep(self.place, chosen)
+
+    def outdated(self, chosen: Mapping[str, Chosen]) -> list[str]:
+        """Of what was chosen earlier the rivals whose search would try other settings now."""
+        def same(found: Chosen) -> bool:
+            method = find_method(found.rival)
+            try:
+                start(method, self.engine.model, self.place.protocol.steps).but(**found.settings)
+            except SettingsError:
+                return False
+            return all(set(trial.values) == set(space(method)) for trial in found.trials)
+
+        return [name for name, found in chosen.items() if not same(found)]
 
     def _trial(self, rival: str, first: Any, values: Values, leader: Trial | None) -> Trial:
         name = ",".join(f"{key}={value}" for key, value in values.items())
@@ -372,7 +416,7 @@ class Experiment:
 
 def compete(place: Place, make: Make, workers: int = 1, progress: Progress | None = None, memory: bool = True,
             say: Callable[[str], None] = lambda message: None,
-            so_far: Callable[[Experiment], None] = lambda found: None) -> Experiment:
+            so_far: Callable[[Experiment], None] = lambda found: None, record: Record | None = None) -> Experiment:
     """Search, test and measure, as far as it is not done.
 
     Args:
@@ -383,7 +427,9 @@ def compete(place: Place, make: Make, workers: int = 1, progress: Progress | Non
         memory: also measure the memory of one edit of each, in a process of its own.
         say: told beforehand what there is to do.
         so_far: given what there is when all have been tested at their settings.
+        record: what was chosen earlier, which is not searched again where the same would be tried.
     Raises:
+        BenchmarkError: the record is of another model or protocol.
         SageError: what stops the whole; a case that fails is a line.
     """
     pool = _Here(make) if workers <= 1 else _Pool(make, workers)
@@ -393,6 +439,8 @@ def compete(place: Place, make: Make, workers: int = 1, progress: Progress | Non
         names = about["rivals"]
         say(estimate(place, len(names)))
         _claim(place, about)
+        if record is not None:
+            _take(place, record, about, lambda chosen: pool.result(pool.submit(place, "outdated", chosen)), say)
         parts = min(-(-len(place.test.cases) // place.protocol.batch), 4 * workers)
         report, total = progress or (lambda phase, done, total: None), len(names) * (1 + 2 * parts) + parts
         found = [name for name in names if (place.out / name / CHOSEN).is_file()]
@@ -436,6 +484,30 @@ def _claim(place: Place, about: Mapping[str, Any]) -> None:
     claim(place.out / f"{RIVALS}.json", {"protocol": place.protocol.as_dict(), "engine": about["engine"],
                                          "tuning": [case.name for case in place.tuning.cases],
                                          "benchmarks": [b.mapping_hash() for b in (place.tuning, place.test)]})
+
+
+def _keep(place: Place, chosen: Chosen) -> None:
+    write_text(place.out / chosen.rival / CHOSEN, json.dumps(chosen.as_dict(), indent=1) + "\n")
+
+
+def _take(place: Place, record: Record, about: Mapping[str, Any],
+          outdated: Callable[[Mapping[str, Chosen]], list[str]], say: Callable[[str], None]) -> None:
+    """Put what was chosen earlier where a search would."""
+    if record.weights != about["engine"].get("weights"):
+        raise BenchmarkError("what was chosen earlier is of other weights: give the model that it was chosen on, or "
+                             "have it searched anew")
+    now = place.protocol.as_dict()
+    for name in ("steps", "trials", "aim"):
+        if record.protocol.get(name) != now[name]:
+            raise BenchmarkError(f"what was chosen earlier is of another protocol, {name} {record.protocol.get(name)} "
+                                 f"and not {now[name]}: have it searched anew")
+    known = {name: found for name, found in record.chosen.items() if name in about["rivals"] and name == found.rival}
+    anew = outdated(known)
+    for name, found in known.items():
+        if name not in anew and not (place.out / name / CHOSEN).exists():
+            _keep(place, found)
+    if missing := [name for name in about["rivals"] if name not in known or name in anew]:
+        say(f"to be searched, since nothing was chosen earlier or their settings are others now: {', '.join(missing)}")
 
 
 class _Here:

@@ -90,6 +90,7 @@ full and in short.  Killed, it goes on.  It writes
 docs/rivals.md tells the rest.
 
   sage bench stilllife --experiment {RIVALS} --quick --out runs/rivals
+  sage bench stilllife --experiment {RIVALS} --quick --out runs/rivals --chosen earlier/{CHOSEN}
   sage bench piebench  --experiment {RIVALS} --data PIE-Bench --extractors hub --out runs/rivals-pie
 """
 SMALL_WORLD, REGIONAL = ("stilllife", "places"), ("places", "dragbench", "tficon")  # rendered; putting things elsewhere
@@ -157,6 +158,8 @@ def _add_bench(parser: argparse.ArgumentParser, benchmark: str, batch: int, mode
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="precision [float16 on cuda, else float32]")
     add("--trials", metavar="N", type=int, default=TRIALS, help=f"of the search for each method's settings, with "
         f"--experiment {RIVALS} [{TRIALS}]")
+    add("--chosen", metavar="FILE", type=Path, help=f"with --experiment {RIVALS}: what an earlier comparison chose, "
+        f"its {CHOSEN}, in place of a search")
     add("--batch", metavar="N", type=int, help=f"cases that are edited together [{batch}; {BATCH} with --experiment "
         f"{RIVALS}; 1 with one that tells seconds: {', '.join(e.name for e in EXPERIMENTS.values() if e.timed)}]")
     add("--shard", metavar="I/N", type=_shard, default=(1, 1), help="do the I-th of N parts, all into the same DIR")
@@ -204,6 +207,8 @@ def run_bench(args: argparse.Namespace) -> int:
     if RIVALS in (args.experiment or ()):
         from sage.commands.rivals import run_rivals
         return run_rivals(args)
+    if args.chosen:
+        raise SettingsError(f"--chosen is for --experiment {RIVALS}: leave it out")
     experiments = [experiment(name) for name in args.experiment or ()]
     timed = any(e.timed for e in experiments)
     args.models = dict(args.models) if args.models else None

@@ -27,6 +27,7 @@ from sage.bench.rivals import (
     as_auto,
     compete,
     in_turn,
+    read_record,
     split,
 )
 from sage.bench.rivals_page import AUTO, RECORD, write_all
@@ -52,6 +53,7 @@ def run_rivals(args: argparse.Namespace) -> int:
     if args.benchmark not in ("stilllife", "piebench"):
         raise SettingsError(f"--experiment {RIVALS} is for stilllife and piebench: {args.benchmark} asks for what no "
                             "prompt says")
+    record = read_record(args.chosen) if args.chosen else None
     out, processors = Path(args.out), os.cpu_count() or 1
     args.batch = args.batch or BATCH
     with Progress(not args.quiet and sys.stderr.isatty(), unit="task", resumes=True) as bar:
@@ -62,7 +64,7 @@ def run_rivals(args: argparse.Namespace) -> int:
                        args.extractors)
         few = len(test.cases) <= QUICK * len(test.kinds)
         place = Place(out, tuning, test, Protocol(0, args.trials, FEW_POINTS if few else POINTS, args.batch))
-        found = compete(place, make, workers, bar, say=_say, so_far=lambda found: _say(
+        found = compete(place, make, workers, bar, record=record, say=_say, so_far=lambda found: _say(
             f"tables, without other strengths and published settings, are in {_written(args, found)[0]}"))
     return _tell(args, found)
 

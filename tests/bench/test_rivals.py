@@ -26,6 +26,7 @@ from sage.bench.rivals import (
     compete,
     in_turn,
     read_chosen,
+    read_record,
     score,
     split,
 )
@@ -176,6 +177,45 @@ def experiment(folder, known, tmp_path_factory):
     early_table = markdown(early[0], {})
     assert "| p2p |" in early_table and "p2p:published" not in early_table
     return found
+
+
+@pytest.mark.slow
+def test_what_was_chosen_earlier_is_not_searched_again_where_it_still_fits(folder, known, tmp_path, monkeypatch):
+    monkeypatch.setattr(rivals, "able", lambda task: ("sage", "sdedit"))
+    first, said = compete(place(tmp_path / "first", known), maker(folder)), []
+    monkeypatch.setattr(rivals, "able", lambda task: ("sage", "sdedit", "plain"))  # one is new
+    record = read_record(tmp_path / "first/chosen.json")
+    again = compete(place(tmp_path / "again", known), maker(folder), say=said.append, record=record)
+    assert {name: again.chosen[name] for name in first.chosen} == first.chosen
+    assert "to be searched" in said[1] and said[1].endswith(": plain")
+    assert not lines_of(tmp_path / "again/sage/tuning") and lines_of(tmp_path / "again/plain/tuning")
+    assert [line.scores["outside_psnr"] for line in again.lines if line.configuration == "sage"] == [
+        line.scores["outside_psnr"] for line in first.lines if line.configuration == "sage"]
+    # A search that would try another setting now, and one whose setting is gone, are made anew.
+    sage_values = record.chosen["sage"].trials[0].values
+    fewer = replace(record.chosen["sage"], trials=tuple(
+        replace(t, values={"guidance_scale": sage_values["guidance_scale"]}) for t in record.chosen["sage"].trials))
+    gone = replace(record.chosen["sdedit"], settings={**record.chosen["sdedit"].settings, "gone": 1})
+    here = rivals.Worker(again.place, *maker(folder)())
+    assert here.outdated({**record.chosen, "sage": fewer, "sdedit": gone}) == ["sage", "sdedit"]
+    assert here.outdated(record.chosen) == []
+    for other, why in ((replace(record, weights="0"), "other weights"),
+                       (replace(record, protocol={**record.protocol, "steps": 50}), "steps 50 and not 2")):
+        with pytest.raises(BenchmarkError, match=why):
+            compete(place(tmp_path / "other", known), maker(folder), record=other)
+
+
+@pytest.mark.parametrize("text", [
+    "", "{}", "[]", '{"rivals": {}}', '{"rivals": {"sage": 1}, "model": {}, "protocol": {}}',
+    '{"rivals": [], "model": {"weights": "a"}, "protocol": {}}'])
+def test_what_is_no_record_is_one_line(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("chosen.json").write_text(text)
+    command = ["bench", "stilllife", "--experiment", "rivals", "--quiet", "--out", "out", "--chosen", "chosen.json"]
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert "chosen.json is no chosen.json of a comparison" in err and err.count("\n") == 1
+    assert not Path("out").exists()
 
 
 @pytest.mark.slow
@@ -368,6 +408,7 @@ def test_the_front_is_of_those_that_no_other_beats_in_both():
     (["stilllife", "--experiment", "loss"], "leave out the other experiments"),
     (["stilllife", "--shard", "1/2"], "leave out --shard"),
     (["stilllife", "--models", "student=x"], "leave out --models"),
+    (["stilllife", "--chosen", "gone.json"], "gone.json"),
     (["stilllife", "--engine", "ray"], "leave out --engine ray"),
     (["stilllife", "--tuning"], "leave out --tuning"), (["stilllife", "--trials", "0"], "--trials is 0"),
     (["magicbrush", "--data", "x"], "is for stilllife and piebench"), (["piebench", "--data", "x"], "no benchmark")])
