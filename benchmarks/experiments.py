@@ -57,13 +57,15 @@ def main() -> None:
              "machine to themselves")
     add("--run", type=Path, default=Path("runs/experiments"), help="where the runs live [runs/experiments]")
     add("--out", type=Path, default=Path("benchmarks/results/stilllife"), help="where tables and figures are written")
+    add("--model", default="stilllife", help="a name or a folder, such as what `make train ARGS=--noisy-captions` "
+        "writes; a run is of one model [stilllife]")
     add("--each", metavar="N", type=int, default=EDITS, help=f"edits of each kind, each in two wordings [{EDITS}]")
     add("--processes", metavar="N", type=int, default=os.cpu_count(), help="at work side by side, a thread each")
     args = parser.parse_args()
     experiments = [experiment(name) for name in args.only]
     benchmark = write_stilllife(args.run / "benchmark", args.each, workers=args.processes, wordings=WORDINGS)
     with get_context("spawn").Pool(args.processes, end_with_parent) as pool:
-        jobs = [(args.run, args.only, i, args.processes) for i in range(1, args.processes + 1)]
+        jobs = [(args.run, args.model, args.only, i, args.processes) for i in range(1, args.processes + 1)]
         pool.starmap(work, jobs, chunksize=1)
     lines = read_manifests(args.run)
     for e in experiments:
@@ -76,11 +78,11 @@ def names(experiments: Sequence[Experiment]) -> list[str]:
     return list(dict.fromkeys([*BOUNDS, *(name for e in experiments for name in e.configurations)]))
 
 
-def work(run: Path, only: Sequence[str], part: int, parts: int) -> None:
+def work(run: Path, model: str, only: Sequence[str], part: int, parts: int) -> None:
     """One process's part of the runs."""
     torch.set_num_threads(1)
     benchmark = read_benchmark(run / "benchmark")
-    engine = ModelEngine(sage.load_model("stilllife", device="cpu"))
+    engine = ModelEngine(sage.load_model(model, device="cpu"))
     with Progress(part == 1, unit="case", resumes=True) as bar:
         run_configurations(benchmark, [configuration(name) for name in names([experiment(n) for n in only])], engine,
                            run, batch=10, shard=(part, parts), extractors=load_encoder().extractors(), progress=bar)

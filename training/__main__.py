@@ -65,8 +65,10 @@ def main() -> None:
         export_flow(args.out, weights)
         print(weights)
     elif args.only is None:
-        weights = args.weights or (args.out / "noisy" if args.noisy_captions else Path("weights/stilllife"))
-        export(args.out, weights, course.name)
+        shipped = Path("weights/stilllife")
+        weights = args.weights or (args.out / "noisy" if args.noisy_captions else shipped)
+        # Compared with the model that it comes from, it is at the same settings.
+        export(args.out, weights, course.name, (args.of or shipped) if args.noisy_captions else None)
         print(weights)
 
 

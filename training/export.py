@@ -20,6 +20,8 @@ from training import tokenizer
 from training.data import SIDE
 from training.networks import CLEAN, FLOW_SCHEDULE, FLOWING, SCHEDULE, assemble, assemble_flow
 
+SETTINGS = "settings.json"
+
 
 def unet_config(p: UNetParams, latent_side: int) -> dict:
     cross = ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in p.attention]
@@ -78,17 +80,20 @@ def flow_config(p: FlowParams) -> dict:
         "base_image_seq_len": p.base_tokens, "max_image_seq_len": p.max_tokens}
 
 
-def export(out: Path, weights: Path, course: str = CLEAN) -> None:
+def export(out: Path, weights: Path, course: str = CLEAN, settings_of: Path | None = None) -> None:
     """Write the model trained under `out` into the folder `weights`, replacing the networks there.
 
     Args:
         course: the training whose UNet and text encoder are written.
+        settings_of: a model whose settings are recommended for it where the folder has none.
     """
     model = assemble(out, course)
     networks = {"unet": (model.unet, unet_config(model.unet.params, SIDE // model.vae.factor)),
                 "vae": (model.vae, vae_config(model.vae.params, SIDE)),
                 "text_encoder": (model.text, text_config(model.text.params))}
     _write(out, weights, networks, scheduler_config(SCHEDULE), course)
+    if settings_of is not None and not (weights / SETTINGS).exists() and (settings_of / SETTINGS).is_file():
+        shutil.copy(settings_of / SETTINGS, weights / SETTINGS)
 
 
 def export_flow(out: Path, weights: Path) -> None:
@@ -98,8 +103,8 @@ def export_flow(out: Path, weights: Path) -> None:
                 "vae": (model.vae, vae_config(model.vae.params, SIDE)),
                 "text_encoder": (model.text, text_config(model.text.params))}
     _write(out, weights, networks, flow_config(FLOW_SCHEDULE), FLOWING)
-    if not (weights / "settings.json").exists():
-        write_json(weights / "settings.json", {"generate/plain": {"steps": 25, "guidance_scale": 3.0}})
+    if not (weights / SETTINGS).exists():
+        write_json(weights / SETTINGS, {"generate/plain": {"steps": 25, "guidance_scale": 3.0}})
 
 
 def _write(out: Path, weights: Path, networks: Mapping[str, tuple[nn.Module, dict]], scheduler: dict,

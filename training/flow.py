@@ -26,7 +26,7 @@ from training.captions import Captioner
 from training.diffusion import latents
 
 FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-PEAK, WARMUP = 1e-3, 4_000  # learning rate, and the samples until it is reached
+PEAK, WARMUP = 4e-4, 4_000  # learning rate, and the samples until it is reached
 MEAN, UNIFORM = 0.75, 0.25  # of logit t, and the share of the times that are spread evenly
 
 

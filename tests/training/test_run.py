@@ -214,8 +214,10 @@ def test_from_pictures_to_an_edit(tmp_path, words, small):
 
     noisy = diffusion.train(out, outer, 1000, 32, diffusion.NOISY)
     assert noisy.done == 32 and noisy.numbers == parts.numbers
-    export.export(out, tmp_path / "noisy", diffusion.NOISY.name)
+    export.write_json(tmp_path / "model/settings.json", {"sage": {"steps": 3, "self_level": 0, "cross_level": 0}})
+    export.export(out, tmp_path / "noisy", diffusion.NOISY.name, settings_of=tmp_path / "model")
     again = sage.load_model(tmp_path / "noisy")
+    assert sage.method("sage").recommended(again).steps == 3
     assert not torch.equal(again.unet.conv_out.weight, model.unet.conv_out.weight)
     assert torch.equal(again.vae.decoder.conv_in.weight, model.vae.decoder.conv_in.weight)
 
