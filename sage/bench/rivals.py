@@ -501,12 +501,12 @@ def _take(place: Place, record: Record, about: Mapping[str, Any],
         if record.protocol.get(name) != now[name]:
             raise BenchmarkError(f"what was chosen earlier is of another protocol, {name} {record.protocol.get(name)} "
                                  f"and not {now[name]}: have it searched anew")
-    known = {name: found for name, found in record.chosen.items() if name in about["rivals"] and name == found.rival}
+    wanted = [name for name in about["rivals"] if not (place.out / name / CHOSEN).exists()]
+    known = {name: found for name in wanted if (found := record.chosen.get(name)) and found.rival == name}
     anew = outdated(known)
-    for name, found in known.items():
-        if name not in anew and not (place.out / name / CHOSEN).exists():
-            _keep(place, found)
-    if missing := [name for name in about["rivals"] if name not in known or name in anew]:
+    for name in known.keys() - anew:
+        _keep(place, known[name])
+    if missing := [name for name in wanted if name not in known or name in anew]:
         say(f"to be searched, since nothing was chosen earlier or their settings are others now: {', '.join(missing)}")
 
 
