@@ -18,28 +18,26 @@ Killed at any moment and started again it goes on; once all are tested at their 
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sage.bench.cases import Benchmark, Case
-from sage.bench.configs import CONFIGURATIONS, EXPLICIT, Configuration
+from sage.bench.chosen import CHOSEN, Chosen, Record, configuration, read_chosen, write_chosen
+from sage.bench.configs import CONFIGURATIONS, Configuration
 from sage.bench.experiments import BOUNDS
 from sage.bench.files import MAX_JSON, BenchmarkError, write_text
 from sage.bench.machine import machine, peak_memory
 from sage.bench.metrics import Extractors, Metric
-from sage.bench.runner import Engine, Progress, claim, read_manifests, run
+from sage.bench.runner import Progress, claim, read_manifests, run
 from sage.bench.scoring import DONE, Line
 from sage.bench.search import Trial, Values, best, race, search, space, start, strengths, whole_numbers
 from sage.bench.tables import Comparison, Results
-from sage.errors import SageError, SettingsError
+from sage.bench.tasks import Processes, tasks
+from sage.errors import SettingsError
 from sage.files import parse_json, read_plain
-from sage.machine.workers import end_with_parent
 from sage.method import able
 from sage.method import method as find_method
 
@@ -50,7 +48,7 @@ POINTS, FEW_POINTS = 3, 2  # strengths on a curve beside the chosen one; with fe
 TUNED = 2  # cases of each kind that settings are chosen on
 PARTS = 2  # of them, at least, so that a trial can be given up
 OURS, RECOMMENDED, PLAIN = "sage", "recommended", "plain"
-CHOSEN, COST, TUNING, TEST, EVERYONE = "chosen.json", "cost.json", "tuning", "test", "bounds"
+COST, TUNING, TEST, EVERYONE = "cost.json", "tuning", "test", "bounds"
 REFERENCES = (*BOUNDS, RECOMMENDED)
 BACKWARD = 2  # forward passes that a way back through the network counts for
 
@@ -130,115 +128,6 @@ def score(line: Line, aim: Mapping[str, float]) -> float:
     return sum(weight * value for weight, value in found) / total if line.status == DONE and total else 0.0
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """What the search of one rival came to.
-
-    Attributes:
-        settings: all of them, as plain values.
-        values: of those that were searched.
-        strengths: the setting that is its strength, and the values of its curve.
-        published: whether there are published settings.
-    """
-
-    rival: str
-    title: str
-    settings: Values
-    values: Values
-    strength: str
-    strengths: tuple[Any, ...]
-    published: bool
-    trials: tuple[Trial, ...]
-
-    @property
-    def label(self) -> str:
-        """What it is called in tables: its name, or method=NAME where a configuration has the same."""
-        return f"{EXPLICIT if self.rival in CONFIGURATIONS else ''}{self.rival}"
-
-    @cached_property
-    def curve(self) -> dict[str, Any]:
-        """The rows along its strength by their labels, from the weakest on; the chosen one is among them."""
-        here = self.settings.get(self.strength)
-        values = sorted({*self.strengths, here}) if self.strengths else []
-        return {self.label if v == here else f"{self.label}:{self.strength}={v:g}": v for v in values}
-
-    @property
-    def as_published(self) -> str:
-        return f"{self.label}:published"
-
-    @property
-    def itself(self) -> Configuration:
-        """As it was chosen."""
-        return _configuration(self.label, self.rival, self.settings)
-
-    def others(self) -> list[Configuration]:
-        """What is tested of it besides: other strengths, and the published settings."""
-        made = [_configuration(label, self.rival, {**self.settings, self.strength: value})
-                for label, value in self.curve.items() if label != self.label]
-        if self.published:
-            length = {name: self.settings[name] for name in ("steps",) if name in self.settings}
-            made.append(Configuration(self.as_published, "its published settings, in as many steps", base="published",
-                                      changes=length, words="benchmark", method=self.rival))
-        return made
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**{name: getattr(self, name) for name in ("rival", "title", "values", "strength", "published",
-                                                          "settings")},
-                "strengths": list(self.strengths), "score": best(self.trials).score,
-                "trials": [trial.as_dict() for trial in self.trials]}
-
-
-def _configuration(label: str, rival: str, settings: Values) -> Configuration:
-    return Configuration(label, find_method(rival).title, changes=dict(settings), method=rival)
-
-
-def read_chosen(path: Path) -> Chosen:
-    """What `Chosen.as_dict` gave, from a file.
-
-    Raises:
-        BenchmarkError: not there, or damaged.
-    """
-    try:
-        return _as_chosen(parse_json(read_plain(path, BenchmarkError, MAX_JSON).decode()))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BenchmarkError(f"{path} is damaged: remove it") from error
-
-
-def _as_chosen(found: Mapping[str, Any]) -> Chosen:
-    trials = tuple(Trial(**{**trial, "each": tuple(trial["each"])}) for trial in found["trials"])
-    rest = {name: value for name, value in found.items() if name not in ("score", "trials", "strengths")}
-    return Chosen(**rest, strengths=tuple(found["strengths"]), trials=trials)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What an earlier comparison chose, from its chosen.json.
-
-    Attributes:
-        weights: the fingerprint of the model that it was chosen on.
-        protocol: that it was chosen by.
-        chosen: by rival.
-    """
-
-    weights: str
-    protocol: Mapping[str, Any]
-    chosen: Mapping[str, Chosen]
-
-
-def read_record(path: Path) -> Record:
-    """What `as_record` wrote.
-
-    Raises:
-        BenchmarkError: not there, or no such file.
-    """
-    try:
-        found = parse_json(read_plain(path, BenchmarkError, MAX_JSON).decode())
-        chosen = {str(name): _as_chosen(one) for name, one in found["rivals"].items()}
-        return Record(str(found["model"]["weights"]), dict(found["protocol"]), chosen)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BenchmarkError(f"{path} is no {CHOSEN} of a comparison: give the one that lies in its folder") from error
-
-
 # ---- the work of one process
 
 
@@ -264,7 +153,7 @@ class Worker:
             if strength else []
         chosen = Chosen(rival, method.title, first.but(**won).as_dict(), won, strength, tuple(curve),
                         "published" in method.presets, tuple(trials))
-        _keep(self.place, chosen)
+        write_chosen(self.place.out / rival / CHOSEN, chosen)
 
     def outdated(self, chosen: Mapping[str, Chosen]) -> list[str]:
         """Of what was chosen earlier the rivals whose search would try other settings now."""
@@ -284,7 +173,7 @@ class Worker:
             settings = first.but(**values).as_dict()
         except SettingsError:  # each is possible, and both together are not
             return Trial(values, None)
-        return race(values, self._scores(rival, _configuration(f"{rival}:{name}", rival, settings)), leader)
+        return race(values, self._scores(rival, configuration(f"{rival}:{name}", rival, settings)), leader)
 
     def _scores(self, rival: str, configuration: Configuration) -> Iterator[list[float | None]]:
         """What a configuration makes of the tuning cases, part by part."""
@@ -324,21 +213,8 @@ class Worker:
                 "machine": machine(self.engine.describe().get("device", "cpu"))}
 
 
-_networks: tuple[Engine, Extractors] | None = None
-
-
-def _start_worker(make: Make) -> None:
-    global _networks
-    end_with_parent()
-    _networks = make()
-
-
-def _work(place: Place, task: str, *arguments: Any) -> Any:
-    """A task in a process of a pool; what is wrong with it goes back as a value, to be raised there."""
-    try:
-        return getattr(Worker(place, *_networks), task)(*arguments)
-    except SageError as error:
-        return error
+def _work(networks: tuple[Any, Extractors], place: Place, task: str, *arguments: Any) -> Any:
+    return getattr(Worker(place, *networks), task)(*arguments)
 
 
 # ---- the whole
@@ -432,23 +308,22 @@ def compete(place: Place, make: Make, workers: int = 1, progress: Progress | Non
         BenchmarkError: the record is of another model or protocol.
         SageError: what stops the whole; a case that fails is a line.
     """
-    pool = _Here(make) if workers <= 1 else _Pool(make, workers)
-    with pool:
-        about = pool.result(pool.submit(place, "about"))
+    with tasks(make, workers) as pool:
+        about = pool.result(pool.submit(_work, place, "about"))
         place = replace(place, protocol=replace(place.protocol, steps=about["steps"], aim=about["aim"]))
         names = about["rivals"]
         say(estimate(place, len(names)))
         _claim(place, about)
         if record is not None:
-            _take(place, record, about, lambda chosen: pool.result(pool.submit(place, "outdated", chosen)), say)
+            _take(place, record, about, lambda chosen: pool.result(pool.submit(_work, place, "outdated", chosen)), say)
         parts = min(-(-len(place.test.cases) // place.protocol.batch), 4 * workers)
         report, total = progress or (lambda phase, done, total: None), len(names) * (1 + 2 * parts) + parts
         found = [name for name in names if (place.out / name / CHOSEN).is_file()]
-        waiting = {pool.submit(place, "find", name): name for name in names if name not in found}
+        waiting = {pool.submit(_work, place, "find", name): name for name in names if name not in found}
         tested, done = [EVERYONE, *found], len(found)
         for others in (False, True):
             while waiting or tested:
-                waiting |= {pool.submit(place, "test", name, others, (i, parts)): "" for name in tested
+                waiting |= {pool.submit(_work, place, "test", name, others, (i, parts)): "" for name in tested
                             for i in range(1, parts + 1)}
                 task = pool.next(waiting)
                 pool.result(task)
@@ -486,10 +361,6 @@ def _claim(place: Place, about: Mapping[str, Any]) -> None:
                                          "benchmarks": [b.mapping_hash() for b in (place.tuning, place.test)]})
 
 
-def _keep(place: Place, chosen: Chosen) -> None:
-    write_text(place.out / chosen.rival / CHOSEN, json.dumps(chosen.as_dict(), indent=1) + "\n")
-
-
 def _take(place: Place, record: Record, about: Mapping[str, Any],
           outdated: Callable[[Mapping[str, Chosen]], list[str]], say: Callable[[str], None]) -> None:
     """Put what was chosen earlier where a search would."""
@@ -505,69 +376,16 @@ def _take(place: Place, record: Record, about: Mapping[str, Any],
     known = {name: found for name in wanted if (found := record.chosen.get(name)) and found.rival == name}
     anew = outdated(known)
     for name in known.keys() - anew:
-        _keep(place, known[name])
+        write_chosen(place.out / name / CHOSEN, known[name])
     if missing := [name for name in wanted if name not in known or name in anew]:
         say(f"to be searched, since nothing was chosen earlier or their settings are others now: {', '.join(missing)}")
 
 
-class _Here:
-    """This process, in which a task is done when its result is asked for."""
-
-    def __init__(self, make: Make):
-        self.networks = make()
-
-    def __enter__(self) -> "_Here":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        pass
-
-    def submit(self, place: Place, task: str, *arguments: Any) -> Any:
-        return _Task(lambda: getattr(Worker(place, *self.networks), task)(*arguments))
-
-    def next(self, tasks: Any) -> Any:
-        return next(iter(tasks))
-
-    def result(self, task: Any) -> Any:
-        return task.work()
-
-
-@dataclass(frozen=True, eq=False)
-class _Task:
-    work: Callable[[], Any]
-
-
-class _Pool:
-    """Several processes, each with a model of its own."""
-
-    def __init__(self, make: Make, workers: int):
-        self.pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (make,))
-
-    def __enter__(self) -> "_Pool":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.pool.shutdown(cancel_futures=True)
-
-    def submit(self, place: Place, task: str, *arguments: Any) -> Future:
-        return self.pool.submit(_work, place, task, *arguments)
-
-    def next(self, futures: Any) -> Future:
-        return next(as_completed(futures))
-
-    def result(self, future: Future) -> Any:
-        found = future.result()
-        if isinstance(found, SageError):
-            raise found
-        return found
-
-
 def _measure(place: Place, make: Make, names: Sequence[str], workers: int) -> None:
     """The cost of each, in a process that has done nothing else."""
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (make,), max_tasks_per_child=1) as pool:
+    with Processes(make, workers, alone=True) as pool:
         for task in [pool.submit(_work, place, "cost", name) for name in names]:
-            if isinstance(error := task.result(), SageError):
-                raise error
+            pool.result(task)
 
 
 # ---- what came of it

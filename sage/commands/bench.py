@@ -15,6 +15,7 @@ from shutil import get_terminal_size
 
 from sage.bench import places, tables
 from sage.bench.cases import MAPPING, WORDINGS, Benchmark, read_benchmark
+from sage.bench.chosen import CHOSEN
 from sage.bench.configs import CONFIGURATIONS, DEFAULT, REGION_DEFAULT, Configuration, configuration
 from sage.bench.experiments import BOUNDS, EXPERIMENTS, MODELS, OPTIONAL, REGION_BOUNDS, Experiment, experiment
 from sage.bench.files import BenchmarkError, write_text
@@ -23,7 +24,7 @@ from sage.bench.magicbrush import SESSIONS, Turn, final_turns, is_magicbrush, re
 from sage.bench.metrics import Extractors
 from sage.bench.regions import POINTS, WHERE, read_dragbench, read_tficon
 from sage.bench.report import REPORT, write_report
-from sage.bench.rivals import BATCH, CHOSEN, RIVALS, TRIALS
+from sage.bench.rivals import BATCH, RIVALS, TRIALS
 from sage.bench.rivals import TITLE as RIVALS_TITLE
 from sage.bench.rivals_page import AUTO, PAGE, SHEET
 from sage.bench.rivals_page import RECORD as RIVALS_RECORD

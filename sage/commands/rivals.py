@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sage.bench import tables
 from sage.bench.cases import Benchmark, read_benchmark
+from sage.bench.chosen import read_record
 from sage.bench.files import MAX_JSON, BenchmarkError, write_text
 from sage.bench.machine import today, versions
 from sage.bench.report import REPORT, write_report
@@ -27,7 +28,6 @@ from sage.bench.rivals import (
     as_auto,
     compete,
     in_turn,
-    read_record,
     split,
 )
 from sage.bench.rivals_page import AUTO, RECORD, write_all

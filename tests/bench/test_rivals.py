@@ -12,12 +12,12 @@ import sage
 from sage.auto import recorded
 from sage.bench import rivals
 from sage.bench.cases import read_benchmark, write_mapping
+from sage.bench.chosen import CHOSEN, Chosen, read_chosen, read_record
 from sage.bench.engine import ModelEngine
 from sage.bench.files import BenchmarkError
 from sage.bench.frontier import Curve, Frontier, ticks
 from sage.bench.metrics import Extractors
 from sage.bench.rivals import (
-    Chosen,
     Experiment,
     Place,
     Protocol,
@@ -25,8 +25,6 @@ from sage.bench.rivals import (
     as_auto,
     compete,
     in_turn,
-    read_chosen,
-    read_record,
     score,
     split,
 )
@@ -271,7 +269,7 @@ def test_a_method_with_sages_loss_competes_beside_itself_and_is_searched_with_it
 
 def find(worker, rival):
     worker.find(rival)
-    return read_chosen(worker.place.out / rival / rivals.CHOSEN)
+    return read_chosen(worker.place.out / rival / CHOSEN)
 
 
 # ---- what is made large

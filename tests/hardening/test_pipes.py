@@ -16,10 +16,10 @@ from sage import pictures
 from sage.batch.manifest import Manifest
 from sage.batch.table import read_table
 from sage.bench.cases import read_benchmark
+from sage.bench.chosen import read_chosen
 from sage.bench.extractors import CLIP_B32, PROTOCOLS, _found
 from sage.bench.magicbrush import read_magicbrush
 from sage.bench.rivals import _memory as memory_of
-from sage.bench.rivals import read_chosen
 from sage.bench.runner import claim, read_manifests
 from sage.bench.stilllife import write_stilllife
 from sage.commands import main as cli
