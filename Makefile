@@ -5,6 +5,8 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 BIN := .venv/bin
 READY := .venv/ready
 TESTING := .venv/testing
+# Most of what is installed is never imported, and compiling it takes a third of the time.
+INSTALL := $(BIN)/pip install --no-compile
 
 # Where no GPU is seen, torch is taken without CUDA, 5 GB less; `TORCH_INDEX=` takes what pip finds by itself.
 HAS_GPU := $(wildcard /dev/nvidia0 /dev/nvhost-gpu /dev/dxg)$(shell command -v nvidia-smi)
@@ -41,13 +43,13 @@ $(READY): pyproject.toml constraints.txt
 	    { echo "Python 3.11 or later is needed: make setup PYTHON=/path/to/python3" >&2; exit 2; }
 	@echo "making .venv, once, some minutes: $(DISK)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --retries 1 --constraint constraints.txt $(addprefix --extra-index-url=,$(TORCH_INDEX)) torch
-	$(BIN)/pip install --constraint constraints.txt --editable .
+	$(INSTALL) --retries 1 --constraint constraints.txt $(addprefix --extra-index-url=,$(TORCH_INDEX)) torch
+	$(INSTALL) --constraint constraints.txt --editable .
 	@touch $@
 
 $(TESTING): $(READY)
 	@echo "adding what tests and lint need to .venv: 0.4 GB of disk"
-	$(BIN)/pip install --constraint constraints.txt --editable '.[test,lint,ui,docs]'
+	$(INSTALL) --constraint constraints.txt --editable '.[test,lint,ui,docs]'
 	@touch $@
 
 .picture-named:  # before anything is installed

@@ -386,7 +386,7 @@ def test_a_trajectory_from_a_file_gives_what_a_fresh_one_gives(model, edited, na
 
 
 def _swept() -> list[Any]:
-    """What methods share is swept on the first that has it, and on the others with the slow tests."""
+    """One other value of each setting; of what methods share on the first that has it. All else is slow."""
     swept, first = [], dict[tuple[type, str], str]()
     for name in names():
         owner, row = sage.method(name).Settings, ROWS[name]
@@ -400,7 +400,7 @@ def _swept() -> list[Any]:
             told_by = next(c for c in owner.__mro__ if f.name in vars(c).get("__annotations__", {}))
             late = values and first.setdefault((told_by, f.name), name) != name
             swept += [pytest.param(name, f.name, value, id=f"{name}-{f.name}={value}",
-                                   marks=[pytest.mark.slow] if late else []) for value in values]
+                                   marks=[pytest.mark.slow] if late or value != values[0] else []) for value in values]
     return swept
 
 

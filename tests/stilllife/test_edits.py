@@ -1,4 +1,5 @@
 import re
+from functools import cache
 
 import numpy as np
 import pytest
@@ -23,14 +24,19 @@ ALLOWED = {
 COUNT = {0: 2, 2: 2, 3: 2}
 
 
+@cache
+def cases_of(kind, somewhere):
+    return [edit_case(kind, seed, varied=somewhere) for seed in SEEDS]
+
+
 @pytest.fixture(scope="module", params=range(len(KINDS)), ids=KINDS)
 def cases(request):
-    return request.param, [edit_case(request.param, seed) for seed in SEEDS]
+    return request.param, cases_of(request.param, False)
 
 
 @pytest.fixture(scope="module", params=range(len(KINDS)), ids=KINDS)
 def varied(request):
-    return request.param, [edit_case(request.param, seed, varied=True) for seed in SEEDS]
+    return request.param, cases_of(request.param, True)
 
 
 def changed(case):
@@ -65,7 +71,7 @@ def test_places_are_kept_and_scenes_simple(varied):
 @pytest.mark.parametrize("kind", range(len(KINDS)), ids=KINDS)
 def test_short_prompts_name_the_noun_and_what_changes(kind):
     for somewhere in (False, True):
-        for case in (edit_case(kind, seed, varied=somewhere) for seed in SEEDS):
+        for case in cases_of(kind, somewhere):
             short = case.short
             if not somewhere and kind == 4 and case.source.main.form in short.source_words:
                 continue  # the word stands there twice
