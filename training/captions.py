@@ -9,10 +9,11 @@ from transformers import CLIPTokenizer
 
 from sage.stilllife import ATTRIBUTES, Scene, varied_scene
 from sage.stilllife.edits import variants
-from sage.stilllife.prompts import draw_wording, phrases
+from sage.stilllife.prompts import draw_wording, named, phrases
 from sage.stilllife.scenes import VALUES
 
 EMPTY_SHARE = 0.1
+FORM_SHARE, EMPTY_OTHERS = 0.5, 0.2  # of pairs of captions
 # A noun is told by its own token, the whole scene by the last one: what the text encoder first learns to gather.
 READOUTS = {"form": ("form", "colour", "material", "size"), "second_form": ("second_form", "second_colour"),
             "end": ATTRIBUTES}
@@ -63,6 +64,24 @@ class Captioner:
             ids = [] if rng.random() < EMPTY_SHARE else [i for _, words in pieces for i in self.tokens(words)]
             rows.append(self.pad(ids))
         return torch.tensor(rows)
+
+    def pairs(self, seeds: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, length) int64 twice: captions of scenes, and the same captions but for one thing that they name.
+
+        For half of them that is the form, which is learnt last; of one in five the other caption is empty.
+        """
+        rows, others = [], []
+        for seed in seeds:
+            scene, wording, u = scene_of(int(seed)), draw_wording(rng), rng.random()
+            different = {a: list(variants(scene, a)) for a in ATTRIBUTES if scene.attributes()[a] != "none"}
+            able = [a for a in different if different[a]]
+            attribute = "form" if u < FORM_SHARE else able[int(rng.integers(len(able)))]
+            other = different[attribute][int(rng.integers(len(different[attribute])))]
+            keep = named(scene, wording) | {attribute}
+            for found, said in ((rows, scene), (others, None if u > 1 - EMPTY_OTHERS else other)):
+                pieces = phrases(said, wording, keep) if said else []
+                found.append(self.pad([i for _, words in pieces for i in self.tokens(words)]))
+        return torch.tensor(rows), torch.tensor(others)
 
     def labelled(self, seeds: np.ndarray, rng: np.random.Generator):
         """Ids, the token to read out at per readout (B,), and the class of each attribute (B,), IGNORE if unsaid."""

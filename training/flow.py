@@ -9,6 +9,8 @@ eps - x0 is one draw of what is to be learnt, its mean given z_t.  A diffusion o
 and may teach it: the minimum is the same, and the spread of the draws, in the end all of the loss, is gone.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,9 @@ from training.captions import Captioner
 from training.diffusion import latents
 
 FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-PEAK, WARMUP = 4e-4, 4_000  # learning rate, and the samples until it is reached
+PEAK, TAUGHT_PEAK, WARMUP = 4e-4, 2e-4, 4_000  # learning rates, also by a teacher, and samples until they are reached
+BATCH, TAUGHT_BATCH = 16, 4  # samples of a step; by a teacher half as many scenes in two captions each
+CONTRAST = 8.0  # weight of what two captions change, beside the rest
 MEAN, UNIFORM = 0.75, 0.25  # of logit t, and the share of the times that are spread evenly
 
 
@@ -48,7 +52,7 @@ def times(batch: int, generator: torch.Generator) -> Tensor:
 
     Place and form are decided near t = 1, where logits of mean 0 hardly come; flows are sampled with a shift to there.
     """
-    even = round(UNIFORM * batch)
+    even = int(UNIFORM * batch + torch.rand(1, generator=generator).item())
     u, w = ((torch.arange(n) + torch.rand(n, generator=generator)) / max(n, 1) for n in (even, batch - even))
     return torch.cat([u, torch.sigmoid(MEAN + torch.special.ndtri(w))]).clamp(1e-4, 1 - 1e-4)
 
@@ -90,33 +94,69 @@ class Teacher(nn.Module):
 
 
 def flow_loss(transformer: FluxTransformer, text: CLIPText, z0: Tensor, ids: Tensor, end: int,
-              generator: torch.Generator, teacher: Teacher | None = None) -> Tensor:
+              generator: torch.Generator) -> Tensor:
     """The loss above.
 
     Args:
         z0: (B, C, h, w) latents.
         ids: (B, M) int64 tokens of the captions.
         end: the token that ends one.
-        teacher: gives the velocity to learn, at the times that it knows.
+    """
+    t, eps, z = _noised(z0, generator)
+    with _computed(z0.device):
+        v = transformer(z, t, *_told(text, ids.to(z0.device), end))
+    return (v.float() - (eps - z0)).square().mean()
+
+
+def taught_loss(transformer: FluxTransformer, text: CLIPText, z0: Tensor, ids: Tensor, others: Tensor, end: int,
+                generator: torch.Generator, teacher: Teacher) -> Tensor:
+    """The loss under a teacher, who also knows what other captions make of the same noisy latents.
+
+        E (|d|^2 + |d'|^2) / 2 + CONTRAST E |d - d'|^2,   d = v_theta(z_t, t, text) - E[eps - x0 | z_t, text]
+
+    What a word changes is a small part of the velocity, and lost among the rest if it is not asked for.  Where the
+    teacher has no level the caption is learnt from the draw, and the other one is left out.
+
+    Args:
+        z0: (B, C, h, w) latents.
+        ids, others: (B, M) int64 tokens of their captions, and of others.
+        end: the token that ends one.
     """
     device = z0.device
-    t = times(len(z0), generator).to(device)
-    eps = torch.randn(z0.shape, generator=generator).to(device)
+    t, eps, z = _noised(z0, generator)
+    known = teacher.knows(t)[:, None, None, None]
+    with _computed(device):
+        told = _told(text, torch.cat([ids, others]).to(device), end)
+        twice = torch.cat([z, z]), torch.cat([t, t])
+        learnt, other = teacher(*twice, told[0]).chunk(2)
+        v, v_other = transformer(*twice, *told).float().chunk(2)
+    d, d_other = v - torch.where(known, learnt, eps - z0), torch.where(known, v_other - other, 0.0)
+    return ((d.square() + d_other.square()) / 2 + CONTRAST * torch.where(known, d - d_other, 0.0).square()).mean()
+
+
+def _noised(z0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Times, noise, and the latents at these times."""
+    t = times(len(z0), generator).to(z0.device)
+    eps = torch.randn(z0.shape, generator=generator).to(z0.device)
     at = t[:, None, None, None]
-    ids = ids.to(device)
+    return t, eps, (1 - at) * z0 + at * eps
+
+
+@contextmanager
+def _computed(device: torch.device) -> Iterator[None]:
     # The fused attention of CPUs takes four times as long there and back as the products that it is made of.
     with run.autocast(device), sdpa_kernel([SDPBackend.MATH] if device.type == "cpu" else list(FUSED)):
-        with torch.no_grad():
-            tokens = text(ids)
-        pooled = tokens[torch.arange(len(ids), device=device), (ids == end).int().argmax(dim=1)]
-        z, wanted = (1 - at) * z0 + at * eps, eps - z0
-        if teacher is not None:
-            wanted = torch.where(teacher.knows(t)[:, None, None, None], teacher(z, t, tokens), wanted)
-        v = transformer(z, t, tokens, pooled)
-    return (v.float() - wanted).square().mean()
+        yield
 
 
-def train(out: Path, outer: VAE, pictures: int, samples: int, batch_size: int = 16, seed: int = 0,
+@torch.no_grad()
+def _told(text: CLIPText, ids: Tensor, end: int) -> tuple[Tensor, Tensor]:
+    """The tokens of captions, and each one's at its end."""
+    tokens = text(ids)
+    return tokens, tokens[torch.arange(len(ids), device=ids.device), (ids == end).int().argmax(dim=1)]
+
+
+def train(out: Path, outer: VAE, pictures: int, samples: int, seed: int = 0,
           save_every: float = 180.0, text_of: Path | None = None, taught_by: Path | None = None) -> run.State:
     """Train until `samples` captioned latents were seen, continuing from out/flow.safetensors if it is there.
 
@@ -147,12 +187,16 @@ def train(out: Path, outer: VAE, pictures: int, samples: int, batch_size: int = 
     if taught_by is not None:
         teacher = Teacher(networks.unet_of(taught_by)).to(device)
 
-    def loss(rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        seeds = rng.integers(len(z), size=batch_size)
-        z0 = torch.from_numpy(z[seeds]).float().to(device) * scale
-        ids = captioner.ids(seeds, rng)
-        return flow_loss(transformer, text, z0, ids, words.eos_token_id, generator, teacher), {}
+    batch_size, peak = (BATCH, PEAK) if teacher is None else (TAUGHT_BATCH, TAUGHT_PEAK)
 
-    run.learn(state, loss, PEAK, samples, batch_size, lambda path: sheets.samples(networks.assemble_flow(out), path),
+    def loss(rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        seeds = rng.integers(len(z), size=batch_size if teacher is None else batch_size // 2)
+        z0 = torch.from_numpy(z[seeds]).float().to(device) * scale
+        if teacher is None:
+            return flow_loss(transformer, text, z0, captioner.ids(seeds, rng), words.eos_token_id, generator), {}
+        return taught_loss(transformer, text, z0, *captioner.pairs(seeds, rng), words.eos_token_id, generator,
+                           teacher), {}
+
+    run.learn(state, loss, peak, samples, batch_size, lambda path: sheets.samples(networks.assemble_flow(out), path),
               warmup=WARMUP, seed=seed, save_every=save_every)
     return state

@@ -5,7 +5,7 @@ import pytest
 
 from sage.stilllife import ATTRIBUTES
 from sage.stilllife.prompts import draw_wording, everything, phrases
-from sage.stilllife.scenes import VALUES
+from sage.stilllife.scenes import FORMS, VALUES
 from training import tokenizer
 from training.captions import IGNORE, Captioner, Noise, scene_of
 
@@ -31,6 +31,20 @@ def test_one_caption_in_ten_is_empty(captioner):
     ids = captioner.ids(SEEDS, np.random.default_rng(0))
     assert ids.shape == (600, captioner.length)
     assert 0.05 < (ids[:, 1] == captioner.tokenizer.eos_token_id).float().mean() < 0.16
+
+
+def test_pairs_differ_in_one_thing_that_they_name(captioner):
+    ids, others = captioner.pairs(SEEDS[:200], np.random.default_rng(0))
+    assert ids.shape == others.shape == (200, captioner.length)
+    end, said = captioner.tokenizer.eos_token_id, captioner.tokenizer.decode
+    empty = others[:, 1] == end
+    assert 0.1 < empty.float().mean() < 0.3 and not (ids[:, 1] == end).any()
+    forms = 0
+    for ours, theirs in zip(ids[~empty].tolist(), others[~empty].tolist(), strict=True):
+        a, b = (said(row[1:row.index(end)]) for row in (ours, theirs))
+        assert a != b
+        forms += {f for f in FORMS if f in a.split()} != {f for f in FORMS if f in b.split()}
+    assert forms / len(ids[~empty]) > 0.4
 
 
 def test_labels_are_those_of_what_is_said(captioner):
