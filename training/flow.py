@@ -103,8 +103,8 @@ def flow_loss(transformer: FluxTransformer, text: CLIPText, z0: Tensor, ids: Ten
         end: the token that ends one.
     """
     t, eps, z = _noised(z0, generator)
-    with _computed(z0.device):
-        v = transformer(z, t, *_told(text, ids.to(z0.device), end))
+    with _training_kernels(z0.device):
+        v = transformer(z, t, *_conditioning(text, ids.to(z0.device), end))
     return (v.float() - (eps - z0)).square().mean()
 
 
@@ -125,11 +125,11 @@ def taught_loss(transformer: FluxTransformer, text: CLIPText, z0: Tensor, ids: T
     device = z0.device
     t, eps, z = _noised(z0, generator)
     known = teacher.knows(t)[:, None, None, None]
-    with _computed(device):
-        told = _told(text, torch.cat([ids, others]).to(device), end)
+    with _training_kernels(device):
+        conditioning = _conditioning(text, torch.cat([ids, others]).to(device), end)
         twice = torch.cat([z, z]), torch.cat([t, t])
-        learnt, other = teacher(*twice, told[0]).chunk(2)
-        v, v_other = transformer(*twice, *told).float().chunk(2)
+        learnt, other = teacher(*twice, conditioning[0]).chunk(2)
+        v, v_other = transformer(*twice, *conditioning).float().chunk(2)
     d, d_other = v - torch.where(known, learnt, eps - z0), torch.where(known, v_other - other, 0.0)
     return ((d.square() + d_other.square()) / 2 + CONTRAST * torch.where(known, d - d_other, 0.0).square()).mean()
 
@@ -143,14 +143,14 @@ def _noised(z0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Ten
 
 
 @contextmanager
-def _computed(device: torch.device) -> Iterator[None]:
+def _training_kernels(device: torch.device) -> Iterator[None]:
     # The fused attention of CPUs takes four times as long there and back as the products that it is made of.
     with run.autocast(device), sdpa_kernel([SDPBackend.MATH] if device.type == "cpu" else list(FUSED)):
         yield
 
 
 @torch.no_grad()
-def _told(text: CLIPText, ids: Tensor, end: int) -> tuple[Tensor, Tensor]:
+def _conditioning(text: CLIPText, ids: Tensor, end: int) -> tuple[Tensor, Tensor]:
     """The tokens of captions, and each one's at its end."""
     tokens = text(ids)
     return tokens, tokens[torch.arange(len(ids), device=ids.device), (ids == end).int().argmax(dim=1)]
