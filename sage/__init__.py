@@ -13,13 +13,14 @@ from sage.method import METHODS, Method, Request, Step, method
 from sage.settings import Settings
 
 if TYPE_CHECKING:
-    from sage.editing import EditResult, check_prompts, edit, invert, run
+    from sage.editing import EditResult, check_prompts, edit, invert
     from sage.generation import Generated, generate, generate_batch
     from sage.inversion.reconstruction import ddim_reconstruction, vae_reconstruction
     from sage.methods.sage import EditConfig
     from sage.models.fetch import fetch
     from sage.models.loading import load_model
     from sage.models.pipelines import from_pipeline
+    from sage.running import run
     from sage.trajectory.disk import load_trajectory, save_trajectory
     from sage.trajectory.kinds import Trajectory
 
@@ -29,13 +30,14 @@ __version__ = "0.2.0"
 
 # Imported when first used, so that the command line can check its arguments before torch is loaded.
 _LAZY = {
-    "sage.editing": "EditResult Moment check_prompts edit invert run",
+    "sage.editing": "EditResult Moment check_prompts edit invert",
     "sage.generation": "Generated generate generate_batch",
     "sage.inversion.reconstruction": "ddim_reconstruction vae_reconstruction",
     "sage.methods.sage": "EditConfig",
     "sage.models.fetch": "fetch",
     "sage.models.loading": "load_model",
     "sage.models.pipelines": "from_pipeline",
+    "sage.running": "run",
     "sage.trajectory.disk": "load_trajectory save_trajectory",
     "sage.trajectory.kinds": "Trajectory",
 }

@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from sage import pictures
-from sage.editing import Watch, check_request, followed, settings_for, unusual
+from sage.editing import Watch, followed, settings_for
 from sage.errors import SettingsError
 from sage.job import Job, Progress
 from sage.machine.memory import Task, own_savings, settle, stepping_down
-from sage.method import Request, method_of
+from sage.method import Request, check_request, method_of
 from sage.models.backbone import Backbone, Text
 from sage.models.savings import Savings
+from sage.notes import unusual
 from sage.prompts.tokens import Prompt
 from sage.prompts.vocabulary import about_unknown
 from sage.settings import Settings

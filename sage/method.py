@@ -417,6 +417,17 @@ def check_task(found: Method[Any], task: str) -> None:
         raise SettingsError(f"{found.name} {wanted}; these do: {', '.join(able(task))}")
 
 
+def check_request(method: Method[Any], request: Request) -> None:
+    """SettingsError for what was given and the method does not look at, so that nothing is left out in silence."""
+    given = [name for name in ("mask", "reference", "points", "moves", "foregrounds", "edits", "sentences")
+             if getattr(request, name)]
+    if unread := [name for name in given if name not in method.reads]:
+        others = readers(unread[0])
+        other = f"; these do: {', '.join(others)}" if others else ""
+        raise SettingsError(f"{method.name} does not read {unread[0]}: it reads {', '.join(sorted(method.reads))}"
+                            + other)
+
+
 @cache
 def method(name: str) -> Method[Any]:
     """A method by its name, or by where it is: `path/to/file.py:Class`.

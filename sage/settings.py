@@ -220,6 +220,11 @@ def _checked(f: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
     return int(value) if whole else number
 
 
+def seed_of(settings: Settings) -> int:
+    """What its random numbers are drawn from; 0 for settings without a seed."""
+    return getattr(settings, "seed", 0)
+
+
 def share_of(fraction: float, steps: int) -> int:
     """How many steps a fraction of them begins: 0.55 of 100 is 55, though the product is a little above it."""
     return math.ceil(round(fraction * steps, 9))

@@ -10,13 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 import sage
-from sage import EditConfig, editing, kit
+from sage import EditConfig, kit
 from sage.editing import EditResult, check_prompts, edit, edit_batch, invert, invert_batch
 from sage.errors import NumericsError, PromptError, SettingsError
 from sage.inversion.reconstruction import ddim_reconstruction, vae_reconstruction
 from sage.models.sd.attention import Attention
 from sage.models.sd.model import StableDiffusion
 from sage.models.sites import AttentionMap, Site
+from sage.pictures.framing import framed
 from sage.pictures.regions import Move
 from sage.trajectory.kinds import Trajectory
 from tests import small
@@ -565,7 +566,7 @@ def test_all_that_is_given_with_a_cropped_picture_is_cropped_with_it():
     left.paste(255, (16, 0, 32, 64))
     right.paste(255, (32, 0, 48, 32))
     asked = sage.Request(points=((20.0, 5.0, 80.0, 9.0),), moves=(Move(left, right),), foregrounds=(left, right))
-    [part], [seen] = editing.framed([small.picture(96, 64)], [asked], sage.method("p2p").Settings(fit="crop"))
+    [part], [seen] = framed([small.picture(96, 64)], [asked], sage.method("p2p").Settings(fit="crop"))
     assert part.size == (64, 64) and seen.points == ((4.0, 5.0, 64.0, 9.0),)
     given = (*seen.foregrounds, seen.moves[0].source, seen.moves[0].target)
     assert [mask.getbbox() for mask in given] == [(0, 0, 16, 64), (48, 0, 64, 64)] * 2

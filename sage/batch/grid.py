@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from sage import pictures
-from sage.editing import EditResult, check_prompts, edit_batch, settings_for, sharing_key
+from sage.editing import EditResult, check_prompts, edit_batch, settings_for
 from sage.errors import PictureError
 from sage.files import parse_json, written_whole
 from sage.job import Progress
@@ -21,6 +21,7 @@ from sage.method import Request, method, method_of
 from sage.models.backbone import Backbone
 from sage.pictures.metadata import make_record
 from sage.settings import Settings
+from sage.trajectory.fitting import sharing_key
 from sage.trajectory.kinds import Trajectory
 
 SHEET, PAGE = "sheet.png", "index.html"

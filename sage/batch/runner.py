@@ -16,7 +16,7 @@ from sage import pictures
 from sage.batch.manifest import DONE, FAILED, Line, Manifest, failed, now
 from sage.batch.table import MOST_WRONG, Row
 from sage.bench.files import inside
-from sage.editing import settings_for, sharing_key
+from sage.editing import settings_for
 from sage.errors import PictureError, SageError, out_of_memory
 from sage.files import same_file
 from sage.method import method
@@ -25,6 +25,7 @@ from sage.pictures.metadata import make_record, read_record
 from sage.pictures.originals import identity
 from sage.prompts.plan import Plan
 from sage.settings import Settings
+from sage.trajectory.fitting import sharing_key
 
 Progress = Callable[[str, int, int], None]
 Tell = Callable[[Line, bool], None]

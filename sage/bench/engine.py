@@ -14,7 +14,7 @@ from sage import pictures
 from sage.bench.cases import Asked, Case
 from sage.bench.configs import Configuration
 from sage.bench.runner import Outcome
-from sage.editing import EditResult, check_prompts, edit_batch, invert_batch, sharing_key, task_of
+from sage.editing import EditResult, check_prompts, edit_batch, invert_batch, task_of
 from sage.errors import PromptError, SageError, SettingsError
 from sage.method import Request
 from sage.models.backbone import Backbone
@@ -24,6 +24,7 @@ from sage.prompts.plan import Plan
 from sage.sampling.levels import Level
 from sage.sampling.steps import Prediction
 from sage.settings import AUTO, Settings
+from sage.trajectory.fitting import sharing_key
 from sage.trajectory.kinds import Trajectory
 
 FAILURES = (SageError, RuntimeError, MemoryError)  # what one case may suffer; anything else is a mistake of ours

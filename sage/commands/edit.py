@@ -339,7 +339,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _edit_all(job: Job, model: Any, progress: Progress, print_paths: bool) -> dict[str, Any]:
     import sage
-    from sage.editing import framed, settings_for
+    from sage.editing import settings_for
+    from sage.pictures.framing import framed
     config = settings_for(model, job.base, job.method.where).but(**job.changes)
     (shown,), (seen,) = framed([job.image], [Request(mask=job.asked.get("mask"))], config)
     plans = [sage.check_prompts(model, job.source, target, config, truncate=job.truncate) for target in job.targets]
@@ -347,7 +348,7 @@ def _edit_all(job: Job, model: Any, progress: Progress, print_paths: bool) -> di
 
     trajectory, rebuilt, rows, settings, outs = None, list[tuple[str, Any]](), [], [], list[Path]()
     if job.trajectory:
-        from sage.editing import check_trajectory, origin_of
+        from sage.trajectory.fitting import check_trajectory, origin_of
         trajectory = sage.load_trajectory(job.trajectory, model, job.method.where)
         for plan in plans:  # before the first edit of several is made
             check_trajectory(trajectory, origin_of(model, [job.image], [plan], config), job.method.wants(config))

@@ -20,26 +20,18 @@ from PIL import Image
 
 from sage import pictures
 from sage.bench.encoder import Encoder, bundled, load_encoder
-from sage.editing import (
-    EditResult,
-    check_prompts,
-    check_request,
-    edit_batch,
-    framed,
-    settings_for,
-    sharing_key,
-    task_of,
-    unlike,
-)
+from sage.editing import EditResult, check_prompts, edit_batch, settings_for, task_of
 from sage.errors import ModelError, PictureError, SettingsError, out_of_memory
 from sage.explain import Explanation
 from sage.files import numbered, written_whole
 from sage.generation import generate
-from sage.method import DEFAULTS, Method, Request, able, method, method_of
+from sage.method import DEFAULTS, Method, Request, able, check_request, method, method_of
 from sage.models.backbone import Backbone
 from sage.models.known import find_model
 from sage.models.loading import load_model
 from sage.models.savings import Savings
+from sage.notes import unlike
+from sage.pictures.framing import framed
 from sage.pictures.masks import black_and_white, mask_of_text, pasted
 from sage.pictures.metadata import (
     asked_as_text,
@@ -65,6 +57,7 @@ from sage.studio.jobs import Job, Jobs
 from sage.studio.requests import EditRequest, Limits, MakeRequest
 from sage.studio.visit import Entry, Picture, Visit, first_change, for_eyes
 from sage.studio.words import carried, compare, fitting, instructed
+from sage.trajectory.fitting import sharing_key
 from sage.trajectory.kinds import Trajectory
 
 TASKS = ("edit", "generate")

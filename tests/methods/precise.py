@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sage import editing
+from sage import running
 from sage.models.latent import LatentModel
 from sage.trajectory.kinds import mapped
 
@@ -22,7 +22,7 @@ def in_float64(model: LatentModel, *theirs: nn.Module) -> Iterator[None]:
     sides are given is embedded in the context, or before it and given to both.
     `Tensor.float` gives float64 there, so that renditions and methods that make sure of float32 make sure of that.
     """
-    embedded, apart = editing._embedded, (model.vae, *model.encoders)
+    embedded, apart = running._embedded, (model.vae, *model.encoders)
     networks = [network for network in model.networks() if not any(network is other for other in apart)]
     with pytest.MonkeyPatch.context() as patch, model.full_precision(*networks, dtype=torch.float64):
         for network in theirs:
@@ -31,8 +31,8 @@ def in_float64(model: LatentModel, *theirs: nn.Module) -> Iterator[None]:
         patch.setattr(model, "_times", {}, raising=False)  # not those that were kept in less
         patch.setattr(model, "full_precision", lambda *modules, **dtype: nullcontext())
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        patch.setattr(editing, "_latents", lambda model, z: z.double())
-        patch.setattr(editing, "_embedded", lambda *given: {
+        patch.setattr(running, "_latents", lambda model, z: z.double())
+        patch.setattr(running, "_embedded", lambda *given: {
             name: mapped(text, lambda _, t: t.double()) for name, text in embedded(*given).items()})
         try:
             yield

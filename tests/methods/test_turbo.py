@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 import sage
-from sage.editing import SAME
 from sage.errors import SageError
 from sage.guidance import masks
 from sage.models.sd.inversion import InversionNet, inversion_params
+from sage.notes import SAME
 from sage.sampling.levels import alphas_cumprod
 from tests import small
 from tests.methods.p2p_original import word_positions
