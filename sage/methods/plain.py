@@ -33,7 +33,7 @@ class Plain(Method[Settings]):
     """Classifier-free guidance from inverted noise, or from fresh noise."""
 
     name, title, paper = "plain", "Classifier-free guidance", "2207.12598"
-    about = "follows the target prompt from the inverted noise; keeps of the picture what the noise holds of it"
+    about = "follows the prompt from the noise that a picture was inverted to, or from fresh noise; keeps nothing else"
     good_at = "telling what guidance does by itself: a baseline"
     reads = frozenset({"source", "target", "negative"})
     calls = "3 N, 2 N at guidance_scale 1"

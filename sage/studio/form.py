@@ -36,9 +36,9 @@ def shown(settings: Settings, task: str = "edit") -> dict[str, Any]:
     Returns:
         method; groups: of each its heading and its fields, with name, kind, help, range, choices, and whether it is
         one of the few that are changed often; values: by name, as `read` takes them back without loss; strength and
-        keep: the sliders of these names, None where the method has none; presets: by name values to change; random:
-        whether another seed is another result; reads: what else of a request the method looks at; live: whether
-        its edits are quick enough to follow what is typed.
+        keep: the sliders of these names, None where the method has none; presets: by name values to change, without
+        those that would be what is recommended; random: whether another seed is another result; reads: what else of a
+        request the method looks at; live: whether its edits are quick enough to follow what is typed.
     """
     found, cls = method_of(settings), type(settings)
     unread = found.of_pictures if task == "generate" else ()
@@ -49,6 +49,8 @@ def shown(settings: Settings, task: str = "edit") -> dict[str, Any]:
     sliders = {role: {"name": name, **span._asdict()} for role, (name, span) in spans.items() if span}
     presets = {title: {name: _text("number", _nearer(span, getattr(settings, name), to[role]))
                        for role, (name, span) in spans.items() if span} for title, to in PRESETS.items()}
+    presets = {title: to for title, to in presets.items()  # what is at an end of its range goes one way alone
+               if title == "recommended" or to != presets["recommended"]}
     return {"method": found.name, "groups": groups, "values": values, **{role: sliders.get(role) for role in SLIDERS},
             "presets": presets if sliders else {}, "random": found.random(settings), "reads": sorted(found.reads),
             "live": found.live}

@@ -175,12 +175,22 @@ def test_sliders_and_presets_come_from_the_settings(name):
             continue
         field, value = slider["name"], getattr(settings, slider["name"])
         assert field == getattr(found, role) and slider["low"] < slider["high"]
-        gentle, recommended, bold = (float(shown["presets"][p][field]) for p in ("gentle", "recommended", "bold"))
+        gentle, recommended, bold = (float(shown["presets"].get(p, shown["presets"]["recommended"])[field])
+                                     for p in ("gentle", "recommended", "bold"))
         assert recommended == value
         if slider["low"] < value < slider["high"]:
             assert order[0] * (gentle - value) > 0 and order[1] * (bold - value) > 0
     for changes in shown["presets"].values():
         form.read(type(settings), shown["values"] | changes)  # each is within its range
+
+
+def test_no_two_presets_are_the_same():
+    """At the end of its range a setting goes one way alone: two buttons would both be marked."""
+    plain = method("plain").Settings
+    low, high = plain.searched()["guidance_scale"].low, plain.searched()["guidance_scale"].high
+    for value, names in ((low, ["recommended", "bold"]), (high, ["gentle", "recommended"]),
+                         (2.0, ["gentle", "recommended", "bold"])):
+        assert list(form.shown(plain(guidance_scale=value), "generate")["presets"]) == names
 
 
 def test_what_is_changed_often_comes_first():
