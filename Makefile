@@ -88,12 +88,12 @@ demo: $(READY)  ## several edits by the bundled model, on one sheet
 
 tour: $(READY)  ## install JupyterLab, and open the notebook examples/tour.ipynb in a browser
 	@echo "adding JupyterLab to .venv, which takes a while the first time"
-	$(BIN)/pip install --quiet jupyterlab ipywidgets
+	$(INSTALL) --quiet jupyterlab ipywidgets
 	$(BIN)/jupyter lab examples/tour.ipynb $(ARGS)
 
 ui: $(READY)  ## edit in a browser: [MODEL=] [ARGS="--host 0.0.0.0 --port 8000"]
 	@echo "adding what the studio needs to .venv, which takes a while the first time"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui]'
+	$(INSTALL) --quiet --constraint constraints.txt --editable '.[ui]'
 	@set -- ; [ -z "$$SAGE_MODEL" ] || set -- --model="$$SAGE_MODEL"; \
 	$(BIN)/sage ui "$$@" $(ARGS)
 
@@ -132,19 +132,19 @@ test-fuzz: $(TESTING)  ## thousands of hostile inputs, others each time, and how
 
 fuzz-guided: $(TESTING)  ## install atheris, and fuzz six parsers guided by coverage: [SECONDS=150] each
 	@echo "adding atheris to .venv, which takes a while the first time"
-	$(BIN)/pip install --quiet 'atheris>=3'
+	$(INSTALL) --quiet 'atheris>=3'
 	for entry in $(GUIDED); do $(BIN)/python -m tests.hardening.guided $$entry $(or $(SECONDS),150) || exit 1; done
 
 test-cluster: $(TESTING)  ## install Ray, and test the benchmark on a cluster of this machine
 	@echo "adding Ray to .venv, which takes a while the first time"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'
+	$(INSTALL) --quiet --constraint constraints.txt --editable '.[cluster]'
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/bench/test_cluster.py $(ARGS)
 
 AXE := .venv/axe/node_modules/axe-core/axe.min.js
 
 test-ui: $(TESTING)  ## install Playwright, and test the studio in a real browser (needs Chromium)
 	@echo "adding Playwright and axe-core to .venv, which takes a while the first time"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(INSTALL) --quiet --constraint constraints.txt --editable '.[browser]'
 	@[ -e '$(AXE)' ] || npm install --silent --no-save --no-audit --no-fund --prefix .venv/axe axe-core@4 || \
 	    { echo "without axe-core, which npm gets, its tests fail" >&2; }
 	SAGE_AXE='$(abspath $(AXE))' $(BIN)/python -m pytest -q -m "slow or not slow" tests/studio $(ARGS)
@@ -158,7 +158,7 @@ docs: $(READY)  ## docs/api.md, from the docstrings
 
 docs-site: $(READY)  ## the pages of docs/ with search, in build/site
 	@echo "adding what makes the site to .venv, which takes a while the first time"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(INSTALL) --quiet --constraint constraints.txt --editable '.[docs]'
 	@echo "making the site, which takes a while"
 	$(BIN)/mkdocs build --strict --quiet
 

@@ -25,7 +25,7 @@ from sage.models.savings import Savings
 from sage.notes import unusual
 from sage.prompts.tokens import Prompt
 from sage.prompts.vocabulary import about_unknown
-from sage.settings import Settings
+from sage.settings import Settings, seed_of
 from sage.trajectory.kinds import mapped
 
 Prompted = str | Sequence[str] | Text
@@ -96,7 +96,7 @@ def generate(model: Backbone, prompt: Prompted, config: Settings | None = None, 
         return "" if isinstance(given, Text) else given[row if len(given) > 1 else 0]
 
     requests = [Request(target=words(prompts, i), negative=words(negatives, i)) for i in rows]
-    seeds = [getattr(config, "seed", 0) + j for _ in range(len(prompts)) for j in range(count)]
+    seeds = [seed_of(config) + j for _ in range(len(prompts)) for j in range(count)]
     return generate_batch(model, requests, config, seeds, (width or model.sample_size, height or model.sample_size),
                           progress, watch, generator=generator, latents=latents, texts=texts, every=every,
                           truncate=truncate, savings=savings)

@@ -23,7 +23,7 @@ from sage.pictures.tensors import to_mask
 from sage.prompts.plan import Plan, token_factors
 from sage.sampling.levels import Edges, Level
 from sage.sampling.steps import Prediction, classifier_free, gaussian
-from sage.settings import Cached, Settings
+from sage.settings import Cached, Settings, seed_of
 
 Progress = Callable[[str, int, int], None]
 Noises = Sequence[Tensor] | Callable[[tuple[int, ...]], Tensor]
@@ -107,7 +107,7 @@ class Job(Generic[S]):
     def _begun(self, edges: Edges, whole: Sequence[bool], slips: Slips, online: bool) -> Cache:
         height, width = self.z0.shape[-2:]
         made = Cache(self.model, self.cached, edges, whole, self.region, (height, width), self.target.tokens.shape[1],
-                     getattr(self.settings, "seed", 0), slips, online, self._places)
+                     seed_of(self.settings), slips, online, self._places)
         if not made.held_blocks:
             for row in range(len(self.z0)):
                 self.note(row, f"{self.model.name} has no blocks that a cache may pass over: every step back is whole")
@@ -327,7 +327,7 @@ class Job(Generic[S]):
         return int(given.item())
 
     def _generator(self, tag: tuple[int, ...]) -> torch.Generator:
-        return torch.Generator().manual_seed(_mixed(getattr(self.settings, "seed", 0), tag))
+        return torch.Generator().manual_seed(_mixed(seed_of(self.settings), tag))
 
     def _given(self, tag: tuple[int, ...]) -> Tensor | None:
         """The next of the noises that were given, None where none were."""

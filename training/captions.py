@@ -22,6 +22,12 @@ IGNORE = -100
 scene_of = cache(varied_scene)
 
 
+def different(scene: Scene, attribute: str, rng: np.random.Generator) -> Scene | None:
+    """The scene with another value of an attribute; None where it has none, or no other goes with the rest."""
+    others = list(variants(scene, attribute)) if scene.attributes()[attribute] != "none" else []
+    return others[int(rng.integers(len(others)))] if others else None
+
+
 @dataclass(frozen=True)
 class Noise:
     """How captions are wrong, as those of pictures found on the web are.
@@ -37,8 +43,7 @@ class Noise:
         """The scene that a noisy caption of the picture `seed` tells of; `seeds` are what it may be mixed up with."""
         scene = scene_of(int(rng.choice(seeds) if rng.random() < self.strange else seed))
         for attribute in np.array(ATTRIBUTES)[rng.random(len(ATTRIBUTES)) < self.wrong]:
-            if scene.attributes()[attribute] != "none" and (others := list(variants(scene, attribute))):
-                scene = others[int(rng.integers(len(others)))]
+            scene = different(scene, attribute, rng) or scene
         return scene
 
 
@@ -73,10 +78,8 @@ class Captioner:
         rows, others = [], []
         for seed in seeds:
             scene, wording, u = scene_of(int(seed)), draw_wording(rng), rng.random()
-            different = {a: list(variants(scene, a)) for a in ATTRIBUTES if scene.attributes()[a] != "none"}
-            able = [a for a in different if different[a]]
-            attribute = "form" if u < FORM_SHARE else able[int(rng.integers(len(able)))]
-            other = different[attribute][int(rng.integers(len(different[attribute])))]
+            drawn = ("form",) if u < FORM_SHARE else rng.permutation(ATTRIBUTES)
+            attribute, other = next((a, found) for a in drawn if (found := different(scene, a, rng)))
             keep = named(scene, wording) | {attribute}
             for found, said in ((rows, scene), (others, None if u > 1 - EMPTY_OTHERS else other)):
                 pieces = phrases(said, wording, keep) if said else []

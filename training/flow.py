@@ -50,6 +50,7 @@ def begin(transformer: FluxTransformer) -> None:
 def times(batch: int, generator: torch.Generator) -> Tensor:
     """(B,) times in (0, 1), stratified: a share evenly, the others with a normal logit (2403.03206, eq. 19).
 
+    Of a few times it is left to chance whether one is among the share.
     Place and form are decided near t = 1, where logits of mean 0 hardly come; flows are sampled with a shift to there.
     """
     even = int(UNIFORM * batch + torch.rand(1, generator=generator).item())

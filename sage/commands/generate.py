@@ -32,7 +32,7 @@ from sage.models.loras import check_same, read_loras
 from sage.models.savings import Savings
 from sage.pictures.metadata import differences, made_by, make_generation_record, read_record, settings_in
 from sage.prompts.tokens import check_text
-from sage.settings import Settings
+from sage.settings import Settings, seed_of
 
 EXAMPLES = """
 examples:
@@ -223,7 +223,7 @@ def _made(job: Job, model: Any, config: Settings, size: tuple[int, int], progres
     """Each picture with its prompt and its file, as soon as its batch is done."""
     from sage.generation import generate_batch
     from sage.method import Request
-    seeds = [getattr(config, "seed", 0) + i % job.count for i in range(len(job.prompts))]
+    seeds = [seed_of(config) + i % job.count for i in range(len(job.prompts))]
     for start in range(0, len(job.prompts), job.batch):
         part = slice(start, start + job.batch)
         requests = [Request(target=prompt, negative=job.negative) for prompt in job.prompts[part]]

@@ -24,7 +24,7 @@ from sage.display.console import printable
 from sage.errors import PictureError, SageError, SettingsError
 from sage.method import DEFAULTS, method_of
 from sage.pictures.metadata import MAX_MOVES
-from sage.settings import Settings, Span
+from sage.settings import Settings, Span, seed_of
 from sage.studio import form, recipe
 from sage.studio.answers import job_as, method_as, picture_as, png_of, record_as, result_as
 from sage.studio.examples import WORLD, examples
@@ -238,7 +238,7 @@ def changed(base: Settings, given: Mapping[str, Any]) -> Settings:
 def _spread(config: Settings, name: str) -> Sequence[Any]:
     """Four values of a setting: its first seeds, its choices, or from low to high."""
     if name == "seed":
-        return [getattr(config, "seed", 0) + i for i in range(VARIANTS)]
+        return [seed_of(config) + i for i in range(VARIANTS)]
     searched = type(config).searched().get(name) or form.span_of(type(config), name)
     if not isinstance(searched, Span):
         choices = next((f.metadata["choices"] for f in config.fields() if f.name == name), ()) or searched
