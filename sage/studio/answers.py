@@ -10,9 +10,10 @@ from sage.method import Method
 from sage.pictures.metadata import settings_in
 from sage.pictures.originals import pastes_in
 from sage.studio import form
+from sage.studio.album import Picture
 from sage.studio.jobs import Job
 from sage.studio.service import Studio
-from sage.studio.visit import Entry, Picture
+from sage.studio.visit import Entry
 
 
 def picture_as(picture: Picture) -> dict[str, Any]:
@@ -63,7 +64,8 @@ def record_as(studio: Studio, who: str, record: dict[str, Any]) -> dict[str, Any
             "here": record["model"] in studio.places, "prediction": record.get("prediction_type") or "",
             "picture": record.get("picture"), "pictured": pictured, "size": record.get("size"),
             "references": [paste.reference["name"] for paste in pastes_in(record)],
-            "mask": studio.mask_in(who, record), "paste": "paste" in record, "moves": studio.moves_in(who, record),
+            "mask": studio.album.mask_in(who, record), "moves": studio.album.moves_in(who, record),
+            "paste": "paste" in record,
             "edits": record.get("edits", []),
             "form": form.shown(settings_in(record), task)}
 

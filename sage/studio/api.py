@@ -201,7 +201,7 @@ class _Asks:
     def edit(self, who: str, asked: Edit) -> EditRequest:
         return EditRequest(asked.model or self.studio.name, asked.source, asked.target, self.config("edit", asked),
                            asked.truncate, asked.picture, asked.mask, asked.paste,
-                           self.studio.moved(who, asked.picture, asked.moves) if asked.moves else (), asked.live)
+                           self.studio.album.moved(who, asked.picture, asked.moves) if asked.moves else (), asked.live)
 
     def make(self, asked: Make) -> MakeRequest:
         return MakeRequest(asked.model or self.studio.name, asked.prompt, asked.negative, asked.width, asked.height,
@@ -280,7 +280,7 @@ def _add_pictures(app: FastAPI, studio: Studio) -> None:
     def bring_mask(who: Who, data: Given = b"", name: str = "mask.png") -> dict[str, Any]:
         """Bring a picture of where an edit may be, white there, black elsewhere; or one to put something in from."""
         with _uploaded(data) as path:
-            return picture_as(studio.take_mask(who, path, name))
+            return picture_as(studio.album.take_mask(who, path, name))
 
     @app.post("/api/pictures/of/{result}", tags=["pictures"])
     def use_result(who: Who, result: str) -> dict[str, Any]:
@@ -296,12 +296,12 @@ def _add_pictures(app: FastAPI, studio: Studio) -> None:
     @app.get("/api/pictures/{key}/file", tags=["pictures"], response_class=Response)
     def picture_file(who: Who, key: str) -> Response:
         """A picture, whole, as a PNG."""
-        return png_of(studio.picture(who, key).image)
+        return png_of(studio.album.picture(who, key).image)
 
     @app.get("/api/pictures/{key}", tags=["pictures"], response_class=Response)
     def picture(who: Who, key: str) -> Response:
         """A picture as it is shown, a PNG: neither too small nor too large for a page."""
-        return png_of(for_eyes(studio.picture(who, key).image))
+        return png_of(for_eyes(studio.album.picture(who, key).image))
 
     @app.get("/api/pictures/{key}/seen", tags=["pictures"])
     def seen(who: Who, key: str) -> dict[str, str]:
@@ -445,17 +445,17 @@ def _add_results(app: FastAPI, studio: Studio) -> None:
     @app.get("/api/gallery", tags=["results"])
     def kept() -> list[dict[str, str]]:
         """What is kept on the disk of the server, the newest first; nothing unless it was told to keep."""
-        return [{"name": path.name, "url": f"api/gallery/{path.name}"} for path in studio.kept()]
+        return [{"name": path.name, "url": f"api/gallery/{path.name}"} for path in studio.gallery.paths()]
 
     @app.get("/api/gallery/{name}", tags=["results"], response_class=FileResponse)
     def kept_file(name: str) -> FileResponse:
         """One of them."""
-        return FileResponse(studio.kept_as(name), media_type="image/png")
+        return FileResponse(studio.gallery.path(name), media_type="image/png")
 
     @app.post("/api/gallery/{name}", tags=["results"])
     def take_kept(who: Who, name: str) -> dict[str, Any]:
         """Take one of them back: its settings, and its picture if it is remembered."""
-        path = studio.kept_as(name)
+        path = studio.gallery.path(name)
         record = studio.take(who, path, path.name)
         return picture_as(studio.visit(who).picture) | {"record": record and record_as(studio, who, record)}
 

@@ -23,7 +23,6 @@ from sage.bench.encoder import Encoder, bundled, load_encoder
 from sage.editing import EditResult, check_prompts, edit_batch, settings_for, task_of
 from sage.errors import ModelError, PictureError, SettingsError, out_of_memory
 from sage.explain import Explanation
-from sage.files import numbered, written_whole
 from sage.generation import generate
 from sage.method import DEFAULTS, Method, Request, able, check_request, method, method_of
 from sage.models.backbone import Backbone
@@ -32,7 +31,7 @@ from sage.models.loading import load_model
 from sage.models.savings import Savings
 from sage.notes import unlike
 from sage.pictures.framing import framed
-from sage.pictures.masks import black_and_white, mask_of_text, pasted
+from sage.pictures.masks import pasted
 from sage.pictures.metadata import (
     asked_as_text,
     asked_in,
@@ -42,20 +41,21 @@ from sage.pictures.metadata import (
     read_record,
     settings_in,
 )
-from sage.pictures.originals import MAX_PASTES, Paste, composed, identity, pastes_in, scaled_as
-from sage.pictures.regions import Move, box_mask, read_box, read_move
+from sage.pictures.originals import identity
 from sage.prompts.plan import Plan
 from sage.prompts.vocabulary import unknown_words
 from sage.settings import Settings
 from sage.stilllife.describe import described
 from sage.studio.advice import Advice, advice
+from sage.studio.album import Album, Picture, plain
 from sage.studio.cache import Cache
 from sage.studio.clock import Clock, Pace
 from sage.studio.examples import WORLD, examples
+from sage.studio.gallery import Gallery
 from sage.studio.glimpse import Glimpses
 from sage.studio.jobs import Job, Jobs
 from sage.studio.requests import EditRequest, Limits, MakeRequest
-from sage.studio.visit import Entry, Picture, Visit, first_change, for_eyes
+from sage.studio.visit import Entry, Visit, first_change, for_eyes
 from sage.studio.words import carried, compare, fitting, instructed
 from sage.trajectory.fitting import sharing_key
 from sage.trajectory.kinds import Trajectory
@@ -64,9 +64,6 @@ TASKS = ("edit", "generate")
 HOUSE = ""  # the visitor that is the studio itself
 T = TypeVar("T")
 Work = Callable[[Job[Any]], T]  # what a job does
-Place = Sequence[float] | str  # x, y; left, top, right, bottom; or the key of a mask
-LONGEST_NAME = 80
-SHOWN = 200  # results of the gallery
 LONGEST_PROMPT = 4096
 
 
@@ -92,18 +89,15 @@ class Studio:
         self.places = {find_model(model)[0]: model for model in models}
         if not self.places:
             raise ModelError("no model is here: name one with --model")
-        self.gallery = gallery
-        if gallery is not None:
-            pictures.check_writable(gallery / "result.png")
+        self.gallery = Gallery(gallery)
         self.folder = folder or Path(tempfile.mkdtemp(prefix="sage-studio-"))
         self.folder.mkdir(parents=True, exist_ok=True)
         self.trajectories: Cache[Trajectory] = Cache(self.limits.memory, lambda trajectory: trajectory.nbytes)
-        self.pictures: Cache[Picture] = Cache(self.limits.memory // 4, lambda picture: picture.size)
+        self.album = Album(self.limits.memory // 4, self.limits.pixels, self.folder)
         self.paces: dict[tuple[Any, ...], Pace] = {}
         self._visits: OrderedDict[str, Visit] = OrderedDict()
         self._lock, self._words = Lock(), Lock()  # tokenizers cannot be shared by two threads at once
         self.jobs = Jobs(self.limits.waiting, self.limits.patience)
-        self._opening = Lock()  # a large picture takes a lot while it is decoded
         self.first: Job[Entry] | None = None
         self.methods: dict[str, dict[str, Method[Any]]] = {task: {name: method(name) for name in able(task)}
                                                            for task in TASKS}
@@ -139,7 +133,7 @@ class Studio:
             job.cancel()
         visit.end()
         self.trajectories.drop(lambda key: key[0] == who)
-        self.pictures.drop(lambda key: key[0] == who)
+        self.album.forget(who)
 
     def close(self) -> None:
         """Stop the work and delete all files."""
@@ -162,14 +156,14 @@ class Studio:
         example = found[index if 0 <= index < len(found) else 0]
         self.take(who, example.path, example.name)
         return EditRequest(self.name, example.source, example.target, self.recommended("edit", self.usual("edit")),
-                           picture=self.visit(who).picture.identity["sha256"])
+                           picture=self.visit(who).picture.key)
 
     def welcome(self, who: str) -> Entry | None:
         """The first edit as the visitor's own, where it is made and they have none; None otherwise."""
         if self.first is None or self.first.state != "done" or self.visit(who).results:
             return None
         entry = self.first.result()
-        self._show(who, self.picture(HOUSE, entry.record["picture"]["sha256"]))
+        self._show(who, self.album.picture(HOUSE, entry.record["picture"]["sha256"]))
         visit = self.visit(who)
         with visit.lasting():
             path = visit.new_file(entry.path.name)
@@ -193,97 +187,28 @@ class Studio:
         Raises:
             PictureError: no picture, damaged, or too large; the visitor's picture is then as before.
         """
-        name = _plain(name)
+        name = plain(name)
         try:
-            with self._opening:
-                picture = self._opened(path, name)
-            record = self._record_in(path)
+            picture = self.album.open(path, name)
+            record = _record_in(path)
         except PictureError as error:
             raise PictureError(str(error).replace(str(path), name)) from None
         self._show(who, picture)
         if record and "picture" in record:
             self.visit(who).restored = record
             with suppress(PictureError):
-                self._show(who, self._edited_in(who, record))
+                self._show(who, self.album.edited_in(who, record))
         return record
 
-    def take_mask(self, who: str, path: Path, name: str = "mask.png") -> Picture:
-        """An uploaded file as a picture of where an edit may be, or of what is put in; the visitor's picture stays.
-
-        Raises:
-            PictureError: no picture, damaged, or too large.
-        """
-        with self._opening:
-            picture = self._opened(path, _plain(name))
-        key = who, picture.identity["sha256"]
-        if (known := self.pictures.get(key)) is not None:  # it may be the visitor's picture too, by its own name
-            return known
-        self.pictures.put(key, picture)
-        return picture
-
-    def mask_in(self, who: str, record: dict[str, Any]) -> str:
-        """The key of the mask in a record, which is then one of the visitor's pictures; "" without one."""
-        return self._remembered(who, mask_of_text(record["mask"])) if "mask" in record else ""
-
-    def region(self, who: str, place: Place, size: tuple[int, int]) -> str | Image.Image:
-        """A region as `read_move` takes it: numbers as text, or the mask that a key stands for; never a file."""
-        if isinstance(place, str):
-            return black_and_white(self.picture(who, place).image, size)
-        return _as_text(place)
-
-    def moved(self, who: str, picture: str, moves: Sequence[tuple[Place, Place]]) -> tuple[Move, ...]:
-        """What is to be put elsewhere in a picture.
-
-        Raises:
-            SettingsError: a place that is none of the picture's.
-        """
-        size = self.picture(who, picture).image.size
-        return tuple(read_move(self.region(who, start, size), self.region(who, end, size), size)
-                     for start, end in moves)
-
-    def moves_in(self, who: str, record: dict[str, Any]) -> list[tuple[str, str]]:
-        """The keys of the masks of a record's moves, which are then among the visitor's pictures."""
-        return [tuple(self._remembered(who, mask_of_text(text)) for text in pair)  # type: ignore[misc]
-                for pair in record.get("moves", ())]
-
     def compose(self, who: str, picture: str, reference: str, mask: str, box: Sequence[float]) -> str:
-        """Paste what a mask marks of one picture into a box of another, which becomes the visitor's picture.
+        """`Album.compose`; what comes of it is the visitor's picture.
 
         Returns:
             The key of the mask that is white in the box.
         """
-        below, thing = self.picture(who, picture), self.picture(who, reference)
-        if len(below.pastes) == MAX_PASTES:
-            raise SettingsError(f"{MAX_PASTES} things were put into this picture: go on from a result, as picture")
-        place = read_box(_as_text(box), below.image.size)
-        where = black_and_white(self.picture(who, mask).image, thing.image.size)
-        whole = self._composed(who, below, [Paste(thing.identity, where, place)])
-        pictures.settings_text(whole.as_record())  # a result has to hold it
+        whole, place = self.album.compose(who, picture, reference, mask, box)
         self._show(who, whole)
-        return self._remembered(who, box_mask(place, below.image.size))
-
-    def _composed(self, who: str, below: Picture, pastes: Sequence[Paste]) -> Picture:
-        """One of the visitor's pictures with things of others of theirs put into it.
-
-        Raises:
-            PictureError: one of them is not remembered, or is another.
-        """
-        image = composed(pictures.normalise(below.image), pastes,
-                         lambda known: self.picture(who, known["sha256"]).image)
-        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            path = Path(folder) / f"{Path((below.background or below.identity)['name']).stem}-composed.png"
-            pictures.save_picture(image, path)
-            return replace(self._opened(path, path.name), background=below.background or below.identity,
-                           pastes=(*below.pastes, *pastes))
-
-    def _edited_in(self, who: str, record: dict[str, Any]) -> Picture:
-        """The visitor's picture that an edit with this record was made of.
-
-        Raises:
-            PictureError: it is not remembered, or what was put into it.
-        """
-        picture, pastes = self.picture(who, record["picture"]["sha256"]), pastes_in(record)
-        return self._composed(who, picture, pastes) if pastes else picture
+        return place
 
     def seen(self, who: str, key: str) -> dict[str, str]:
         """What a model of a small world makes of a picture.
@@ -292,7 +217,7 @@ class Studio:
             source: what the picture shows, "" where nobody can tell; note: what is to be said of a picture that is none
             of that world, or "".
         """
-        picture, model = self.picture(who, key), self.model
+        picture, model = self.album.picture(who, key), self.model
         if model is None or not model.prompts.taught:
             return {"source": "", "note": ""}
         image = pictures.normalise(picture.image)
@@ -305,33 +230,8 @@ class Studio:
         guessed = "form" in unsure or unknown_words(model.prompts.taught, [source])
         return {"source": "" if guessed else source, "note": ""}
 
-    def _remembered(self, who: str, mask: Image.Image) -> str:
-        picture = Picture(mask, {"name": "mask.png", "sha256": pictures.digest(mask)})
-        self.pictures.put((who, picture.identity["sha256"]), picture)
-        return picture.identity["sha256"]
-
-    def _opened(self, path: Path, name: str) -> Picture:
-        """The picture in a file, scaled down to what one visitor may have, which its identity then says."""
-        image, known_by = pictures.open_picture(path), identity(path, name)
-        if (share := self.limits.pixels / (image.width * image.height)) < 1:
-            width, height = (max(1, int(side * share**0.5)) for side in image.size)
-            known_by["scaled"] = f"{width} x {height}"
-            image = scaled_as(image, known_by)
-        return Picture(image, known_by)
-
     def _show(self, who: str, picture: Picture) -> None:
-        self.visit(who).picture = picture
-        self.pictures.put((who, picture.identity["sha256"]), picture)
-
-    def picture(self, who: str, key: str) -> Picture:
-        """One of the visitor's pictures by its key, the hash of its file.
-
-        Raises:
-            PictureError: it is not remembered.
-        """
-        if (picture := self.pictures.get((who, key))) is None:
-            raise PictureError("that picture is not remembered any more: drop it again")
-        return picture
+        self.visit(who).picture = self.album.put(who, picture)
 
     def use_result(self, who: str, key: str) -> Picture:
         """Make one of the visitor's results their picture."""
@@ -339,13 +239,6 @@ class Studio:
         picture = Picture(pictures.open_picture(entry.path), identity(entry.path))
         self._show(who, picture)
         return picture
-
-    def _record_in(self, path: Path) -> dict[str, Any] | None:
-        try:
-            pictures.read_settings(path)
-        except PictureError:
-            return None  # a picture like any other
-        return read_record(path)
 
     def entry(self, who: str, key: str) -> Entry:
         """One of the visitor's results by its key.
@@ -363,36 +256,14 @@ class Studio:
         visit, entry = self.visit(who), self.entry(who, key)
         if "picture" in entry.record:
             with suppress(PictureError):
-                self._show(who, self._edited_in(who, entry.record))
+                self._show(who, self.album.edited_in(who, entry.record))
             visit.restored = entry.record
         return entry
 
-    # ---- the gallery
-
-    def kept(self) -> list[Path]:
-        """What the gallery holds, the newest first and at most so many; nothing where there is none."""
-        found = [] if self.gallery is None else [p for p in self.gallery.glob("*.png") if p.is_file()]
-        return sorted(found, key=lambda path: (path.stat().st_mtime, path.name), reverse=True)[:SHOWN]
-
-    def kept_as(self, name: str) -> Path:
-        """A file of the gallery by its name.
-
-        Raises:
-            SettingsError: there is none.
-        """
-        if (path := next((path for path in self.kept() if path.name == name), None)) is None:
-            raise SettingsError("that picture is not in the gallery")
-        return path
-
-    def _keep(self, visit: Visit, entry: Entry) -> Entry:
-        """Remember a result, and keep it in the gallery too; of a gallery that has no room it gets a note."""
-        if self.gallery is not None and not entry.live and visit is not self._visits.get(HOUSE):
-            path = next(path for path in numbered(self.gallery / entry.path.name) if not path.exists())
-            try:
-                with written_whole(path) as file:
-                    file.write(entry.path.read_bytes())
-            except OSError as error:
-                entry = replace(entry, notes=(*entry.notes, f"the gallery could not keep it ({error.strerror})"))
+    def _remember(self, visit: Visit, entry: Entry) -> Entry:
+        """Keep a result, in the gallery too; of a gallery that has no room it gets a note."""
+        if not entry.live and visit is not self._visits.get(HOUSE) and (note := self.gallery.keep(entry.path)):
+            entry = replace(entry, notes=(*entry.notes, note))
         visit.remember(entry)
         return entry
 
@@ -459,9 +330,9 @@ class Studio:
         record = entry.record
         if "picture" not in record:
             raise SettingsError("a picture from text has no inside to look into: take an edit")
-        picture, clock = self._edited_in(who, record), Clock()
+        picture, clock = self.album.edited_in(who, record), Clock()
         request = EditRequest(record["model"], record["source"], record["target"], settings_in(record),
-                              record["truncate"], mask=self.mask_in(who, record), paste="paste" in record,
+                              record["truncate"], mask=self.album.mask_in(who, record), paste="paste" in record,
                               moves=asked_in(record).get("moves", ()))
         return self.jobs.submit(who, "look", clock, lambda job: self._look(who, entry, picture, request, clock))
 
@@ -531,13 +402,13 @@ class Studio:
     def _edited(self, who: str, visit: Visit, request: EditRequest) -> Picture:
         """The picture to edit; SageError for whatever can be told without the model."""
         if request.picture:
-            visit.picture = self.picture(who, request.picture)
+            visit.picture = self.album.picture(who, request.picture)
         if visit.picture is None:
             raise PictureError("there is no picture yet: drop one, or take an example")
         for name in ("source", "target"):
             check_prompt(name, getattr(request, name))
         self._check(request, "edit")
-        mask = self.picture(who, request.mask).image if request.mask else None
+        mask = self.album.picture(who, request.mask).image if request.mask else None
         check_request(method_of(request.config), Request(mask=mask, moves=request.moves))
         if request.paste and mask is None:
             raise SettingsError("there is no mask to paste around: mark where the picture may change")
@@ -572,7 +443,7 @@ class Studio:
         savings = None
         if recorded and request.is_of(recorded) and picture.is_of(recorded):
             savings = Savings.from_dict(recorded["savings"])
-        mask = self._mask(who, picture, request)
+        mask = self.album.mask(who, request.mask, picture.image.size)
         (shown,), _ = framed([picture.image], (), request.config)
         seen = Glimpses(self.model, job.show, shown.size, clock.pace.seconds.get("glimpse", 0.0))
         result = self._made(picture, plan, request, clock, trajectory, mask, watch=seen, savings=savings)
@@ -590,7 +461,7 @@ class Studio:
                           first_change(shown, result.image), request.live)
             for image, eye in zip((shown, result.image), entry.eyes, strict=True):
                 pictures.save_picture(for_eyes(image), eye)
-            return self._keep(visit, entry)
+            return self._remember(visit, entry)
 
     def _look(self, who: str, entry: Entry, picture: Picture, request: EditRequest, clock: Clock) -> str:
         self._load(request.model, clock)
@@ -599,8 +470,9 @@ class Studio:
             seen = Explanation(self.model, picture.image, request.source, request.target, request.config,
                                truncate=request.truncate)
         trajectory = self.trajectories.get(self._key(who, picture, request, plan))
+        mask = self.album.mask(who, request.mask, picture.image.size)
         self._foresee(clock, picture, request, inverted=trajectory is not None)
-        result = self._made(picture, plan, request, clock, trajectory, self._mask(who, picture, request), watch=seen,
+        result = self._made(picture, plan, request, clock, trajectory, mask, watch=seen,
                             savings=Savings.from_dict(entry.record["savings"]))
         with self._words, tempfile.TemporaryDirectory(dir=self.folder) as folder:
             return seen.write(folder, result, clock).read_text(encoding="utf-8")
@@ -614,10 +486,6 @@ class Studio:
             return result
         (original,), (asked,) = framed([pictures.normalise(picture.image)], [asked], request.config)
         return replace(result, image=pasted(result.image, original, asked.mask))
-
-    def _mask(self, who: str, picture: Picture, request: EditRequest) -> Image.Image | None:
-        """Where the edit may be, at the picture's size; None for everywhere."""
-        return black_and_white(self.picture(who, request.mask).image, picture.image.size) if request.mask else None
 
     def _planned(self, request: EditRequest) -> tuple[EditRequest, Plan, tuple[str, ...]]:
         """The edit without words that are not in its prompts any more, its plan, and what was left out."""
@@ -633,7 +501,7 @@ class Studio:
 
     def _key(self, who: str, picture: Picture, request: EditRequest, plan: Plan) -> tuple:
         """Of the inversion that an edit takes."""
-        return who, self.name, picture.identity["sha256"], sharing_key(request.config, [plan])
+        return who, self.name, picture.key, sharing_key(request.config, [plan])
 
     def _foresee(self, clock: Clock, picture: Picture, request: EditRequest, inverted: bool) -> None:
         """Tell the clock what is ahead, and how fast that went before."""
@@ -688,7 +556,7 @@ class Studio:
             pictures.save_picture(made.image, path, record)
             entry = Entry(record, path, clock.elapsed, None, made.notes)
             pictures.save_picture(for_eyes(made.image), entry.eyes[1])
-            return self._keep(visit, entry)
+            return self._remember(visit, entry)
 
     def _load(self, name: str, clock: Clock) -> None:
         self.check(name)
@@ -716,15 +584,13 @@ def _encoder() -> Encoder:
     return load_encoder()
 
 
-def _as_text(numbers: Sequence[float]) -> str:
-    """Coordinates as `read_move` and `read_box` take them."""
-    return ",".join(f"{number:.2f}" for number in numbers)
-
-
-def _plain(name: str) -> str:
-    """The last part of what a visitor calls a file."""
-    name = "".join(c for c in name.replace("\\", "/").rpartition("/")[2] if c.isprintable())[-LONGEST_NAME:]
-    return name if name.strip(". ") else "picture.png"
+def _record_in(path: Path) -> dict[str, Any] | None:
+    """What stands in a picture's file; None in one like any other."""
+    try:
+        pictures.read_settings(path)
+    except PictureError:
+        return None
+    return read_record(path)
 
 
 def _name_of(prompt: str) -> str:

@@ -12,43 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from sage.pictures.originals import Paste
+from sage.studio.album import Picture
 from sage.studio.clock import Cancelled
 
 LEAST, MOST = 384, 1024  # pixels of the longer side of what is shown
 SEEN = 24  # of 255: a difference that is seen
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture to edit.
-
-    Attributes:
-        identity: as `sage.pictures.originals.identity` gives it.
-        background: of a picture that was composed here, the identity of what things were put into.
-        pastes: those things.
-    """
-
-    image: Image.Image
-    identity: dict[str, str]
-    background: dict[str, str] | None = None
-    pastes: tuple[Paste, ...] = ()
-
-    def as_record(self) -> dict[str, Any]:
-        """What the record of an edit says of it."""
-        composed = {"composed": [paste.as_dict() for paste in self.pastes]} if self.pastes else {}
-        return {"picture": self.background or self.identity, **composed}
-
-    def is_of(self, record: dict[str, Any]) -> bool:
-        """Whether an edit with this record was made of it."""
-        own = self.as_record()
-        return (own["picture"]["sha256"] == record["picture"]["sha256"]
-                and own.get("composed") == record.get("composed"))
-
-    @property
-    def size(self) -> int:
-        """Bytes in memory."""
-        return self.image.width * self.image.height * 3
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sage.models.known import find_model
 from sage.pictures import read_settings
 from sage.prompts.tokens import Prompts
 from sage.sampling.levels import Level
-from sage.studio import glimpse, recipe, service
+from sage.studio import album, glimpse, recipe, service
 from sage.studio.clock import Cancelled
 from sage.studio.jobs import Full
 from sage.studio.requests import EditRequest, Limits, MakeRequest
@@ -204,7 +204,7 @@ def test_a_mask_says_where_an_edit_may_be(studio, who, tmp_path):
     half.save(tmp_path / "half.png")
     config = studio.recommended("edit", "flowedit").but(steps=4)
     everywhere = EditRequest("stilllife", SOURCE, TARGET, config)
-    masked = replace(everywhere, mask=studio.take_mask(who, tmp_path / "half.png").identity["sha256"])
+    masked = replace(everywhere, mask=studio.album.take_mask(who, tmp_path / "half.png").identity["sha256"])
     assert studio.visit(who).picture.identity["name"] == "mug.png"
     free, held = (np.asarray(Image.open(ended(studio.edit(who, r)).path), dtype=int) for r in (everywhere, masked))
     before = np.asarray(Image.open(MUG).convert("RGB"), dtype=int)
@@ -216,7 +216,8 @@ def test_a_mask_says_where_an_edit_may_be(studio, who, tmp_path):
     assert cli.main(["edit", str(MUG), "--config-from", str(pasted.path), "--out", str(tmp_path / "again.png"),
                      "--quiet"]) == 0
     assert (tmp_path / "again.png").read_bytes() == pasted.path.read_bytes()
-    assert studio.mask_in(who, pasted.record) and "--config-from" in recipe.as_command(pasted.record, studio.model)
+    assert studio.album.mask_in(who, pasted.record)
+    assert "--config-from" in recipe.as_command(pasted.record, studio.model)
     with pytest.raises(SettingsError, match="no mask to paste around"):
         studio.edit(who, replace(everywhere, paste=True))
     with pytest.raises(SettingsError, match="does not read mask"):
@@ -231,7 +232,7 @@ def test_a_part_is_moved_as_sage_drag_moves_it(studio, who, tmp_path):
     config = studio.recommended("edit", "regiondrag").but(steps=6)
     cone, there = (46, 40, 62, 62), (2, 40, 18, 62)
     still = EditRequest("stilllife", SOURCE, SOURCE, config)
-    moved = replace(still, moves=studio.moved(who, key, [(cone, there)]))
+    moved = replace(still, moves=studio.album.moved(who, key, [(cone, there)]))
     entry = ended(studio.edit(who, moved))
     assert cli.main(["drag", str(MUG), "--from", "46,40,62,62", "--to", "2,40,18,62", "--source", SOURCE, "--model",
                      "stilllife", "--steps", "6", "--out", str(tmp_path / "dragged.png"), "--quiet"]) == 0
@@ -244,7 +245,8 @@ def test_a_part_is_moved_as_sage_drag_moves_it(studio, who, tmp_path):
     assert "asked_in" in recipe.as_python(entry.record, studio.model)
     assert not any("nothing is asked to change" in note for note in entry.notes)
     assert any("nothing is asked to change" in note for note in ended(studio.edit(who, still)).notes)
-    again = replace(still, moves=studio.moved(who, key, studio.moves_in(who, entry.record)))  # as a page restores it
+    moves = studio.album.moves_in(who, entry.record)  # as a page restores it
+    again = replace(still, moves=studio.album.moved(who, key, moves))
     assert ended(studio.edit(who, again)).path.read_bytes() == entry.path.read_bytes()
     assert ended(studio.look_inside(who, entry)).startswith("<!doctype html>")
 
@@ -254,13 +256,13 @@ def test_a_part_is_moved_as_sage_drag_moves_it(studio, who, tmp_path):
 def test_a_place_that_is_none_is_one_line(studio, who, place, words):
     studio.take(who, MUG, "mug.png")
     with pytest.raises(SettingsError, match=words):
-        studio.moved(who, studio.visit(who).picture.identity["sha256"], [(place, (9, 9))])
+        studio.album.moved(who, studio.visit(who).picture.identity["sha256"], [(place, (9, 9))])
 
 
 def test_no_visitor_names_a_file_as_a_region(studio, who):
     studio.take(who, MUG, "mug.png")
     with pytest.raises(PictureError, match="not remembered"):
-        studio.moved(who, studio.visit(who).picture.identity["sha256"], [(str(MUG), (9, 9))])
+        studio.album.moved(who, studio.visit(who).picture.identity["sha256"], [(str(MUG), (9, 9))])
 
 
 def test_something_of_another_picture_is_put_in(studio, who, tmp_path, monkeypatch):
@@ -270,12 +272,12 @@ def test_something_of_another_picture_is_put_in(studio, who, tmp_path, monkeypat
     mask.save(tmp_path / "mask.png")
     studio.take(who, MUG, "mug.png")
     below = studio.visit(who).picture
-    reference = studio.take_mask(who, tmp_path / "red.png", "C:\\things\\red.png").identity["sha256"]
-    marked = studio.take_mask(who, tmp_path / "mask.png").identity["sha256"]
+    reference = studio.album.take_mask(who, tmp_path / "red.png", "C:\\things\\red.png").identity["sha256"]
+    marked = studio.album.take_mask(who, tmp_path / "mask.png").identity["sha256"]
     box = studio.compose(who, below.identity["sha256"], reference, marked, (4.2, 8, 24, 18))
     picture, before = studio.visit(who).picture, np.asarray(Image.open(MUG).convert("RGB"))
     assert picture.identity["name"] == "mug-composed.png"
-    shown, where = np.asarray(picture.image), np.asarray(studio.picture(who, box).image) > 0
+    shown, where = np.asarray(picture.image), np.asarray(studio.album.picture(who, box).image) > 0
     assert where[8:18, 4:24].all() and where.sum() == 10 * 20
     assert (shown[where] == (255, 0, 0)).all() and (shown[~where] == before[~where]).all()
     config = studio.recommended("edit", "ddpm").but(steps=4)
@@ -297,7 +299,7 @@ def test_something_of_another_picture_is_put_in(studio, who, tmp_path, monkeypat
     studio.take(who, entry.path, entry.path.name)  # as who comes back with the download
     assert studio.visit(who).picture == picture
     assert ended(studio.look_inside(who, entry)).startswith("<!doctype html>")
-    monkeypatch.setattr(service, "MAX_PASTES", 2)
+    monkeypatch.setattr(album, "MAX_PASTES", 2)
     studio.compose(who, picture.identity["sha256"], reference, marked, (30, 8, 50, 18))
     twice = studio.visit(who).picture
     assert [paste.box for paste in twice.pastes] == [(4, 8, 24, 18), (30, 8, 50, 18)]
@@ -305,7 +307,7 @@ def test_something_of_another_picture_is_put_in(studio, who, tmp_path, monkeypat
     with pytest.raises(SettingsError, match="go on from a result"):
         studio.compose(who, twice.identity["sha256"], reference, marked, (30, 8, 50, 18))
     Image.new("L", (40, 20)).save(tmp_path / "none.png")
-    nothing = studio.take_mask(who, tmp_path / "none.png").identity["sha256"]
+    nothing = studio.album.take_mask(who, tmp_path / "none.png").identity["sha256"]
     with pytest.raises(SageError, match="has no white place"):
         studio.compose(who, below.identity["sha256"], reference, nothing, (4, 8, 24, 18))
 
@@ -353,10 +355,10 @@ def test_the_gallery_stays(tmp_path, monkeypatch):
         studio.close()
     assert sorted(p.name for p in gallery.iterdir()) == ["mug-edit-2.png", "mug-edit.png"]
     assert (gallery / "mug-edit.png").read_bytes() == kept
-    assert {p.name for p in studio.kept()} == {"mug-edit.png", "mug-edit-2.png"}
+    assert {p.name for p in studio.gallery.paths()} == {"mug-edit.png", "mug-edit-2.png"}
     for name in ("../secret.png", "none.png", "/etc/passwd"):
         with pytest.raises(SettingsError, match="not in the gallery"):
-            studio.kept_as(name)
+            studio.gallery.path(name)
 
 
 def test_a_result_as_a_command_and_as_python_is_made_again(studio, wanted, who, tmp_path, monkeypatch):
@@ -627,7 +629,7 @@ def test_a_large_photograph_is_scaled_down(studio, who, tmp_path):
 
 
 def test_an_edit_of_what_was_scaled_down_is_repeated_by_its_command(studio, who, tmp_path, monkeypatch):
-    monkeypatch.setattr(studio, "limits", replace(studio.limits, pixels=9_000))
+    monkeypatch.setattr(studio.album, "pixels", 9_000)
     monkeypatch.chdir(tmp_path)
     Path("mug.png").write_bytes(MUG.read_bytes())
     studio.take(who, Path("mug.png"), "mug.png")

@@ -126,7 +126,7 @@ def test_at_any_stage_of_the_work(studio, wanted, monkeypatch, kind, stage, way)
 
 def nothing_is_left(studio, folder: Path) -> None:
     assert not folder.exists()
-    assert not [key for cache in (studio.trajectories, studio.pictures) for key in cache.keys() if key[0] == LEAVER]
+    assert not [key for cache in (studio.trajectories, studio.album) for key in cache.keys() if key[0] == LEAVER]
 
 
 def test_while_they_wait(studio):
