@@ -9,14 +9,11 @@ eps - x0 is one draw of what is to be learnt, its mean given z_t.  A diffusion o
 and may teach it: the minimum is the same, and the spread of the draws, in the end all of the loss, is gone.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sage.models.flow.transformer import FluxTransformer, Modulation
 from sage.models.sd.clip import CLIPText
@@ -27,7 +24,6 @@ from training import networks, run, sheets, tokenizer
 from training.captions import Captioner
 from training.diffusion import latents
 
-FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 PEAK, TAUGHT_PEAK, WARMUP = 4e-4, 2e-4, 4_000  # learning rates, also by a teacher, and samples until they are reached
 BATCH, TAUGHT_BATCH = 16, 4  # samples of a step; by a teacher half as many scenes in two captions each
 CONTRAST = 8.0  # weight of what two captions change, beside the rest
@@ -104,7 +100,7 @@ def flow_loss(transformer: FluxTransformer, text: CLIPText, z0: Tensor, ids: Ten
         end: the token that ends one.
     """
     t, eps, z = _noised(z0, generator)
-    with _training_kernels(z0.device):
+    with run.autocast(z0.device):
         v = transformer(z, t, *_conditioning(text, ids.to(z0.device), end))
     return (v.float() - (eps - z0)).square().mean()
 
@@ -126,7 +122,7 @@ def taught_loss(transformer: FluxTransformer, text: CLIPText, z0: Tensor, ids: T
     device = z0.device
     t, eps, z = _noised(z0, generator)
     known = teacher.knows(t)[:, None, None, None]
-    with _training_kernels(device):
+    with run.autocast(device):
         conditioning = _conditioning(text, torch.cat([ids, others]).to(device), end)
         twice = torch.cat([z, z]), torch.cat([t, t])
         learnt, other = teacher(*twice, conditioning[0]).chunk(2)
@@ -141,13 +137,6 @@ def _noised(z0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Ten
     eps = torch.randn(z0.shape, generator=generator).to(z0.device)
     at = t[:, None, None, None]
     return t, eps, (1 - at) * z0 + at * eps
-
-
-@contextmanager
-def _training_kernels(device: torch.device) -> Iterator[None]:
-    # The fused attention of CPUs takes four times as long there and back as the products that it is made of.
-    with run.autocast(device), sdpa_kernel([SDPBackend.MATH] if device.type == "cpu" else list(FUSED)):
-        yield
 
 
 @torch.no_grad()

@@ -26,8 +26,8 @@ UNET = UNetParams(in_channels=autoencoder.PARAMS.latent_channels, out_channels=a
                   channels=(64, 128, 224), attention=(True, True, True), layers_per_block=1, heads=(2, 4, 7),
                   context_width=192)
 SCHEDULE = ScheduleParams()
-# Tokens of 2 x 2 latents, as FLUX.1 has: 64 for a picture.
-FLOW = FluxParams(channels=autoencoder.PARAMS.latent_channels, patch=2, width=192, heads=6, mlp_width=768, depth=3,
+# A token a latent, 256 for a picture: of FLUX.1's 2 x 2 there would be too few to draw forms with.
+FLOW = FluxParams(channels=autoencoder.PARAMS.latent_channels, patch=1, width=192, heads=6, mlp_width=768, depth=3,
                   depth_single=6, context_width=192, pooled_width=192, axes=(8, 12, 12), guidance=False)
 FLOW_SCHEDULE = FlowParams(patch=FLOW.patch)
 CLEAN = "diffusion"  # the training of the text encoder and the UNet with captions that are right
