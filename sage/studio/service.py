@@ -206,8 +206,7 @@ class Studio:
         Returns:
             The key of the mask that is white in the box.
         """
-        whole, place = self.album.compose(who, picture, reference, mask, box)
-        self._show(who, whole)
+        self.visit(who).picture, place = self.album.compose(who, picture, reference, mask, box)
         return place
 
     def seen(self, who: str, key: str) -> dict[str, str]:
