@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from sage.job import Job
     from sage.models.backbone import Backbone
+    from sage.prompts.plan import Plan
 
 # The paper's; a mask, by attention at 16 x 16 above 0.6, is for who wants one.
 PUBLISHED = dict(steps=4, strength=1.0, spacing="trailing", noise="drawn", frozen_steps=0, blend=None,
@@ -89,6 +90,12 @@ class Turbo(Method[Settings]):
     def fits(self, model: "Backbone") -> str:
         return "" if model.part("inversion") else ("it has no inversion network, a folder `inversion` beside its unet; "
                                                    "stilllife-turbo has, and turbo-ddpm needs none")
+
+    def notes(self, settings: Settings, plan: "Plan") -> tuple[str, ...]:
+        if not plan.edited or any(span.target for span in plan.edited):
+            return plan.notes
+        return (*plan.notes, "what the target leaves out may stay: of still lifes turbo takes away 39 % of what shall "
+                             "go, turbo-ddpm 89 %, in twice the calls")
 
     # ---- the way to noise
 

@@ -216,6 +216,15 @@ def test_frozen_steps_hold_the_self_attention_of_the_source(made):
     assert small.hooks(made.model) == []
 
 
+def test_a_note_says_where_another_method_is_better(made):
+    def said(source, target):
+        plan = sage.editing.check_prompts(made.model, source, target, sage.method("turbo").Settings())
+        return any("turbo-ddpm" in note for note in plan.notes)
+
+    assert said("a cat and a dog", "a cat") and said("a red cat", "a cat")
+    assert not said(SOURCE, TARGET) and not said("a cat", "a cat and a dog") and not said("a red cat", "a cat or a dog")
+
+
 def test_further_targets_add_up_and_share_one_inversion(made):
     both = run(made.model, request={"edits": (OTHER,)})[-1]
     assert not torch.equal(both, run(made.model)[-1]) and not torch.equal(both, run(made.model, OTHER)[-1])
