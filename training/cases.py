@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from sage.bench import metrics, tables
 from sage.editing import check_prompts, edit_batch, invert_batch
@@ -48,24 +49,25 @@ def draw(seeds: Sequence[int], short: bool = False, side: int = SIDE) -> list[Ca
 
 
 def run(model: Backbone, cases: Sequence[Case], config: Settings, batch: int = 20,
-        trajectories: dict[int, Trajectory] | None = None, progress=None) -> list[Image.Image]:
+        trajectories: dict[int, Trajectory] | None = None, name: str = "edits") -> list[Image.Image]:
     """Edit every case by `config`.
 
     Args:
         trajectories: filled with each batch's inversion, and read where it has one: configurations that record the
             same maps may share it.
+        name: before the progress bar.
     """
     results = []
-    for start in range(0, len(cases), batch):
+    for start in tqdm(range(0, len(cases), batch), desc=name, unit="batch"):
         part = cases[start:start + batch]
         images = [case.source for case in part]
         plans = [check_prompts(model, c.prompts.source, c.prompts.target, config) for c in part]
         trajectory = (trajectories or {}).get(start)
         if trajectory is None:
-            trajectory = invert_batch(model, images, plans, config, progress)
+            trajectory = invert_batch(model, images, plans, config)
             if trajectories is not None:
                 trajectories[start] = trajectory
-        results += [r.image for r in edit_batch(model, images, plans, config, progress, trajectory)]
+        results += [r.image for r in edit_batch(model, images, plans, config, trajectory=trajectory)]
     return results
 
 

@@ -53,13 +53,13 @@ def autoencoder(model: Backbone, count: int = 200) -> tuple[np.ndarray, np.ndarr
 
 
 def prompted(model: Backbone, out: Path, count: int = 64, columns: int = 8) -> list[str]:
-    """Lines of Markdown: what is shown of what was asked for; the pictures go to prompts.png."""
+    """Lines of Markdown: what is shown of what was asked for; the pictures go to prompts.webp."""
     of = drawn.scenes(count)
     texts, config = [prompt(scene) for scene in of], method("plain").recommended(model, "generate")
     found = drawn.made(model, texts, config)
     cells = [(text, Image.fromarray(picture)) for text, picture in zip(texts, found, strict=True)]
     pictures.save_picture(pictures.sheet([cells[i:i + columns] for i in range(0, count, columns)], side=192),
-                          out / "prompts.png")
+                          out / "prompts.webp")
     rows = drawn.hits(load_encoder(), found, of)
     shares = {name: 100 * np.array([row[name] for row in rows if name in row]) for name in ATTRIBUTES}
     everything = 100 * np.array([hit for row in rows for hit in row.values()])
@@ -85,8 +85,8 @@ def measured(model: Backbone, sample: list[cases.Case]) -> dict[str, list[Image.
         x = pictures.to_tensor(case.truth, (model.sample_size,) * 2)
         results["autoencoder of the true edit"].append(pictures.to_picture(model.decode(model.encode(x))))
     trajectories: dict = {}
-    for name, config in tqdm(configurations(model).items(), desc="edits"):
-        results[name] = cases.run(model, sample, config, trajectories=trajectories)
+    for name, config in configurations(model).items():
+        results[name] = cases.run(model, sample, config, trajectories=trajectories, name=name)
     return results
 
 
@@ -143,11 +143,11 @@ def main() -> None:
         sample = cases.draw(range(REPORTED, REPORTED + args.each), short=length == "short", side=model.sample_size)
         results = measured(model, sample)
         lines += [f"## {len(sample)} edits, {len(sample) // 10} of each kind, {length} prompts", "",
-                  *tables(sample, results), "", f"![edits, {length} prompts](edits-{length}.png)", ""]
-        pictures.save_picture(sheet_of(sample, results), args.out / f"edits-{length}.png")
+                  *tables(sample, results), "", f"![edits, {length} prompts](edits-{length}.webp)", ""]
+        pictures.save_picture(sheet_of(sample, results), args.out / f"edits-{length}.webp")
     settings = {k: v for k, v in SAGE().recommended(model).as_dict().items() if v != Settings().as_dict()[k]}
     lines += [f"Recommended settings, where they differ from the defaults: `{json.dumps(settings)}`", "",
-              "![64 prompts](prompts.png)", ""]
+              "![64 prompts](prompts.webp)", ""]
     text = "\n".join(lines)
     (args.out / "REPORT.md").write_text(text)
     print(text)
