@@ -35,6 +35,7 @@ class Model:
         unet, vae, text: None where the weights are there already.
         text_2: of XL.
         student: a network of few steps, with an inversion network beside it.
+        lent: its inversion network has the student's own weights, lent when it is loaded: of XL's size two are 20 GB.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Model:
     text: CLIPTextParams | None = None
     text_2: CLIPTextParams | None = None
     student: bool = False
+    lent: bool = False
 
     def folder(self, cache: Path) -> Path:
         """A diffusers folder with its weights in float16, made under `cache` the first time."""
@@ -59,8 +61,9 @@ class Model:
         if not folder.exists():
             part = folder.with_name(f".{folder.name}.part")
             shutil.rmtree(part, ignore_errors=True)
-            made = networks(self.unet, self.vae, self.text, text_2=self.text_2, inversion=self.student)
-            write_folder(part, made, self.prediction, self.side)
+            made = networks(self.unet, self.vae, self.text, text_2=self.text_2,
+                            inversion=self.student and not self.lent)
+            write_folder(part, made, self.prediction, self.side, self.student)
             part.rename(folder)
         return folder
 
@@ -88,14 +91,14 @@ MODELS = {m.name: m for m in (
           UNetParams(channels=(320, 640, 1280), attention=(False, True, True), heads=(5, 10, 20), context_width=2048,
                      transformer_depth=(1, 2, 10), linear_projection=True, pooled_width=1280, size_width=256),
           VAEParams(scaling=0.13025), CLIPTextParams(), CLIPTextParams(1280, 5120, 20, 32, activation="gelu",
-                                                                      projection=1280), student=True),
+                                                                      projection=1280), student=True, lent=True),
     # Seconds instead of minutes: for the tests of all this.
     Model("tiny-xl", 64, 1, 1, RED, BLUE, ("red", "blue"), unet=UNetParams(
         channels=(32, 32, 64), attention=(False, True, True), layers_per_block=1, heads=(1, 1, 2), context_width=64,
         transformer_depth=(1, 1, 2), linear_projection=True, pooled_width=24, size_width=32),
         vae=VAEParams(channels=(32, 32, 64), layers_per_block=1),
         text=CLIPTextParams(width=32, mlp_width=64, heads=2, layers=2, vocabulary=2000),
-        text_2=CLIPTextParams(width=32, mlp_width=64, heads=2, layers=2, vocabulary=2000, projection=24), student=True),
+        text_2=CLIPTextParams(width=32, mlp_width=64, heads=2, layers=2, vocabulary=2000, projection=24), student=True, lent=True),
     Model("tiny", 64, 1, 2, RED, BLUE, ("red", "blue"), unet=UNetParams(
         channels=(32, 32, 64, 64), layers_per_block=1, heads=(1, 2, 8, 8), context_width=32),
         vae=VAEParams(channels=(32, 32, 64), layers_per_block=1),
@@ -118,7 +121,8 @@ def networks(unet: UNetParams | None = None, vae: VAEParams | None = None, text:
     return made
 
 
-def write_folder(folder: Path, modules: dict[str, nn.Module], prediction: str = "epsilon", side: int = 512) -> Path:
+def write_folder(folder: Path, modules: dict[str, nn.Module], prediction: str = "epsilon", side: int = 512,
+                 student: bool = False) -> Path:
     """Write networks as a diffusers folder, with the tokenizer of the still-life captions."""
     unet, vae, text = (modules[part] for part in ("unet", "vae", "text_encoder"))
     configs = {"unet": unet_config(unet.params, side // vae.factor), "vae": vae_config(vae.params, side),
@@ -134,7 +138,7 @@ def write_folder(folder: Path, modules: dict[str, nn.Module], prediction: str = 
         save_file(module.state_dict(), folder / part / f"{base}.fp16.safetensors", {"format": "pt"})
     (folder / "scheduler").mkdir()
     scheduler = scheduler_config(ScheduleParams()) | {"prediction_type": prediction}
-    if "inversion" in modules:
+    if student:
         scheduler |= {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     train_tokenizer(folder / "tokenizer", captions=500)

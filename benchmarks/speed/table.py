@@ -302,8 +302,9 @@ def render(results: Mapping[str, Any]) -> str:
     """The page in Markdown."""
     page = Page(results)
     machine = ", ".join(f"{k} {', '.join(v) if isinstance(v, list) else v}" for k, v in results["machine"].items())
-    lines = ["# Speed and memory", "", f"`make bench-speed`; {results['date']}; {machine}.", "", "## The targets", "",
-             *page.targets(), "", "## Every figure", "", *page.table(), "", NOTES]
+    lines = ["# Speed and memory", "", f"`make bench-speed`; {results['date']}; {machine}."]
+    if any(row["job"]["kind"] == "edit" for row in page.rows):  # not a part that has none
+        lines += ["", "## The targets", "", *page.targets(), "", "## Every figure", "", *page.table(), "", NOTES]
     if page.machines:
         lines += ["", "## The machine at its best", "", row(("device", "numbers", "GFLOP/s", "by", "GB/s of a copy")),
                   row(["---"] * 5)]

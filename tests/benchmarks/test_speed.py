@@ -270,6 +270,8 @@ def test_targets_of_a_student_are_those_of_the_medians():
         assert f"an edit by turbo, seconds | at most 0.25 | {edit:g} | {met} |" in text
         assert ("| stilllife-turbo 128 float32 | turbo-ddpm | 4 | 2 | 0.4 (0.4 to 0.9) | "
                 f"{edit:g} (0.1 to 9) | 8 + 4 | 0 | 1.00 | 1.50 |") in text
+        alone = table.render(kept | {"rows": rows})
+        assert "turbo-ddpm" in alone and "The targets" not in alone and "not yet measured" not in alone
 
 
 @pytest.mark.slow
@@ -279,6 +281,8 @@ def test_a_student_of_xls_shape_is_written_and_measured(folder, name, calls, bac
     found = measure_few(Few("tiny-xl", "tiny-xl", 64, "float32", timed=2), name, folder)
     assert (found["calls"], found["gradients"]) == (calls, back)
     assert len(found["invert"]) == len(found["edit"]) == 2 and found["peak"] > found["interpreter"] > 0
+    parts = (folder / "tiny-xl").rglob("*.safetensors")
+    assert found["weights"] < 2.1 * sum(part.stat().st_size for part in parts)  # of float16, and none twice
 
 
 def test_a_part_can_be_asked_for():
