@@ -98,7 +98,8 @@ MODELS = {m.name: m for m in (
         transformer_depth=(1, 1, 2), linear_projection=True, pooled_width=24, size_width=32),
         vae=VAEParams(channels=(32, 32, 64), layers_per_block=1),
         text=CLIPTextParams(width=32, mlp_width=64, heads=2, layers=2, vocabulary=2000),
-        text_2=CLIPTextParams(width=32, mlp_width=64, heads=2, layers=2, vocabulary=2000, projection=24), student=True, lent=True),
+        text_2=CLIPTextParams(width=32, mlp_width=64, heads=2, layers=2, vocabulary=2000, projection=24),
+        student=True, lent=True),
     Model("tiny", 64, 1, 2, RED, BLUE, ("red", "blue"), unet=UNetParams(
         channels=(32, 32, 64, 64), layers_per_block=1, heads=(1, 2, 8, 8), context_width=32),
         vae=VAEParams(channels=(32, 32, 64), layers_per_block=1),
