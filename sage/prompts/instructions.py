@@ -114,6 +114,20 @@ def _things(text: str) -> list[Spoken]:
     return found
 
 
+def overlooked(text: str) -> str:
+    """The noun of a second thing that a prompt calls neither tiny nor behind or in front; "" where there is none.
+
+    Every caption of the rendered world says one of them.
+    """
+    for thing in (things := _things(text))[1:2]:
+        behind = (re.search(rf"\b(?:behind|in front of) (?:it,? )?{ARTICLE}$", text[:thing.start], re.IGNORECASE)
+                  or re.match(r",? *(?:behind|in front of) it\b", text[thing.noun.end:], re.IGNORECASE))
+        if not (behind or any(said.kind == "tiny" for said in thing.adjectives)
+                or thing.noun.value == things[0].noun.value):
+            return text[thing.noun.start:thing.noun.end].lower()
+    return ""
+
+
 def _first(text: str, kind: str) -> Said | None:
     return next((said for said in _all_said(text) if said.kind == kind), None)
 

@@ -59,6 +59,18 @@ def about_unknown(model: str, known: Iterable[str], texts: Iterable[str]) -> tup
             f"(sage info {model} lists those it knows)",)
 
 
+def about_second(model: str, known: Iterable[str], texts: Iterable[str]) -> tuple[str, ...]:
+    """What is to be said of a second thing that a model of the rendered world overlooks: nothing, or one note.
+
+    What stands beside another thing is tiny there, and every caption says so; without the word it is not heard.
+    """
+    from sage.prompts.instructions import overlooked
+    if "tiny" not in known:
+        return ()
+    return next(((f"{model} hears of a second thing beside the first by the word tiny, and may overlook it here: say "
+                  f"\"and a tiny {noun}\"",) for text in texts if (noun := overlooked(text))), ())
+
+
 def _nearest(word: str, known: Iterable[str]) -> str:
     """The known word of which another looks like a slip of the fingers; most words that are not known are no slips."""
     if not SHORTEST <= len(word) <= LONGEST:

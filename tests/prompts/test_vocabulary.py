@@ -13,7 +13,7 @@ from sage.editing import check_prompts, edit_batch
 from sage.generation import generate
 from sage.models.known import installed
 from sage.pictures import from_pixels
-from sage.prompts.vocabulary import FILE, MOST, about_unknown, read_words, unknown_words, words_of
+from sage.prompts.vocabulary import FILE, MOST, about_second, about_unknown, read_words, unknown_words, words_of
 from sage.stilllife import KINDS, edit_case
 from tests import small
 from tests.hardening.soon import soon
@@ -35,6 +35,17 @@ def test_what_is_not_known_is_named_with_what_is_nearest():
     assert note.startswith("m was not taught 'mugg' (did you mean 'mug'?), 'xyzzy': ") and "sage info m" in note
     [note] = about_unknown("m", KNOWN, [" ".join(f"q{i}" for i in range(9))])
     assert "'q4' and 4 more" in note and "'q5'" not in note
+
+
+@pytest.mark.parametrize("text, overlooked", (
+    ("a mug and a cone", "cone"), ("A blue mug with a Cone next to it", "cone"), ("mug, ball, brick wall", "ball"),
+    ("a mug and a cup in front of a brick wall", ""), ("a tiny mug and a cone", "cone"),
+    ("a mug and a cone in front of a brick wall", "cone"), ("a mug", ""), ("a mug and a tiny green cone", ""),
+    ("a mug with a cone behind it", ""), ("a mug, in front of it a cone", ""), ("a mug behind a big cone", "")))
+def test_a_second_thing_that_is_not_heard_of_is_pointed_at(text, overlooked):
+    said = about_second("m", ("mug", "tiny"), (text,))
+    assert [note[-len(overlooked) - 1:-1] for note in said] == ([overlooked] if overlooked else [])
+    assert about_second("m", ("mug",), (text,)) == ()  # of another world
 
 
 @pytest.mark.parametrize("slip, meant", [
