@@ -65,9 +65,10 @@ class Row:
 ANCHORED = dict(null_text_steps=2, null_text_rate=0.1, null_text_tolerance=10.0, negative_empty=0.4,
                 proximal_quantile=0.6, proximal_rate=0.5, proximal_below=300.0, proximal_margin=0, fixed_point_rounds=1,
                 fixed_point_tolerance=0.1, fixed_point_damping=0.5)
-WITH_ANCHORS = {"negative_empty": dict(inversion="negative"),
-                **dict.fromkeys(("null_text_steps", "null_text_rate", "null_text_tolerance", "null_text_branches"),
-                                dict(inversion="null-text")),
+WITH_ANCHORS = {"negative_empty": dict(inversion="negative"), "null_text_steps": dict(inversion="null-text"),
+                "inversion=null-text": dict(null_text_steps=2),  # where ten take seconds
+                **dict.fromkeys(("null_text_rate", "null_text_tolerance", "null_text_branches"),
+                                dict(inversion="null-text", null_text_steps=2)),
                 **dict.fromkeys(("proximal_quantile", "proximal_of", "proximal_kind", "proximal_hold", "proximal_rate",
                                  "proximal_below", "proximal_margin"), dict(inversion="proximal")),
                 **dict.fromkeys(("fixed_point_rounds", "fixed_point_tolerance", "fixed_point_damping"),

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import sage
 from sage.errors import ModelError
@@ -267,6 +268,24 @@ def test_from_a_folder_to_a_folder_that_edits(tmp_path, folder, monkeypatch):
                        config)
     assert result.image.size == (16, 16) and len(result.trajectory.noises) == 4
     assert sage.generate(model, "a cat", method="plain")[0].settings.steps == 4
+
+    # From a model alone another inversion network: of the same student, begun from it or from the model's own.
+    [stored] = (tmp_path / "turbo" / "inversion").glob("*.safetensors")
+    tensors = load_file(stored)
+    save_file(tensors | {"conv_out.bias": tensors["conv_out.bias"] + 1}, stored, {"format": "pt"})
+    for name, more in (("fresh", []), ("further", ["--inversion-of", str(tmp_path / "turbo")])):
+        command.main(["--teacher", str(folder), "--out", str(tmp_path / name), "--data", str(tmp_path / "data"),
+                      "--weights", str(tmp_path / name / "model"), "--pictures", "1000", "--inversion", "4",
+                      "--batch", "4", "--student-of", str(tmp_path / "turbo"), *more])
+        again = sage.load_model(tmp_path / name / "model")
+        assert same(again.unet, model.unet)
+        assert torch.allclose(again.inversion.conv_out.bias, torch.full((8,), float(bool(more))), atol=0.1)
+        said = json.loads((tmp_path / name / "model" / "training.json").read_text())
+        assert said["student of"] == str(tmp_path / "turbo") and said["inversion"]["done"] == 4
+        assert ("inversion of" in said) == bool(more) and "guided" not in said
+    with pytest.raises(SystemExit, match="has no network inversion: name another model"):
+        command.main(["--teacher", str(folder), "--out", str(tmp_path / "fresh"), "--data", str(tmp_path / "data"),
+                      "--pictures", "1000", "--student-of", str(tmp_path / "turbo"), "--inversion-of", str(folder)])
 
     tiny.configure(tmp_path / "turbo" / "inversion" / "config.json", in_channels=4)
     with pytest.raises(sage.ModelError, match="its in_channels is 4, and for the UNet beside it must be 8"):
