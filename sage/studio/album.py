@@ -72,6 +72,10 @@ class Album:
         self._pictures: Cache[Picture] = Cache(room, lambda picture: picture.size)
         self._opening = Lock()  # a large picture takes a lot while it is decoded
 
+    def keys(self) -> list[tuple[str, str]]:
+        """Whose and which pictures there are."""
+        return self._pictures.keys()  # type: ignore[return-value]
+
     def picture(self, who: str, key: str) -> Picture:
         """One of the visitor's pictures.
 
