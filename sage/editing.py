@@ -29,7 +29,7 @@ from sage.models.savings import Savings
 from sage.notes import SAME, of_plan, of_result, unlike, unusual
 from sage.pictures.framing import framed
 from sage.prompts.plan import Plan, parse_pair
-from sage.prompts.vocabulary import about_second, about_unknown
+from sage.prompts.vocabulary import about_words
 from sage.settings import Retry, Settings, seed_of
 from sage.trajectory.fitting import check_trajectory, origin_of
 from sage.trajectory.kinds import Trajectory
@@ -89,8 +89,7 @@ def check_prompts(model: Backbone, source: str, target: str, config: Settings, t
     """
     method = method_of(config)
     plan = method.plan(model.prompts, *parse_pair(model.prompts, source, target, truncate), config)
-    said = (*about_unknown(model.name, model.prompts.taught, (source, target)),
-            *about_second(model.name, model.prompts.taught, (source, target)))
+    said = about_words(model.name, model.prompts.taught, (source, target))
     if plan.source.ids == plan.target.ids and not plan.factors:
         said += (SAME,)
     return replace(plan, notes=(*said, *method.notes(config, plan)))

@@ -24,7 +24,7 @@ from sage.models.backbone import Backbone, Text
 from sage.models.savings import Savings
 from sage.notes import unusual
 from sage.prompts.tokens import Prompt
-from sage.prompts.vocabulary import about_second, about_unknown
+from sage.prompts.vocabulary import about_words
 from sage.settings import Settings, seed_of
 from sage.trajectory.kinds import mapped
 
@@ -122,8 +122,7 @@ def generate_batch(model: Backbone, requests: Sequence[Request], config: Setting
     plans = [method.plan(model.prompts, nothing, model.prompts.parse(request.target, truncate), settings)
              for request, settings in zip(requests, own, strict=True)]
     negatives = [model.prompts.parse(request.negative, truncate) for request in requests]
-    said = [(*about_unknown(model.name, model.prompts.taught, [request.target]),
-             *about_second(model.name, model.prompts.taught, [request.target])) for request in requests]
+    said = [about_words(model.name, model.prompts.taught, [request.target]) for request in requests]
     noise, start = _Noise(shape, seeds, generator), _start(latents, shape)
     report: Progress = progress or (lambda phase, done, total: None)
     with own_savings(model, savings):

@@ -44,6 +44,12 @@ def unknown_words(known: Iterable[str], texts: Iterable[str]) -> tuple[str, ...]
     return tuple(dict.fromkeys(w for text in texts for w in words_of(text) if w not in known)) if known else ()
 
 
+def about_words(model: str, known: Iterable[str], texts: Iterable[str]) -> tuple[str, ...]:
+    """What is to be said of the words of some texts, by the two functions below."""
+    known, texts = tuple(known), tuple(texts)
+    return (*about_unknown(model, known, texts), *about_second(model, known, texts))
+
+
 def about_unknown(model: str, known: Iterable[str], texts: Iterable[str]) -> tuple[str, ...]:
     """What is to be said of words that a model was not taught: nothing, or one note.
 
