@@ -66,6 +66,7 @@ class Job(Generic[S]):
         self.report: Progress = report or (lambda phase, done, total: None)
         self.notes = tuple(list[str]() for _ in z0)
         self._texts, self._noises, self._drawn, self._places = dict(texts or {}), noises, 0, places
+        self._taken: dict[tuple[int, ...], Any] = {}  # of a list of noises, by tag
         if places is not None and self.cached.cache == "none":
             raise SettingsError("places to compute were given, and with cache none all of them are")
         if background is not None and background.shape[-3:] != z0.shape[-3:]:
@@ -298,7 +299,7 @@ class Job(Generic[S]):
     def noise(self, *tag: int) -> Tensor:
         """(1, C, h, w) standard normal numbers, the same for every picture.
 
-        They are those of the seed and the tag, or the next of those that were given.
+        They are those of the seed and the tag, or the next of those that were given; a tag's are the same each time.
 
         Raises:
             SettingsError: fewer were given than are asked for, or of another shape.
@@ -334,12 +335,15 @@ class Job(Generic[S]):
         if self._noises is None:
             return None
         if callable(self._noises):
+            self._drawn += 1
             given = self._noises(tag)
-        elif self._drawn >= len(self._noises):
-            raise SettingsError(f"{len(self._noises)} noises were given, and {self.method.name} asks for more")
         else:
-            given = self._noises[self._drawn]
-        self._drawn += 1
+            if tag not in self._taken:
+                if self._drawn >= len(self._noises):
+                    raise SettingsError(f"{len(self._noises)} noises were given, and {self.method.name} asks for more")
+                self._taken[tag] = self._noises[self._drawn]
+                self._drawn += 1
+            given = self._taken[tag]
         try:
             return torch.as_tensor(given)
         except (TypeError, ValueError, RuntimeError):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sage.errors import SettingsError
 from sage.guidance.hooks import EXACT, HEARD, detour, hearing, hooked, kinds
-from sage.guidance.refresh import BONUS, Draws, Lists, drawn, favour, on_grid, preprocessed, rings, transposed
+from sage.guidance.refresh import BONUS, Draws, Lists, drawn, favour, on_grid, preprocessed, rings
 from sage.models.backbone import Backbone
 from sage.models.sites import Block, Feature, Site
 from sage.sampling.levels import Edges, Level
@@ -44,8 +44,7 @@ class Slips:
         offset: places in single blocks are counted from their first token, which is the text's: of the picture the last
             ones are never computed, and the region is that many tokens further on.
         cut: of the text only as many tokens are drawn from as the picture has.
-        nearest: a token is of the region where its first place is, and not where any is.
-        transposed: the region's rows count as columns, as far as the picture has so many.
+        nearest: a token is of the region where its middle is, and not where any of it is.
         bonus: of the region's places, which is 1 in drags.
     """
 
@@ -55,7 +54,6 @@ class Slips:
     offset: bool = False
     cut: bool = False
     nearest: bool = False
-    transposed: bool = False
     bonus: float = BONUS
 
 
@@ -88,7 +86,8 @@ class Cache:
         size: (h, w) of the latents.
         text: tokens of a prompt.
         slips: what of the released code's slips is done too.
-        online: draw the places of a step when it comes, and not of all before the first; they are the same.
+        online: draw the places of a step when it comes, and not of all before the first; they are the same if every
+            step comes.
         given: in place of drawing, the places of each step and feed-forward layer, by the number of the step and the
             layer's path in the network: (k,) or (1, k) int64, of [text; picture] counted from the text's first token.
 
@@ -118,7 +117,7 @@ class Cache:
         self.places: tuple[Site | Feature, ...] = (*model.sites(), *model.features())
         self.draws = {name: self._draws(block, i, region, size, text, seed)
                       for i, (name, block) in enumerate(self.refreshed.items())}
-        self._drawing = drawn(self.draws, self.whole)
+        self._drawn = set[int]() if online and given is None else set(range(len(self.whole)))
         self.lists: Lists = {}
         self.paths = self._paths(model) if given is not None else {}
         if given is not None:
@@ -136,7 +135,7 @@ class Cache:
         ring = torch.full((1, rows * columns), -1)
         if region is not None:
             where = on_grid(region.cpu(), rows, columns, self.slips.nearest)
-            ring = rings(transposed(where) if self.slips.transposed else where, s.cascade_num)
+            ring = rings(where, s.cascade_num)
         of_text = torch.full((len(ring), min(text, rows * columns) if self.slips.cut else text), -1)
         parts = {"image": ring, "text": of_text}
         whose = ("image",) if self.slips.offset and len(block.tokens) > 1 else block.tokens
@@ -181,6 +180,9 @@ class Cache:
             names.append((branch, self._seen[branch]))
             self._seen[branch] += 1
         step = self.numbers[level.t]
+        if step not in self._drawn:
+            self._drawn.add(step)
+            self.lists |= drawn(self.draws, step, self.whole[step])
         context = self._whole(names) if self._anew(step, names) else self._between(step, names)
         with context:
             yield
@@ -292,8 +294,6 @@ class Cache:
     def _places(self, step: int, name: str) -> Tensor:
         if self.paths and (step, name) not in self.lists:
             raise SettingsError(f"no places were given of step {step} of {self.paths[name]}, which is not whole")
-        while (step, name) not in self.lists:
-            self.lists |= next(self._drawing)
         return self.lists[step, name]
 
     def _tell(self, held: Sequence[Held]) -> None:

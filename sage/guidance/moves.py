@@ -134,6 +134,8 @@ class Moves:
 
     def vacated(self, z: "Tensor") -> "Tensor":
         """`z` with noise where regions were, as much as alpha says; of regions that change places over what comes."""
+        if not any(self.pairs):
+            return z
         a, noise, out = self.s.alpha, self.job.noise(0, 1).expand_as(z), z.clone()
         for row, pairs in enumerate(self.pairs):
             for to, come in pairs:

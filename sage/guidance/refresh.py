@@ -7,7 +7,7 @@ The highest scores are computed.  Pictures of a batch share u, so that each is d
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -41,19 +41,12 @@ def favour(ring: Tensor, bonus: float = BONUS) -> Tensor:
 
 
 def on_grid(mask: Tensor, rows: int, columns: int, nearest: bool = False) -> Tensor:
-    """(B, 1, h, w) in {0, 1} -> (B, 1, rows, columns): the places that hold any of it, or whose first place does."""
+    """(B, 1, h, w) in {0, 1} -> (B, 1, rows, columns): the places that hold any of it, or that do in their middle."""
     if nearest:
-        return F.interpolate(mask.float(), (rows, columns))
+        return F.interpolate(mask.float(), (rows, columns), mode="nearest-exact")
     if rows <= mask.shape[-2] and columns <= mask.shape[-1]:
         return F.adaptive_max_pool2d(mask.float(), (rows, columns))
     return resize(mask > 0, rows, columns)
-
-
-def transposed(region: Tensor) -> Tensor:
-    """(B, 1, h, w) with its rows for columns; of what is no square the first square alone, the rest being 0."""
-    side, turned = min(region.shape[-2:]), torch.zeros_like(region)
-    turned[..., :side, :side] = region[..., :side, :side].transpose(-2, -1)
-    return turned
 
 
 @dataclass
@@ -94,22 +87,18 @@ class Draws:
 Lists = dict[tuple[int, str], Tensor]
 
 
-def drawn(layers: Mapping[str, Draws], whole: Iterable[bool]) -> Iterator[Lists]:
-    """The lists of each step by (step, layer), drawn as they are asked for; none of a step that is computed whole.
-
-    Args:
-        whole: for each step whether it is; all is forgotten there.
-    """
-    for step, all_of_it in enumerate(whole):
-        lists: Lists = {}
-        for name, draws in layers.items():
-            if all_of_it:
-                draws.forget()
-            else:
-                lists[step, name] = draws.next()
-        yield lists
+def drawn(layers: Mapping[str, Draws], step: int, whole: bool) -> Lists:
+    """The lists of the next step by (step, layer): none of one that is computed whole, where all is forgotten."""
+    lists: Lists = {}
+    for name, draws in layers.items():
+        if whole:
+            draws.forget()
+        else:
+            lists[step, name] = draws.next()
+    return lists
 
 
 def preprocessed(layers: Mapping[str, Draws], whole: Iterable[bool]) -> Lists:
     """The lists of all steps, drawn before the first: token index preprocessing."""
-    return {key: places for lists in drawn(layers, whole) for key, places in lists.items()}
+    return {key: places for step, all_of_it in enumerate(whole)
+            for key, places in drawn(layers, step, all_of_it).items()}

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 RELEASED = dict(steps=28, guidance_scale=7.0, source_guidance_scale=7.0, guidance_by="input", inv_skip=3,
                 fresh_threshold=3, reuse="held", whole_by="steps", put_back="before", blur="half", exact=False,
-                mask_cells="nearest", held_modulation=True, twice_gated=True, held_gates=True, text_offset=False,
+                held_modulation=True, twice_gated=True, held_gates=True, text_offset=False,
                 vacated="noise", unnamed=False, encode="sample", seed=42)
 PROMPT = RELEASED | dict(grid="released", eta=0.7, gamma=0.7, stop=6, mask_timestep=18, invert_under="target",
-                         put_back="after", transposed_region=True)
+                         put_back="after", mask_cells="nearest")
 DRAG = RELEASED | dict(grid="released, regions", eta=1.0, gamma=1.0, stop=6, invert_under="empty", region_bonus=1.0)
 COMPOSE = RELEASED | dict(grid="released, regions", eta=0.6, gamma=0.6, stop=10, inv_skip=2, cascade_num=5,
-                          invert_under="empty", put_back="after")
+                          invert_under="empty", put_back="after", mask_cells="box", size=512, fit="squash")
 
 
 @frozen
@@ -78,8 +78,8 @@ class Regions(Vacated, PartWay, FlowGuidance):
                             "after", "before", "drawn")
     blur: str = setting("cells", "drag: the places that are noised: those of the region, or at half their coordinates",
                         "cells", "half")
-    mask_cells: str = setting("half", "places of the mask: those at least half white, or whose first pixel is", "half",
-                              "nearest")
+    mask_cells: str = setting("half", "places of the mask: those at least half white, those whose first pixel is, or "
+                              "those from where its box begins to before where it ends", "half", "nearest", "box")
     exact: bool = setting(True, "after the last step everything outside is the picture's own latents, if it was put "
                           "back until then")
 
@@ -93,9 +93,8 @@ class Slipping(Picture):
     use_cache: bool = setting(True, "hold attention between whole steps; no: every step is whole, and steps of the "
                               "inversion are skipped all the same")
     cache_type: str = setting("ours_predefine", "places to compute are drawn before the way begins, or step by step, "
-                              "which are the same", "ours_predefine", "ours_cache")
+                              "which are the same if the network is asked at each", "ours_predefine", "ours_cache")
     region_bonus: float = setting(2.0, "how much more often the region's places are drawn", low=0, high=100)
-    transposed_region: bool = setting(False, "rows of the mask count as columns where places are drawn")
     text_offset: bool = setting(True, "places of single blocks are counted behind the text; no: from its start")
     twice_gated: bool = setting(False, "what attention gave the text is held as gated, and gated once more")
     held_gates: bool = setting(False, "what single blocks gave is held as gated: places that are not computed keep the "
@@ -170,7 +169,9 @@ class EEdit(Method[Settings]):
             begin_cache(job, job.up, [s.whole(i, s.steps) for i in range(len(job.up))])
         else:
             begin_cache(job, [job.up[i] for i in asked], [s.whole(n, len(asked)) for n in range(len(asked))])
-        continued, noise = kit.Continued(job.model.prediction_type == "flow", s.reuse == "held"), job.noise()
+        continued, around = kit.Continued(job.model.prediction_type == "flow", s.reuse == "held"), job.noise(0, 0)
+        # Without inversion the noise is that of the outside, but not in the original code for regions.
+        noise = job.noise(1) if s.use_rf_inversion or s.grid == "released, regions" else around
         for i, (here, there) in enumerate(job.up):
             if not s.use_rf_inversion:
                 p = kit.Prediction(job.z0, noise.expand_as(job.z0))
@@ -258,8 +259,7 @@ def begin_cache(job: "Job[Settings]", edges: "Sequence[kit.Edge]", whole: "Seque
     s = job.settings
     online, slip = s.cache_type == "ours_cache", not s.text_offset
     slips = kit.Slips(s.held_modulation, s.twice_gated, s.held_gates, offset=slip, cut=slip and online,
-                      nearest=s.mask_cells == "nearest", transposed=s.transposed_region and job.mask is not None,
-                      bonus=s.region_bonus)
+                      nearest=s.mask_cells == "nearest", bonus=s.region_bonus)
     job.start_cache(tuple(edges), whole, slips, online)
 
 

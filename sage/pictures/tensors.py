@@ -69,7 +69,7 @@ def to_mask(image: Image.Image, size: tuple[int, int], cells: str = "half") -> "
     Args:
         size: (w, h) of the result.
         cells: "half"; or "nearest", those whose first pixel is; or "touched", those of which a pixel beside the middle
-            is not black.
+            is not black; or "box", those from where the least box around the white begins to before where it ends.
     Raises:
         SettingsError: no picture, or one without such a place.
     """
@@ -77,7 +77,9 @@ def to_mask(image: Image.Image, size: tuple[int, int], cells: str = "half") -> "
     if not isinstance(image, Image.Image):
         raise SettingsError(f"the mask is {type(image).__name__}: give a PIL picture, white where the edit may be")
     grey = normalise(image).convert("L").convert("F")
-    if cells == "half":
+    if cells == "box":
+        mask = _of_box(np.asarray(grey) >= 127.5, size)
+    elif cells == "half":
         mask = np.asarray(grey.resize(size, Image.Resampling.BOX), dtype=np.float32) >= 127.5
     else:
         from torch.nn.functional import interpolate
@@ -88,6 +90,16 @@ def to_mask(image: Image.Image, size: tuple[int, int], cells: str = "half") -> "
         raise SettingsError("the mask has no white place of any size, and nothing may change: give one that is white "
                             "where the edit may be")
     return torch.from_numpy(mask[None, None].astype(np.float32))
+
+
+def _of_box(white: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w) bool of (H, W) bool."""
+    sides = []
+    for axis, places in enumerate(size[::-1]):
+        inside, full = np.flatnonzero(white.any(axis=1 - axis)), white.shape[axis]
+        begin, end = (inside[0] * places // full, (inside[-1] + 1) * places // full) if len(inside) else (0, 0)
+        sides.append((begin <= np.arange(places)) & (np.arange(places) < end))
+    return np.outer(*sides)
 
 
 def white(image: Image.Image) -> "Tensor":

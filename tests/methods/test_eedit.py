@@ -57,7 +57,7 @@ def test_both_ways_by_hand(model, z0):
     """In velocities: Y += (u + gamma (u_c - u)) dt, and back with eta, as the fact of a straight line has them."""
     times = [level.t for level in model.schedule.levels(6, "leading", (H, W))]
     empty, target = (model.embed([model.prompts.parse(prompt)]) for prompt in ("", TARGET))
-    y, y1, u, n = z0, drawn(()), None, drawn((0, 0))
+    y, y1, u, n = z0, drawn((1,)), None, drawn((0, 0))
     asked = []
     with torch.no_grad():
         for i in range(6):
@@ -142,7 +142,7 @@ def _way(model, z0):
     ("mask", dict(cascade_num=0)), ("mask", dict(exact=False, mask_timestep=5)), ("drag", dict(drag_class="cut")),
     ("drag", dict(t_prime_ratio=0.9)), ("drag", dict(vacated="noise")), ("drag", dict(unnamed=False)),
     ("noise", dict(alpha=0.3)), ("noise", dict(blur="half")),
-    ("mask", dict(fwd_skip=2)), ("mask", dict(transposed_region=True)),
+    ("mask", dict(fwd_skip=2)),
     ("mask", dict(text_offset=False)), ("mask", dict(held_modulation=True)),
     ("mask", dict(grid="released")), ("mask", dict(grid="released, regions")), ("mask", dict(whole_by="steps"))])
 def test_every_setting_and_slip_changes_the_edit(model, z0, request_, change):
@@ -243,23 +243,6 @@ def test_places_in_single_blocks_are_counted_behind_the_text_or_by_slip_from_its
     assert (right >= text + 2 * places // 3).float().mean() > 0.5
 
 
-@pytest.mark.parametrize("h, w", ((12, 12), (8, 12)))
-def test_by_slip_the_rows_of_the_region_count_as_columns(model, h, w):
-    """A place in row i and column j has the number i + j w, and none where there are not so many."""
-    levels = model.schedule.levels(2, "leading", (h, w))
-    rows, columns, own = h // 2, w // 2, [(0, 2), (1, 2), (3, 4), (2, 5)]
-    region = torch.zeros(1, 1, h, w)
-    for i, j in own:
-        region[..., 2 * i:2 * i + 2, 2 * j:2 * j + 2] = 1
-    numbers = sorted(i + j * columns for i, j in own if i < columns and j < rows)
-    cached = Cached(cache="eedit", fresh_ratio=len(numbers) / (rows * columns), cascade_num=1)
-    cache = Cache(model, cached, tuple(zip(levels, levels[1:], strict=False)), [True, False], region, (h, w), 24,
-                  slips=Slips(transposed=True, bonus=1e6))
-    first = model.transformer.transformer_blocks[0].ff
-    name = next(name for name, block in cache.refreshed.items() if block.module is first)
-    assert cache.lists[1, name][0].tolist() == numbers and len(numbers) > 1
-
-
 def test_lists_are_plain_data(model):
     assert preprocessed({}, [True, False]) == {}
 
@@ -305,7 +288,8 @@ def test_every_step_of_the_published_settings_is_that_of_the_released_code(origi
     ours, theirs = some_lists(model, 3)
     net = make(theirs, 3)
     sigmas = [level.t for level in model.schedule.levels(28, "leading", (H, W))][::-1]
-    background, y1, noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(8)), drawn(()), drawn((0, 0))
+    background = torch.randn(z0.shape, generator=torch.Generator().manual_seed(8))
+    y1, noise = drawn((1,)), drawn((0, 0))
     more: dict = {}
     if case in ("prompt", "composition"):
         request = Request(SOURCE, TARGET, mask=mask(*MASK))
@@ -348,13 +332,15 @@ def test_what_is_given_and_does_not_fit_is_said_in_one_line(model, z0):
             list(sage.run("eedit", model, z0, SOURCE, TARGET, noises=drawn, **dict(settings=settings) | more))
 
 
-def test_plain_noise_is_where_the_released_code_starts_without_inversion(model, z0):
-    settings = sage.method("eedit").preset("published", use_rf_inversion=False)
+@pytest.mark.parametrize("name, tag", (("published", (0, 0)), ("published-composition", (1,))))
+def test_plain_noise_is_where_the_released_code_starts_without_inversion(model, z0, name, tag):
+    """For prompts that of the outside."""
+    settings = sage.method("eedit").preset(name, use_rf_inversion=False)
     paths, found = [], EEdit()
     kept = found.invert
     found.invert = lambda job: paths.append(kept(job)) or paths[-1]
     next(sage.run(found, model, z0, SOURCE, TARGET, settings, drawn, request=Request(mask=mask(*MASK))))
-    assert torch.equal(paths[0].latents[-1], drawn(()))
+    assert torch.equal(paths[0].latents[-1], drawn(tag))
 
 
 def test_the_text_is_drawn_from_as_far_as_the_picture_goes_where_places_are_drawn_on_the_way(model):
@@ -366,12 +352,57 @@ def test_the_text_is_drawn_from_as_far_as_the_picture_goes_where_places_are_draw
     assert len(cache.lists[1, name][0]) == 4 and cache.lists[1, name].max() < 8
 
 
-def test_tokens_of_the_region_are_those_of_the_masks_first_pixels(model):
+def test_tokens_of_the_region_are_those_of_the_masks_middle_pixels():
     region = torch.zeros(1, 1, H, W)
     region[..., 3:5, 3:5] = 1
     assert on_grid(region, 6, 8).sum() == 4
-    assert on_grid(region, 6, 8, nearest=True).nonzero().tolist() == [[0, 0, 2, 2]]
+    assert on_grid(region, 6, 8, nearest=True).nonzero().tolist() == [[0, 0, 1, 1]]
     pixels = np.zeros((8 * H, 8 * W), np.uint8)
     pixels[12:41, 20:41] = 255
-    cells = to_mask(Image.fromarray(pixels), (W, H), "nearest")[0, 0]
-    assert torch.equal(cells, torch.from_numpy(pixels[::8, ::8] > 0).float())
+    picture = Image.fromarray(pixels)
+    cells = to_mask(picture, (W, H), "nearest")
+    assert torch.equal(cells[0, 0], torch.from_numpy(pixels[::8, ::8] > 0).float())
+    tokens = picture.resize((W // 2, H // 2), Image.Resampling.NEAREST)  # as the released code has them
+    found = on_grid(cells, H // 2, W // 2, nearest=True)[0, 0]
+    assert torch.equal(found, torch.from_numpy(np.array(tokens) > 0).float())
+
+
+@pytest.mark.parametrize("box", ((20, 12, 41, 41), (16, 8, 24, 40), (13, 3, 47, 95)))
+def test_places_of_a_box_are_those_from_where_it_begins_to_before_where_it_ends(box):
+    left, top, right, bottom = box
+    pixels = np.zeros((8 * H, 8 * W), np.uint8)
+    pixels[top:bottom, left:right] = 255
+    cells = to_mask(Image.fromarray(pixels), (W, H), "box")
+    wanted = torch.zeros(H, W)
+    wanted[top // 8:bottom // 8, left // 8:right // 8] = 1
+    assert torch.equal(cells[0, 0], wanted)
+    tokens = torch.zeros(H // 2, W // 2)
+    tokens[top // 16:int(bottom / 16 + 0.5), left // 16:int(right / 16 + 0.5)] = 1
+    assert torch.equal(on_grid(cells, H // 2, W // 2)[0, 0], tokens)
+
+
+def test_a_list_of_the_noises_that_the_released_code_draws_is_enough_and_in_its_order(model, z0):
+    request = Request(SOURCE, TARGET, mask=mask(*MASK))
+    for name, more, tags in (("published", {}, ((0, 0), (1,))), ("published-composition", {}, ((0, 0), (1,))),
+                             ("published-drag", dict(request=Request(SOURCE, TARGET, points=POINTS)),
+                              ((0, 0), (1,), (0, 1)))):
+        settings = sage.method("eedit").preset(name)
+        given = [[step.z for step in sage.run("eedit", model, z0, SOURCE, TARGET, settings, noises, **{
+            "request": request} | more)] for noises in ([drawn(tag) for tag in tags], drawn)]
+        assert all(torch.equal(a, b) for a, b in zip(*given, strict=True))
+
+
+def test_on_the_way_places_are_drawn_at_the_steps_that_the_network_is_asked_at(model):
+    """And tokens age only there: no place is of an age that a skipped step would have given it."""
+    levels = model.schedule.levels(6, "leading", (4, 8))
+    edges = tuple(zip(levels, levels[1:], strict=False))
+    cached = Cached(cache="eedit", fresh_ratio=0.5, soft_fresh_weight=100.0, fresh_threshold=3)
+    ways = {name: Cache(model, cached, edges, [True, *[False] * 5], None, (4, 8), 24, online=online)
+            for name, online in (("before", False), ("asked", True))}
+    for step in (0, 2, 4):
+        with ways["asked"].around(edges[step][0], ["target"]):
+            pass
+    assert sorted({step for step, _ in ways["asked"].lists}) == [2, 4]
+    assert sorted({step for step, _ in ways["before"].lists}) == [1, 2, 3, 4, 5]
+    for name in ways["before"].draws:  # the second list on the way is the second of all
+        assert torch.equal(ways["asked"].lists[4, name], ways["before"].lists[2, name])

@@ -72,6 +72,7 @@ WITH_ANCHORS = {"negative_empty": dict(inversion="negative"), "null_text_steps":
                                 dict(inversion="null-text", null_text_steps=2)),
                 **dict.fromkeys(("proximal_quantile", "proximal_of", "proximal_kind", "proximal_hold", "proximal_rate",
                                  "proximal_below", "proximal_margin"), dict(inversion="proximal")),
+                "proximal_from": dict(inversion="proximal", null_text_steps=2, null_text_rate=0.1),
                 **dict.fromkeys(("fixed_point_rounds", "fixed_point_tolerance", "fixed_point_damping"),
                                 dict(inversion="fixed-point"))}
 # Networks of random weights make nothing that looks right, and it would be made again.
@@ -109,6 +110,7 @@ ROWS = {
         others={**ANCHORED, **dict(first_step=2, first_block=0.7, foreground=("cat", "dog"), foreground_threshold=0.6,
                                    cross_level=1)},
         beside={**WITH_ANCHORS, **dict.fromkeys(("foreground", "keys"), dict(source_text="source")),
+                "proximal_from": WITH_ANCHORS["proximal_from"] | dict(source_text="source"),
                 **dict.fromkeys(("foreground_threshold", "cross_level"), dict(source_text="source",
                                                                               foreground=("cat", "dog"))),
                 "negative_empty": dict(inversion="negative", source_text="source"),
@@ -209,7 +211,7 @@ ROWS = {
                 **dict.fromkeys(("whole_by", "reuse"), dict(steps=7, inv_skip=2, fresh_threshold=2))},
         silent={**OF_FLOWS,
                 **dict.fromkeys(("mask_timestep", "drag_class", "t_prime_ratio", "alpha", "put_back", "blur", "exact",
-                                 "region_bonus", "mask_cells", "transposed_region", "vacated", "unnamed"),
+                                 "region_bonus", "mask_cells", "vacated", "unnamed"),
                                 "no mask and nothing moved here: tests/methods/test_eedit.py"),
                 **dict.fromkeys(("grid", "text_offset", "twice_gated", "held_gates", "held_modulation"),
                                 "of flows: likewise"),
@@ -504,14 +506,14 @@ def small_latents(model, batch: int = 1) -> Tensor:
 @every
 def test_given_noises_and_embeddings_are_those_drawn_and_made(model, name, monkeypatch):
     """Without them the network is given no word: its encoder is asked for the empty prompt alone, to know its width."""
-    row, z0, drawn, texts, embedded = ROWS[name], small_latents(model), [], dict[str, Any](), []
+    row, z0, tagged, texts, embedded = ROWS[name], small_latents(model), dict[Any, Any](), dict[str, Any](), []
     settings, request = settings_of(name, **row.wordy), Request(SOURCE, TARGET, **row.asked)
     for draw in ("noise", "whole"):
         ordinary = getattr(Job, draw)
-        monkeypatch.setattr(Job, draw, lambda self, *tag, ordinary=ordinary: kept(ordinary(self, *tag)))
+        monkeypatch.setattr(Job, draw, lambda self, *tag, ordinary=ordinary: kept(tag, ordinary(self, *tag)))
 
-    def kept(value):
-        drawn.append(torch.as_tensor(value))
+    def kept(tag, value):
+        tagged[tag] = torch.as_tensor(value)
         return value
 
     def asked(self, which, embed, ordinary=Job._text):
@@ -526,6 +528,7 @@ def test_given_noises_and_embeddings_are_those_drawn_and_made(model, name, monke
     monkeypatch.setattr(Job, "_text", asked)
     want = [step.z for step in sage.run(name, model, z0, SOURCE, TARGET, settings, request=request)]
     monkeypatch.undo()
+    drawn = list(tagged.values())
     assert bool(drawn) == sage.method(name).random(settings)
     assert all(any(which == told or (told[-1] == ":" and which.startswith(told)) for which in texts)
                for told in sage.method(name).texts)
