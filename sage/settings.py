@@ -188,10 +188,11 @@ def _checked(f: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
             return tuple(value)
         raise fail("'auto', none, or a pair of phrases (source, target)")
     if kind == Factors:
+        low = -1000 if f.metadata["low"] < 0 else 0
         if not isinstance(value, Mapping) or not all(
-                isinstance(k, str) and isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1000
+                isinstance(k, str) and isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v <= 1000
                 for k, v in value.items()):
-            raise fail("phrases with factors from 0 to 1000")
+            raise fail(f"phrases with factors from {low} to 1000")
         return {k: float(v) for k, v in value.items()}
     if f.metadata["choices"]:
         if value not in f.metadata["choices"]:
@@ -347,7 +348,8 @@ class Picture(Output, Cached):
 class Reweighting(Settings):
     """Attention."""
 
-    reweight: Factors = setting({}, "factor on the cross-attention of phrases of the target prompt: WORD:FACTOR,...")
+    reweight: Factors = setting({}, "factor on the cross-attention of phrases of the target prompt: WORD:FACTOR,...; "
+                                "below 0 it is turned round")
 
     @property
     def whole_words(self) -> bool:

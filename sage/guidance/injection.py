@@ -30,8 +30,8 @@ class Injection(Reweighting, Solver):
     cross_start: float = setting(0.0, "share of the steps before cross-attention is carried over", low=0, high=1)
     cross_fraction: float = setting(0.4, "share of the steps after which it no longer is", low=0, high=1,
                                     search=Span(0.0, 1.0))
-    word_starts: Factors = setting({}, "the same for single phrases of the target prompt: WORD:SHARE,...")
-    word_fractions: Factors = setting({}, "the same for single phrases of the target prompt: WORD:SHARE,...")
+    word_starts: Factors = setting({}, "the same for single phrases of the target prompt: WORD:SHARE,...", low=0)
+    word_fractions: Factors = setting({}, "the same for single phrases of the target prompt: WORD:SHARE,...", low=0)
     self_start: float = setting(0.0, "share of the steps before self-attention is carried over", low=0, high=1)
     self_fraction: float = setting(0.6, "share of the steps after which it no longer is", low=0, high=1,
                                    search=Span(0.0, 1.0))

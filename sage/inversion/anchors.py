@@ -48,6 +48,8 @@ class Anchored(Guidance, exact.Implicit, Solver):
     proximal_quantile: float = setting(0.75, "proximal: share of the guidance of both branches that is taken for "
                                        "small, that of the source branch being zero; below 0, the size itself up to "
                                        "which it is, negated", low=-1000, high=1)
+    proximal_from: str = setting("negative", "proximal: what guidance leads away from: the source prompt, as with "
+                                 "negative, or what is fitted, as with null-text", "negative", "null-text")
     proximal_of: str = setting("both", "proximal: whose guidance the share is of: both branches'; or the target's "
                                "alone, the source branch being as it is predicted, as in the authors' code for "
                                "masactrl", "both", "target")
@@ -65,12 +67,14 @@ class Anchored(Guidance, exact.Implicit, Solver):
 
     def fixed(self) -> dict[str, Any]:
         own = {"null-text": ("guidance_scale", "null_text_steps", "null_text_rate", "null_text_tolerance"),
-               "fixed-point": exact.Implicit.names()}.get(self.inversion, ())
+               "fixed-point": exact.Implicit.names()}.get(self.way, ())
         return super().fixed() | {name: getattr(self, name) for name in own}
 
     @property
     def way(self) -> str:
         """The name of the way to noise."""
+        if self.inversion == "proximal" and self.proximal_from == "null-text":
+            return "null-text"
         return self.inversion if self.inversion in ("null-text", "fixed-point") else "ddim"
 
 
@@ -95,7 +99,7 @@ def invert(job: "Job[Any]", text: "kit.Text | None" = None) -> "kit.Trajectory":
     if job.settings.inversion == "fixed-point":
         return exact.fixed_point_inversion(job, lambda z, level: job.predict(z, level, text))
     path = kit.ddim_inversion(job, text)
-    if job.settings.inversion != "null-text":
+    if job.settings.way != "null-text":
         return path
     return kit.NullText(origin=path.origin, latents=path.latents, empties=fitted_empties(job, text, path.latents))
 
@@ -110,7 +114,7 @@ def anchor(job: "Job[Any]", path: "kit.Trajectory", text: "kit.Text | None" = No
     """
     if job.settings.inversion in ("direct", "proximal"):
         check_latents(job, path)
-    if job.settings.inversion == "null-text" and len(getattr(path, "empties", ())) != len(job.down):
+    if job.settings.way == "null-text" and len(getattr(path, "empties", ())) != len(job.down):
         raise SettingsError(f"the trajectory has no {len(job.down)} fitted empty prompts, one a step: give a NullText "
                             "of so many")
     return _ANCHORS[job.settings.inversion](job, path, job.source if text is None else text)
@@ -177,6 +181,8 @@ class Proximal(Negative):
 
     def negatives(self, step: int) -> "tuple[kit.Text | None, kit.Text]":
         source, target = super().negatives(step)
+        if self.job.settings.way == "null-text":
+            source = target = self.path.empties[step]  # type: ignore[attr-defined]
         return (source if self.job.settings.proximal_of == "both" else None), target
 
     def guided(self, seen: Predictions, level: "kit.Level") -> "tuple[kit.Prediction, kit.Prediction]":

@@ -101,15 +101,20 @@ def _double(job: "Job[Any]") -> bool:
 # ---- two states
 
 
-def multiples(model: "Backbone", settings: Any) -> "tuple[kit.Edges, kit.Edges] | None":
-    """The steps there and back as the code of EDICT and BDIA has them; None where they are to be consistent.
+def part_way(model: "Backbone", settings: Any, consistent: "tuple[kit.Edges, kit.Edges]") -> (
+        "tuple[kit.Edges, kit.Edges]"):
+    """The steps there and back that are taken: of the consistent ones, or of those of EDICT's and BDIA's code.
+
+    Those are more than `settings.steps` where these do not divide the timesteps, and what strength leaves out is
+    counted from the noisy end.
 
     Raises:
-        SettingsError: the model is not of the kind that has timesteps.
+        SettingsError: the original's steps of a model that has no timesteps.
     """
     if settings.conventions == "consistent":
-        return None
-    return kit.of_timesteps(model, "multiples")(settings.steps, settings.spacing)
+        return kit.part_way(consistent, settings.taken)
+    ways = kit.of_timesteps(model, "multiples")(settings.steps, settings.spacing)
+    return kit.part_way(ways, len(ways[0]) - settings.steps + settings.taken)
 
 
 def states(path: "kit.Trajectory", like: "Tensor") -> "list[Tensor]":

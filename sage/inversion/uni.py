@@ -2,8 +2,8 @@
 
     z~ = z + step(v_last),   z <- z + step(v(z~, t'))
 
-Each step goes by what the network gives where it ends, which is where the step back will ask it; the look ahead goes by
-what it gave last.  One pass a step, and one before the first.
+Each step goes by what the network gives where it ends, which is where the step back will ask it; the look ahead goes on
+along the last step.  One pass a step, and one before the first.
 """
 
 from collections.abc import Callable
@@ -29,17 +29,17 @@ def uni_inversion(job: "Job[Any]", predict: "Predict", first: "kit.Level | None"
     z, latents = job.z0, [job.z0]
     for i, (here, there) in enumerate(job.up):
         if i == 0:
-            last, seen = here, predict(z, here)
-        ahead = carried(job, z, seen, last, here, first if first and i == 0 else there)
-        last, seen = there, predict(ahead, there)
-        z = carried(job, z, seen, there, here, there)
+            going = predict(z, here)
+        ahead = kit.renoise(going, first if first and i == 0 else there)
+        going = carried(job, z, predict(ahead, there), there, here)
+        z = kit.renoise(going, there)
         latents.append(z)
         job.report("invert", i + 1, len(job.up))
     return kit.Trajectory(origin=None, latents=tuple(latents))  # type: ignore[arg-type]  # the driver says of what
 
 
-def carried(job: "Job[Any]", z: "Tensor", p: "kit.Prediction", at: "kit.Level", here: "kit.Level",
-            there: "kit.Level") -> "Tensor":
-    """`z` from one level to another by what the network gave at the level `at`."""
+def carried(job: "Job[Any]", z: "Tensor", p: "kit.Prediction", at: "kit.Level",
+            here: "kit.Level") -> "kit.Prediction":
+    """What `z` at a level is made of by what the network gave at the level `at`."""
     kind = job.model.prediction_type
-    return kit.renoise(kit.from_output(z, kit.to_output(p, at, kind), here, kind), there)
+    return kit.from_output(z, kit.to_output(p, at, kind), here, kind)

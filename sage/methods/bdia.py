@@ -47,7 +47,7 @@ class BDIA(Method[Settings]):
     calls = "3 strength N - 2; 4 strength N - 2 with guided_from=empty"
 
     def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
-        return kit.part_way(exact.multiples(model, settings) or super().edges(model, settings, size), settings.taken)
+        return exact.part_way(model, settings, super().edges(model, settings, size))
 
     def notes(self, settings: Settings, plan: "Plan") -> tuple[str, ...]:
         if settings.taken > 1:

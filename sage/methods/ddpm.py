@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from sage.prompts.tokens import Prompt, Prompts
 
 PUBLISHED = dict(steps=100, strength=0.64, source_guidance_scale=3.5, guidance_scale=15.0, conventions="published",
-                 cross_fraction=0.6, self_fraction=0.2, self_level=2, reweight_steps="window", quantise="truncate")
+                 cross_fraction=0.6, self_fraction=0.2, self_level=2, reweight_steps="window", fit="crop",
+                 quantise="truncate")
 BENCHMARK = PUBLISHED | dict(steps=50, strength=0.76, source_guidance_scale=1.0, guidance_scale=7.5, carry="replace",
                              cross_fraction=0.4, self_fraction=0.6)
 

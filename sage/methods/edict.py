@@ -63,8 +63,7 @@ class EDICT(Method[Settings]):
         return replace(super().plan(prompts, source, target, settings), aligned=kit.paired(source.ids, target.ids))
 
     def edges(self, model: "Backbone", settings: Settings, size: tuple[int, int]) -> tuple["kit.Edges", "kit.Edges"]:
-        ways = exact.multiples(model, settings) or super().edges(model, settings, size)
-        up, down = kit.part_way(ways, settings.taken)
+        up, down = exact.part_way(model, settings, super().edges(model, settings, size))
         if down and down[0][0].signal == 0:
             raise SettingsError(f"the noisiest level of {model.name} has no signal to divide by: give a strength below "
                                 "1, or spacing=leading")
@@ -136,9 +135,9 @@ class Lent:
 
     def _at(self, step: int, branches: Iterable[str]) -> AbstractContextManager[Any]:
         stack, s, names = ExitStack(), self.job.settings, tuple(branches)
-        if step < share_of(s.cross_fraction, s.taken):
+        if step < share_of(s.cross_fraction, len(self.job.down)):
             stack.enter_context(kit.between(self.cross, names, lambda maps, site: {
                 "target": kit.replace_columns(maps["target"], maps["source"], self.carry, self.keep)}))
-        if step < share_of(s.self_fraction, s.taken):
+        if step < share_of(s.self_fraction, len(self.job.down)):
             stack.enter_context(kit.between(self.selfs, names, lambda maps, site: {"target": maps["source"]}))
         return stack

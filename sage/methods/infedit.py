@@ -15,7 +15,7 @@ the paper in two more points: where eta is below 1 the picture goes on under the
 under the one that is known; and the steps are those of a consistency model, which for 10 of them are the trailing ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,7 @@ class InfEdit(Uninverted[Settings]):
         s, x = job.settings, path.latents[0]
         blend = kit.BlendingMask.of_job(job, x)
         control = Control(job, s.mutual == "yes" and (blend.used or s.published and s.eta < 1))
-        own = OwnMask(blend.sites, job, control.carried) if blend.sites and s.published else None
+        own = OwnMask(blend.sites, job, control) if blend.sites and s.published else None
         first = s.steps - s.sampled_steps
         if first == s.steps:
             return
@@ -158,17 +158,19 @@ class Control:
 
     def __init__(self, job: "Job[Settings]", mutual: bool):
         self.job, self.s, self.mutual, self.carried = job, job.settings, mutual, Carried(job)
+        self.aligned = [plan.aligned for plan in job.plans]
         if self.s.published and self.s.carry == "refine":
             pairs = zip(job.plans, job.source.tokens, job.target.tokens, strict=True)
-            self.carried.align([kit.gaps_paired(plan.aligned, source, target) for plan, source, target in pairs])
+            self.aligned = [kit.gaps_paired(plan.aligned, source, target) for plan, source, target in pairs]
+            self.carried.align(self.aligned)
 
     def branches(self, source: "Tensor", target: "Tensor", mutual: "Tensor") -> Branches:
         """Latents and text of a pass, for `Job.together`; with guidance each half has a source and a target."""
         job, w = self.job, self.s.source_guidance_scale
         found: Branches = {}
         if w != 1 or self.s.guidance_scale != 1:
-            found |= {"no_source": (source, job.empty), "no_target": (target, job.empty)}
-            found |= {"no_mutual": (mutual, job.empty)} if self.mutual and w != 1 else {}
+            found |= {"no_source": (source, job.nothing), "no_target": (target, job.empty)}
+            found |= {"no_mutual": (mutual, job.nothing)} if self.mutual and w != 1 else {}
         found |= {"source": (source, job.source), "target": (target, job.target)}
         return found | ({"mutual": (mutual, job.source)} if self.mutual else {})
 
@@ -211,13 +213,13 @@ class OwnMask:
 
     Args:
         sites: of the cross-attention that is read.
-        carried: whose alignment f is.
+        control: whose alignment f is.
     """
 
-    def __init__(self, sites: "kit.Sites", job: "Job[Settings]", carried: Carried):
-        self.sites, self.carried, self.threshold = sites, carried, job.settings.blend_threshold
+    def __init__(self, sites: "kit.Sites", job: "Job[Settings]", control: Control):
+        self.sites, self.carried, self.threshold = sites, control.carried, job.settings.blend_threshold
         self.seen = job.z0.new_zeros(())
-        marked = [_marked(job, plan) for plan in job.plans]
+        marked = [_marked(job, plan, aligned) for plan, aligned in zip(job.plans, control.aligned, strict=True)]
         self.marks = kit.token_mask(marked, len(job.plans[0].target.ids)).to(job.z0.device)
         self.size = sites[0].grid(*job.z0.shape[-2:])
 
@@ -240,9 +242,15 @@ class OwnMask:
         return kit.resize(mask, *z.shape[-2:])
 
 
-def _marked(job: "Job[Settings]", plan: "Plan") -> tuple[int, ...]:
-    """The target's tokens that mark where it may change, of a phrase as the original code finds them."""
+def _marked(job: "Job[Settings]", plan: "Plan", aligned: "Sequence[int]") -> tuple[int, ...]:
+    """The target's tokens that mark where it may change, of a phrase as the original code finds them.
+
+    Args:
+        aligned: with pairs that `plan` has not; a token is marked too whose pair in the source is one of the phrase's.
+    """
     if not plan.blend or not isinstance(phrases := job.settings.blend, tuple):
         return plan.blend.target if plan.blend else ()
-    prompts = job.model.prompts
-    return kit.first_places(prompts.tokens(plan.target), prompts.tokens(prompts.parse(phrases[1]))[1:-1])
+    prompts, source, target = job.model.prompts, plan.source.ids, job.model.prompts.tokens(plan.target)
+    phrase = prompts.tokens(prompts.parse(phrases[1]))[1:-1]
+    paired = (j for j in range(len(target)) if plan.aligned[j] < 0 <= aligned[j] and source[aligned[j]] in phrase)
+    return (*kit.first_places(target, phrase), *paired)

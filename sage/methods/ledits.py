@@ -41,15 +41,15 @@ class Settings(Solver, Picture):
     fixes = frozenset({"skip", "solver", "source_text", "source_guidance_scale", "conventions"})
 
     add: Factors = setting({}, "concepts to add, each with its scale: CONCEPT:SCALE,...; where none is named here or "
-                           "below, the target prompt is the concept")
-    remove: Factors = setting({}, "concepts to take away, each with its scale: CONCEPT:SCALE,...")
+                           "below, the target prompt is the concept", low=0)
+    remove: Factors = setting({}, "concepts to take away, each with its scale: CONCEPT:SCALE,...", low=0)
     guidance_scale: float = setting(5.0, "scale of the target prompt where it is the concept", low=0, high=100,
                                     search=Span(1, 12, log=True))
     masks: str = setting("both", "where a concept acts: where it is looked at and makes a difference, where one of the "
                          "two, or everywhere", "both", "attention", "difference", "none")
     mask_quantile: float = setting(0.9, "share of the places that each of the masks leaves out", low=0, high=1,
                                    search=Span(0.4, 0.95))
-    quantiles: Factors = setting({}, "the same for single concepts: CONCEPT:SHARE,...")
+    quantiles: Factors = setting({}, "the same for single concepts: CONCEPT:SHARE,...", low=0)
     warmup: int = setting(0, "steps before concepts act", low=0, high=1000)
     cooldown: int | None = setting(None, "steps after which they no longer do; default: none", low=0, high=1000)
     skip: float = setting(0.15, "share of steps, beside those that are taken, left out at the noisy end: the more, the "
@@ -79,7 +79,7 @@ class LEdits(Method[Settings]):
     name, title, paper = "ledits", "LEDITS++", "2311.16711"
     about = "adds and takes away several concepts at once, each inside a mask of its own; needs no target prompt"
     good_at = "several changes at once, each confined to its place"
-    reads = frozenset({"source", "target", "mask"})
+    reads = frozenset({"source", "target", "negative", "mask"})
     texts = ("concept:",)
     presets = {"published": PUBLISHED}
     keep = "mask_quantile"
@@ -130,7 +130,7 @@ class LEdits(Method[Settings]):
     def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
         from dataclasses import replace
         steps = Steps(job)
-        path = kit.noise_inversion(job, lambda z, i: steps.reaching(i, _base(job, z, job.down[i][0])))
+        path = kit.noise_inversion(job, lambda z, i: steps.reaching(i, _base(job, z, job.down[i][0], job.nothing)))
         if job.settings.conventions == "published" and job.down[-1][1].noise == 0:
             return replace(path, noises=(*path.noises[:-1], 0 * path.noises[-1]))
         return path
@@ -142,7 +142,7 @@ class LEdits(Method[Settings]):
         for i, (here, _) in enumerate(job.down):
             active = concepts if s.warmup <= i < (s.steps if s.cooldown is None else s.cooldown) else ()
             # diffusers leads the edit from the empty prompt, whatever it has inverted under
-            base = _base(job, z, here) if s.conventions == "consistent" else job.predict(z, here, job.empty)
+            base = _base(job, z, here, job.empty) if s.conventions == "consistent" else job.predict(z, here, job.empty)
             seen, maps = _seen(job, z, here, active)
             guided, mask = base, None
             for concept in active:
@@ -197,14 +197,14 @@ def _concepts(job: "Job[Settings]") -> tuple[Concept, ...]:
     return (Concept("target", job.target, s.guidance_scale, s.mask_quantile, marks(new), job.z0.new_tensor(acts)),)
 
 
-def _base(job: "Job[Settings]", z: "Tensor", here: "kit.Level") -> "kit.Prediction":
+def _base(job: "Job[Settings]", z: "Tensor", here: "kit.Level", empty: "kit.Text") -> "kit.Prediction":
     """What noises are found under, and concepts lead away from."""
     w = job.settings.source_guidance_scale
     if job.settings.source_text == "empty":
-        return job.predict(z, here, job.empty)
+        return job.predict(z, here, empty)
     if job.settings.conventions == "published":  # the pipeline takes one prompt for the other
-        return job.cfg(z, here, job.empty, job.source, w, "")
-    return job.cfg(z, here, job.source, job.empty, w, "source")
+        return job.cfg(z, here, empty, job.source, w, "")
+    return job.cfg(z, here, job.source, empty, w, "source")
 
 
 def _seen(job: "Job[Settings]", z: "Tensor", here: "kit.Level", concepts: "Sequence[Concept]") -> "Seen":

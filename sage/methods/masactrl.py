@@ -109,7 +109,7 @@ class MasaCtrl(Method[Settings]):
         held, mutual = anchors.anchor(job, path, _text(job)), Mutual(job)
         source = target = path.noise
         for i, (here, there) in enumerate(job.down):
-            branches = held.branches(i, source, target)
+            branches = mutual.branches(i, held.branches(i, source, target))
             with mutual.at(i, branches):
                 found = job.together(here, **branches)
             left, guided = held.guided(found, here)
@@ -127,7 +127,7 @@ class Mutual:
 
     def __init__(self, job: "Job[Settings]"):
         s, sites = job.settings, job.model.sites()
-        self.s, self.size = s, tuple(job.z0.shape[-2:])
+        self.job, self.s, self.size = job, s, tuple(job.z0.shape[-2:])
         self.late = kit.Sites(site for site in sites if site.kind == "self" and site.depth >= s.first_block)
         self.given = _given(job)
         self.marked = not self.given and any(plan.blend for plan in job.plans)
@@ -136,12 +136,23 @@ class Mutual:
         self.tokens = {name: kit.token_mask([getattr(span, name) for span in spans], len(job.plans[0].source.ids)
                                             ).to(job.z0.device) for name in ("source", "target")}
 
+    def branches(self, step: int, branches: "anchors.Branches") -> "anchors.Branches":
+        """Those of a pass, with one more to lend to the half that guidance leads away from, if the source has no such.
+
+        In the original code each half has a source of its own; else that under the source prompt lends to both.
+        """
+        if (self.s.conventions != "published" or step < self.s.first_step or "no_source" in branches
+                or self.s.source_text == "empty" or self.s.inversion in ("negative", "proximal")):
+            return branches
+        return {"lender": (branches["source"][0], self.job.empty)} | branches
+
     def at(self, step: int, branches: "anchors.Branches") -> AbstractContextManager[Any]:
         """Context around the pass of a step."""
         stack, names = ExitStack(), tuple(branches)
         if step < self.s.first_step:
             return stack
-        lenders = {"target": "source", "no_target": "no_source" if "no_source" in names else "source"}
+        lender = next(name for name in ("lender", "no_source", "source") if name in names)
+        lenders = {"target": "source", "no_target": lender}
         stack.enter_context(kit.lent(self.late, names, lenders, own=self.s.keys == "both"))
         heard: list[Maps] = []  # of the layers that this pass has come through
         if self.marked:

@@ -100,7 +100,7 @@ class RFInversion(Method[Settings]):
 
     def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
         s, z, latents = job.settings, job.z0, [job.z0]
-        noise = job.noise() if s.gamma else z
+        noise = job.noise(0) if s.gamma else z
         for i, (here, there) in enumerate(job.up):
             p = _followed(job, z, here)
             if s.gamma:
@@ -120,7 +120,7 @@ class RFInversion(Method[Settings]):
                 guided = (1 - eta) * target + eta * kit.with_clean(z, picture, here)
             z = kit.renoise(guided, there)
             if job.mask is not None:
-                z = job.confined(z, kit.renoise(kit.Prediction(picture, job.noise()), there))
+                z = job.confined(z, kit.renoise(kit.Prediction(picture, job.noise(0)), there))
             yield Step(i, z, here, target=target, guided=guided, mask=job.mask)
 
 

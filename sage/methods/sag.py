@@ -33,7 +33,7 @@ class Settings(Guidance, Stochastic, Output):
     """Guidance."""
 
     sag_scale: float = setting(0.75, "how strongly the picture is led away from itself blurred where the network "
-                               "attends; 0 for not at all", low=0, high=1)
+                               "attends; 0 for not at all, up to 1 is advised", low=0, high=10)
 
 
 class SAG(Method[Settings]):
@@ -65,7 +65,8 @@ class SAG(Method[Settings]):
 
 
 def _guided(job: "Job[Settings]", z: "Tensor", level: "kit.Level") -> "kit.Prediction":
-    model, s, w = job.model, job.settings, job.settings.guidance_scale
+    model, s = job.model, job.settings
+    w = s.guidance_scale if model.distilled else max(s.guidance_scale, 1.0)  # below 1 the prompt is followed plainly
     alone, middle = w == 1 or model.distilled, _middle(model) if s.sag_scale else ()
     with kit.listen(middle) as tap:
         if alone:

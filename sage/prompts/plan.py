@@ -129,11 +129,12 @@ def marked(prompts: Prompts, source: Prompt, target: Prompt, phrases: tuple[str,
     """Where a pair of phrases stands in the two prompts.
 
     Args:
-        words: they are whole words split at spaces, and may be absent; else tokens that must be there, but an empty
-            phrase stands for a thing that only the other prompt names.
+        words: they are whole words split at spaces, each to be marked, and may be absent; else tokens that must be
+            there, but an empty phrase stands for a thing that only the other prompt names.
     """
     if words:
-        return Span(prompts.find_word(source, phrases[0]), prompts.find_word(target, phrases[1]))
+        return Span(*(tuple(sorted({p for word in phrase.split() for p in prompts.find_word(prompt, word)}))
+                      for prompt, phrase in zip((source, target), phrases, strict=True)))
     return Span(*(prompts.find(p, phrase, every=True) if phrase else ()
                   for p, phrase in zip((source, target), phrases, strict=True)))
 

@@ -242,9 +242,10 @@ class DiffusionSchedule:
     def multiples(self, steps: int, spacing: str = "leading") -> tuple[Edges, Edges]:
         """The steps of the code of EDICT and of BDIA, there and back.
 
-        The timesteps are multiples, whatever the checkpoint says, and each step is train_steps / steps long: the last,
-        which would go below 0, has no length.  Where that is no whole number, the share of signal between two timesteps
-        is interpolated, each taken for as much as the other is near.  Their table of alphas is in float64.
+        The timesteps are all multiples of train_steps // steps, whatever the checkpoint says, which are more than
+        `steps` where these do not divide train_steps.  Each step is train_steps / steps long: the last, which would go
+        below 0, has no length.  Where that is no whole number, the share of signal between two timesteps is
+        interpolated, each taken for as much as the other is near.  Their table of alphas is in float64.
         """
         a = self._alphas
         length = self.params.train_steps / steps
@@ -256,7 +257,8 @@ class DiffusionSchedule:
             share = t - length - low
             return Level.of(low, a[low] * share + a[high] * (1 - share))
 
-        visited = timesteps(replace(self.params, steps_offset=0), steps, spacing)
+        visited = (range(0, self.params.train_steps, self.params.train_steps // steps) if spacing == "leading" else
+                   timesteps(replace(self.params, steps_offset=0), steps, spacing))
         up = tuple((behind(t), Level.of(t, a[t])) for t in visited)
         return up, tuple((noisy, clean) for clean, noisy in reversed(up))
 

@@ -89,7 +89,7 @@ def test_edits_and_pictures_from_nothing_are_not_mistaken_for_one_another(here, 
 
 @pytest.mark.parametrize("change", (
     {"size": [64]}, {"size": [64, "64"]}, {"size": [True, 64]}, {"size": "64"}, {"batch": 0}, {"batch": True},
-    {"negative": None}, {"target": 3}, {"task": "draw"}, {"task": []}, {"settings": {"sag_scale": 2}},
+    {"negative": None}, {"target": 3}, {"task": "draw"}, {"task": []}, {"settings": {"sag_scale": 20}},
     {"method": "nothing"}))
 def test_damaged_records_are_refused(here, capsys, change):
     record = {"version": 2, "task": "generate", "method": "sag", "settings": {}, "target": PROMPT, "negative": "",

@@ -138,11 +138,16 @@ def flowedit_on_a_flow(net: Net, x: Tensor, noises, times, w_source: float, w: f
 # ---- UniEdit-Flow
 
 
+def noise_of(output, z, a, kind: str):
+    """What a network that predicts noise, or v, says is the noise in latents of signal share a."""
+    return output if kind == "epsilon" else a**0.5 * output + (1 - a) ** 0.5 * z
+
+
 class UniInverse:
     """The inverse scheduler, a call of the network at a time: it keeps the sample, and hands out a look ahead."""
 
-    def __init__(self, steps: int, alpha: float):
-        self.k = 1000 // steps
+    def __init__(self, steps: int, alpha: float, kind: str = "epsilon"):
+        self.k, self.kind = 1000 // steps, kind
         kept = int(alpha * steps) + 1
         self.times = [0, *(1 + self.k * i for i in range(steps))][:kept]
         self.sample = None
@@ -153,6 +158,7 @@ class UniInverse:
             self.sample = z
         behind = t - self.k
         a = ALPHAS[behind] if behind >= 0 else torch.tensor(1.0)
+        e = noise_of(e, self.sample, a, self.kind)
         reached = ddim(self.sample, e, a, ALPHAS[t])
         if first:
             return reached
@@ -161,9 +167,10 @@ class UniInverse:
         return reached if t == self.times[-1] else ahead
 
 
-def uni_edit(net: Net, z0: Tensor, steps: int, alpha: float, omega: float, inverted_under: str = "empty"):
+def uni_edit(net: Net, z0: Tensor, steps: int, alpha: float, omega: float, inverted_under: str = "empty",
+             kind: str = "epsilon"):
     """The authors' version for diffusions: latents after each step up, and after each step down."""
-    inverse, z, up = UniInverse(steps, alpha), z0, [z0]
+    inverse, z, up = UniInverse(steps, alpha, kind), z0, [z0]
     for i, t in enumerate(inverse.times):
         z = inverse.step(net(z, t, inverted_under), t, z)
         if i:
@@ -174,7 +181,8 @@ def uni_edit(net: Net, z0: Tensor, steps: int, alpha: float, omega: float, inver
         g = et - es
         m = g.mean(dim=1, keepdim=True)
         m = (m - m.min()) / (m.max() - m.min() + 1e-7)
-        z = ddim(z, omega * (1 + m) * g + m * et + (1 - m) * es, ALPHAS[t], ALPHAS[max(t - k, 0)])
+        e = noise_of(omega * (1 + m) * g + m * et + (1 - m) * es, z, ALPHAS[t], kind)
+        z = ddim(z, e, ALPHAS[t], ALPHAS[max(t - k, 0)])
         down.append(z)
     return up, down
 
@@ -213,16 +221,20 @@ class Mutual(Controller):
         super().__init__(o, tokenizer, source, target, size, length)
         self.cross_share, self.self_share, self.step = cross, self_, first
         mapping, there = refine_map(tokenizer, source, target, length)
+        known = there.copy()
         likest(mapping, there, texts["source"][0], texts["target"][0], len(tokenizer(target).input_ids))
+        gaps = [j for j in range(length) if there[j] and not known[j]]
         there = torch.from_numpy(there).float()
         self.change = lambda base, new: base[..., mapping] * there + new * (1 - there)
         if self.marks[0] is not None:  # of the target's words, those in the order of the local prompt
             local, ids, i = tokenizer(o.blend[1]).input_ids[1:-1], tokenizer(target).input_ids, 1
             self.local = torch.zeros(length)
             for token in local:
-                while ids[i] != token:
+                while i < len(ids) and ids[i] != token:
                     i += 1
-                self.local[i] = 1
+                self.local[i if i < len(ids) else []] = 1
+            pairs = tokenizer(source).input_ids  # and those that are one's pair in a gap
+            self.local[[j for j in gaps if pairs[mapping[j]] in local]] = 1
 
     def mask(self, z, alpha):
         maps = torch.cat([m.unflatten(1, (z.shape[2] // 4, z.shape[3] // 4)) for m in self.sums.values()])
@@ -288,6 +300,8 @@ def infedit(net: Net, tokenizer, source: str, target: str, x0: Tensor, noises, s
             w_source: float, w: float, cross: float, self_: float, blend, threshold: float) -> list[Tensor]:
     """Three branches in both halves of a batch of six; the last step gives what is predicted, and is not blended.
 
+    A negative prompt, a text of `net`, is the target's alone.
+
     The latents of the source are made anew in the step of the mutual branch, with the noise it goes on under.
     """
     noises, kept = iter(noises), dict(net.unet.attn_processors)
@@ -299,7 +313,8 @@ def infedit(net: Net, tokenizer, source: str, target: str, x0: Tensor, noises, s
     alpha = lambda t: ALPHAS[t]  # noqa: E731
     a = alpha(times[0])
     xs = xt = xm = a**0.5 * x0 + (1 - a) ** 0.5 * next(noises)
-    texts, out = torch.cat([net.texts[n] for n in ("empty", "empty", "empty", "source", "target", "source")]), []
+    negative = "negative" if "negative" in net.texts else "empty"
+    texts, out = torch.cat([net.texts[n] for n in ("empty", negative, "empty", "source", "target", "source")]), []
     try:
         for i, t in enumerate(times):
             a = alpha(t)

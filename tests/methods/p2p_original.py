@@ -35,6 +35,7 @@ class Options:
     interpolate: float = 0.0
     quantile: float = 0.75
     prox: str = "l0"
+    prox_from: str = "negative"
     hold: str = "none"
     eta: float = 1.0
     recon_t: float = 400
@@ -143,8 +144,9 @@ class Controller:
         if words is None:
             return None
         marks = torch.zeros(2, length)
-        for row, (prompt, word) in enumerate(zip(prompts, words, strict=True)):
-            marks[row, word_positions(tokenizer, prompt, word)] = 1
+        for row, (prompt, several) in enumerate(zip(prompts, words, strict=True)):
+            for word in several.split():
+                marks[row, word_positions(tokenizer, prompt, word)] = 1
         return marks
 
     def __call__(self, maps: Tensor, cross: bool, middle: bool) -> Tensor:
@@ -238,7 +240,8 @@ def edit(unet, tokenizer, z0: Tensor, source: str, target: str, texts: dict[str,
             for t in times:
                 told = max(t - k, 0) if o.ours else t
                 path.append(ddim(path[-1], net(path[-1], told, src), alpha(t - k), alpha(t)))
-        empties = _null_text(net, path, times, k, alpha, src, nothing, o) if o.inversion == "null-text" else []
+        fits = o.inversion == "null-text" or o.prox_from == "null-text"
+        empties = _null_text(net, path, times, k, alpha, src, nothing, o) if fits else []
         negative = nothing
         if o.inversion in ("negative", "proximal"):
             negative = src if o.interpolate == 0 else arc(o.interpolate, src, nothing)
@@ -254,7 +257,8 @@ def edit(unet, tokenizer, z0: Tensor, source: str, target: str, texts: dict[str,
                 un, delta, still, clean = eps[:2], eps[2:] - eps[:2], None, lambda x0: x0
                 late = (o.recon_t > 0 and t < o.recon_t) or (o.recon_t < 0 and t > -o.recon_t)
                 if o.inversion == "proximal":
-                    delta[:1] = 0 if o.interpolate == 0 else delta[:1]  # both are one evaluation but for rounding
+                    if o.interpolate == 0 and not empties:
+                        delta[:1] = 0  # both are one evaluation but for rounding
                     delta, still = _prox(delta, o)
                     if o.hold == "picture" and late:
                         clean = lambda x0, still=still: x0 - o.eta * still * (x0 - z0)  # noqa: E731

@@ -11,7 +11,17 @@ from sage import running
 from sage.models.latent import LatentModel
 from sage.trajectory.kinds import mapped
 
+EMBEDDED = "diffusers.models.embeddings.get_timestep_embedding"
 EXACT = 1e-9  # relative: what differs by less differs by rounding, which has been measured at up to 3e-13
+
+
+def time_features(t, width, flip_sin_to_cos=False, downscale_freq_shift=1, scale=1, max_period=10000):
+    """What stands at `EMBEDDED`, in float64, as EDICT's own network has it."""
+    half = width // 2
+    angles = scale * t.double()[:, None] * max_period ** (
+        -torch.arange(half, dtype=torch.float64) / (half - downscale_freq_shift))
+    waves = angles.cos(), angles.sin()
+    return torch.cat(waves if flip_sin_to_cos else waves[::-1], dim=-1)
 
 
 @contextmanager
@@ -31,6 +41,7 @@ def in_float64(model: LatentModel, *theirs: nn.Module) -> Iterator[None]:
         patch.setattr(model, "_times", {}, raising=False)  # not those that were kept in less
         patch.setattr(model, "full_precision", lambda *modules, **dtype: nullcontext())
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        patch.setattr(EMBEDDED, time_features)
         patch.setattr(running, "_latents", lambda model, z: z.double())
         patch.setattr(running, "_embedded", lambda *given: {
             name: mapped(text, lambda _, t: t.double()) for name, text in embedded(*given).items()})

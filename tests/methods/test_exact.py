@@ -20,7 +20,7 @@ from sage.sampling.levels import DiffusionSchedule, ScheduleParams
 from sage.trajectory.kinds import Pair
 from tests import small
 from tests.methods.noises_original import CONSISTENT
-from tests.methods.precise import EXACT, in_float64
+from tests.methods.precise import EMBEDDED, EXACT, in_float64, time_features
 
 EDICT, BDIA, FIXED, SAGE = (sage.method(name) for name in ("edict", "bdia", "fixed-point", "sage"))
 SOURCE, TARGET = "a cat on a mat", "a dog on a mat"
@@ -37,7 +37,10 @@ def made(tmp_path_factory):
 def calling(unet, dtype):
     """A network in a precision of its own, with latents in float64 around it."""
     def call(z, t, encoder_hidden_states):
-        return SimpleNamespace(sample=unet(z.to(dtype), t, encoder_hidden_states.to(dtype)).sample.double())
+        with pytest.MonkeyPatch.context() as patch:
+            if dtype == torch.float64:
+                patch.setattr(EMBEDDED, time_features)
+            return SimpleNamespace(sample=unet(z.to(dtype), t, encoder_hidden_states.to(dtype)).sample.double())
 
     call.processors = unet
     return call
@@ -106,7 +109,7 @@ class Coupled:
     def __init__(self, unet, texts, steps, strength, p, w, p2p=None, windows=(1.0, 1.0)):
         self.unet, self.p, self.w, self.steps = unet, p, w, steps
         self.texts = {name: text.tokens.double() for name, text in texts.items()}
-        self.times = [i * (1000 // steps) for i in range(steps)][::-1][steps - int(steps * strength):]
+        self.times = list(range(0, 1000, 1000 // steps))[::-1][steps - int(steps * strength):]
         self.where = SimpleNamespace(save=False, use=False, cross=True, self_=True, mask=None, indices=None)
         self.p2p, self.windows = p2p, windows
         if p2p:
@@ -425,7 +428,7 @@ def test_tokens_are_paired_as_difflib_pairs_them():
 def test_the_grid_of_multiples_steps_as_far_as_edict_does(steps):
     up, down = DiffusionSchedule(ScheduleParams()).multiples(steps)
     assert down == tuple((b, a) for a, b in reversed(up)) and [there.t for _, there in up] == [
-        i * (1000 // steps) for i in range(steps)]
+        *range(0, 1000, 1000 // steps)]
     for here, there in up:
         assert here.alpha == pytest.approx(alpha(there.t - 1000 / steps).item(), rel=1e-12)
 

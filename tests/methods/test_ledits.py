@@ -98,6 +98,8 @@ EDITS = {
     "window": (dict(warmup=2, cooldown=6, masks="difference"),
                dict(editing_prompt=TARGET, edit_warmup_steps=2, edit_cooldown_steps=6, use_intersect_mask=False)),
     "mask": (dict(), dict(editing_prompt=TARGET, user_mask=True)),
+    "led from another prompt": (dict(guidance_scale=5.0), dict(editing_prompt=TARGET, edit_guidance_scale=5.0,
+                                                               negative_prompt="a mat")),
 }
 
 
@@ -106,7 +108,7 @@ EDITS = {
                                   for case in EDITS])
 def test_every_step_is_that_of_diffusers(made, monkeypatch, case, inverted, solver):
     changes, edit = EDITS[case]
-    request = None
+    request = sage.Request(negative=edit.get("negative_prompt", ""))
     if edit.get("user_mask"):
         white = Image.new("L", (64, 64))
         white.paste(255, (0, 0, 40, 64))

@@ -211,7 +211,9 @@ MARKS = dict(foreground=("cat", "dog"), source_text="source")
 
 
 @pytest.mark.parametrize("theirs, ours", (
-    ({}, {}), (dict(direct=True), dict(inversion="direct")), (dict(union=True), dict(keys="both")),
+    ({}, {}), (dict(direct=True), dict(inversion="direct")),
+    (dict(direct=True, source="source"), dict(inversion="direct", source_text="source")),
+    (dict(union=True), dict(keys="both")),
     (dict(marks=True, source="source"), MARKS),
     (dict(marks=True, source="source", union=True), MARKS | dict(keys="both")),
     (dict(first_step=0, first_layer=0), dict(first_step=0, first_block=0.0))))

@@ -63,7 +63,7 @@ def ours(made, method: str, settings, noises=None, target: str = TARGET, **given
     kept = found.invert
     found.invert = lambda job: paths.append(kept(job)) or paths[-1]
     try:
-        texts = {} if target != TARGET else embedded(made.model)
+        texts = {} if target != TARGET or given else embedded(made.model)
         steps = [step.z for step in sage.run(found, made.model, picture(), SOURCE, target, settings, noises,
                                              texts=texts, **given)]
     finally:
@@ -216,11 +216,12 @@ def test_equal_prompts_and_scales_move_nothing(made):
 # ---- UniEdit-Flow
 
 
-@pytest.mark.parametrize("alpha", (0.6, 1.0))
-def test_every_step_of_uni_edit_is_that_of_the_original_code(made, alpha):
+@pytest.mark.parametrize("alpha, kind", ((0.6, "epsilon"), (1.0, "epsilon"), (0.6, "v_prediction")))
+def test_every_step_of_uni_edit_is_that_of_the_original_code(made, tmp_path, alpha, kind):
     settings = sage.method("uni-edit").preset("published", steps=N, strength=alpha, guidance_scale=2.0)
+    made = made if kind == "epsilon" else small.make(tmp_path / "tokenizer", prediction=kind)
     with in_float64(made.model, made.unet):
-        up, down = original.uni_edit(net(made), picture(), N, alpha, 2.0)
+        up, down = original.uni_edit(net(made), picture(), N, alpha, 2.0, kind=kind)
         steps, path = ours(made, "uni-edit", settings)
     assert len(steps) == round(alpha * N)
     held(path.latents, up)
@@ -257,6 +258,8 @@ INFEDIT = {
     "shares between steps": dict(cross_fraction=0.75, self_fraction=0.55, steps=10),
     "no attention carried": dict(cross_fraction=0.0, self_fraction=0.0, strength=1.0),
     "nothing to blend": dict(blend=None, steps=8),
+    "a word of the source's": dict(blend=("cat", "cat"), blend_threshold=0.9, steps=8),
+    "led from another prompt": dict(self_fraction=1.0, negative="a mat"),
     "words of other numbers": dict(blend=("mat", "dog"), blend_threshold=0.2, strength=0.75, steps=8,
                                    target="a dog dog on a mat"),
 }
@@ -266,13 +269,16 @@ INFEDIT = {
 def test_every_step_of_infedit_is_that_of_its_formulas(made, case):
     blend = dict(blend=("mat", "mat"), blend_threshold=0.99)  # without, there is no mutual branch
     changes = dict(steps=N) | blend | INFEDIT[case]
-    target = changes.pop("target", TARGET)
+    target, negative = changes.pop("target", TARGET), changes.pop("negative", "")
     s = sage.method("infedit").preset("published", blend_match="words", **changes)
     with in_float64(made.model, made.unet):
-        theirs = original.infedit(net(made, target), made.tokenizer, SOURCE, target, picture(), drawn(s.steps + 1),
+        network = net(made, target)
+        if negative:
+            network.texts["negative"] = made.model.embed([made.model.prompts.parse(negative)]).tokens.double()
+        theirs = original.infedit(network, made.tokenizer, SOURCE, target, picture(), drawn(s.steps + 1),
                                   s.steps, s.strength, s.eta, s.source_guidance_scale, s.guidance_scale,
                                   s.cross_fraction, s.self_fraction, s.blend, s.blend_threshold)
-        steps, _ = ours(made, "infedit", s, drawn(s.steps + 1), target)
+        steps, _ = ours(made, "infedit", s, drawn(s.steps + 1), target, request=sage.Request(negative=negative))
     held(steps, theirs)
 
 

@@ -64,6 +64,7 @@ CASES = {
     "scale 7.5": (dict(w=7.5), dict(guidance_scale=7.5)),
     "replace": (dict(refine=False), dict(carry="replace")),
     "reweight": (dict(equalizer={"dog": 2.0, "mat": 0.5}), dict(reweight={"dog": 2.0, "mat": 0.5})),
+    "turned round": (dict(equalizer={"dog": -1.0}), dict(reweight={"dog": -1.0})),
     "whole words": (dict(equalizer={"dog": 2.0, "on a": 3.0}, cross={"default_": (0.0, 0.8), "dog": (0.3, 0.5)}),
                     dict(reweight={"dog": 2.0, "on a": 3.0}, cross_fraction=0.8, word_starts={"dog": 0.3},
                          word_fractions={"dog": 0.5})),
@@ -71,6 +72,8 @@ CASES = {
                 dict(cross_start=0.2, cross_fraction=0.8, word_starts={"on": 0.5},
                      word_fractions={"dog": 0.3, "on": 0.4}, self_start=0.1, self_fraction=0.35)),
     "blend": (dict(blend=("cat", "dog"), th=(0.9, 0.3)), dict(blend=("cat", "dog"), blend_threshold=0.9)),
+    "several words": (dict(blend=("cat mat", "dog mat"), th=(0.9, 0.3)),
+                      dict(blend=("cat mat", "dog mat"), blend_threshold=0.9)),
     "subtract": (dict(blend=("cat", "dog"), subtract=("mat", "mat"), th=(0.3, 0.95), equalizer={"dog": 3.0}),
                  dict(blend=("cat", "dog"), blend_except=("mat", "mat"), blend_threshold=0.3, except_threshold=0.95,
                       reweight={"dog": 3.0})),
@@ -91,6 +94,10 @@ CASES = {
         dict(inversion="proximal", hold="picture", eta=1.0, radius=0, quantile=0.8, interpolate=0.2),
         dict(inversion="proximal", proximal_hold="picture", proximal_margin=0, proximal_quantile=0.8,
              negative_empty=0.2)),
+    "proximal, from what is fitted": (
+        dict(inversion="proximal", prox_from="null-text", inner=2, hold="path", recon_t=600),
+        dict(inversion="proximal", proximal_from="null-text", null_text_steps=2, proximal_hold="path",
+             proximal_below=600.0)),
     "null-text": (dict(inversion="null-text", inner=3, epsilon=1e-2, blend=("cat", "dog"), th=(0.9, 0.3)),
                   dict(inversion="null-text", null_text_steps=3, null_text_tolerance=1e-2, blend=("cat", "dog"),
                        blend_threshold=0.9)),
@@ -100,7 +107,8 @@ CASES = {
                                  dict(inversion="null-text", null_text_steps=2, null_text_branches="source")),
 }
 
-LONG = ("null-text", "null-text, single branch")  # nine seconds each; another fit is always made
+# Nine seconds each; another fit is always made.
+LONG = ("null-text", "null-text, single branch", "proximal, from what is fitted")
 
 
 COMMAS = {"whole words": "a dog, a dog on a mat"}  # other target prompts

@@ -144,7 +144,7 @@ class Embeddings(nn.Module):
     def forward(self, t: Tensor, guidance: Tensor, pooled: Tensor) -> Tensor:
         """(B or 1,) times in [0, 1] and guidance, (B, pooled_width) -> (B, D)."""
         def features(x: Tensor) -> Tensor:
-            return timestep_embedding(1000 * x, TIME_WIDTH).to(pooled.dtype)
+            return timestep_embedding(1000 * x, TIME_WIDTH, at_least_float32(pooled.dtype)).to(pooled.dtype)
 
         vector = self.timestep_embedder(features(t))
         if hasattr(self, "guidance_embedder"):

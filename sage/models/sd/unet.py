@@ -58,11 +58,11 @@ class UNetParams:
         return self.pooled_width + SIZES * self.size_width
 
 
-def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """(B,) timesteps -> (B, width) float32 [cos | sin] features: f_j = 10000^(-j / (width / 2))."""
+def timestep_embedding(t: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(B,) timesteps -> (B, width) [cos | sin] features of a dtype: f_j = 10000^(-j / (width / 2))."""
     half = width // 2
-    f = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = t.float()[:, None] * f[None]  # (B, width / 2)
+    f = torch.exp(-math.log(10000) * torch.arange(half, dtype=dtype, device=t.device) / half)
+    angles = t.to(dtype)[:, None] * f[None]  # (B, width / 2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -289,7 +289,8 @@ class UNet(nn.Module):
         """What the network makes of timesteps in [0, 1000), a number or (B,), and of what is `added` to them."""
         weight = self.time_embedding.linear_1.weight
         t = torch.as_tensor(t, device=weight.device).reshape(-1)
-        embedding = self.time_embedding(timestep_embedding(t, self.params.channels[0]).to(weight.dtype))
+        features = timestep_embedding(t, self.params.channels[0], torch.promote_types(weight.dtype, torch.float32))
+        embedding = self.time_embedding(features.to(weight.dtype))
         embedding = F.silu(embedding if added is None else embedding + added)
         return {m: m.time_emb_proj(embedding)[:, :, None, None] for m in self.modules() if isinstance(m, ResBlock)}
 
