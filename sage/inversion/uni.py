@@ -2,8 +2,8 @@
 
     z~ = z + step(v_last),   z <- z + step(v(z~, t'))
 
-Each step goes by what the network gives where it ends, which is where the step back will ask it; the look ahead goes on
-along the last step.  One pass a step, and one before the first.
+Each step goes by what the network gives where it ends, which is where the step back will ask it; the look ahead goes by
+what it gave last.  One pass a step, and one before the first.
 """
 
 from collections.abc import Callable
@@ -19,19 +19,24 @@ if TYPE_CHECKING:
     Predict = Callable[[Tensor, kit.Level], kit.Prediction]
 
 
-def uni_inversion(job: "Job[Any]", predict: "Predict", first: "kit.Level | None" = None) -> "kit.Trajectory":
+def uni_inversion(job: "Job[Any]", predict: "Predict", first: "kit.Level | None" = None,
+                  straight: bool = False) -> "kit.Trajectory":
     """The way to noise along `job.up`.
 
     Args:
         predict: (latents, level) -> what they are made of.
         first: where the first look ahead is taken; default: as far as the first step goes.
+        straight: look ahead along the last step, as the authors' code for diffusions does, which is something else
+            where the network predicts v: what it gave is held there.
     """
     z, latents = job.z0, [job.z0]
     for i, (here, there) in enumerate(job.up):
         if i == 0:
-            going = predict(z, here)
-        ahead = kit.renoise(going, first if first and i == 0 else there)
-        going = carried(job, z, predict(ahead, there), there, here)
+            last, seen = here, predict(z, here)
+            going = seen
+        on = going if straight else carried(job, z, seen, last, here)
+        last, seen = there, predict(kit.renoise(on, first if first and i == 0 else there), there)
+        going = carried(job, z, seen, there, here)
         z = kit.renoise(going, there)
         latents.append(z)
         job.report("invert", i + 1, len(job.up))

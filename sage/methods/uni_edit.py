@@ -86,9 +86,10 @@ class UniEdit(Method[Settings]):
 
     def invert(self, job: "Job[Settings]") -> "kit.Trajectory":
         text = job.empty if job.settings.source_text == "empty" else job.source
+        published = job.settings.conventions == "published"
         # In the original code the first look ahead is not as far as the first step goes.
-        first = job.down[-1][1] if job.settings.conventions == "published" and job.down else None
-        return uni_inversion(job, lambda z, level: job.cfg(z, level, text, job.empty, 1.0, "source"), first)
+        first = job.down[-1][1] if published and job.down else None
+        return uni_inversion(job, lambda z, level: job.cfg(z, level, text, job.empty, 1.0, "source"), first, published)
 
     # ---- the way back
 
