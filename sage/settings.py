@@ -188,11 +188,13 @@ def _checked(f: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
             return tuple(value)
         raise fail("'auto', none, or a pair of phrases (source, target)")
     if kind == Factors:
-        low = -1000 if f.metadata["low"] < 0 else 0
+        low, most, high = max(f.metadata["low"], -1000), 1000, f.metadata["high"]
         if not isinstance(value, Mapping) or not all(
-                isinstance(k, str) and isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v <= 1000
+                isinstance(k, str) and isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v <= most
                 for k, v in value.items()):
-            raise fail(f"phrases with factors from {low} to 1000")
+            raise fail(f"phrases with factors from {low:g} to {most}")
+        if above := next(((k, v) for k, v in value.items() if v > high), None):
+            raise SettingsError(f"{f.name} is {above[1]:g} for {above[0]!r}: must be at most {high:g}")
         return {k: float(v) for k, v in value.items()}
     if f.metadata["choices"]:
         if value not in f.metadata["choices"]:

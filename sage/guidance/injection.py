@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 from sage import kit
-from sage.errors import SettingsError
 from sage.settings import Factors, Reweighting, Solver, Span, frozen, setting, share_of
 
 if TYPE_CHECKING:
@@ -30,20 +29,16 @@ class Injection(Reweighting, Solver):
     cross_start: float = setting(0.0, "share of the steps before cross-attention is carried over", low=0, high=1)
     cross_fraction: float = setting(0.4, "share of the steps after which it no longer is", low=0, high=1,
                                     search=Span(0.0, 1.0))
-    word_starts: Factors = setting({}, "the same for single phrases of the target prompt: WORD:SHARE,...", low=0)
-    word_fractions: Factors = setting({}, "the same for single phrases of the target prompt: WORD:SHARE,...", low=0)
+    word_starts: Factors = setting({}, "the same for single phrases of the target prompt: WORD:SHARE,...",
+                                   low=0, high=1)
+    word_fractions: Factors = setting({}, "the same for single phrases of the target prompt: WORD:SHARE,...",
+                                      low=0, high=1)
     self_start: float = setting(0.0, "share of the steps before self-attention is carried over", low=0, high=1)
     self_fraction: float = setting(0.6, "share of the steps after which it no longer is", low=0, high=1,
                                    search=Span(0.0, 1.0))
     self_level: int = setting(1, "halvings of the latents from which on self-attention is carried over", low=0, high=8)
     reweight_steps: str = setting("all", "steps with reweighting: all, or those in which a token's attention is "
                                   "carried over", "all", "window")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("word_starts", "word_fractions"):
-            if wrong := [word for word, share in getattr(self, name).items() if share > 1]:
-                raise SettingsError(f"{name} is {getattr(self, name)[wrong[0]]:g} for {wrong[0]!r}: must be at most 1")
 
     def cross_window(self, start: float, end: float) -> range:
         """The steps with cross-attention carried over; the original code has a row too many in its table of them."""

@@ -49,7 +49,7 @@ class Settings(Solver, Picture):
                          "two, or everywhere", "both", "attention", "difference", "none")
     mask_quantile: float = setting(0.9, "share of the places that each of the masks leaves out", low=0, high=1,
                                    search=Span(0.4, 0.95))
-    quantiles: Factors = setting({}, "the same for single concepts: CONCEPT:SHARE,...", low=0)
+    quantiles: Factors = setting({}, "the same for single concepts: CONCEPT:SHARE,...", low=0, high=1)
     warmup: int = setting(0, "steps before concepts act", low=0, high=1000)
     cooldown: int | None = setting(None, "steps after which they no longer do; default: none", low=0, high=1000)
     skip: float = setting(0.15, "share of steps, beside those that are taken, left out at the noisy end: the more, the "
@@ -61,11 +61,6 @@ class Settings(Solver, Picture):
     cross_level: int = setting(2, "halvings of the latents at which attention is read", low=0, high=8)
     conventions: str = setting("consistent", "levels, the last noise, and what leads the edit under the source prompt: "
                                "consistent, or as in diffusers' pipeline", "consistent", "published")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if wrong := [concept for concept, share in self.quantiles.items() if share > 1]:
-            raise SettingsError(f"quantiles is {self.quantiles[wrong[0]]:g} for {wrong[0]!r}: must be at most 1")
 
     @property
     def own(self) -> dict[str, float]:

@@ -359,3 +359,11 @@ def test_what_is_recorded_is_not_taken_for_what_is_recorded_otherwise(flow):
     with pytest.raises(SettingsError, match="invert again"):
         sage.edit(flow, image, SOURCE, TARGET, s, trajectory=path)
     assert type(replace(sage.invert(flow, image, SOURCE, s))).kind == "lent"
+
+
+@pytest.mark.parametrize("name", ("rf-inversion", "eedit"))
+def test_no_noise_is_that_which_the_autoencoders_sample_is_drawn_with(flow, name):
+    """Which is that of the seed without a tag."""
+    settings, tags = sage.method(name).preset("published", steps=N), []
+    list(sage.run(name, flow, picture(), SOURCE, TARGET, settings, lambda tag: tags.append(tag) or drawn(1)[0]))
+    assert settings.encode == "sample" and tags and () not in tags

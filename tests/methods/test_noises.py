@@ -156,6 +156,13 @@ def test_weights_without_carried_attention_are_noted(made):
     assert not check_prompts(made.model, SOURCE, TARGET, settings.but(carry="refine")).notes
 
 
+def test_ddpm_as_published_sees_a_pictures_middle_square(made):
+    settings, image = sage.method("ddpm").preset("published", steps=2), small.picture(96, 64)
+    whole, middle = (sage.edit(made.model, seen, SOURCE, TARGET, settings)
+                     for seen in (image, image.crop((16, 0, 80, 64))))
+    assert torch.equal(whole.latents, middle.latents)
+
+
 # ---- FlowEdit
 
 FLOWEDIT = {
