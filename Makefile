@@ -94,6 +94,7 @@ tour: $(READY)  ## install JupyterLab, and open the notebook examples/tour.ipynb
 ui: $(READY)  ## edit in a browser: [MODEL=] [ARGS="--host 0.0.0.0 --port 8000"]
 	@echo "adding what the studio needs to .venv, which takes a while the first time"
 	$(INSTALL) --quiet --constraint constraints.txt --editable '.[ui]'
+	@$(INSTALL) --quiet --constraint constraints.txt --editable '.[fast]' || echo "without OpenVINO, which is not to be had here: edits take twice as long"
 	@set -- ; [ -z "$$SAGE_MODEL" ] || set -- --model="$$SAGE_MODEL"; \
 	$(BIN)/sage ui "$$@" $(ARGS)
 

@@ -209,7 +209,7 @@ def test_everything_needed_is_pinned():
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
     extras = project["optional-dependencies"]
     for requirement in (*project["dependencies"], *extras["test"], *extras["lint"], *extras["cluster"],
-                        *extras["ui"], *extras["browser"]):
+                        *extras["ui"], *extras["fast"], *extras["browser"]):
         assert re.match(r"[\w-]+", requirement)[0].lower().replace("_", "-") in pinned
 
 

@@ -3,6 +3,7 @@
     x_T+ = 0;   for each anchor t, noisy to clean, t+ the one before:
     e_t ~ N(m, v),   m, v = F(x0, x_t+, t, source)                the inversion network; alg. 1
     x_t = G(s_t x_t+ + n_t e_t, t, source)                        the generator's clean latents
+    e_t <- e_t + s_t / n_t (x0 - x_t)                             at the last, `corrections` times; not the paper
 
     x'_t = G(s_t x'_t+ + n_t e_t, t, c)                           the same noise, other words; alg. 2
     c = source + strength (target - source)                       on the embeddings; below 0 and above 1 too
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from sage.prompts.plan import Plan
 
 # The paper's; a mask, by attention at 16 x 16 above 0.6, is for who wants one.
-PUBLISHED = dict(steps=4, strength=1.0, spacing="trailing", noise="drawn", frozen_steps=0, blend=None,
+PUBLISHED = dict(steps=4, strength=1.0, spacing="trailing", noise="drawn", corrections=0, frozen_steps=0, blend=None,
                  mask_from="attention", blend_threshold=0.6, blend_fraction=1.0)
 
 
@@ -41,7 +42,7 @@ PUBLISHED = dict(steps=4, strength=1.0, spacing="trailing", noise="drawn", froze
 class Settings(Blending, Solver, Picture):
     """Words."""
 
-    fixes = frozenset({"noise", "iterations"})
+    fixes = frozenset({"noise", "iterations", "corrections"})
 
     strength: float = setting(1.0, "how far the embedding goes from the source prompt to the target: 0 stays, 1 gets "
                               "there, more overdoes it, less than 0 does the contrary", low=-10, high=10,
@@ -52,6 +53,8 @@ class Settings(Blending, Solver, Picture):
     iterations: int = setting(0, "steps that are made of these, from the first: each makes the picture finer; 0 for "
                               "all", low=0, high=1000)
     noise: str = setting("drawn", "noise of a step: drawn as the inversion network says, or its mean", "drawn", "mean")
+    corrections: int = setting(0, "times that the noise of the last step is led to where the generator gives the "
+                               "picture back, at a call each; the paper has none", low=0, high=100)
     frozen_steps: int = setting(0, "steps, from the first, in which the target has the source's self-attention maps: 1 "
                                 "for short prompts", low=0, high=1000)
     cross_level: int = setting(1, "halvings of the latents at which attention is read for the mask", low=0, high=8)
@@ -73,7 +76,7 @@ class Turbo(Method[Settings]):
     texts = ("edit:",)
     presets = {"published": PUBLISHED}
     calls = ("2 N, and N of the inversion network; 3 N with a mask from attention or differences, or 1 more a frozen "
-             "step; N for a picture from nothing")
+             "step; 1 a correction; N for a picture from nothing")
     strength = "strength"
     live = True
     of_pictures = Method.of_pictures | {*Blending.names(), "strength", "noise", "frozen_steps", "cross_level",
@@ -117,8 +120,14 @@ class Turbo(Method[Settings]):
             eps, log_variance = network.noise(job.z0, x, here, job.source)
             if job.settings.noise == "drawn":
                 eps = eps + (log_variance / 2).exp() * job.noise(i)
-            given.append(kit.renoise(kit.Prediction(x, eps), here))
-            x = job.predict(given[-1], here, job.source).x0
+            before, left = x, job.settings.corrections if i + 1 == len(job.down) else 0
+            while True:
+                noisy = kit.renoise(kit.Prediction(before, eps), here)
+                x = job.predict(noisy, here, job.source).x0
+                if not left:
+                    break
+                eps, left = eps + here.signal / here.noise * (job.z0 - x), left - 1
+            given.append(noisy)
             noises.append(eps)
             found.append(x)
             job.report("invert", i + 1, len(job.down))

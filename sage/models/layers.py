@@ -1,6 +1,7 @@
 """Linear, Conv2d and GroupNorm as torch has them, faster or more accurate where torch's own fall short on a CPU.
 
-Float32 only, the first two with frozen weights only, and equal to torch's to rounding; everything else is torch's own.
+Float32 only, the first two with frozen weights only, and equal to torch's to rounding; everything else is torch's own,
+what is traced too.
 
 - Large products go to oneDNN, which takes weights as they lie; torch's choice, MKL, is up to two times slower on AMD.
 - Convolutions can be packed: their weights are then kept in oneDNN's own layout as well, once for each direction,
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.jit._trace import is_tracing
 
 # Below this many multiplications the call itself costs more than the better product saves.
 LARGE = 2**25
@@ -42,7 +44,7 @@ CONVOLUTION, PACK = _operator("_convolution_pointwise"), _operator("_reorder_con
 
 def _plain_float32(x: Tensor, weight: Tensor) -> bool:
     return (x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and not weight.requires_grad
-            and not torch.is_autocast_enabled("cpu"))
+            and not torch.is_autocast_enabled("cpu") and not is_tracing())
 
 
 class Linear(nn.Linear):
@@ -118,7 +120,8 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         w, b = self.weight, self.bias
-        if x.dtype != torch.float32 or x.device.type != "cpu" or x.ndim != 4 or x.is_contiguous():
+        if (x.dtype != torch.float32 or x.device.type != "cpu" or x.ndim != 4 or x.is_contiguous()
+                or is_tracing()):
             return torch.group_norm(x, self.num_groups, w, b, self.eps)
         if x.shape[1:].numel() <= FEW:
             y = torch.group_norm(x.contiguous(), self.num_groups, w, b, self.eps)

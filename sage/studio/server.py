@@ -116,12 +116,13 @@ class Served:
 
 
 def serve(models: Sequence[str] | None, limits: Limits, host: str, port: int, home: str = "studio.html",
-          token: str | None = None, gallery: Path | None = None) -> None:
+          token: str | None = None, gallery: Path | None = None, compiled: bool = False) -> None:
     """Serve until Ctrl-C; everything that visitors left is deleted then.
 
     Args:
         home: what is shown first: "studio.html" or "api.html".
         token: what visitors must bring; None for none on this machine alone and a random one anywhere else.
+        compiled: as of a `Studio`.
     """
     import tempfile
     own = listen(host, port)  # before a model is loaded for nothing
@@ -129,7 +130,7 @@ def serve(models: Sequence[str] | None, limits: Limits, host: str, port: int, ho
         token = "" if is_loopback(host) else secrets.token_urlsafe(16)
     with own, tempfile.TemporaryDirectory(prefix="sage-studio-", ignore_cleanup_errors=True) as folder:
         print("sage: loading the model", file=sys.stderr)
-        studio = Studio(choose_models(models), limits, Path(folder) / "studio", gallery)
+        studio = Studio(choose_models(models), limits, Path(folder) / "studio", gallery, compiled)
         if home == "studio.html":
             studio.begin()
         served = Served(studio, own, home, token, is_loopback(host))

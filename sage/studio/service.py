@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from sage.explain import Explanation
 from sage.generation import generate
 from sage.method import DEFAULTS, Method, Request, able, check_request, method, method_of
 from sage.models.backbone import Backbone
+from sage.models.compiled import Compiled, compile_networks
 from sage.models.known import find_model
 from sage.models.loading import load_model
 from sage.models.savings import Savings
@@ -79,13 +80,15 @@ class Studio:
         models: what the visitors can choose from, as `sage.load_model` takes it; the first is loaded at once.
         folder: where the visitors' files go.
         gallery: a folder in which all results are kept too, and stay; None for none.
+        compiled: have networks compiled for this CPU where that can be done (`sage.models.compiled`).
     Raises:
         ModelError: one of the models is not there.
     """
 
     def __init__(self, models: Sequence[str], limits: Limits | None = None, folder: Path | None = None,
-                 gallery: Path | None = None):
-        self.limits = limits or Limits()
+                 gallery: Path | None = None, compiled: bool = False):
+        self.limits, self.compiled = limits or Limits(), compiled
+        self._graphs: Compiled | None = None
         self.places = {find_model(model)[0]: model for model in models}
         if not self.places:
             raise ModelError("no model is here: name one with --model")
@@ -445,7 +448,9 @@ class Studio:
         mask = self.album.mask(who, request.mask, picture.image.size)
         (shown,), _ = framed([picture.image], (), request.config)
         seen = Glimpses(self.model, job.show, shown.size, clock.pace.seconds.get("glimpse", 0.0))
-        result = self._made(picture, plan, request, clock, trajectory, mask, watch=seen, savings=savings)
+        # A file that is to repeat an edit to the byte is torch's: graphs round otherwise.
+        with self._graphs.served() if self._graphs and request.live else nullcontext():
+            result = self._made(picture, plan, request, clock, trajectory, mask, watch=seen, savings=savings)
         if seen.cost:
             clock.pace.seconds["glimpse"] = seen.cost
         record = make_record(self.model, request.source, request.target, request.config,
@@ -500,7 +505,7 @@ class Studio:
 
     def _key(self, who: str, picture: Picture, request: EditRequest, plan: Plan) -> tuple:
         """Of the inversion that an edit takes."""
-        return who, self.name, picture.key, sharing_key(request.config, [plan])
+        return who, self.name, picture.key, sharing_key(request.config, [plan]), bool(self._graphs and request.live)
 
     def _foresee(self, clock: Clock, picture: Picture, request: EditRequest, inverted: bool) -> None:
         """Tell the clock what is ahead, and how fast that went before."""
@@ -567,6 +572,9 @@ class Studio:
                 model = self._loaded(name)
                 self._advice[name] = advice(model, {task: found.values() for task, found in self.methods.items()})
                 self.model, self.name = model, name
+                self._graphs = compile_networks(model) if self.compiled else None
+                if self._graphs:
+                    self._graphs.serving = False
 
     def _loaded(self, name: str) -> Backbone:
         try:

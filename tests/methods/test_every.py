@@ -167,10 +167,11 @@ ROWS = {
                                     "carry=none": dict(reweight={})}),
     "turbo": Row(
         calls={"2 N, and N of the inversion network": ({}, 12, 0),
-               "3 N with a mask": (dict(blend="auto", cross_level=0), 16, 0), "1 more": (dict(frozen_steps=1), 13, 0)},
+               "3 N with a mask": (dict(blend="auto", cross_level=0), 16, 0), "1 more": (dict(frozen_steps=1), 13, 0),
+               "1 a correction": (dict(corrections=2), 14, 0)},
         base=dict(spacing="leading", blend=("cat", "dog"), blend_threshold=0.7, cross_level=0),
         plainly=dict(blend=None), bound="reconstruction", asked=dict(edits=("a pig on a mat", "a cat on a rug")),
-        others=dict(strength=0.5, frozen_steps=1, iterations=1, mask_blur=1.0, blend_threshold=0.4)),
+        others=dict(strength=0.5, frozen_steps=1, iterations=1, corrections=1, mask_blur=1.0, blend_threshold=0.4)),
     "turbo-ddpm": Row(
         calls={"3 strength N": ({}, 9, 0)},
         base=dict(strength=1.0, spacing="leading"), plainly=dict(last_limit=0.0), bound="picture",

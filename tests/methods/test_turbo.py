@@ -85,13 +85,14 @@ def blurred(mask, deviation):
 
 
 @torch.no_grad()
-def original(made, strength=1.0, frozen=0, words=None, hand=None, deviation=0.0, threshold=0.6):
+def original(made, strength=1.0, frozen=0, words=None, hand=None, deviation=0.0, threshold=0.6, corrections=0):
     """Both algorithms, mask and frozen attention written out: the edited latents of each step, and the last mask.
 
     Args:
         frozen: steps, from the first, in which the target has the source's self-attention maps.
         words: one of each prompt, which mark the mask by the attention paid to them at 16 x 16 places.
         hand: (1, 1, 16, 16) a mask by hand.
+        corrections: of the last step's noise, which are ours.
     """
     finder, a = theirs(made), alphas_cumprod(made.model.schedule.params).float()
     source, target = (made.model.embed([made.model.prompts.parse(p)]).tokens for p in (SOURCE, TARGET))
@@ -101,6 +102,9 @@ def original(made, strength=1.0, frozen=0, words=None, hand=None, deviation=0.0,
         s, n = a[t].sqrt(), (1 - a[t]).sqrt()
         mean, log_variance = finder(torch.cat([x0, x], dim=1), t, source).sample.chunk(2, dim=1)
         eps = mean + s / n * (x0 - x) + log_variance.clamp(-10, 4).exp().sqrt() * noise(k)
+        for _ in range(corrections if t == TIMES[-1] else 0):
+            z = s * x + n * eps
+            eps = eps + s / n * (x0 - (s * z - n * made.unet(z, t, source).sample))
         zs, zt = s * x + n * eps, s * y + n * eps
         v, of_source = watched(made.unet, zs, t, source)
         x = s * zs - n * v
@@ -128,6 +132,23 @@ def test_both_algorithms_are_those_of_the_paper(made, strength):
         got = run(made.model, strength=strength)
     assert len(got) == 4 and max(off(a, b) for a, b in zip(got, found, strict=True)) < EXACT
     assert off(got[-1], run(made.model, SOURCE)[-1]) > 0.01
+
+
+def test_the_noise_of_the_last_step_is_put_right_by_what_was_missed(made):
+    with in_float64(made.model, made.unet):
+        found, _ = original(made, corrections=2)
+        got = run(made.model, corrections=2)
+        missed = [off(run(made.model, SOURCE, corrections=count)[-1], latents().double()) for count in range(4)]
+    assert max(off(a, b) for a, b in zip(got, found, strict=True)) < EXACT
+    assert missed == sorted(missed, reverse=True) and missed[2] < 0.8 * missed[0]
+    assert torch.equal(run(made.model, corrections=2)[2], run(made.model)[2])  # the steps before stay
+
+
+def test_edits_with_other_corrections_do_not_share_an_inversion(made):
+    settings = sage.method("turbo").Settings(cross_level=0)
+    path = sage.invert(made.model, small.picture(), SOURCE, settings)
+    with pytest.raises(SageError, match="corrections"):
+        sage.edit(made.model, small.picture(), SOURCE, TARGET, settings.but(corrections=1), trajectory=path)
 
 
 @pytest.mark.parametrize(("frozen", "words", "by_hand", "deviation"), [

@@ -3,6 +3,7 @@
 import io
 import json
 import shlex
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -18,6 +19,7 @@ from sage import EditConfig, pictures
 from sage.commands import main as cli
 from sage.errors import ModelError, PictureError, PromptError, SageError, SettingsError
 from sage.method import Step, able, method
+from sage.models import compiled
 from sage.models.backbone import Backbone
 from sage.models.known import find_model
 from sage.pictures import read_settings
@@ -359,6 +361,30 @@ def test_the_gallery_stays(tmp_path, monkeypatch):
     for name in ("../secret.png", "none.png", "/etc/passwd"):
         with pytest.raises(SettingsError, match="not in the gallery"):
             studio.gallery.path(name)
+
+
+def test_what_follows_the_typing_is_compiled_and_what_is_kept_is_torchs(tmp_path, monkeypatch):
+    asked = []
+
+    def graph(written, inputs, threads):
+        return lambda given: asked.append(given[0].shape) or written(*given)
+
+    monkeypatch.setattr(compiled, "installed", lambda: True)
+    monkeypatch.setattr(compiled, "_compiled", graph)
+    monkeypatch.setattr(torch.jit, "trace", lambda run, inputs, check_trace: run)
+    with closing(Studio(["stilllife"], folder=tmp_path / "files", compiled=True)) as studio:
+        studio.take("me", MUG, "mug.png")
+        wanted = EditRequest("stilllife", SOURCE, TARGET, studio.recommended("edit", "plain").but(steps=1))
+        kept = ended(studio.edit("me", wanted)).path.read_bytes()
+        assert asked == []
+        for _ in range(2):
+            ended(studio.edit("me", replace(wanted, live=True)))
+            assert studio._graphs.wait()
+        served = len(asked)
+        assert served > len(studio._graphs.calls)  # of which each was tried once
+        again = ended(studio.edit("me", wanted))
+        assert len(asked) == served and again.path.read_bytes() == kept and again.saved is not None
+        assert ended(studio.look_inside("me", again)) and len(asked) == served
 
 
 def test_a_result_as_a_command_and_as_python_is_made_again(studio, wanted, who, tmp_path, monkeypatch):
