@@ -18,11 +18,12 @@ from typing import Any
 
 from benchmarks.speed import carried, table
 from benchmarks.speed.cells import CELLS, UNASKED, Cell
-from benchmarks.speed.few import CASES, METHODS
+from benchmarks.speed.few import CASES, COMPILED, METHODS
 from benchmarks.speed.memory import EDITS, STEPS
 from benchmarks.speed.models import MODELS, ROOT
 from sage.files import written_whole
 from sage.machine.threads import sleep_while_waiting
+from sage.models.compiled import installed
 
 RESULTS = Path("benchmarks/results/speed.md")
 QUICK = ("stilllife-64-cpu-float32-b1", "sd14-256-cpu-float32-b1")
@@ -106,6 +107,8 @@ def plan(cells: Sequence[Cell], only: Sequence[str] | None, quick: bool, cuda: b
         by_name = any(part in case.name and not any(part in name for name in usual) for part in only or ())
         for turn in range(case.rounds if by_name or not case.asked else 0):
             for name in METHODS[::-1 if turn % 2 else 1]:
+                if name.endswith(COMPILED) and (case.asked or not installed()):
+                    continue
                 job = {"name": f"{case.name} {name} {turn + 1}", "kind": "few", "case": asdict(case), "method": name,
                        "turn": turn}
                 if wanted(job["name"], only):

@@ -246,14 +246,19 @@ def test_every_cell_is_measured_or_says_why_not():
     assert any("cuda" in job["name"] for job in command.plan(cells, None, False, cuda=True))
 
 
-def test_a_student_is_measured_beside_sage_and_the_large_one_only_where_it_is_asked_for():
+def test_a_student_is_measured_beside_sage_and_the_large_one_only_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(command, "installed", lambda: True)
+
     def few(*only):
         jobs = command.plan(command.chosen(only or None, None, False, False), only or None, False, cuda=False)
         return [job["name"] for job in jobs if job["kind"] == "few"]
 
     names = few("few-stilllife")
-    assert few() == few("few") == names and names[:4] == [
-        f"few-stilllife-turbo-128-float32 {name}" for name in ("turbo 1", "turbo-ddpm 1", "sage 1", "sage 2")]
+    assert few() == few("few") == names and names[:6] == [
+        f"few-stilllife-turbo-128-float32 {name}" for name in (
+            "turbo 1", "turbo compiled 1", "turbo-ddpm 1", "turbo-ddpm compiled 1", "sage 1", "sage 2")]
+    monkeypatch.setattr(command, "installed", lambda: False)
+    assert few() == [name for name in names if "compiled" not in name]
     assert [name.split()[1] for name in few("few-sdxl")] == ["turbo", "turbo-ddpm", "sage"] and few("memory") == []
 
 
@@ -267,7 +272,8 @@ def test_targets_of_a_student_are_those_of_the_medians():
         rows = [{"job": {"kind": "few", "case": case, "method": name}, "result": of_turbo} for name in METHODS]
         text = table.render(kept | {"rows": kept["rows"] + rows})
         assert "an inversion by turbo, seconds | at most 0.5 | 0.4 | yes |" in text
-        assert f"an edit by turbo, seconds | at most 0.25 | {edit:g} | {met} |" in text
+        for name in ("turbo", "turbo compiled"):
+            assert f"an edit by {name}, seconds | at most 0.25 | {edit:g} | {met} |" in text
         assert ("| stilllife-turbo 128 float32 | turbo-ddpm | 4 | 2 | 0.4 (0.4 to 0.9) | "
                 f"{edit:g} (0.1 to 9) | 8 + 4 | 0 | 1.00 | 1.50 |") in text
         alone = table.render(kept | {"rows": rows})
