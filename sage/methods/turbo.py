@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 PUBLISHED = dict(steps=4, strength=1.0, spacing="trailing", noise="drawn", corrections=0, frozen_steps=0, blend=None,
                  mask_from="attention", blend_threshold=0.6, blend_fraction=1.0)
 
+LARGEST = 5.5  # number of a corrected noise: of normal ones one in 26 million is beyond
+
 
 @frozen
 class Settings(Blending, Solver, Picture):
@@ -126,7 +128,7 @@ class Turbo(Method[Settings]):
                 x = job.predict(noisy, here, job.source).x0
                 if not left:
                     break
-                eps, left = eps + here.signal / here.noise * (job.z0 - x), left - 1
+                eps, left = (eps + here.signal / here.noise * (job.z0 - x)).clamp(-LARGEST, LARGEST), left - 1
             given.append(noisy)
             noises.append(eps)
             found.append(x)

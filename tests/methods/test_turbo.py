@@ -104,7 +104,7 @@ def original(made, strength=1.0, frozen=0, words=None, hand=None, deviation=0.0,
         eps = mean + s / n * (x0 - x) + log_variance.clamp(-10, 4).exp().sqrt() * noise(k)
         for _ in range(corrections if t == TIMES[-1] else 0):
             z = s * x + n * eps
-            eps = eps + s / n * (x0 - (s * z - n * made.unet(z, t, source).sample))
+            eps = (eps + s / n * (x0 - (s * z - n * made.unet(z, t, source).sample))).clamp(-5.5, 5.5)
         zs, zt = s * x + n * eps, s * y + n * eps
         v, of_source = watched(made.unet, zs, t, source)
         x = s * zs - n * v
