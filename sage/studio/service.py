@@ -148,10 +148,16 @@ class Studio:
     # ---- the first edit
 
     def begin(self) -> None:
-        """Make the first example's edit, which every visitor finds finished; nothing where its model is not here."""
+        """Make the first example's edit, which every visitor finds finished; nothing where its model is not here.
+
+        Made again as if somebody typed, it has graphs compiled before anybody does.
+        """
         if self.name in WORLD:
-            self.first = self.edit(HOUSE, self.example(HOUSE, 0))
-            self.first.asked = math.inf  # nobody asks about it, and it is wanted
+            example = self.example(HOUSE, 0)
+            self.first = self.edit(HOUSE, example)
+            made = [self.first, *([self.edit(HOUSE, replace(example, live=True))] if self._graphs else [])]
+            for job in made:
+                job.asked = math.inf  # nobody asks about it, and it is wanted
 
     def example(self, who: str, index: int) -> EditRequest:
         """One of the examples, its picture brought, as an edit at the recommended settings."""
