@@ -45,7 +45,7 @@ SHORT_CUTS: dict[str, Callable[[ExitStack], None]] = {
         out.enter_context(patch.object(StableDiffusion, "prepare", lambda model, text, guidance=None: text)),
         out.enter_context(patch.object(StableDiffusion, "_time", lambda model, t: torch.tensor(float(t))))),
     "both prompts in one batch": lambda out: out.enter_context(patch.object(method._Passes, "_in_one", _two_passes)),
-    "convolutions packed (small models)": lambda out: out.enter_context(patch("sage.models.loading.SMALL", 0)),
+    "convolutions packed (small models)": lambda out: out.enter_context(patch("sage.models.latent.SMALL", 0)),
 }
 PLAIN = "everything the long way"
 

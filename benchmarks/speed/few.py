@@ -71,8 +71,8 @@ def measure(case: Few, name: str, cache: Path) -> dict[str, Any]:
     if about.lent:
         loaded.inversion = lent(loaded.unet)
     model: Any = Counted(loaded)
-    name, _, compiled = name.partition(COMPILED[:1])
-    graphs = compile_networks(loaded) if compiled else None
+    graphs = compile_networks(loaded) if name.endswith(COMPILED) else None
+    name = name.removesuffix(COMPILED)
     method, picture = sage.method(name), about.picture(case.size)
     settings = method.recommended(model).but(size=case.size, **(SAGE if name == "sage" else {}))
     if name == "sage" and about.unet is not None:  # weaker, lest numbers of random weights overflow

@@ -122,13 +122,12 @@ class Turbo(Method[Settings]):
             eps, log_variance = network.noise(job.z0, x, here, job.source)
             if job.settings.noise == "drawn":
                 eps = eps + (log_variance / 2).exp() * job.noise(i)
-            before, left = x, job.settings.corrections if i + 1 == len(job.down) else 0
-            while True:
+            before = x
+            for left in range(job.settings.corrections if i + 1 == len(job.down) else 0, -1, -1):
                 noisy = kit.renoise(kit.Prediction(before, eps), here)
                 x = job.predict(noisy, here, job.source).x0
-                if not left:
-                    break
-                eps, left = (eps + here.signal / here.noise * (job.z0 - x)).clamp(-LARGEST, LARGEST), left - 1
+                if left:
+                    eps = (eps + here.signal / here.noise * (job.z0 - x)).clamp(-LARGEST, LARGEST)
             given.append(noisy)
             noises.append(eps)
             found.append(x)

@@ -25,7 +25,6 @@ from sage.models.latent import LatentModel
 from sage.models.sd.unet import UNet
 
 SHAPES = 8  # of each network; as many copies of its weights
-SMALL = 2**28  # bytes of the weights of all networks: larger ones take long to compile, and gain little
 TOLERANCE = 1e-3  # of the largest number; rounding makes some 1e-6
 
 Graph = Callable[[Sequence[Tensor]], Tensor]
@@ -36,17 +35,18 @@ def installed() -> bool:
     return find_spec("openvino") is not None
 
 
-def compile_networks(model: Any) -> "Compiled | None":
+def compile_networks(model: Any, serving: bool = True) -> "Compiled | None":
     """Have a model's UNets and autoencoder serve by compiled graphs as soon as there are any.
 
+    Args:
+        serving: as of `Compiled`.
     Returns:
         None where nothing was done: OpenVINO is not here, or the model not of small networks in float32 on a CPU.
     """
-    if not (installed() and isinstance(model, LatentModel) and model.device.type == "cpu"
-            and model.dtype == torch.float32
-            and sum(p.nbytes for n in model.networks() for p in n.parameters()) <= SMALL):
+    if not (installed() and isinstance(model, LatentModel) and model.small):
         return None
-    return Compiled([*(n for n in model.networks() if isinstance(n, UNet)), model.vae.encoder, model.vae.decoder])
+    return Compiled([*(n for n in model.networks() if isinstance(n, UNet)), model.vae.encoder, model.vae.decoder],
+                    serving)
 
 
 class Compiled:
@@ -55,11 +55,11 @@ class Compiled:
     Args:
         networks: frozen UNets, and networks of one tensor; each has its `forward` replaced.
     Attributes:
-        serving: whether graphs serve, or torch for now.
+        serving: whether graphs serve, or torch for now, but inside `served`.
     """
 
-    def __init__(self, networks: Sequence[nn.Module]):
-        self.serving = True
+    def __init__(self, networks: Sequence[nn.Module], serving: bool = True):
+        self.serving = serving
         self.worker = ThreadPoolExecutor(1, "compile")
         self.calls = [_Calls(network, self) for network in networks]
 

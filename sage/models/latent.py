@@ -18,6 +18,7 @@ from sage.models.weights import CAST
 from sage.prompts.tokens import Prompts
 
 SAMPLE = 64  # numbers of each weight that the fingerprint looks at
+SMALL = 2**28  # bytes of all weights, up to which they may be held several times
 
 T = TypeVar("T")
 
@@ -63,6 +64,12 @@ class LatentModel:
     def networks(self) -> tuple[nn.Module, ...]:
         """Every network."""
         return self.network, self.vae, *self.encoders
+
+    @property
+    def small(self) -> bool:
+        """Whether a CPU computes in float32 by weights so few that it may hold them several times, to be faster."""
+        return (self.device.type == "cpu" and self.dtype == torch.float32
+                and sum(p.nbytes for network in self.networks() for p in network.parameters()) <= SMALL)
 
     def part(self, name: str) -> nn.Module | None:
         """Nothing beside these networks."""

@@ -31,9 +31,6 @@ from sage.models.weights import open_weights
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PREDICTIONS = ("epsilon", "v_prediction")
 
-# Models up to this many bytes may hold their convolutions three times.
-SMALL = 2**28
-
 
 def load_model(model: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
                prediction_type: str | None = None, tokenizer: str | Path | None = None,
@@ -111,10 +108,9 @@ def make_fast(model: LatentModel) -> None:
     if model.device.type == "cuda":
         for network in networks:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    elif model.device.type == "cpu":
-        if model.dtype == torch.float32 and sum(p.nbytes for n in networks for p in n.parameters()) <= SMALL:
-            for network in networks:
-                pack(network)
+    elif model.small:
+        for network in networks:
+            pack(network)
 
 
 def _load_parts(model: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,

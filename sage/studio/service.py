@@ -578,9 +578,7 @@ class Studio:
                 model = self._loaded(name)
                 self._advice[name] = advice(model, {task: found.values() for task, found in self.methods.items()})
                 self.model, self.name = model, name
-                self._graphs = compile_networks(model) if self.compiled else None
-                if self._graphs:
-                    self._graphs.serving = False
+                self._graphs = compile_networks(model, serving=False) if self.compiled else None
 
     def _loaded(self, name: str) -> Backbone:
         try:

@@ -5,7 +5,7 @@ import torch
 
 import sage
 from sage.guidance import hooks
-from sage.models import compiled
+from sage.models import compiled, latent
 from sage.models.compiled import Compiled, compile_networks, installed
 from sage.sampling.levels import Level
 from tests import small
@@ -175,7 +175,7 @@ def test_closed_they_are_torchs_again(made, served):
 
 
 def test_nothing_is_done_where_nothing_is_gained(made, served, monkeypatch):
-    monkeypatch.setattr(compiled, "SMALL", 1000)
+    monkeypatch.setattr(latent, "SMALL", 1000)
     assert compile_networks(made.model) is None
     monkeypatch.undo()
     monkeypatch.setattr(compiled, "installed", lambda: False)

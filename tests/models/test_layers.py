@@ -80,7 +80,7 @@ def test_what_cannot_be_packed_is_left_alone(layer, request):
 def test_the_bundled_model_is_packed_and_the_same_without(monkeypatch):
     packed = load_model("stilllife", device="cpu")
     assert any(m.packs for m in packed.unet.modules() if isinstance(m, Conv2d)) == (layers.PACK is not None)
-    monkeypatch.setattr("sage.models.loading.SMALL", 0)
+    monkeypatch.setattr("sage.models.latent.SMALL", 0)
     plain = load_model("stilllife", device="cpu")
     assert not any(m.packs for m in plain.unet.modules() if isinstance(m, Conv2d))
     z = draw((2, plain.unet.params.in_channels, 16, 24))
