@@ -50,7 +50,8 @@ class SDEdit(Uninverted[Settings]):
         s, z0 = job.settings, path.latents[0]
         edges = job.down[len(job.down) - s.sampled_steps:]
         if edges:
-            z = kit.renoise(kit.Prediction(z0, job.noise()), edges[0][0])
+            tag = (0,) if s.encode == "sample" else ()  # the numbers of the seed itself are the encoder's
+            z = kit.renoise(kit.Prediction(z0, job.noise(*tag)), edges[0][0])
         for i, (here, there) in enumerate(edges):
             guided = job.cfg(z, here, job.target, job.empty, s.guidance_scale)
             z = kit.renoise(guided, there)

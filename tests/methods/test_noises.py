@@ -363,3 +363,15 @@ def test_a_mask_that_leaves_nothing_to_change_is_refused(made):
     for mask, said in ((Image.new("L", (64, 64)), "no white place"), ("mask.png", "the mask is str")):
         with pytest.raises(SettingsError, match=said):
             sage.edit(made.model, small.picture(), SOURCE, TARGET, sage.method("flowedit").Settings(steps=2), mask=mask)
+
+
+@pytest.mark.parametrize("name", ("sdedit", "infedit"))
+def test_no_noise_is_that_which_the_autoencoders_sample_is_drawn_with(made, name):
+    """Which is that of the seed without a tag; without such a sample SDEdit's is, as it has been."""
+    settings, tags = sage.method(name).preset("published", steps=N), []
+    list(sage.run(name, made.model, picture(), SOURCE, TARGET, settings, lambda tag: tags.append(tag) or drawn(1)[0]))
+    assert settings.encode == "sample" and tags and () not in tags
+    tags.clear()
+    list(sage.run("sdedit", made.model, picture(), SOURCE, TARGET, sage.method("sdedit").Settings(steps=N),
+                  lambda tag: tags.append(tag) or drawn(1)[0]))
+    assert tags == [()]

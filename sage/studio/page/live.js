@@ -8,7 +8,7 @@ const SOON = 600;  // milliseconds: an edit that takes longer gives way to the n
 export class Live {
   /** `asked` gives what to post, null for nothing; `show` takes a result; `say` what went wrong; `work` a job or null. */
   constructor({asked, show, say, work}) {
-    Object.assign(this, {asked, show, say, work, wanted: false, running: false, round: 0});
+    Object.assign(this, {asked, show, say, work, wanted: false, running: false, round: 0, shown: Promise.resolve()});
   }
 
   /** Something was changed: edit what there is now, as soon as may be. */
@@ -35,6 +35,7 @@ export class Live {
         if (!(error instanceof Refused || error instanceof Lost)) console.error(error);
         if (!this.wanted) this.say(error);
       }
+      if (!this.wanted) await this.shown;
     }
     this.work(null);
     this.running = false;
@@ -50,9 +51,15 @@ export class Live {
     }
     if (job.state === "failed" && !this.wanted) this.say(new Refused(job.error));
     if (job.state !== "done") return;
-    const [result] = job.results, next = new Image();
+    this.shown = this.display(job.results[0], round, this.shown).catch(console.error);  // the next does not wait for it
+  }
+
+  /** Shows a result when it is loaded, and what came before it has been shown. */
+  async display(result, round, before) {
+    const next = new Image();
     next.src = result.after;
-    try { await next.decode(); } catch { return; }  // its place is taken already
-    if (round === this.round) this.show(result);
+    const loaded = next.decode().then(() => true, () => false);  // false: its place is taken already
+    await before;
+    if (await loaded && round === this.round) this.show(result);
   }
 }
