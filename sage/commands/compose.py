@@ -26,7 +26,7 @@ examples:
   sage compose table.png --reference mug.png --reference-mask mug-mask.png --box 20,20,44,52 --pixels  # a paste
   sage compose table.png --config-from out/table-edit.png        # again; mug.png lies beside either, or here
 
-The thing is scaled to fill the box and pasted; then the method edits the whole inside the box, and outside it the
+The thing is scaled to fill the box and pasted (--whole: the whole reference is, as with --method eedit --published); then the method edits the whole inside the box, and outside it the
 background's own pixels stay.
 """
 
@@ -46,6 +46,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser], chosen: Method)
     add("--reference", metavar="PIC", help="the picture that has the thing")
     add("--reference-mask", metavar="M", help="where the thing is in it, white")
     add("--box", metavar="X1,Y1,X2,Y2", help="where it shall be, in pixels of the background")
+    add("--whole", action="store_true", help="scale the whole reference to the box, not what the mask marks of it")
     add("--pixels", action="store_true", help="only paste: no network")
     edit.add_flags(parser, chosen, "compose")
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
         background = pictures.open_picture(args.picture)
         [out] = outputs(args.out, named_after(Path(args.picture).stem, "-pixels.png"), 1)
         pictures.check_writable(out, background.size)
-        pictures.save_picture(_pasted(args, background)[0], out)
+        pictures.save_picture(_pasted(args, background, args.whole)[0], out)
         print(out)
         return
     args.source = args.source or (None if args.config_from else ANYTHING)
@@ -69,17 +70,18 @@ def prepare(args: argparse.Namespace, image: Image.Image, chosen: Method, old: d
     """As of `sage edit`: the paste is edited, and only the box may change; or all as in an earlier picture."""
     if "composed" in old and not any(getattr(args, name) for name in WHAT):
         return edit.prepare(args, image, chosen, old)
-    whole, paste = _pasted(args, image)
+    whole, paste = _pasted(args, image, args.whole or args.published and "compose" in chosen.published)
     asked: dict[str, Any] = {"mask": box_mask(paste.box, image.size), "paste": True}
     edit.check_asked(chosen, asked)
     return whole, asked, asked_as_text(**asked) | {"composed": [paste.as_dict()]}
 
 
-def _pasted(args: argparse.Namespace, background: Image.Image) -> tuple[Image.Image, Paste]:
+def _pasted(args: argparse.Namespace, background: Image.Image, whole: bool) -> tuple[Image.Image, Paste]:
     """The naive paste, and what it is of."""
     for name in WHAT:
         if not getattr(args, name):
             raise SettingsError(f"--{name.replace('_', '-')} is missing: sage compose --help shows what is needed")
     reference = pictures.open_picture(args.reference)
     mask, box = open_mask(args.reference_mask, reference.size), read_box(args.box, background.size)
-    return composite(background, reference, mask, box), Paste(identity(Path(args.reference)), mask, box)
+    return (composite(background, reference, mask, box, whole),
+            Paste(identity(Path(args.reference)), mask, box, whole))

@@ -1,7 +1,8 @@
 """What an edit was made of, so recorded that it is found again: a picture file, and what was put into it from others.
 
     "picture": {"name": ..., "sha256": ..., "scaled": "4899 x 3266"}       scaled: only where it was scaled down
-    "composed": [{"reference": {"name": ..., "sha256": ...}, "mask": ..., "box": [left, top, right, bottom]}, ...]
+    "composed": [{"reference": {"name": ..., "sha256": ...}, "mask": ..., "box": [left, top, right, bottom],
+                  "whole": true}, ...]
 
 Imports no torch.
 """
@@ -71,15 +72,18 @@ class Paste:
         reference: the identity of the picture that has the thing.
         mask: where it is in that picture: 0 and 255 ("L"), of its size.
         box: left, top, right, bottom of what it fills, in pixels of the other.
+        whole: whether it is the whole picture that fills the box.
     """
 
     reference: dict[str, str]
     mask: Image.Image
     box: tuple[int, int, int, int]
+    whole: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"reference": self.reference, "mask": mask_text(self.mask), "box": list(self.box)}
+        return {"reference": self.reference, "mask": mask_text(self.mask), "box": list(self.box),
+                **({"whole": True} if self.whole else {})}
 
 
 def pastes_in(record: Mapping[str, Any]) -> tuple[Paste, ...]:
@@ -97,13 +101,13 @@ def pastes_in(record: Mapping[str, Any]) -> tuple[Paste, ...]:
 def _paste(value: dict[str, Any]) -> Paste:
     reference: Any = value.get("reference")
     box: Any = value.get("box")
-    whole = isinstance(box, list) and len(box) == 4 and all(type(side) is int for side in box)
-    if not whole or not is_identity(reference) or not 0 <= box[0] < box[2] or not 0 <= box[1] < box[3]:
+    four = isinstance(box, list) and len(box) == 4 and all(type(side) is int for side in box)
+    if not four or not is_identity(reference) or not 0 <= box[0] < box[2] or not 0 <= box[1] < box[3]:
         raise PictureError("what the picture was composed of is damaged")
     mask = mask_of_text(value.get("mask"))
-    if not mask.getbbox():
+    if not mask.getbbox() or type(whole := value.get("whole", False)) is not bool:
         raise PictureError("what the picture was composed of is damaged")
-    return Paste(reference, mask, (box[0], box[1], box[2], box[3]))
+    return Paste(reference, mask, (box[0], box[1], box[2], box[3]), whole)
 
 
 def composed(background: Image.Image, pastes: Sequence[Paste],
@@ -120,7 +124,7 @@ def composed(background: Image.Image, pastes: Sequence[Paste],
         if reference.size != paste.mask.size or paste.box[2] > background.width or paste.box[3] > background.height:
             raise PictureError(f"{paste.reference['name']} cannot be put in again: it or the background has another "
                                "size than when that was done")
-        background = composite(background, reference, paste.mask, paste.box)
+        background = composite(background, reference, paste.mask, paste.box, paste.whole)
     return background
 
 

@@ -242,17 +242,20 @@ def pixels_filled(image: Image.Image, hole: Image.Image) -> Image.Image:
 
 
 def composite(background: Image.Image, reference: Image.Image, mask: Image.Image,
-              box: tuple[int, int, int, int]) -> Image.Image:
+              box: tuple[int, int, int, int], whole: bool = False) -> Image.Image:
     """The naive way: what the mask marks of a reference picture, scaled to fill a box, pasted there (2307.12493).
 
     Args:
         mask: 0 and 255, of the reference's size.
         box: left, top, right, bottom in the background.
+        whole: scale the whole reference to the box, black around what the mask marks, as EEdit's released code does.
     """
-    marks = mask.getbbox()
+    seen = reference.convert("RGB")
+    if whole:
+        seen = Image.composite(seen, Image.new("RGB", seen.size), mask.convert("L"))
+    marks = None if whole else mask.getbbox()
     size = box[2] - box[0], box[3] - box[1]
-    thing, cover = (part.crop(marks).resize(size, Image.Resampling.BILINEAR)
-                    for part in (reference.convert("RGB"), mask.convert("L")))
+    thing, cover = (part.crop(marks).resize(size, Image.Resampling.BILINEAR) for part in (seen, mask.convert("L")))
     out = background.convert("RGB").copy()
     out.paste(thing, box[:2], black_and_white(cover, size))
     return out

@@ -165,6 +165,12 @@ def test_a_composition_edits_the_paste_inside_its_box(asked, capsys):
     assert "\nmask: 19% of 40 x 30, in the box 20,10,35,25\n" in told
     assert "\ncomposed: with in.png, in the box 20,10,35,25\n" in told
     assert run(*words, "--pixels", "--out", "p.png") == 0 and len(asked) == 1
+    for number, (flags, whole) in enumerate(((["--whole"], True), (["--method", "eedit"], None),
+                                             (["--method", "eedit", "--published"], True),
+                                             (["--method", "ddpm", "--published"], None))):
+        assert run(*words, "--target", "a mug", *flags, "--out", f"{number}.png") == 0
+        assert read_settings(f"{number}.png")["composed"][0].get("whole") is whole
+        assert np.array_equal(np.asarray(asked[-1].image), pasted) is (whole is None)
     assert "--box is missing" in refused(capsys, *words[:-2])
     assert "no mask: these do" in refused(capsys, *words, "--method", "p2p", "--guidance-scale", "2")
 

@@ -25,7 +25,16 @@ def things(tmp_path, monkeypatch):
 def test_what_was_put_in_is_read_as_it_was_written(things):
     [paste] = pastes_in(things)
     assert paste.as_dict() == things["composed"][0] and paste.mask.getbbox() == (5, 5, 15, 15)
-    assert pastes_in({}) == ()
+    assert pastes_in({}) == () and not paste.whole
+
+
+def test_a_whole_picture_is_put_in_again(things, tmp_path):
+    things["composed"][0]["whole"] = True
+    [paste] = pastes_in(things)
+    assert paste.whole and paste.as_dict() == things["composed"][0]
+    made = composed_again(pictures.open_picture("here/table.png"), things, tmp_path / "there")
+    seen = [made.getpixel(place) for place in ((11, 17), (15, 17), (18, 17))]
+    assert seen == [(255, 255, 255), (255, 0, 0), (255, 255, 255)]  # the middle half of the box
 
 
 def test_the_original_is_made_again_of_files_beside_it(things, tmp_path):
@@ -62,7 +71,7 @@ def test_a_picture_of_another_size_is_no_place_for_it(things, tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    {"box": [1, 2, 3]}, {"box": [20, 10, 10, 25]}, {"box": [-1, 10, 20, 25]}, {"box": [0, 0, 1.5, 2]}, {"box": None},
+    {"whole": 1}, {"whole": None}, {"box": [1, 2, 3]}, {"box": [20, 10, 10, 25]}, {"box": [-1, 10, 20, 25]}, {"box": [0, 0, 1.5, 2]}, {"box": None},
     {"mask": ""}, {"mask": None}, {"mask": Paste({}, Image.new("L", (4, 4)), (0, 0, 1, 1)).as_dict()["mask"]},
     {"reference": {}}, {"reference": "red.png"}, {"reference": {"name": "a", "sha256": "b", "scaled": "1 x 99999999"}}])
 def test_a_damaged_one_is_one_line(things, tmp_path, change):

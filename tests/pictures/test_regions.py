@@ -107,6 +107,17 @@ def test_a_composite_has_the_thing_in_its_box_and_the_background_elsewhere():
     assert np.array_equal(out[outside], np.asarray(background)[outside])
 
 
+def test_a_whole_reference_is_scaled_to_the_box_black_around_the_thing():
+    background, reference = noise(1), Image.new("RGB", (50, 50), "white")
+    reference.paste((200, 0, 0), (10, 10, 30, 20))
+    out = np.asarray(composite(background, reference, box_mask((10, 10, 30, 20), (50, 50)), (5, 6, 30, 31), whole=True))
+    changed = (out != np.asarray(background)).any(-1)
+    assert np.array_equal(changed, region(10, 11, 20, 16))  # a half of it all, the corner of the box left as it is
+    assert (out[12:15, 11:19] == (200, 0, 0)).all()
+    odd = np.asarray(composite(background, reference, box_mask((10, 10, 30, 20), (50, 50)), (0, 0, 35, 35), whole=True))
+    assert (odd[7:14, 7:21, 1:] == 0).all() and odd[7:14, 7:21, 0].min() < 200  # its rim is mixed with black, not white
+
+
 # ---- pasting
 
 
