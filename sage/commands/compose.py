@@ -26,8 +26,8 @@ examples:
   sage compose table.png --reference mug.png --reference-mask mug-mask.png --box 20,20,44,52 --pixels  # a paste
   sage compose table.png --config-from out/table-edit.png        # again; mug.png lies beside either, or here
 
-The thing is scaled to fill the box and pasted (--whole: the whole reference is, as with --method eedit --published); then the method edits the whole inside the box, and outside it the
-background's own pixels stay.
+The thing is scaled to fill the box and pasted (--whole: all of the reference is scaled to it, as with --method eedit
+--published); then the method edits the whole inside the box, and outside it the background's own pixels stay.
 """
 
 

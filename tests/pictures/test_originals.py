@@ -71,7 +71,8 @@ def test_a_picture_of_another_size_is_no_place_for_it(things, tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    {"whole": 1}, {"whole": None}, {"box": [1, 2, 3]}, {"box": [20, 10, 10, 25]}, {"box": [-1, 10, 20, 25]}, {"box": [0, 0, 1.5, 2]}, {"box": None},
+    {"whole": 1}, {"whole": None},
+    {"box": [1, 2, 3]}, {"box": [20, 10, 10, 25]}, {"box": [-1, 10, 20, 25]}, {"box": [0, 0, 1.5, 2]}, {"box": None},
     {"mask": ""}, {"mask": None}, {"mask": Paste({}, Image.new("L", (4, 4)), (0, 0, 1, 1)).as_dict()["mask"]},
     {"reference": {}}, {"reference": "red.png"}, {"reference": {"name": "a", "sha256": "b", "scaled": "1 x 99999999"}}])
 def test_a_damaged_one_is_one_line(things, tmp_path, change):
