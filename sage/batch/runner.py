@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from sage.models.backbone import Backbone
 from sage.pictures.metadata import make_record, read_record
 from sage.pictures.originals import identity
 from sage.prompts.plan import Plan
+from sage.prompts.vocabulary import as_taught
 from sage.settings import Settings
 from sage.trajectory.fitting import sharing_key
 
@@ -123,6 +124,8 @@ def _task(model: Backbone, row: Row, folder: Path, preset: str | None, changes: 
     if row.picture not in hashes:
         hashes[row.picture] = identity(row.picture)
     config = _settings(model, row, preset, changes)
+    (source, target), said = as_taught(model.name, model.prompts.taught, row.source, row.target)
+    row = replace(row, source=source, target=target, notes=(*row.notes, *said))
     plan = sage.check_prompts(model, row.source, row.target, config, truncate)
     return Task(row, path, plan, config, make_record(model, row.source, row.target, config, hashes[row.picture],
                                                      truncate, prediction_type))

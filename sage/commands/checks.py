@@ -12,6 +12,7 @@ from sage import pictures
 from sage.errors import ModelError, PromptError, SettingsError
 from sage.files import numbered
 from sage.models.known import KnownModel, find_model, installed, known_model
+from sage.prompts.vocabulary import read_words
 from sage.settings import Blending, Factors, Phrases, Settings, annotations
 
 OUT = Path("out")  # where files go that were given no name
@@ -97,6 +98,14 @@ def check_model(model: str, image: Image.Image, prompts: Sequence[str], changes:
         check_words(known, prompts, truncate)
     check_tokenizer(tokenizer)
     return fetch
+
+
+def taught_by(model: str) -> tuple[str, ...]:
+    """The words of a model on this disk, where they are listed."""
+    try:
+        return read_words(find_model(model)[1])
+    except ModelError:  # told when it is loaded
+        return ()
 
 
 def check_words(known: KnownModel, prompts: Sequence[str], truncate: bool) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from sage import pictures
 from sage.auto import AUTO, auto_of
 from sage.commands.caption import add_captioner, described_picture
-from sage.commands.checks import OUT, check_model, check_phrases, in_folder, outputs
+from sage.commands.checks import OUT, check_model, check_phrases, in_folder, outputs, taught_by
 from sage.commands.flags import (
     DEFAULT_MODEL,
     MASK,
@@ -51,6 +51,7 @@ from sage.pictures.originals import composed_again, identity, scaled_as
 from sage.prompts.instructions import follow, instructed
 from sage.prompts.language_model import KEY, language_model
 from sage.prompts.sentences import read_sentences
+from sage.prompts.vocabulary import as_taught
 from sage.settings import Settings
 from sage.trajectory.label import check_label, read_label
 
@@ -251,6 +252,8 @@ def plan_edit(args: argparse.Namespace) -> Job:
     source = check_prompt("source", given if given is not None else old.get("source"))
     targets = _instructed(args, source, notes) or args.target or [old.get("target")]
     targets = tuple(check_prompt("target", target) for target in targets)
+    model = args.model or model_of(old, args.config_from or args.trajectory)
+    source, targets = _as_taught(args, model, source, targets, notes)
     settings = (base or chosen.Settings()).but(**changes)
     check_phrases(source, targets, settings)
 
@@ -272,7 +275,6 @@ def plan_edit(args: argparse.Namespace) -> Job:
     args.lora = loras or None  # what is read is not read again
     if args.config_from:
         notes += check_same(old, loras, args.config_from)
-    model = args.model or model_of(old, args.config_from or args.trajectory)
     fetch = check_model(model, image, (source, *targets, *asked.get("edits", ())), changes, truncate, args.tokenizer)
 
     outs = outputs(args.out, named_after(path.stem, "-edit.png"), len(targets))
@@ -323,6 +325,21 @@ def _instructed(args: argparse.Namespace, source: str, notes: list[str]) -> list
                for text in args.instruction]
     notes += [instructed(text, target) for text, target in zip(args.instruction, targets, strict=True)]
     return targets
+
+
+def _as_taught(args: argparse.Namespace, model: str, source: str, targets: tuple[str, ...], notes: list[str]) -> tuple[
+        str, tuple[str, ...]]:
+    """What was typed as the model was taught to say it; what stands in a record stays, for an edit to be repeated."""
+    typed = args.source is not None
+    if not (typed or args.target or args.instruction):
+        return source, targets
+    also = args.also or []
+    (first, *others), said = as_taught(model, taught_by(model), source, *targets, *also)
+    if not typed and first != source:
+        return source, targets
+    args.also = others[len(targets):] or args.also
+    notes += said
+    return first, tuple(others[:len(targets)])
 
 
 def _insides(folder: str | None, number: int) -> tuple[Path, ...]:

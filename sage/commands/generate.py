@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from sage import pictures
-from sage.commands.checks import OUT, check_tokenizer, check_words, in_folder, must_fetch, outputs
+from sage.commands.checks import OUT, check_tokenizer, check_words, in_folder, must_fetch, outputs, taught_by
 from sage.commands.flags import (
     add_method,
     add_model,
@@ -32,6 +32,7 @@ from sage.models.loras import check_same, read_loras
 from sage.models.savings import Savings
 from sage.pictures.metadata import differences, made_by, make_generation_record, read_record, settings_in
 from sage.prompts.tokens import check_text
+from sage.prompts.vocabulary import as_taught
 from sage.settings import Settings, seed_of
 
 EXAMPLES = """
@@ -145,6 +146,9 @@ def plan_generation(args: argparse.Namespace) -> Job:
     loras = read_loras(args.lora)
     args.lora = loras or None  # what is read is not read again
     model = args.model or model_of(old, args.config_from)
+    said: tuple[str, ...] = ()
+    if args.prompts:
+        prompts, said = as_taught(model, taught_by(model), *prompts)
     fetch, known = must_fetch(model), known_model(model)
     if known and known.repo:
         check_words(known, (*prompts, negative), truncate)
@@ -161,7 +165,7 @@ def plan_generation(args: argparse.Namespace) -> Job:
         raise PictureError(f"{sheet} cannot hold both a picture and the sheet")
     for out in (*outs, *([sheet] if sheet else [])):
         pictures.check_writable(out)
-    notes = [*check_same(old, loras, args.config_from)] if old else []
+    notes = [*said, *(check_same(old, loras, args.config_from) if old else [])]
     if old and old["batch"] != args.batch:
         notes.append(f"the picture was made in a batch of {old['batch']}: this one may differ in its last bits")
     return Job(of_pictures, outs, not in_folder(args.out), sheet, negative, size, args.count, args.batch, model,

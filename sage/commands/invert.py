@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from sage import pictures
-from sage.commands.checks import OUT, check_model, check_phrases, outputs
+from sage.commands.checks import OUT, check_model, check_phrases, outputs, taught_by
 from sage.commands.flags import (
     DEFAULT_MODEL,
     add_method,
@@ -26,6 +26,7 @@ from sage.errors import SettingsError
 from sage.files import named_after
 from sage.method import Method, check_task, method
 from sage.pictures.metadata import check_prompt
+from sage.prompts.vocabulary import as_taught
 from sage.settings import Settings
 from sage.trajectory.label import check_place, is_trajectory, read_label
 
@@ -113,14 +114,17 @@ def plan(args: argparse.Namespace) -> Job:
     config = (base or chosen.Settings()).but(**changes)
     source = check_prompt("source", args.source)
     target = None if args.target is None else check_prompt("target", args.target)
-    check_phrases(source, [] if target is None else [target], config)
+    name = args.model or DEFAULT_MODEL
+    (source, *others), notes = as_taught(name, taught_by(name), source, *([] if target is None else [target]))
+    target = others[0] if others else None
+    check_phrases(source, others, config)
     if target is None and chosen.follows_target(config):
         raise SettingsError("--target is missing: with these settings the inversion depends on it")
     path = Path(args.picture)
-    image, model = pictures.open_picture(path), args.model or DEFAULT_MODEL
-    fetch = check_model(model, image, (source, *([target] if target else [])), changes, args.truncate, args.tokenizer)
-    return Job(image, path.name, source, target, model, args.prediction_type, chosen, base, changes, args.truncate,
-               fetch, _out(args.out, path))
+    image = pictures.open_picture(path)
+    fetch = check_model(name, image, (source, *([target] if target else [])), changes, args.truncate, args.tokenizer)
+    return Job(image, path.name, source, target, name, args.prediction_type, chosen, base, changes, args.truncate,
+               fetch, _out(args.out, path), notes)
 
 
 def _out(out: str | None, picture: Path) -> Path:

@@ -119,13 +119,28 @@ def overlooked(text: str) -> str:
 
     Every caption of the rendered world says one of them.
     """
+    thing = _overlooked(text)
+    return text[thing.noun.start:thing.noun.end].lower() if thing else ""
+
+
+def called_tiny(text: str) -> str:
+    """The prompt with a second thing that is `overlooked` called tiny, unless it is called large."""
+    if (thing := _overlooked(text)) is None:
+        return text
+    size = next((said for said in thing.adjectives if said.kind == "size"), None)
+    if size is None:
+        return _put(text, thing.start, thing.start, "tiny ")
+    return _put(text, size.start, size.end, "tiny") if size.value == "small" else text
+
+
+def _overlooked(text: str) -> Spoken | None:
     for thing in (things := _things(text))[1:2]:
         behind = (re.search(rf"\b(?:behind|in front of) (?:it,? )?{ARTICLE}$", text[:thing.start], re.IGNORECASE)
                   or re.match(r",? *(?:behind|in front of) it\b", text[thing.noun.end:], re.IGNORECASE))
         if not (behind or any(said.kind == "tiny" for said in thing.adjectives)
                 or thing.noun.value == things[0].noun.value):
-            return text[thing.noun.start:thing.noun.end].lower()
-    return ""
+            return thing
+    return None
 
 
 def _first(text: str, kind: str) -> Said | None:

@@ -77,6 +77,25 @@ def about_second(model: str, known: Iterable[str], texts: Iterable[str]) -> tupl
                   f"\"and a tiny {noun}\"",) for text in texts if (noun := overlooked(text))), ())
 
 
+def as_taught(model: str, known: Iterable[str], source: str, *targets: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The prompts that somebody typed as a model of the rendered world was taught to say them, and notes of it.
+
+    A second thing is called tiny, as `about_second` asks for.
+
+    Args:
+        model: its name.
+        known: its words.
+    """
+    from sage.prompts.instructions import called_tiny
+    prompts = (source, *targets)
+    if "tiny" not in known:
+        return prompts, ()
+    said = tuple(map(called_tiny, prompts))
+    changed = dict.fromkeys(text for text, was in zip(said, prompts, strict=True) if text != was)
+    return said, tuple(f"{model} hears of a second thing beside the first by the word tiny: taken as {text!r}"
+                       for text in changed)
+
+
 def _nearest(word: str, known: Iterable[str]) -> str:
     """The known word of which another looks like a slip of the fingers; most words that are not known are no slips."""
     if not SHORTEST <= len(word) <= LONGEST:

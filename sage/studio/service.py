@@ -44,7 +44,7 @@ from sage.pictures.metadata import (
 )
 from sage.pictures.originals import identity
 from sage.prompts.plan import Plan
-from sage.prompts.vocabulary import unknown_words
+from sage.prompts.vocabulary import as_taught, unknown_words
 from sage.settings import Settings
 from sage.stilllife.describe import described
 from sage.studio.advice import Advice, advice
@@ -442,15 +442,18 @@ class Studio:
         clock = job.clock
         self._load(request.model, clock)
         recorded = visit.restored
+        again = recorded and request.is_of(recorded) and picture.is_of(recorded)
+        said: tuple[str, ...] = ()
+        if not again:
+            (source, target), said = as_taught(self.name, self.model.prompts.taught, request.source, request.target)
+            request = replace(request, source=source, target=target)
         request, plan, left_out = self._planned(request)
         key = self._key(who, picture, request, plan)
         trajectory = self.trajectories.get(key)
         if trajectory is None:
             self.trajectories.spare(self.trajectories.largest)  # before another is made beside them
         self._foresee(clock, picture, request, inverted=trajectory is not None)
-        savings = None
-        if recorded and request.is_of(recorded) and picture.is_of(recorded):
-            savings = Savings.from_dict(recorded["savings"])
+        savings = Savings.from_dict(recorded["savings"]) if recorded and again else None
         mask = self.album.mask(who, request.mask, picture.image.size)
         (shown,), _ = framed([picture.image], (), request.config)
         seen = Glimpses(self.model, job.show, shown.size, clock.pace.seconds.get("glimpse", 0.0))
@@ -467,7 +470,7 @@ class Studio:
             self.trajectories.put(key, result.trajectory)
             path = visit.new_file(f"{Path(picture.identity['name']).stem}-edit.png")
             pictures.save_picture(result.image, path, record)
-            entry = Entry(record, path, clock.elapsed, saved, (*left_out, *result.notes),
+            entry = Entry(record, path, clock.elapsed, saved, (*said, *left_out, *result.notes),
                           first_change(shown, result.image), request.live)
             for image, eye in zip((shown, result.image), entry.eyes, strict=True):
                 pictures.save_picture(for_eyes(image), eye)
@@ -540,7 +543,8 @@ class Studio:
     def _make(self, visit: Visit, request: MakeRequest, job: Job[Any]) -> Entry:
         clock = job.clock
         self._load(request.model, clock)
-        side = self.model.sample_size
+        (prompt,), said = as_taught(self.name, self.model.prompts.taught, request.prompt)
+        request, side = replace(request, prompt=prompt), self.model.sample_size
         config, size = request.config, (request.width or side, request.height or side)
         for name, side in zip(("width", "height"), size, strict=True):
             self._check_side(name, side)
@@ -564,7 +568,7 @@ class Studio:
         with visit.lasting():
             path = visit.new_file(f"{_name_of(request.prompt)}.png")
             pictures.save_picture(made.image, path, record)
-            entry = Entry(record, path, clock.elapsed, None, made.notes)
+            entry = Entry(record, path, clock.elapsed, None, (*said, *made.notes))
             pictures.save_picture(for_eyes(made.image), entry.eyes[1])
             return self._remember(visit, entry)
 

@@ -76,6 +76,16 @@ def made() -> set[str]:
 # ---- what it makes
 
 
+def test_a_second_thing_is_said_as_anybody_says_it(engine):
+    """The bundled models hear of one by the word tiny."""
+    write({"source": "a mug and a cone", "target": "a mug", "out": "a.png"})
+    assert batch() == 0
+    [line] = manifest()
+    assert line["source"] == "a mug and a tiny cone" and line["notes"][0].endswith("taken as 'a mug and a tiny cone'")
+    assert read_settings("out/a.png")["source"] == "a mug and a tiny cone"
+    assert batch() == 0 and len(engine) == 1  # and it is not made a second time
+
+
 def test_edits_equal_those_of_sage_edit_to_the_byte_and_share_inversions(place, monkeypatch, capsys):
     inversions, invert = [], SAGE.invert
     monkeypatch.setattr(SAGE, "invert", lambda *a: inversions.append(1) or invert(*a))

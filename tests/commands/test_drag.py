@@ -238,3 +238,26 @@ def test_the_bundled_examples_are_those_of_the_rendered_world():
         assert pictures.open_picture(examples / f"{name}.png").tobytes() == pictures.from_pixels(pixels).tobytes()
     mask = np.asarray(Image.open(examples / "bottle-mask.png")) > 0
     assert np.array_equal(mask, thing_mask(drawn, 0, 128))
+
+
+def test_a_second_thing_is_typed_as_anybody_says_it(asked):
+    """The bundled models hear of one by the word tiny; what a record says is repeated as it is."""
+    def said(*words):
+        assert run("edit", "in.png", *words, "--out", "o.png") == 0
+        assert (asked[-1].source, asked[-1].target) == tuple(read_settings("o.png")[k] for k in ("source", "target"))
+        return asked[-1].source, asked[-1].target
+
+    plain, tiny = "a mug and a cone", "a mug and a tiny cone"
+    assert said("--source", plain, "--target", "a mug") == (tiny, "a mug")
+    assert said("--config-from", "o.png") == (tiny, "a mug")
+    assert said("--config-from", "o.png", "--target", plain) == (tiny, tiny)
+    assert said("--source", "a mug", "--instruction", "add a small cone beside it")[1].count("tiny") == 1
+    further = said("--source", plain, "--target", "a cup", "--also", "a cup, a cone", "--method", "turbo")
+    assert further == (tiny, "a cup")
+    assert asked[-1].edits == ("a cup, a tiny cone",)
+    before = read_settings("o.png") | {"source": plain, "target": "a mug", "method": "plain", "settings": {}}
+    before.pop("edits")
+    sage.pictures.save_picture(Image.new("RGB", (40, 30)), "before.png", before)
+    assert said("--config-from", "before.png", "--method", "plain") == (plain, "a mug")
+    assert said("--config-from", "before.png", "--method", "plain", "--target", "a mug and a ball") == (
+        plain, "a mug and a ball")

@@ -61,6 +61,16 @@ def test_pictures_their_sheet_and_their_repetition_to_the_byte(here, capsys):
     assert f"target: {PROMPT}" in capsys.readouterr().out
 
 
+def test_a_second_thing_is_typed_as_anybody_says_it(here, capsys):
+    """The bundled models hear of one by the word tiny; what a record says is repeated as it is."""
+    assert main(["generate", "a mug and a cone", *QUICK, "--out", "a.png"]) == 0
+    record = read_record("a.png", "generate")
+    assert record["target"] == "a mug and a tiny cone" and "taken as 'a mug and a tiny cone'" in capsys.readouterr().err
+    pictures.save_picture(Image.open("a.png"), "before.png", record | {"target": "a mug and a cone"})
+    assert main(["generate", "--config-from", "before.png", "--device", "cpu", "--out", "again.png"]) == 0
+    assert read_record("again.png", "generate")["target"] == "a mug and a cone"
+
+
 def test_several_prompts_in_a_batch_and_savings(capsys):
     assert main(["generate", PROMPT, "a blue ball on sand", *QUICK, "--count", "2", "--batch", "3", "--json",
                  "--savings", "text,tiles", "--sheet", "all.png", "--out", "made/"]) == 0

@@ -66,6 +66,15 @@ def one_error(capsys, *arguments: str) -> str:
     return err
 
 
+def test_a_second_thing_is_typed_as_anybody_says_it(loads):
+    """The bundled models hear of one by the word tiny; an edit of the trajectory takes its source as it is."""
+    run("invert", "mug.png", "--source", "a mug, a cone", *INVERT[4:], "--out", "t.safetensors", "--quiet")
+    assert read_label("t.safetensors").source[0].text == "a mug, a tiny cone"
+    run("edit", "mug.png", "--trajectory", "t.safetensors", "--target", "a cup and a cone", "--out", "o.png", "--quiet")
+    record = pictures.read_settings("o.png")
+    assert (record["source"], record["target"]) == ("a mug, a tiny cone", "a cup and a tiny cone")
+
+
 def test_an_edit_from_a_trajectory_is_the_edit_without_it(loads, capsys):
     run(*INVERT)
     out, err = capsys.readouterr()

@@ -13,7 +13,16 @@ from sage.editing import check_prompts, edit_batch
 from sage.generation import generate
 from sage.models.known import installed
 from sage.pictures import from_pixels
-from sage.prompts.vocabulary import FILE, MOST, about_second, about_unknown, read_words, unknown_words, words_of
+from sage.prompts.vocabulary import (
+    FILE,
+    MOST,
+    about_second,
+    about_unknown,
+    as_taught,
+    read_words,
+    unknown_words,
+    words_of,
+)
 from sage.stilllife import KINDS, edit_case
 from tests import small
 from tests.hardening.soon import soon
@@ -146,3 +155,18 @@ def test_a_photograph_on_the_bundled_model_gets_a_note_that_names_what_to_use(bu
         assert notes_of(bundled, photograph) == [[]]
     finally:
         bundled.prompts.taught = known
+
+
+@pytest.mark.parametrize("text, taught", (
+    ("a mug and a cone", "a mug and a tiny cone"), ("A mug, an orange Cone by it", "A mug, a tiny orange Cone by it"),
+    ("a mug and a little green cone, a photo", "a mug and a tiny green cone, a photo"), ("mug, cone", "mug, tiny cone"),
+    ("a mug and a big cone", "a mug and a big cone"), ("a mug with a cone behind it", "a mug with a cone behind it"),
+    ("a mug and a tiny cone", "a mug and a tiny cone"), ("a mug", "a mug"), ("a dog and a cat", "a dog and a cat")))
+def test_a_second_thing_is_called_what_the_model_was_taught_to_call_it(text, taught):
+    known = ("mug", "tiny")
+    (source, target), notes = as_taught("m", known, text, "a mug")
+    assert (source, target) == (taught, "a mug")
+    assert notes == ((f"m hears of a second thing beside the first by the word tiny: taken as {taught!r}",)
+                     if text != taught else ())
+    assert as_taught("m", known, *as_taught("m", known, text)[0]) == ((taught,), ())  # and no more than once
+    assert as_taught("m", ("mug",), text) == ((text,), ())  # of another world

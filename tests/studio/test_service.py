@@ -471,6 +471,23 @@ def test_a_dropped_edit_gives_its_settings_and_its_picture_back(studio, wanted, 
     studio.leave("stranger")
 
 
+def test_a_second_thing_is_said_as_anybody_says_it(studio, wanted, who, tmp_path):
+    """The bundled models hear of one by the word tiny; an edit of before is repeated as it was."""
+    studio.take(who, MUG, "mug.png")
+    plain, tiny = "a mug and a cone", "a mug and a tiny cone"
+    request = replace(wanted, source=plain, target="a cup, a green cone")
+    entry = ended(studio.edit(who, request))
+    assert (entry.record["source"], entry.record["target"]) == (tiny, "a cup, a tiny green cone")
+    assert [note for note in entry.notes if note.endswith(f"taken as {tiny!r}")]
+    before = pictures.save_picture(Image.open(entry.path), tmp_path / "before.png", entry.record | {"source": plain})
+    studio.take(who, before, "before.png")
+    assert ended(studio.edit(who, replace(request, target=entry.record["target"]))).record["source"] == plain
+    assert ended(studio.edit(who, replace(request, target="a cup"))).record["source"] == tiny
+    made = ended(studio.make(who, MakeRequest("stilllife", plain, "", 64, 64,
+                                              studio.recommended("generate", "plain").but(steps=1))))
+    assert made.record["target"] == tiny and made.notes[0].endswith(f"taken as {tiny!r}")
+
+
 @pytest.mark.parametrize("name, kept", [("../../etc/passwd", "passwd"), ("a\\b\\cat.png", "cat.png"),
                                         ("", "picture.png"), ("x" * 300 + ".png", "x" * 76 + ".png"),
                                         ("a\nb.png", "ab.png"),
