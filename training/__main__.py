@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from training import autoencoder, diffusion, flow, networks, tokenizer
+from training import autoencoder, diffusion, flow, networks, run, tokenizer
 from training.export import export, export_flow
 
 PARTS = ("autoencoder", "diffusion", "flow")
@@ -29,12 +29,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--noisy", type=int, default=40_000, help="samples shown with noisy captions")
     parser.add_argument("--only", choices=PARTS, help="train this part, and write no model: the parts need not wait "
                         "for each other once the outer levels are there; flow is a model of its own, which is written")
+    parser.add_argument("--coarse", type=int, default=0, help="samples the flow is shown first, with a quarter of the "
+                        "tokens, some three times as fast")
     parser.add_argument("--flow", type=int, default=300_000, help="samples the flow is shown")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--text-of", type=Path, metavar="MODEL", help="give the flow the text encoder of a model, "
                       "instead of that of the latest checkpoint of the diffusion")
     text.add_argument("--taught-by", type=Path, metavar="MODEL", help="let the UNet of a finished model teach the "
                       "flow, which takes its text encoder too")
+    parser.add_argument("--flow-of", type=Path, metavar="MODEL", help="start the flow from that of a model")
+    parser.add_argument("--workers", type=int, default=1, help="processes of a thread each that train the flow "
+                        "together, going on from the mean of their weights every 16 steps (default: 1)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--export-only", action="store_true", help="write the model from the latest checkpoints")
     return parser
@@ -59,10 +64,17 @@ def main() -> None:
             if args.noisy_captions:
                 diffusion.train(args.out, outer, args.pictures, args.noisy, course)
         if args.only == "flow":
-            flow.train(args.out, outer, args.pictures, args.flow, text_of=args.text_of, taught_by=args.taught_by)
+            diffusion.latents(args.out, outer, args.pictures)  # once, before several processes ask for them
+            for coarse, samples in ((True, args.coarse), (False, args.flow)):
+                asked = (args.out, outer, args.pictures, samples, 0, 180.0, args.text_of, args.taught_by, args.flow_of,
+                         coarse)
+                if samples and args.workers > 1:
+                    run.in_processes(args.workers, flow.train, *asked)
+                elif samples:
+                    flow.train(*asked)
     if args.only == "flow":
         weights = args.weights or Path("weights/stilllife-flow")
-        export_flow(args.out, weights)
+        export_flow(args.out, weights, args.taught_by or args.of)
         print(weights)
     elif args.only is None:
         shipped = Path("weights/stilllife")

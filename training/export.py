@@ -1,5 +1,6 @@
 """The trained averages -> a diffusers folder in float16, which `sage.load_model` reads like any other."""
 
+import filecmp
 import json
 import platform
 import shutil
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sage.models.flow.transformer import FluxParams
+from sage.models.folders import SHARED
 from sage.models.sd.clip import CLIPTextParams
 from sage.models.sd.unet import UNetParams
 from sage.models.sd.vae import VAEParams
@@ -96,8 +98,12 @@ def export(out: Path, weights: Path, course: str = CLEAN, settings_of: Path | No
         shutil.copy(settings_of / SETTINGS, weights / SETTINGS)
 
 
-def export_flow(out: Path, weights: Path) -> None:
-    """The same of the flow; settings are recommended where the folder has none: the family's own are of FLUX.1."""
+def export_flow(out: Path, weights: Path, of: Path | None = None) -> None:
+    """The same of the flow; settings are recommended where the folder has none: the family's own are of FLUX.1.
+
+    Args:
+        of: the model that its latents and words are of; parts that are the same are left to it where it lies beside.
+    """
     model = assemble_flow(out)
     networks = {"transformer": (model.transformer, transformer_config(model.transformer.params)),
                 "vae": (model.vae, vae_config(model.vae.params, SIDE)),
@@ -105,6 +111,22 @@ def export_flow(out: Path, weights: Path) -> None:
     _write(out, weights, networks, flow_config(FLOW_SCHEDULE), FLOWING)
     if not (weights / SETTINGS).exists():
         write_json(weights / SETTINGS, {"generate/plain": {"steps": 25, "guidance_scale": 3.0}})
+    if of is not None and of.resolve().parent == weights.resolve().parent:
+        _share(weights, of.resolve())
+
+
+def _share(weights: Path, lender: Path) -> None:
+    """Leave to a model beside this one what both have, byte for byte."""
+    same = [part for part in ("vae", "text_encoder", "tokenizer") if _equal(weights / part, lender / part)]
+    write_json(weights / SHARED, dict.fromkeys(same, lender.name))
+    for part in same:
+        shutil.rmtree(weights / part)
+
+
+def _equal(ours: Path, theirs: Path) -> bool:
+    names = sorted(path.name for path in ours.iterdir())
+    return (theirs.is_dir() and names == sorted(path.name for path in theirs.iterdir())
+            and not any(filecmp.cmpfiles(ours, theirs, names, shallow=False)[1:]))
 
 
 def _write(out: Path, weights: Path, networks: Mapping[str, tuple[nn.Module, dict]], scheduler: dict,

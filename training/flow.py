@@ -9,6 +9,7 @@ eps - x0 is one draw of what is to be learnt, its mean given z_t.  A diffusion o
 and may teach it: the minimum is the same, and the spread of the draws, in the end all of the loss, is gone.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,33 @@ from training import networks, run, sheets, tokenizer
 from training.captions import Captioner
 from training.diffusion import latents
 
-PEAK, TAUGHT_PEAK, WARMUP = 4e-4, 2e-4, 4_000  # learning rates, also by a teacher, and samples until they are reached
+PEAK, TAUGHT_PEAK, WARMUP = 4e-4, 6e-4, 4_000  # learning rates, also by a teacher, and samples until they are reached
 BATCH, TAUGHT_BATCH = 16, 4  # samples of a step; by a teacher half as many scenes in two captions each
-CONTRAST = 8.0  # weight of what two captions change, beside the rest
+CONTRAST = 4.0  # weight of what two captions change, beside the rest
+STRONGEST, PLAIN = 4.0, 0.25  # guidance that is learnt, at most, and the share of scenes without
 MEAN, UNIFORM = 0.75, 0.25  # of logit t, and the share of the times that are spread evenly
+
+
+class Coarse(FluxTransformer):
+    """The flow with tokens of 2 x 2 latents, each in the place of its first: what a finer one goes on from."""
+
+    def positions(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """The rotations of every second place of every second row."""
+        whole = super().positions(2 * rows, 2 * columns, dtype)
+        return whole.unflatten(0, (2 * rows, 2 * columns))[::2, ::2].flatten(0, 1)
+
+
+def finer(coarse: Mapping[str, Tensor], latents: int = 4) -> dict[str, Tensor]:
+    """Weights with a token a latent, of those with one for several: what they say of several equal ones.
+
+    Args:
+        latents: of a coarse token.
+    """
+    weights = dict(coarse)
+    weights["x_embedder.weight"] = coarse["x_embedder.weight"].unflatten(1, (-1, latents)).sum(dim=2)
+    for name in ("proj_out.weight", "proj_out.bias"):
+        weights[name] = coarse[name].unflatten(0, (-1, latents)).mean(dim=1)
+    return weights
 
 
 def begin(transformer: FluxTransformer) -> None:
@@ -52,6 +76,12 @@ def times(batch: int, generator: torch.Generator) -> Tensor:
     even = int(UNIFORM * batch + torch.rand(1, generator=generator).item())
     u, w = ((torch.arange(n) + torch.rand(n, generator=generator)) / max(n, 1) for n in (even, batch - even))
     return torch.cat([u, torch.sigmoid(MEAN + torch.special.ndtri(w))]).clamp(1e-4, 1 - 1e-4)
+
+
+def guidances(batch: int, generator: torch.Generator) -> Tensor:
+    """(B,) scales of guidance that a teacher shows: 1 in a share of them, the others spread evenly up to the most."""
+    plain = torch.rand(batch, generator=generator) < PLAIN
+    return torch.where(plain, 1.0, 1 + (STRONGEST - 1) * torch.rand(batch, generator=generator))
 
 
 def _log_snr(t: Tensor) -> Tensor:
@@ -105,29 +135,34 @@ def flow_loss(transformer: FluxTransformer, text: CLIPText, z0: Tensor, ids: Ten
     return (v.float() - (eps - z0)).square().mean()
 
 
-def taught_loss(transformer: FluxTransformer, text: CLIPText, z0: Tensor, ids: Tensor, others: Tensor, end: int,
-                generator: torch.Generator, teacher: Teacher) -> Tensor:
-    """The loss under a teacher, who also knows what other captions make of the same noisy latents.
+def taught_loss(transformer: FluxTransformer, text: CLIPText, z0: Tensor, ids: Tensor, others: Tensor, empty: Tensor,
+                end: int, generator: torch.Generator, teacher: Teacher) -> Tensor:
+    """The loss under a teacher, who also knows what other captions make of the same noisy latents, and guidance.
 
-        E (|d|^2 + |d'|^2) / 2 + CONTRAST E |d - d'|^2,   d = v_theta(z_t, t, text) - E[eps - x0 | z_t, text]
+        E (|d|^2 + |d'|^2) / 2 + CONTRAST E |d - d'|^2,   d = v_theta(z_t, t, text, w) - v(text, w)
+        v(text, w) = E[eps - x0 | z_t] + w (E[eps - x0 | z_t, text] - E[eps - x0 | z_t])
 
-    What a word changes is a small part of the velocity, and lost among the rest if it is not asked for.  Where the
-    teacher has no level the caption is learnt from the draw, and the other one is left out.
+    What a word changes is a small part of the velocity, and lost among the rest if it is not asked for; guidance w,
+    which the network is told (Meng et al. 2210.03142, sec. 3.1), makes it larger.  Where the teacher has no level the
+    caption is learnt from the draw, and the other one is left out.
 
     Args:
         z0: (B, C, h, w) latents.
         ids, others: (B, M) int64 tokens of their captions, and of others.
+        empty: (M,) int64 tokens of the empty caption.
         end: the token that ends one.
     """
-    device = z0.device
+    device, batch = z0.device, len(z0)
     t, eps, z = _noised(z0, generator)
-    known = teacher.knows(t)[:, None, None, None]
+    w = guidances(batch, generator).to(device)
+    known, scale = teacher.knows(t)[:, None, None, None], w[:, None, None, None]
     with run.autocast(device):
-        conditioning = _conditioning(text, torch.cat([ids, others]).to(device), end)
-        twice = torch.cat([z, z]), torch.cat([t, t])
-        learnt, other = teacher(*twice, conditioning[0]).chunk(2)
-        v, v_other = transformer(*twice, *conditioning).float().chunk(2)
-    d, d_other = v - torch.where(known, learnt, eps - z0), torch.where(known, v_other - other, 0.0)
+        tokens, pooled = _conditioning(text, torch.cat([ids, others, empty.expand(batch, -1)]).to(device), end)
+        without, *learnt = teacher(z.repeat(3, 1, 1, 1), t.repeat(3), tokens).roll(batch, 0).chunk(3)
+        v, v_other = transformer(torch.cat([z, z]), torch.cat([t, t]), tokens[:2 * batch], pooled[:2 * batch],
+                                 torch.cat([w, w])).float().chunk(2)
+    own, other = (without + scale * (one - without) for one in learnt)
+    d, d_other = v - torch.where(known, own, eps - z0), torch.where(known, v_other - other, 0.0)
     return ((d.square() + d_other.square()) / 2 + CONTRAST * torch.where(known, d - d_other, 0.0).square()).mean()
 
 
@@ -147,46 +182,63 @@ def _conditioning(text: CLIPText, ids: Tensor, end: int) -> tuple[Tensor, Tensor
 
 
 def train(out: Path, outer: VAE, pictures: int, samples: int, seed: int = 0,
-          save_every: float = 180.0, text_of: Path | None = None, taught_by: Path | None = None) -> run.State:
+          save_every: float = 180.0, text_of: Path | None = None, taught_by: Path | None = None,
+          start: Path | None = None, coarse: bool = False) -> run.State:
     """Train until `samples` captioned latents were seen, continuing from out/flow.safetensors if it is there.
+
+    A new training goes on from out/flow-coarse.safetensors, if that is there.
 
     Args:
         text_of: the model whose text encoder tells what is wanted; default: what the training of the UNet has come to.
             It is kept beside the weights, and asked for at the start alone.
         taught_by: the model whose UNet teaches the velocity, asked for each time; its text encoder is taken, the only
             one that it understands.
+        start: a flow that a new training goes on from instead; the samples that it has seen count.
+        coarse: train the beginning, out/flow-coarse.safetensors, with a token for four latents: three times as fast.
     """
     torch.manual_seed(seed)
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # on CPUs too, whatever it is called
     device = run.device()
     z, scale = latents(out, outer, pictures)
     words = tokenizer.train(out / "tokenizer")
-    captioner, transformer = Captioner(words), FluxTransformer(networks.FLOW)
+    captioner, transformer = Captioner(words), Coarse(networks.COARSE) if coarse else FluxTransformer(networks.FLOW)
+    empty = torch.tensor(captioner.pad([]))
     begin(transformer)
     text = CLIPText(networks.text_params(len(words))).to(device).requires_grad_(False)
     modules = {"text": text, "transformer": transformer.to(device)}
     matrices, others = ([p for p in transformer.parameters() if (p.ndim > 1) == wide] for wide in (True, False))
     optimiser = torch.optim.AdamW([{"params": matrices, "weight_decay": 1e-2}, {"params": others, "weight_decay": 0.0}],
                                   PEAK, betas=(0.9, 0.99), fused=True)
-    state = run.State(out / f"{networks.FLOWING}.safetensors", modules, optimiser, rate=0.9995)
+    course = networks.COARSELY if coarse else networks.FLOWING
+    state = run.State(out / f"{course}.safetensors", modules, optimiser, rate=0.9995)
     state.numbers["scale"] = scale
     if not state.load():
         text.load_state_dict(networks.text_of(out, words, taught_by or text_of).state_dict())
+        if start is not None:
+            weights, state.done = networks.flow_of(start)
+            transformer.load_state_dict(weights)
+            state.numbers["begun"] = state.done
+        elif not coarse and (out / f"{networks.COARSELY}.safetensors").exists():
+            transformer.load_state_dict(finer(networks.coarse_of(out)))
         state.restart_averages()
+        state.save()  # a start may be all that is asked for
     scale, teacher = state.numbers["scale"], None
     if taught_by is not None:
         teacher = Teacher(networks.unet_of(taught_by)).to(device)
 
     batch_size, peak = (BATCH, PEAK) if teacher is None else (TAUGHT_BATCH, TAUGHT_PEAK)
+    batch_size *= 2 if coarse else 1
 
     def loss(rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         seeds = rng.integers(len(z), size=batch_size if teacher is None else batch_size // 2)
         z0 = torch.from_numpy(z[seeds]).float().to(device) * scale
         if teacher is None:
             return flow_loss(transformer, text, z0, captioner.ids(seeds, rng), words.eos_token_id, generator), {}
-        return taught_loss(transformer, text, z0, *captioner.pairs(seeds, rng), words.eos_token_id, generator,
-                           teacher), {}
+        return taught_loss(transformer, text, z0, *captioner.pairs(seeds, rng), empty, words.eos_token_id,
+                           generator, teacher), {}
 
-    run.learn(state, loss, peak, samples, batch_size, lambda path: sheets.samples(networks.assemble_flow(out), path),
-              warmup=WARMUP, seed=seed, save_every=save_every)
+    def sheet(path: Path) -> None:
+        sheets.samples(networks.assemble_flow(out), path)
+
+    run.learn(state, loss, peak, samples, batch_size, None if coarse else sheet, WARMUP, seed, save_every)
     return state

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 import sage
 from sage.errors import ModelError
 from sage.models.flow.model import Flux
 from sage.models.flow.transformer import FluxParams, FluxTransformer
+from sage.models.folders import Folder
 from sage.models.known import find_model
 from sage.models.sd.clip import CLIPText, CLIPTextParams
 from sage.models.sd.model import StableDiffusion
@@ -26,12 +29,15 @@ UNET = UNetParams(in_channels=autoencoder.PARAMS.latent_channels, out_channels=a
                   channels=(64, 128, 224), attention=(True, True, True), layers_per_block=1, heads=(2, 4, 7),
                   context_width=192)
 SCHEDULE = ScheduleParams()
-# A token a latent, 256 for a picture: of FLUX.1's 2 x 2 there would be too few to draw forms with.
+# A token a latent, 256 for a picture: of FLUX.1's 2 x 2 there would be too few to draw forms with.  Guidance is an
+# input, as FLUX.1 dev has it.
 FLOW = FluxParams(channels=autoencoder.PARAMS.latent_channels, patch=1, width=192, heads=6, mlp_width=768, depth=3,
-                  depth_single=6, context_width=192, pooled_width=192, axes=(8, 12, 12), guidance=False)
+                  depth_single=6, context_width=192, pooled_width=192, axes=(8, 12, 12), guidance=True)
+COARSE = replace(FLOW, patch=2)  # to begin with
 FLOW_SCHEDULE = FlowParams(patch=FLOW.patch)
 CLEAN = "diffusion"  # the training of the text encoder and the UNet with captions that are right
 FLOWING = "flow"  # that of the flow's transformer
+COARSELY = "flow-coarse"  # the beginning of that, with a quarter of the tokens
 
 
 def scaled(params: VAEParams, scale: float) -> VAEParams:
@@ -115,7 +121,8 @@ def text_of(out: Path, words: CLIPTokenizer, start: Path | None = None) -> CLIPT
         _averages(out, CLEAN, {"text": text})
     else:
         given = sage.load_model(start, device=run.device(), dtype="float32")
-        if json.loads((find_model(start)[1] / "tokenizer" / "vocab.json").read_text()) != words.get_vocab():
+        place = Folder(find_model(start)[1]).place("tokenizer/vocab.json")
+        if json.loads(place.read_text()) != words.get_vocab():
             raise ModelError(f"{start} has another vocabulary than {out / 'tokenizer'}: its text encoder is of no use")
         text.load_state_dict(given.text.state_dict())
     return text.to(run.device()).requires_grad_(False)
@@ -131,6 +138,26 @@ def unet_of(start: Path) -> UNet:
     if unet.params != UNET:
         raise ModelError(f"{start} has another UNet than is trained here: it knows other latents, and cannot teach")
     return unet.requires_grad_(False)
+
+
+def flow_of(start: Path) -> tuple[dict[str, Tensor], int]:
+    """The weights of a flow of these latents, and the samples that it has seen.
+
+    Raises:
+        SageError: of a model whose transformer is another.
+    """
+    given = sage.load_model(start, device=run.device(), dtype="float32")
+    if getattr(given.network, "params", None) != FLOW:
+        raise ModelError(f"{start} has another network than the flow that is trained here, which cannot go on from it")
+    history = json.loads((find_model(start)[1] / "training.json").read_text())
+    return given.network.state_dict(), history[FLOWING]["done"]
+
+
+def coarse_of(out: Path) -> dict[str, Tensor]:
+    """The weights that the beginning of a flow has come to, averaged."""
+    with safe_open(out / f"{COARSELY}.safetensors", "pt") as file:
+        prefix = "average/transformer/"
+        return {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}
 
 
 def assemble_flow(out: Path) -> Flux:

@@ -2,18 +2,24 @@
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sage.machine.workers import end_with_parent
+
 SHEET_EVERY = 2400.0  # seconds between sample sheets
+MEET_EVERY = 16  # steps that each of several processes goes alone
 
 # (numpy's generator, torch's) -> the loss of a batch drawn from them, and what else is worth a line
 Loss = Callable[[np.random.Generator, torch.Generator], tuple[Tensor, dict[str, float]]]
@@ -66,6 +72,9 @@ class State:
         self.averages = {name: Average(module, self.rate) for name, module in self.modules.items()}
 
     def save(self) -> None:
+        """Write the file; of several processes the first does."""
+        if dist.is_initialized() and dist.get_rank() > 0:
+            return
         now = time.monotonic()
         self.seconds, self._since = self.seconds + now - self._since, now
         tensors: dict[str, Tensor] = {}
@@ -113,6 +122,18 @@ class State:
                 module.load_state_dict({k: file.get_tensor(f"average/{name}/{k}") for k in module.state_dict()})
             return json.loads(file.metadata()["state"])
 
+    @torch.no_grad()
+    def meet(self) -> None:
+        """Go on from the mean of all processes: of weights, their averages and the optimiser's moments."""
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        moments = [v for p in parameters for v in self.optimiser.state[p].values() if v.shape == p.shape]
+        shadows = [v for average in self.averages.values() for v in average.shadow.values()]
+        tensors = [*parameters, *moments, *shadows]
+        flat = torch.cat([x.reshape(-1) for x in tensors])
+        dist.all_reduce(flat)
+        for x, mean in zip(tensors, (flat / dist.get_world_size()).split([x.numel() for x in tensors]), strict=True):
+            x.copy_(mean.view_as(x))
+
     def averaged(self, name: str) -> nn.Module:
         """The module carrying its averaged weights, until `trained` puts the trained ones back."""
         self._trained = {k: v.clone() for k, v in self.modules[name].state_dict().items()}
@@ -128,17 +149,22 @@ def learn(state: State, loss: Loss, peak: float, samples: int, batch_size: int,
           save_every: float = 180.0) -> None:
     """Train until `samples` were seen: step k draws all that it needs from (seed, k).
 
+    In a process group every process takes its own steps, and they meet every `MEET_EVERY` (local SGD, Stich
+    1805.09767): a core each is busy all the time, where two threads of one process wait for each other.
+
     Args:
         sheet: writes a picture of how far it has come.
         save_every: seconds.
     """
     name, folder = state.path.stem, state.path.parent
     parameters = [p for group in state.optimiser.param_groups for p in group["params"]]
-    bar = tqdm(total=samples, initial=state.done, desc=name, unit="sample", mininterval=10)
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    bar = tqdm(total=samples, initial=state.done, desc=name, unit="sample", mininterval=10, disable=rank > 0)
     recent: list[dict[str, float]] = []
+    alone = 0
     saved = shown = time.monotonic()
     while state.done < samples:
-        rng = np.random.default_rng([seed, 2, state.done])
+        rng = np.random.default_rng([seed, 2, state.done + rank * batch_size])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         rate = learning_rate(peak, state.done, samples, warmup, begun=state.numbers.get("begun", 0))
         for group in state.optimiser.param_groups:
@@ -150,9 +176,17 @@ def learn(state: State, loss: Loss, peak: float, samples: int, batch_size: int,
         state.optimiser.zero_grad(set_to_none=True)
         for average in state.averages.values():
             average.update()
-        state.done += batch_size
+        state.done += size * batch_size
         recent.append({"loss": value.item(), **told})
-        bar.update(batch_size)
+        bar.update(size * batch_size)
+        if size > 1:
+            alone += 1
+            if alone < MEET_EVERY and state.done < samples:
+                continue
+            state.meet()
+            alone = 0
+            if rank > 0:
+                continue
         if time.monotonic() - saved > save_every or state.done >= samples:
             state.save()
             saved = time.monotonic()
@@ -164,6 +198,20 @@ def learn(state: State, loss: Loss, peak: float, samples: int, batch_size: int,
                 sheet(folder / f"samples-{name}-{state.done:07d}.png")
                 shown = time.monotonic()
     bar.close()
+
+
+def in_processes(count: int, work: Callable[..., object], *arguments: object) -> None:
+    """`work(*arguments)` in `count` processes of one thread each, which `learn` together; if one fails all end."""
+    with tempfile.TemporaryDirectory(prefix="sage-training-") as folder:
+        torch.multiprocessing.spawn(_member, (count, f"file://{folder}/meeting", work, arguments), nprocs=count)
+
+
+def _member(rank: int, count: int, meeting: str, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    end_with_parent()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
+    work(*arguments)
+    dist.destroy_process_group()
 
 
 def log(path: Path, **values: float) -> None:

@@ -297,6 +297,10 @@ class FluxTransformer(nn.Module):
                           Block("feedforward", level, b.proj_out, both, b.norm)]
         return tuple(found)
 
+    def positions(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """`rotations` of the tokens of a picture."""
+        return rotations(self.params, rows, columns, dtype)
+
     def forward(self, z: Tensor, t: Tensor | float, context: Tensor, pooled: Tensor,
                 guidance: Tensor | float = 1.0, places: Tensor | None = None) -> Tensor:
         """Predict eps - x0 in `z`.
@@ -315,7 +319,7 @@ class FluxTransformer(nn.Module):
         fine = at_least_float32(dtype)
         rows, columns = z.shape[2] // p.patch, z.shape[3] // p.patch
         tokens, rotation = rearrange(z, "b c (h p) (w q) -> b (h w) (c p q)", p=p.patch, q=p.patch), (
-            rotations(p, rows, columns, fine).to(z.device))
+            self.positions(rows, columns, fine).to(z.device))
         if places is not None:
             tokens, rotation = tokens[:, places], rotation[places]
         image = self.x_embedder(tokens.to(dtype))
