@@ -28,6 +28,10 @@ ASKED = {"style": {"night": "night", "at night": "night", "drawing": "sketch"},
                    "stone floor": "stone", "lawn": "grass"},
          "background": {"sky": "blue sky", "gray wall": "grey wall", "wall": "grey wall"},
          "material": {"chequered": "checkered"}, "colour": {"violet": "purple"}}
+# What is said in prompts, of words that captions have, but not so.
+SAID = ((r"(?<!pencil )\bdrawing\b", "pencil drawing"), (r"\bin (?:the )?(snow|sand|grass)\b", r"on \1"),
+        (r"\bwood floor\b", "wooden floor"), (r"\bon (?:the )?wood\b", "on wooden planks"),
+        (r"\bon (?:the )?stone\b(?! (?:tile|slab|floor))", "on stone tiles"))
 WHAT = {"form": "thing", "colour": "colour", "material": "material", "size": "size", "tilt": "tilt"}
 RANKS = ("tiny", "size", "tilt", "colour", "material")  # the order of adjectives
 THING = r"(?P<thing>it|(?:the|a|an|this|that) [\w -]+?|[\w-]+)"
@@ -131,6 +135,13 @@ def called_tiny(text: str) -> str:
     if size is None:
         return _put(text, thing.start, thing.start, "tiny ")
     return _put(text, size.start, size.end, "tiny") if size.value == "small" else text
+
+
+def as_captioned(text: str) -> str:
+    """The prompt with what people say and no caption of the rendered world does in the captions' words."""
+    for said, taught in SAID:
+        text = re.sub(said, taught, text, flags=re.IGNORECASE)
+    return called_tiny(text)
 
 
 def _overlooked(text: str) -> Spoken | None:

@@ -80,20 +80,19 @@ def about_second(model: str, known: Iterable[str], texts: Iterable[str]) -> tupl
 def as_taught(model: str, known: Iterable[str], source: str, *targets: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The prompts that somebody typed as a model of the rendered world was taught to say them, and notes of it.
 
-    A second thing is called tiny, as `about_second` asks for.
+    A second thing is called tiny, as `about_second` asks for; a drawing is a pencil drawing.
 
     Args:
         model: its name.
         known: its words.
     """
-    from sage.prompts.instructions import called_tiny
+    from sage.prompts.instructions import as_captioned
     prompts = (source, *targets)
     if "tiny" not in known:
         return prompts, ()
-    said = tuple(map(called_tiny, prompts))
+    said = tuple(map(as_captioned, prompts))
     changed = dict.fromkeys(text for text, was in zip(said, prompts, strict=True) if text != was)
-    return said, tuple(f"{model} hears of a second thing beside the first by the word tiny: taken as {text!r}"
-                       for text in changed)
+    return said, tuple(f"{model} was taught to say it otherwise: taken as {text!r}" for text in changed)
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -161,12 +161,18 @@ def test_a_photograph_on_the_bundled_model_gets_a_note_that_names_what_to_use(bu
     ("a mug and a cone", "a mug and a tiny cone"), ("A mug, an orange Cone by it", "A mug, a tiny orange Cone by it"),
     ("a mug and a little green cone, a photo", "a mug and a tiny green cone, a photo"), ("mug, cone", "mug, tiny cone"),
     ("a mug and a big cone", "a mug and a big cone"), ("a mug with a cone behind it", "a mug with a cone behind it"),
-    ("a mug and a tiny cone", "a mug and a tiny cone"), ("a mug", "a mug"), ("a dog and a cat", "a dog and a cat")))
-def test_a_second_thing_is_called_what_the_model_was_taught_to_call_it(text, taught):
+    ("a mug and a tiny cone", "a mug and a tiny cone"), ("a mug", "a mug"), ("a dog and a cat", "a dog and a cat"),
+    ("a Drawing of a mug", "a pencil drawing of a mug"), ("a pencil drawing of a mug", "a pencil drawing of a mug"),
+    ("a mug in the snow", "a mug on snow"), ("mug in grass", "mug on grass"),
+    ("a mug on wood", "a mug on wooden planks"),
+    ("a mug on the wood floor", "a mug on the wooden floor"), ("a mug on a wooden floor", "a mug on a wooden floor"),
+    ("a mug on the stone, photo", "a mug on stone tiles, photo"), ("a mug on stone slabs", "a mug on stone slabs"),
+    ("mug on a stone floor", "mug on a stone floor"),
+    ("a mug and a cone in the sand", "a mug and a tiny cone on sand")))
+def test_what_people_say_is_said_as_the_model_was_taught_to(text, taught):
     known = ("mug", "tiny")
     (source, target), notes = as_taught("m", known, text, "a mug")
     assert (source, target) == (taught, "a mug")
-    assert notes == ((f"m hears of a second thing beside the first by the word tiny: taken as {taught!r}",)
-                     if text != taught else ())
+    assert notes == ((f"m was taught to say it otherwise: taken as {taught!r}",) if text != taught else ())
     assert as_taught("m", known, *as_taught("m", known, text)[0]) == ((taught,), ())  # and no more than once
     assert as_taught("m", ("mug",), text) == ((text,), ())  # of another world
