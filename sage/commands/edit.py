@@ -333,11 +333,12 @@ def _as_taught(args: argparse.Namespace, model: str, source: str, targets: tuple
     typed = args.source is not None
     if not (typed or args.target or args.instruction):
         return source, targets
-    also = args.also or []
+    also = vars(args).get("also") or []
     (first, *others), said = as_taught(model, taught_by(model), source, *targets, *also)
     if not typed and first != source:
         return source, targets
-    args.also = others[len(targets):] or args.also
+    if also:
+        args.also = others[len(targets):]
     notes += said
     return first, tuple(others[:len(targets)])
 

@@ -270,6 +270,7 @@ def stall(*paths):
 
 os.replace = stall
 sage.load_model = lambda *_, **__: SimpleNamespace(
+    prompts=SimpleNamespace(taught=()),
     name="stilllife", recommends={{"sage": {config}}}, device="cpu", dtype="float32")
 sage.check_prompts = lambda model, source, target, *_: Plan(Prompt(source, ()), Prompt(target, ()))
 sage.edit = lambda model, image, *_: SimpleNamespace(image=image, trajectory=None, notes=(), savings=Savings())
