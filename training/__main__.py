@@ -29,7 +29,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--noisy", type=int, default=40_000, help="samples shown with noisy captions")
     parser.add_argument("--only", choices=PARTS, help="train this part, and write no model: the parts need not wait "
                         "for each other once the outer levels are there; flow is a model of its own, which is written")
-    parser.add_argument("--coarse", type=int, default=0, help="samples the flow is shown first, with a quarter of the "
+    begun = parser.add_mutually_exclusive_group()
+    begun.add_argument("--coarse", type=int, default=0, help="samples the flow is shown first, with a quarter of the "
                         "tokens, some three times as fast")
     parser.add_argument("--flow", type=int, default=300_000, help="samples the flow is shown")
     text = parser.add_mutually_exclusive_group()
@@ -37,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
                       "instead of that of the latest checkpoint of the diffusion")
     text.add_argument("--taught-by", type=Path, metavar="MODEL", help="let the UNet of a finished model teach the "
                       "flow, which takes its text encoder too")
-    parser.add_argument("--flow-of", type=Path, metavar="MODEL", help="start the flow from that of a model")
+    begun.add_argument("--flow-of", type=Path, metavar="MODEL", help="start the flow from that of a model")
     parser.add_argument("--workers", type=int, default=1, help="processes of a thread each that train the flow "
                         "together, going on from the mean of their weights every 16 steps (default: 1)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

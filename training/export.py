@@ -23,6 +23,7 @@ from training.data import SIDE
 from training.networks import CLEAN, FLOW_SCHEDULE, FLOWING, SCHEDULE, assemble, assemble_flow
 
 SETTINGS = "settings.json"
+KEPT = ("vae", "text_encoder", "tokenizer")  # what a model may have of the one that taught it
 
 
 def unet_config(p: UNetParams, latent_side: int) -> dict:
@@ -117,7 +118,7 @@ def export_flow(out: Path, weights: Path, of: Path | None = None) -> None:
 
 def _share(weights: Path, lender: Path) -> None:
     """Leave to a model beside this one what both have, byte for byte."""
-    same = [part for part in ("vae", "text_encoder", "tokenizer") if _equal(weights / part, lender / part)]
+    same = [part for part in KEPT if _equal(weights / part, lender / part)]
     write_json(weights / SHARED, dict.fromkeys(same, lender.name))
     for part in same:
         shutil.rmtree(weights / part)

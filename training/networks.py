@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -155,9 +154,9 @@ def flow_of(start: Path) -> tuple[dict[str, Tensor], int]:
 
 def coarse_of(out: Path) -> dict[str, Tensor]:
     """The weights that the beginning of a flow has come to, averaged."""
-    with safe_open(out / f"{COARSELY}.safetensors", "pt") as file:
-        prefix = "average/transformer/"
-        return {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}
+    transformer = FluxTransformer(COARSE)
+    _averages(out, COARSELY, {"transformer": transformer})
+    return transformer.state_dict()
 
 
 def assemble_flow(out: Path) -> Flux:

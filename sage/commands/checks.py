@@ -12,7 +12,7 @@ from sage import pictures
 from sage.errors import ModelError, PromptError, SettingsError
 from sage.files import numbered
 from sage.models.known import KnownModel, find_model, installed, known_model
-from sage.prompts.vocabulary import read_words
+from sage.prompts.vocabulary import as_taught, read_words
 from sage.settings import Blending, Factors, Phrases, Settings, annotations
 
 OUT = Path("out")  # where files go that were given no name
@@ -100,12 +100,13 @@ def check_model(model: str, image: Image.Image, prompts: Sequence[str], changes:
     return fetch
 
 
-def taught_by(model: str) -> tuple[str, ...]:
-    """The words of a model on this disk, where they are listed."""
+def as_taught_by(model: str, *prompts: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """`sage.prompts.vocabulary.as_taught` for a model that is not loaded; as they are where it lists no words."""
     try:
-        return read_words(find_model(model)[1])
+        known = read_words(find_model(model)[1])
     except ModelError:  # told when it is loaded
-        return ()
+        known = ()
+    return as_taught(model, known, *prompts)
 
 
 def check_words(known: KnownModel, prompts: Sequence[str], truncate: bool) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from sage import pictures
 from sage.auto import AUTO, auto_of
 from sage.commands.caption import add_captioner, described_picture
-from sage.commands.checks import OUT, check_model, check_phrases, in_folder, outputs, taught_by
+from sage.commands.checks import OUT, as_taught_by, check_model, check_phrases, in_folder, outputs
 from sage.commands.flags import (
     DEFAULT_MODEL,
     MASK,
@@ -51,7 +51,6 @@ from sage.pictures.originals import composed_again, identity, scaled_as
 from sage.prompts.instructions import follow, instructed
 from sage.prompts.language_model import KEY, language_model
 from sage.prompts.sentences import read_sentences
-from sage.prompts.vocabulary import as_taught
 from sage.settings import Settings
 from sage.trajectory.label import check_label, read_label
 
@@ -334,7 +333,7 @@ def _as_taught(args: argparse.Namespace, model: str, source: str, targets: tuple
     if not (typed or args.target or args.instruction):
         return source, targets
     also = vars(args).get("also") or []
-    (first, *others), said = as_taught(model, taught_by(model), source, *targets, *also)
+    (first, *others), said = as_taught_by(model, source, *targets, *also)
     if not typed and first != source:
         return source, targets
     if also:

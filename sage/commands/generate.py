@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from sage import pictures
-from sage.commands.checks import OUT, check_tokenizer, check_words, in_folder, must_fetch, outputs, taught_by
+from sage.commands.checks import OUT, as_taught_by, check_tokenizer, check_words, in_folder, must_fetch, outputs
 from sage.commands.flags import (
     add_method,
     add_model,
@@ -32,7 +32,6 @@ from sage.models.loras import check_same, read_loras
 from sage.models.savings import Savings
 from sage.pictures.metadata import differences, made_by, make_generation_record, read_record, settings_in
 from sage.prompts.tokens import check_text
-from sage.prompts.vocabulary import as_taught
 from sage.settings import Settings, seed_of
 
 EXAMPLES = """
@@ -148,7 +147,7 @@ def plan_generation(args: argparse.Namespace) -> Job:
     model = args.model or model_of(old, args.config_from)
     said: tuple[str, ...] = ()
     if args.prompts:
-        prompts, said = as_taught(model, taught_by(model), *prompts)
+        prompts, said = as_taught_by(model, *prompts)
     fetch, known = must_fetch(model), known_model(model)
     if known and known.repo:
         check_words(known, (*prompts, negative), truncate)

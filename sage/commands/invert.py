@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from sage import pictures
-from sage.commands.checks import OUT, check_model, check_phrases, outputs, taught_by
+from sage.commands.checks import OUT, as_taught_by, check_model, check_phrases, outputs
 from sage.commands.flags import (
     DEFAULT_MODEL,
     add_method,
@@ -26,7 +26,6 @@ from sage.errors import SettingsError
 from sage.files import named_after
 from sage.method import Method, check_task, method
 from sage.pictures.metadata import check_prompt
-from sage.prompts.vocabulary import as_taught
 from sage.settings import Settings
 from sage.trajectory.label import check_place, is_trajectory, read_label
 
@@ -114,16 +113,16 @@ def plan(args: argparse.Namespace) -> Job:
     config = (base or chosen.Settings()).but(**changes)
     source = check_prompt("source", args.source)
     target = None if args.target is None else check_prompt("target", args.target)
-    name = args.model or DEFAULT_MODEL
-    (source, *others), notes = as_taught(name, taught_by(name), source, *([] if target is None else [target]))
-    target = others[0] if others else None
+    model = args.model or DEFAULT_MODEL
+    (source, *others), notes = as_taught_by(model, source, *([] if target is None else [target]))
+    target = next(iter(others), None)
     check_phrases(source, others, config)
     if target is None and chosen.follows_target(config):
         raise SettingsError("--target is missing: with these settings the inversion depends on it")
     path = Path(args.picture)
     image = pictures.open_picture(path)
-    fetch = check_model(name, image, (source, *([target] if target else [])), changes, args.truncate, args.tokenizer)
-    return Job(image, path.name, source, target, name, args.prediction_type, chosen, base, changes, args.truncate,
+    fetch = check_model(model, image, (source, *others), changes, args.truncate, args.tokenizer)
+    return Job(image, path.name, source, target, model, args.prediction_type, chosen, base, changes, args.truncate,
                fetch, _out(args.out, path), notes)
 
 

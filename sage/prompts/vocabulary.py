@@ -77,7 +77,7 @@ def about_second(model: str, known: Iterable[str], texts: Iterable[str]) -> tupl
                   f"\"and a tiny {noun}\"",) for text in texts if (noun := overlooked(text))), ())
 
 
-def as_taught(model: str, known: Iterable[str], source: str, *targets: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def as_taught(model: str, known: Iterable[str], *prompts: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The prompts that somebody typed as a model of the rendered world was taught to say them, and notes of it.
 
     A second thing is called tiny, as `about_second` asks for; a drawing is a pencil drawing.
@@ -87,7 +87,6 @@ def as_taught(model: str, known: Iterable[str], source: str, *targets: str) -> t
         known: its words.
     """
     from sage.prompts.instructions import as_captioned
-    prompts = (source, *targets)
     if "tiny" not in known:
         return prompts, ()
     said = tuple(map(as_captioned, prompts))

@@ -441,10 +441,11 @@ class Studio:
     def _edit(self, who: str, visit: Visit, picture: Picture, request: EditRequest, job: Job[Any]) -> Entry:
         clock = job.clock
         self._load(request.model, clock)
-        recorded = visit.restored
-        again = recorded and request.is_of(recorded) and picture.is_of(recorded)
+        again = visit.restored
+        if again and not (request.is_of(again) and picture.is_of(again)):
+            again = None
         said: tuple[str, ...] = ()
-        if not again:
+        if again is None:
             (source, target), said = as_taught(self.name, self.model.prompts.taught, request.source, request.target)
             request = replace(request, source=source, target=target)
         request, plan, left_out = self._planned(request)
@@ -453,7 +454,7 @@ class Studio:
         if trajectory is None:
             self.trajectories.spare(self.trajectories.largest)  # before another is made beside them
         self._foresee(clock, picture, request, inverted=trajectory is not None)
-        savings = Savings.from_dict(recorded["savings"]) if recorded and again else None
+        savings = Savings.from_dict(again["savings"]) if again else None
         mask = self.album.mask(who, request.mask, picture.image.size)
         (shown,), _ = framed([picture.image], (), request.config)
         seen = Glimpses(self.model, job.show, shown.size, clock.pace.seconds.get("glimpse", 0.0))

@@ -10,10 +10,9 @@ from sage.models.folders import SHARED, Folder
 from sage.models.sd.inversion import InversionNet
 from sage.models.sd.loading import INVERSION
 from sage.models.sd.unet import UNet
-from training.export import unet_config, write_history, write_json, write_network
+from training.export import KEPT, unet_config, write_history, write_json, write_network
 from training.turbo.teacher import Teacher
 
-KEPT = ("vae", "text_encoder", "tokenizer")
 FILES = ("words.txt",)
 # By the same words as SDXL-Turbo's it is known for a student, of four steps with new noise at each.
 OF_STUDENT = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing",
