@@ -17,6 +17,7 @@ SCALES = (2, 20, 60)
 # network, trained without the KL term, and for one step alone.
 STUDENT, NO_KL, SINGLE = "student", "no-kl", "single-step"
 MODELS = {STUDENT: "stilllife-turbo"}
+STUDENTS = {"stilllife": (f"turbo@{STUDENT}", f"turbo-ddpm@{STUDENT}")}  # rows beside those of their teacher
 OPTIONAL = (NO_KL, SINGLE)  # rows on these are left out where there is none
 
 # What a frontier sweeps is the strength w of the edit, for each way of keeping the rest.

@@ -84,12 +84,26 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an experiment lives, and what it is of."""
+    """Where an experiment lives, and what it is of.
+
+    Attributes:
+        beside: rows on other models, as they are recommended there; nothing is searched for them.
+    """
 
     out: Path
     tuning: Benchmark
     test: Benchmark
     protocol: Protocol
+    beside: tuple[Configuration, ...] = ()
+
+    @property
+    def references(self) -> tuple[Configuration, ...]:
+        """What rivals are held against: bounds, what is recommended, and rows on other models."""
+        return (*(CONFIGURATIONS[name] for name in REFERENCES), *self.beside)
+
+    @property
+    def reference_names(self) -> list[str]:
+        return [c.name for c in self.references]
 
 
 # ---- who competes, and at what
@@ -188,7 +202,7 @@ class Worker:
     def test(self, rival: str, others: bool, shard: tuple[int, int]) -> None:
         """A part of the test of a rival as chosen, of what is beside that, or of the bounds."""
         if rival == EVERYONE:
-            configurations = [CONFIGURATIONS[name] for name in REFERENCES]
+            configurations = list(self.place.references)
         else:
             chosen = read_chosen(self.place.out / rival / CHOSEN)
             configurations = chosen.others() if others else [chosen.itself]
@@ -209,6 +223,7 @@ class Worker:
         names, unfit = rivals(self.engine.model)
         ours = find_method(OURS).recommended(self.engine.model)
         return {"rivals": names, "unfit": unfit, "steps": ours.steps, "engine": self.engine.describe(),
+                "others": {c.model: self.engine.configure(c)["model"] for c in self.place.beside},
                 "networks": dict(self.extractors.versions), "aim": aim_of(self.place.test, self.extractors),
                 "machine": machine(self.engine.describe().get("device", "cpu"))}
 
@@ -252,8 +267,8 @@ class Experiment:
 
     @property
     def heads(self) -> list[str]:
-        """The configurations of the main table: bounds, what is recommended, and every rival as chosen."""
-        return [*REFERENCES, *(c.label for c in self.chosen.values())]
+        """The configurations of the main table: references, and every rival as chosen."""
+        return [*self.place.reference_names, *(c.label for c in self.chosen.values())]
 
     @property
     def ours(self) -> str:
@@ -395,7 +410,7 @@ def read_experiment(place: Place, about: Mapping[str, Any]) -> Experiment:
     """What lies in the folder."""
     chosen = {name: read_chosen(place.out / name / CHOSEN) for name in about["rivals"]}
     lines, roots = list[Line](), dict[str, Path]()
-    for folder, labels, memory in [(EVERYONE, list(REFERENCES), None),
+    for folder, labels, memory in [(EVERYONE, place.reference_names, None),
                                    *((name, [c.name for c in (found.itself, *found.others())],
                                       _memory(place.out / name / COST)) for name, found in chosen.items())]:
         found = read_manifests(place.out / folder / TEST)

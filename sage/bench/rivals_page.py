@@ -14,7 +14,7 @@ from sage.bench.frontier import Curve, Frontier
 from sage.bench.legend import entry
 from sage.bench.metrics import METRICS, Metric
 from sage.bench.report import BOUND_NOTES, data_uri, embedded, kind_name, marked, named, number, ranged
-from sage.bench.rivals import COSTS, PLAIN, RECOMMENDED, REFERENCES, TITLE, Experiment
+from sage.bench.rivals import COSTS, PLAIN, RECOMMENDED, TITLE, Experiment
 from sage.bench.scoring import DONE, Line
 from sage.bench.search import Trial, best
 from sage.bench.tables import Results
@@ -129,8 +129,9 @@ def _markdown_table(experiment: Experiment, results: Results) -> str:
 
 
 def rows_of(experiment: Experiment, results: Results) -> list[str]:
-    """Bounds, then each rival as chosen and as published."""
-    wanted = [*REFERENCES, *(label for c in experiment.chosen.values() for label in (c.label, c.as_published))]
+    """What rivals are held against, then each of them as chosen and as published."""
+    rivals = (label for c in experiment.chosen.values() for label in (c.label, c.as_published))
+    wanted = [*experiment.place.reference_names, *rivals]
     return [label for label in wanted if label in results.by_case]
 
 
@@ -221,9 +222,10 @@ def _tables(experiment: Experiment) -> str:
     for name, results in parts(experiment):
         shown_columns = columns(results)
         labels = rows_of(experiment, results)
-        rivals = [label for label in labels if label not in REFERENCES]
+        references = experiment.place.reference_names
+        rivals = [label for label in labels if label not in references]
         body = "".join(_row(results, label, shown_columns, rivals) for label in rivals)
-        bounds = "".join(_row(results, label, shown_columns, rivals) for label in labels if label in REFERENCES)
+        bounds = "".join(_row(results, label, shown_columns, rivals) for label in labels if label in references)
         out.append(f'<div class="wide"><table><caption>{escape(name)}</caption>{_heads(shown_columns)}'
                    f'<tbody>{body}</tbody><tbody class="bounds">{bounds}</tbody></table></div>')
     return "\n".join(out)
@@ -345,7 +347,7 @@ def _searches(experiment: Experiment) -> str:
 
 
 def contact_sheet(experiment: Experiment) -> Image.Image:
-    """One case of each kind: the source, the true edit where it is known, and every rival's result."""
+    """One case of each kind: the source, the true edit where it is known, and the results of every method."""
     cases = sampled(experiment)
     by_key = {(line.configuration, line.case): line for line in experiment.lines}
     side = SHEET_SIDE
@@ -357,7 +359,8 @@ def contact_sheet(experiment: Experiment) -> Image.Image:
     rows = [[(_asked(case), experiment.place.test.source(case)) for case in cases]]
     if all(case.truth for case in cases):
         rows.append(cells("true edit", experiment.place.test.truth))
-    for label in [RECOMMENDED, *(c.label for c in experiment.chosen.values())]:
+    others = [c.name for c in experiment.place.beside]
+    for label in [RECOMMENDED, *others, *(c.label for c in experiment.chosen.values())]:
         name = "sage as recommended" if label == RECOMMENDED else label
         rows.append(cells(name, lambda case, label=label: _opened(experiment, by_key.get((label, case.name)))))
     return pictures.sheet(rows, side=side)

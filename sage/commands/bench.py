@@ -78,7 +78,8 @@ turbo has rows on a few-step student beside those on its teacher, with what they
 that it names, is given its settings by the same search: so many trials on the same tuning cases, which are
 not among those reported, the first trial being its published numbers.  Then all of them edit the test
 cases: at what was chosen, at strengths on both sides of it, and as published.  Still lifes are asked for in
-full and in short.  Killed, it goes on.  It writes
+full and in short.  Killed, it goes on.  Rows on other models, not searched, stand beside
+them: --config turbo@MODEL; for stilllife they are those of its student.  It writes
 
   {PAGE:28} tables, a frontier for each kind of edit, differences to sage with intervals
   {RIVALS_RECORD:28} the tables, to keep

@@ -13,6 +13,8 @@ from pathlib import Path
 from sage.bench import tables
 from sage.bench.cases import Benchmark, read_benchmark
 from sage.bench.chosen import read_record
+from sage.bench.configs import Configuration, configuration
+from sage.bench.experiments import MODELS, STUDENT, STUDENTS
 from sage.bench.files import MAX_JSON, BenchmarkError, write_text
 from sage.bench.machine import today, versions
 from sage.bench.report import REPORT, write_report
@@ -40,8 +42,7 @@ from sage.files import read_plain
 
 def run_rivals(args: argparse.Namespace) -> int:
     """Compare all methods, and write and print what came of it; 1 if any case failed."""
-    given = [f"--{name}" for name, value in (("config", args.config), ("models", args.models),
-                                             ("tuning", getattr(args, "tuning", False)),
+    given = [f"--{name}" for name, value in (("tuning", getattr(args, "tuning", False)),
                                              ("engine ray", args.engine == "ray"), ("shard", args.shard != (1, 1)))
              if value]
     if len(args.experiment) > 1 or given:
@@ -53,6 +54,7 @@ def run_rivals(args: argparse.Namespace) -> int:
     if args.benchmark not in ("stilllife", "piebench"):
         raise SettingsError(f"--experiment {RIVALS} is for stilllife and piebench: {args.benchmark} asks for what no "
                             "prompt says")
+    beside = _beside(args)
     record = read_record(args.chosen) if args.chosen else None
     out, processors = Path(args.out), os.cpu_count() or 1
     args.batch = args.batch or BATCH
@@ -61,12 +63,22 @@ def run_rivals(args: argparse.Namespace) -> int:
         workers = args.workers or (1 if _on_gpu(args.device) else processors)
         threads = args.threads or max(1, processors // workers)
         make = partial(make_engine, replace(test, cases=test.cases[:1]), args.model, args.device, args.dtype, threads,
-                       args.extractors)
+                       args.extractors, MODELS | dict(args.models or ()))
         few = len(test.cases) <= QUICK * len(test.kinds)
-        place = Place(out, tuning, test, Protocol(0, args.trials, FEW_POINTS if few else POINTS, args.batch))
+        place = Place(out, tuning, test, Protocol(0, args.trials, FEW_POINTS if few else POINTS, args.batch),
+                      beside)
         found = compete(place, make, workers, bar, record=record, say=_say, so_far=lambda found: _say(
             f"tables, without other strengths and published settings, are in {_written(args, found)[0]}"))
     return _tell(args, found)
+
+
+def _beside(args: argparse.Namespace) -> tuple[Configuration, ...]:
+    """The rows on other models: those asked for, else of the model's student."""
+    found = tuple(configuration(name) for name in dict.fromkeys(args.config or STUDENTS.get(args.model, ())))
+    if own := next((c.name for c in found if not c.model), None):
+        raise SettingsError(f"--config {own}: with --experiment {RIVALS} it is for rows on another model, such as "
+                            f"turbo@{STUDENT}; every method is in the table anyway")
+    return found
 
 
 def _benchmarks(args: argparse.Namespace, out: Path, bar: Progress) -> tuple[Benchmark, Benchmark]:
@@ -88,7 +100,8 @@ def _written(args: argparse.Namespace, found: Experiment) -> list[Path]:
     out, engine, test, heads = Path(args.out), found.about["engine"], found.place.test, found.heads
     facts = {"date": today(), "machine": found.about["machine"], "command": command_line(args), "versions": versions(),
             "benchmark": args.benchmark, **{name: said(value) for name, value in engine.items()
-                                             if name != "versions"}, **found.about["networks"]}
+                                             if name != "versions"},
+             **{f"@{name}": said(value) for name, value in found.about["others"].items()}, **found.about["networks"]}
     at_best = tables.Results([line for line in found.lines if line.configuration in heads], test.kinds)
     write_report(out / REPORT, f"Edits of {args.benchmark} by every method", test, at_best, found.roots, facts)
     write_text(out / TABLES, tables.as_json(at_best, found.about["networks"]))

@@ -10,9 +10,10 @@ from PIL import Image
 
 import sage
 from sage.auto import recorded
-from sage.bench import rivals
+from sage.bench import rivals, rivals_page
 from sage.bench.cases import read_benchmark, write_mapping
 from sage.bench.chosen import CHOSEN, Chosen, read_chosen, read_record
+from sage.bench.configs import configuration
 from sage.bench.engine import ModelEngine
 from sage.bench.files import BenchmarkError
 from sage.bench.frontier import Curve, Frontier, ticks
@@ -86,7 +87,7 @@ def maker(folder, before=lambda configuration: None, extractors=None):
     def make():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Engine(sage.load_model(folder)), extractors or Extractors()
+            return Engine(sage.load_model(folder), lambda name: sage.load_model(folder)), extractors or Extractors()
     return make
 
 
@@ -167,8 +168,9 @@ def experiment(folder, known, tmp_path_factory):
     patch.setattr(rivals, "_measure", lambda *a: None)
     patch.setattr(type(sage.method("p2p")), "beside", ())
     patch.setattr(type(sage.method("p2p")), "presets", {"published": {"steps": 3, "blend": None}})
-    early = []
-    found = compete(place(tmp_path_factory.mktemp("experiment"), known), maker(folder), so_far=early.append)
+    early, where = [], place(tmp_path_factory.mktemp("experiment"), known)
+    where = replace(where, beside=(configuration("sdedit@another"),))
+    found = compete(where, maker(folder), so_far=early.append)
     patch.undo()
     assert [line for line in found.lines if ":" not in line.configuration] == early[0].lines and len(early) == 1
     assert "p2p:published" in {line.configuration for line in found.lines}
@@ -371,11 +373,23 @@ def test_pages_say_what_was_measured(experiment, tmp_path):
     assert "<a machine>" not in paths[0].read_text()  # its text is escaped there
 
 
+def test_rows_on_another_model_stand_beside_the_rivals_and_win_nothing(experiment):
+    label = "sdedit@another"
+    assert label in experiment.heads and label not in experiment.chosen
+    assert experiment.about["others"]["another"]["weights"] == experiment.about["engine"]["weights"]
+    text = markdown(experiment, {})
+    assert text.count(f"| {label} |") == 4  # short, full, all, the paired differences
+    assert len([x for x in experiment.lines if x.configuration == label and x.status == DONE]) == 4
+    ours, bounds = rivals_page._tables(experiment).split("<caption>")[1].split('<tbody class="bounds">')
+    row = '<th scope="row">sdedit'
+    assert ours.count(row) == 2 and bounds.count(row) == 1  # as chosen and published; on another model
+
+
 def test_the_contact_sheet_has_every_method_and_one_case_of_each_kind(experiment):
     assert [case.kind for case in sampled(experiment)] == [0, 1]
     assert [case.wording for case in sampled(experiment)] == ["full", "short"]
     sheet = contact_sheet(experiment)
-    rows = 2 + 1 + len(experiment.chosen)  # source, true edit, recommended, rivals
+    rows = 2 + 2 + len(experiment.chosen)  # source, true edit, recommended, on another model, rivals
     assert sheet.height > rows * 96 and sheet.width < 3 * 110
 
 
@@ -402,10 +416,9 @@ def test_the_front_is_of_those_that_no_other_beats_in_both():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["stilllife", "--config", "plain"], "leave out --config"),
+    (["stilllife", "--config", "plain"], "--config plain: with --experiment rivals it is for rows on another model"),
     (["stilllife", "--experiment", "loss"], "leave out the other experiments"),
     (["stilllife", "--shard", "1/2"], "leave out --shard"),
-    (["stilllife", "--models", "student=x"], "leave out --models"),
     (["stilllife", "--chosen", "gone.json"], "gone.json"),
     (["stilllife", "--engine", "ray"], "leave out --engine ray"),
     (["stilllife", "--tuning"], "leave out --tuning"), (["stilllife", "--trials", "0"], "--trials is 0"),
