@@ -474,7 +474,7 @@ class Studio:
             entry = Entry(record, path, clock.elapsed, saved, (*said, *left_out, *result.notes),
                           first_change(shown, result.image), request.live)
             for image, eye in zip((shown, result.image), entry.eyes, strict=True):
-                pictures.save_picture(for_eyes(image), eye)
+                pictures.save_picture(for_eyes(image), eye, quick=True)
             return self._remember(visit, entry)
 
     def _look(self, who: str, entry: Entry, picture: Picture, request: EditRequest, clock: Clock) -> str:
@@ -570,7 +570,7 @@ class Studio:
             path = visit.new_file(f"{_name_of(request.prompt)}.png")
             pictures.save_picture(made.image, path, record)
             entry = Entry(record, path, clock.elapsed, None, (*said, *made.notes))
-            pictures.save_picture(for_eyes(made.image), entry.eyes[1])
+            pictures.save_picture(for_eyes(made.image), entry.eyes[1], quick=True)
             return self._remember(visit, entry)
 
     def _load(self, name: str, clock: Clock) -> None:

@@ -348,9 +348,10 @@ SETTINGS = {"source": "ein Hund — 犬 \U0001f415 \"quoted\" \\ \n",
             "config": {"steps": 50, "size": None, "pair": ["a", "b"]}}
 
 
+@pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("kind", ["png", "jpg", "jpeg", "webp", "PNG"])
-def test_settings_survive_in_the_picture(tmp_path, kind):
-    path = pictures.save_picture(noise(32, 32), tmp_path / "new" / f"p.{kind}", SETTINGS)
+def test_settings_survive_in_the_picture(tmp_path, kind, quick):
+    path = pictures.save_picture(noise(32, 32), tmp_path / "new" / f"p.{kind}", SETTINGS, quick=quick)
     assert pictures.read_settings(path) == SETTINGS
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     same = pixels(pictures.open_picture(path)) == pixels(noise(32, 32))

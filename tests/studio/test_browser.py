@@ -372,10 +372,13 @@ def test_a_stranger_types_over_a_word_and_watches(visitor):
         before = me.page.locator("#compare").screenshot()
         me.page.evaluate("""() => { const box = document.querySelector('#target'), at = box.value.indexOf('yellow');
             box.focus(); box.setSelectionRange(at, at + 6); }""")
+        sent = []
+        me.page.on("request", lambda request: sent.append(request.url.rpartition("/")[2]))
         me.page.keyboard.type("green", delay=60)
         me.page.wait_for_function("() => document.querySelector('#caption').textContent.includes('tilted green')")
         me.page.wait_for_function("() => document.querySelector('#progress').hidden")
         assert me.page.locator("#compare").screenshot() != before
+        assert sent[0] == "edit"  # before which nothing is asked: a description that is typed over is no instruction
         me.shot("stranger")
 
         me.page.select_option("#model", "stilllife")

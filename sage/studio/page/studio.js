@@ -140,12 +140,15 @@ function changed() {
 
 // ---- edits that follow what is typed
 
+/** Whether the target begins as the source does: it is a description then, and nobody has to be asked. */
+const typedOver = (source, target) => source.trim().split(/\s+/, 2).join(" ") === target.trim().split(/\s+/, 2).join(" ");
+
 const live = new Live({
   /** What is to be edited: an instruction as the description that it stands for; null while there is nothing to edit. */
   async asked() {
     const source = $("source").value, target = $("target").value;
     if (page.job || !page.picture || !source.trim() || !target.trim()) return null;
-    const {instructed} = await compared(source, target);
+    const {instructed} = typedOver(source, target) ? {} : await compared(source, target);
     if (instructed?.problem) return null;
     return {...editAsked(), target: instructed?.target || target};
   },
