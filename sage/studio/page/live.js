@@ -3,17 +3,20 @@
 import {Lost, Refused, ask} from "./base.js";
 
 const WAIT = 0.25;  // seconds of waiting for a job, between looks at what was changed meanwhile
+const YOUNG = 120;  // milliseconds: an edit that was begun so lately is of no use any more when something is changed
 const SOON = 600;  // milliseconds: an edit that takes longer gives way to the next at once
 
 export class Live {
   /** `asked` gives what to post, null for nothing; `show` takes a result; `say` what went wrong; `work` a job or null. */
   constructor({asked, show, say, work}) {
-    Object.assign(this, {asked, show, say, work, wanted: false, running: false, round: 0, shown: Promise.resolve()});
+    Object.assign(this, {asked, show, say, work, wanted: false, running: false, round: 0, shown: Promise.resolve(),
+                         leave: () => {}});
   }
 
   /** Something was changed: edit what there is now, as soon as may be. */
   change() {
     this.wanted = true;
+    this.leave();
     if (!this.running) this.run();
   }
 
@@ -41,13 +44,17 @@ export class Live {
     this.running = false;
   }
 
+  /** Waits for a job, unless the server is to end it for the next: it is not wanted, too new, or takes too long. */
   async follow(job, round) {
     const began = performance.now();
+    const left = new Promise(leave => { this.leave = () => performance.now() - began < YOUNG && leave(null); });
+    if (this.wanted) this.leave();
     while (["waiting", "working"].includes(job.state)) {
       const late = performance.now() - began > SOON;
-      if (round !== this.round || (this.wanted && (late || job.state === "waiting"))) return;  // the server ends it for the next
+      if (round !== this.round || (this.wanted && (late || job.state === "waiting"))) return;
       if (late) this.work(job);
-      job = await ask("GET", `api/jobs/${job.job}?wait=${WAIT}`);
+      job = await Promise.race([left, ask("GET", `api/jobs/${job.job}?wait=${WAIT}`)]);
+      if (!job) return;
     }
     if (job.state === "failed" && !this.wanted) this.say(new Refused(job.error));
     if (job.state !== "done") return;
