@@ -359,6 +359,14 @@ WATCHED = """() => { const seen = window.frames_seen = []; const look = () => {
   requestAnimationFrame(look); }; look(); }"""
 
 
+# Puts one text into a box, and another when the edit of the first has only just begun.
+OVERTAKEN = """async ([first, second]) => { const box = document.querySelector('#target');
+  const asked = () => performance.getEntriesByType('resource').filter(e => e.name.endsWith('api/edit')).length;
+  const put = text => { box.value = text; box.dispatchEvent(new Event('input', {bubbles: true})); }, before = asked();
+  const wait = time => new Promise(done => setTimeout(done, time));
+  put(first); while (asked() === before) await wait(5); await wait(40); put(second); }"""
+
+
 def test_a_stranger_types_over_a_word_and_watches(visitor):
     """With nothing chosen: the studio opens on the model that follows, with the methods that it is for."""
     server, address = start("--port", "0", models=())
@@ -374,12 +382,20 @@ def test_a_stranger_types_over_a_word_and_watches(visitor):
             box.focus(); box.setSelectionRange(at, at + 6); }""")
         sent = []
         me.page.on("request", lambda request: sent.append(request.url.rpartition("/")[2]))
+        me.page.on("requestfinished", lambda request: sent.append("got " + request.url.rpartition("/")[2]))
         me.page.keyboard.type("green", delay=60)
         me.page.wait_for_function("() => document.querySelector('#caption').textContent.includes('tilted green')")
         me.page.wait_for_function("() => document.querySelector('#progress').hidden")
         assert me.page.locator("#compare").screenshot() != before
         assert sent[0] == "edit"  # before which nothing is asked: a description that is typed over is no instruction
         me.shot("stranger")
+
+        sent.clear()
+        typed = me.page.input_value("#target")
+        me.page.evaluate(OVERTAKEN, [typed.replace("green", word) for word in ("orange", "purple")])
+        me.page.wait_for_function("() => document.querySelector('#caption').textContent.includes('tilted purple')")
+        first = next(i for i, what in enumerate(sent) if what.startswith("got") and "?wait" in what)
+        assert sent[:first].count("edit") == 2 and sent.count("after.png") == 1  # one only just begun gives way
 
         me.page.select_option("#model", "stilllife")
         me.page.wait_for_selector("#status:has-text('is loaded')")
