@@ -39,7 +39,8 @@ def loaded(address, clients, asked, seconds):
     return *tallies, *studio_load.report("it", *tallies, False)
 
 
-@pytest.mark.parametrize("command", ("ui", pytest.param("serve", marks=pytest.mark.slow)))
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ("ui", "serve"))
 def test_clients_get_their_own_edits(studio, address, clients, command):
     settings = studio_load.sent_as(studio_load.asked_settings(studio.model), command)
     tally, after, curve, text, well = loaded(address, clients, {"method": "sage", "settings": settings}, 0)

@@ -461,7 +461,8 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("where, sent, status, left", [
-    ("edit", signal.SIGINT, 130, 0), ("write", signal.SIGINT, 130, 0), ("write", signal.SIGKILL, -9, 1)])
+    ("edit", signal.SIGINT, 130, 0), pytest.param("write", signal.SIGINT, 130, 0, marks=pytest.mark.slow),
+    ("write", signal.SIGKILL, -9, 1)])
 def test_signals_in_a_real_process(engine, where, sent, status, left):
     Path("out").mkdir()
     pictures.save_picture(Image.new("RGB", (4, 4)), "out/e.png", {"old": 1})

@@ -61,7 +61,9 @@ def on_a_terminal(*arguments: str) -> list[str]:
     return [line.rpartition("\r")[2] for line in shown.decode().replace("\r\n", "\n").split("\n")]
 
 
-@pytest.mark.parametrize("more", [[], ["--target", "a green mug"], ["--json"]], ids=("one", "two", "json"))
+@pytest.mark.parametrize("more", [pytest.param([], id="one", marks=pytest.mark.slow),
+                                  pytest.param(["--target", "a green mug"], id="two"),
+                                  pytest.param(["--json"], id="json", marks=pytest.mark.slow)])
 def test_paths_and_notes_stand_on_lines_of_their_own(engine, more):  # noqa: F811
     lines = on_a_terminal("edit", "mug.png", *PROMPTS, *more)
     assert lines[0] == "sage: loading sd-1.4"

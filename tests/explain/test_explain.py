@@ -276,7 +276,8 @@ def test_nothing_of_an_earlier_explanation_is_left(model, picture, seen, written
 
 
 @pytest.mark.parametrize("lacking", [
-    {"source": None}, {"target": None}, {"guided": None}, {"looks": {}}, {"source": None, "looks": {}},
+    *(pytest.param({name: None}, marks=pytest.mark.slow) for name in ("source", "target", "guided")), {"looks": {}},
+    pytest.param({"source": None, "looks": {}}, marks=pytest.mark.slow),
     {"source": None, "target": None, "guided": None, "looks": {}, "mask": None, "gradient": None, "loss": None}])
 def test_what_a_method_does_not_have_is_none_in_this_edit(model, picture, seen, lacking, tmp_path):
     explanation = Explanation(model, picture, SOURCE, TARGET, settings(model).but(**CONFIG))

@@ -74,8 +74,11 @@ def closed(tmp_path):
     place.chmod(0o755)
 
 
-@pytest.mark.parametrize("name", (LONG, "~nosuchuser", "~nosuchuser/x", f"{LONG}.safetensors", f"{LONG}.py:NAME",
-                                  f"{LONG}/x", "", "a\0b", f"~{LONG}"))
+LIKE_THEM = ("~nosuchuser/x", f"{LONG}.safetensors", f"{LONG}.py:NAME", f"{LONG}/x", f"~{LONG}")
+
+
+@pytest.mark.parametrize("name", (LONG, "~nosuchuser", "", "a\0b",
+                                  *(pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM)))
 def test_a_model_that_no_file_can_be(picture, capsys, name):
     with pytest.raises(ModelError):
         known.find_model(name)

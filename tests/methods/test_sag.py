@@ -56,7 +56,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.parametrize("eta", (0.0, 0.6))
 @pytest.mark.parametrize("w", (0.5, 1.0, 5.0))
-@pytest.mark.parametrize("scale", (0.0, 0.8))
+@pytest.mark.parametrize("scale", (pytest.param(0.0, marks=pytest.mark.slow), 0.8))
 def test_every_step_is_that_of_diffusers(both, w, scale, eta):
     settings = SAMPLED.but(guidance_scale=w, sag_scale=scale, eta=eta)
     expected, pictures = oracle(both, settings, prompt=PROMPT, negative_prompt=NEGATIVE, num_images_per_prompt=2,
