@@ -427,11 +427,11 @@ def test_who_leaves_while_the_edit_is_saved_leaves_nothing(studio, wanted, who, 
     studio.take(who, MUG, "mug.png")
     folder, real, leaving = studio.visit(who).folder, pictures.save_picture, Thread(target=studio.leave, args=[who])
 
-    def save(*given):
+    def save(*given, **how):
         if not leaving.ident:
             leaving.start()
             leaving.join(0.2)
-        return real(*given)
+        return real(*given, **how)
 
     monkeypatch.setattr(pictures, "save_picture", save)
     ended(studio.edit(who, wanted))
