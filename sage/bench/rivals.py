@@ -103,6 +103,7 @@ class Place:
 
     @property
     def reference_names(self) -> list[str]:
+        """The rows of `references`."""
         return [c.name for c in self.references]
 
 
@@ -223,7 +224,7 @@ class Worker:
         names, unfit = rivals(self.engine.model)
         ours = find_method(OURS).recommended(self.engine.model)
         return {"rivals": names, "unfit": unfit, "steps": ours.steps, "engine": self.engine.describe(),
-                "others": {c.model: self.engine.configure(c)["model"] for c in self.place.beside},
+                "models": {c.model: self.engine.configure(c)["model"] for c in self.place.beside},
                 "networks": dict(self.extractors.versions), "aim": aim_of(self.place.test, self.extractors),
                 "machine": machine(self.engine.describe().get("device", "cpu"))}
 

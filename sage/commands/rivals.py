@@ -101,7 +101,7 @@ def _written(args: argparse.Namespace, found: Experiment) -> list[Path]:
     facts = {"date": today(), "machine": found.about["machine"], "command": command_line(args), "versions": versions(),
             "benchmark": args.benchmark, **{name: said(value) for name, value in engine.items()
                                              if name != "versions"},
-             **{f"@{name}": said(value) for name, value in found.about["others"].items()}, **found.about["networks"]}
+             **{f"@{name}": said(value) for name, value in found.about["models"].items()}, **found.about["networks"]}
     at_best = tables.Results([line for line in found.lines if line.configuration in heads], test.kinds)
     write_report(out / REPORT, f"Edits of {args.benchmark} by every method", test, at_best, found.roots, facts)
     write_text(out / TABLES, tables.as_json(at_best, found.about["networks"]))

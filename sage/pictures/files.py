@@ -214,9 +214,7 @@ def save_picture(image: Image.Image, path: str | Path, settings: dict[str, Any] 
     """
     path = Path(path)
     check_writable(path, image.size)
-    options = _options(WRITTEN[path.suffix.lower()], None if settings is None else settings_text(settings))
-    if quick and path.suffix.lower() == ".png":
-        options["compress_level"] = 1
+    options = _options(WRITTEN[path.suffix.lower()], None if settings is None else settings_text(settings), quick)
     names = numbered(path)
     while True:
         place = next(names)
@@ -245,12 +243,12 @@ def settings_text(settings: dict[str, Any]) -> str:
     return text
 
 
-def _options(kind: str, text: str | None) -> dict[str, Any]:
+def _options(kind: str, text: str | None, quick: bool) -> dict[str, Any]:
     if kind == "PNG":
         info = PngImagePlugin.PngInfo()
         if text is not None:
             info.add_text(TEXT_KEY, text)
-        return {"format": kind, "pnginfo": info}
+        return {"format": kind, "pnginfo": info, **({"compress_level": 1} if quick else {})}
     exif = Image.Exif()
     if text is not None:
         exif.get_ifd(EXIF_IFD)[USER_COMMENT] = ASCII + text.encode()

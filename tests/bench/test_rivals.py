@@ -157,6 +157,9 @@ def test_killed_and_started_again_it_comes_to_the_same(folder, known, tmp_path):
     before = len(made)
     compete(place(tmp_path / "again", known), maker(folder, made.append))
     assert len(made) == before  # nothing is made a second time
+    beside = replace(place(tmp_path / "again", known), beside=(configuration("sdedit@another"),))
+    compete(beside, maker(folder, made.append))
+    assert {c.name for c in made[before:]} == {"sdedit@another"}  # a row that is new is made alone
     with pytest.raises(BenchmarkError, match="trials"):
         compete(place(tmp_path / "again", known, trials=3), maker(folder))
 
@@ -376,7 +379,7 @@ def test_pages_say_what_was_measured(experiment, tmp_path):
 def test_rows_on_another_model_stand_beside_the_rivals_and_win_nothing(experiment):
     label = "sdedit@another"
     assert label in experiment.heads and label not in experiment.chosen
-    assert experiment.about["others"]["another"]["weights"] == experiment.about["engine"]["weights"]
+    assert experiment.about["models"]["another"]["weights"] == experiment.about["engine"]["weights"]
     text = markdown(experiment, {})
     assert text.count(f"| {label} |") == 4  # short, full, all, the paired differences
     assert len([x for x in experiment.lines if x.configuration == label and x.status == DONE]) == 4

@@ -46,9 +46,9 @@ export class Live {
 
   /** Waits for a job, unless the server is to end it for the next: it is not wanted, too new, or takes too long. */
   async follow(job, round) {
+    if (this.wanted) return;
     const began = performance.now();
     const left = new Promise(leave => { this.leave = () => performance.now() - began < YOUNG && leave(null); });
-    if (this.wanted) this.leave();
     while (["waiting", "working"].includes(job.state)) {
       const late = performance.now() - began > SOON;
       if (round !== this.round || (this.wanted && (late || job.state === "waiting"))) return;
